@@ -1,0 +1,85 @@
+"""The CIFAR ResNet (He et al. 2015, arXiv 1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDTHS = (16, 32, 64)
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch of B images of C classes."""
+
+    logits: Tensor  # [B, C], before the softmax
+    pooled: Tensor  # [B, 64], the average-pooled maps of the last stage
+    maps: tuple[Tensor, ...]  # one [B, width, h, w] a stage
+
+
+def conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    """A 3×3 convolution that keeps the map's size at stride 1 and halves it at stride 2."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut: identity, or a projection where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv3x3(outputs, outputs, 1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Depth 6n+2: a 3×3 stem, three stages of n blocks, global average pooling, one linear layer."""
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = conv3x3(3, WIDTHS[0], 1)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.stages = nn.ModuleList(
+            _stage(inputs, outputs, blocks) for inputs, outputs in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)
+        )
+        self.fc = nn.Linear(WIDTHS[-1], num_classes)
+        self.apply(_initialise)
+
+    def embed(self, x: Tensor) -> Outputs:
+        """Logits and features of images [B, 3, H, W] in one pass."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        maps = []
+        for stage in self.stages:
+            y = stage(y)
+            maps.append(y)
+        pooled = y.mean(dim=(2, 3))
+        return Outputs(self.fc(pooled), pooled, tuple(maps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of images [B, 3, H, W]."""
+        return self.embed(x).logits
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    first = BasicBlock(inputs, outputs, stride=1 if inputs == outputs else 2)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,267 @@
+"""YAML 1.2 data with the place of every value: the one door to PyYAML.
+
+PyYAML's own loader reads YAML 1.1, where `1e-3` is text, `no` is False and a duplicate key silently wins. Here its
+parser only supplies the events; what they mean follows the core schema of YAML 1.2.2, section 10.3.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import Fault, StudyError
+
+MAX_BYTES = 1 << 20  # a study file is a few kilobytes; 100,000 seeds written out are 700
+MAX_NODES = 200_000  # after aliases are followed
+MAX_DEPTH = 40
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser where PyYAML was built with it
+
+_NULL = re.compile(r"null|Null|NULL|~|")
+_BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]{1,100}", re.ASCII)
+_OCTAL_OR_HEX = re.compile(r"0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,9})?", re.ASCII)
+_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value stands: a file's line and column from 1, or a whole `--set`, which has line 0."""
+
+    source: str
+    line: int
+    column: int
+
+    def fault(self, path: str, message: str) -> Fault:
+        """A fault here."""
+        return Fault(self.source, self.line, self.column, path, message)
+
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(slots=True)
+class Node:
+    """A value of the document. `value` is a scalar, a list of nodes, or a dict from key to node."""
+
+    value: Scalar | list[Node] | dict[str, Node]
+    place: Place
+    keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: where each key stands
+    weight: int = 1  # nodes below it, itself included, with aliases followed
+
+    def described(self) -> str:
+        """What was got, in words a person who wrote YAML knows."""
+        match self.value:
+            case None:
+                return "nothing"
+            case bool():
+                return "true" if self.value else "false"
+            case dict():
+                return "a mapping"
+            case list():
+                return "a list" if self.value else "an empty list"
+            case str():
+                return f"the text {shorten(self.value)!r}"
+            case int() | float():
+                return f"the number {shorten(str(self.value))}"
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """Text cut to a length that leaves a message readable."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def read(path: Path) -> Node:
+    """The document in a UTF-8 file. Raises StudyError with everything that is wrong with the file as YAML."""
+    source = str(path)
+    start = Place(source, 1, 1)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise StudyError([start.fault("", "this is a folder; name the study file in it")]) from None
+    except FileNotFoundError:
+        raise StudyError([start.fault("", "there is no such file; check the path")]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StudyError([start.fault("", f"the file cannot be read ({reason}); check the path")]) from None
+    if len(raw) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES:,} bytes; a study file is a few kilobytes of text: check the path"
+        raise StudyError([start.fault("", message)])
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode("utf-8", "replace")
+        message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
+        raise StudyError([_place_after(source, before).fault("", message)]) from None
+    return parse(text, source)
+
+
+def parse(text: str, source: str) -> Node:
+    """The document in a text. Raises StudyError with every fault found."""
+    builder = _Builder(source)
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            builder.take(event)
+    except yaml.reader.ReaderError as error:
+        place = _place_after(source, text[: error.position])
+        character = error.character if isinstance(error.character, int) else ord(str(error.character)[0])
+        message = f"character U+{character:04X} is not allowed in YAML; remove it"
+        raise StudyError([*builder.faults, place.fault("", message)]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
+        message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
+        raise StudyError([*builder.faults, place.fault("", message)]) from None
+    if builder.faults:
+        raise StudyError(builder.faults)
+    if builder.root is None:
+        message = "the file is empty; a study needs at least `study` and `experiments`"
+        raise StudyError([Place(source, 1, 1).fault("", message)])
+    return builder.root
+
+
+def parse_setting(text: str, source: str) -> Node:
+    """The value of a `--set`: YAML too, but the whole `--set` is its place. Raises StudyError."""
+    try:
+        node = parse(text, source) if text.strip() else Node(None, Place(source, 0, 0))
+    except StudyError as error:
+        raise StudyError(Fault(source, 0, 0, fault.path, fault.message) for fault in error.faults) from None
+    place = Place(source, 0, 0)
+    for part in _walk(node):
+        part.place = place
+        part.keys = dict.fromkeys(part.keys, place)
+    return node
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    children = node.value.values() if isinstance(node.value, dict) else node.value
+    if not isinstance(node.value, list | dict):
+        return
+    for child in children:  # type: ignore[union-attr]
+        yield from _walk(child)
+
+
+def scalar(text: str) -> Scalar:
+    """What a plain scalar means in the core schema of YAML 1.2."""
+    if _NULL.fullmatch(text):
+        return None
+    if match := _BOOL.fullmatch(text):
+        return match[1] is not None
+    if _INT.fullmatch(text):
+        return int(text)
+    if _OCTAL_OR_HEX.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if match := _SPECIAL.fullmatch(text):
+        return math.nan if match[3] else float(f"{match[1]}inf")
+    return text
+
+
+def _place_after(source: str, before: str) -> Place:
+    return Place(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
+
+
+@dataclass(slots=True)
+class _Open:
+    """A list or mapping whose end has not come yet."""
+
+    node: Node
+    anchor: str | None
+    key: str | None = None  # the key whose value comes next
+
+
+class _Builder:
+    """Makes nodes of events without recursion, so that no document can overflow the stack."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.root: Node | None = None
+        self.faults: list[Fault] = []
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+        self._documents = 0
+
+    def take(self, event: Any) -> None:
+        """One event of the parser. Raises StudyError where going on would be of no use."""
+        place = Place(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
+        if getattr(event, "tag", None) not in (None, "!"):
+            self.faults.append(place.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data"))
+        match event:
+            case yaml.DocumentStartEvent():
+                self._documents += 1
+                if self._documents > 1:
+                    self._stop(place, "a second document starts here; a study file holds one: remove this `---`")
+            case yaml.ScalarEvent():
+                plain = event.implicit[0]  # without quotes and without a tag
+                self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
+            case yaml.AliasEvent():
+                self._add(self._target(event.anchor, place), None, None)
+            case yaml.SequenceStartEvent():
+                self._push(Node([], place), event.anchor, place)
+            case yaml.MappingStartEvent():
+                self._push(Node({}, place), event.anchor, place)
+            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                closed = self._open.pop()
+                self._add(closed.node, closed.anchor, None)
+
+    def _push(self, node: Node, anchor: str | None, place: Place) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            self._stop(place, f"more than {MAX_DEPTH} levels deep; a study file needs 5")
+        self._open.append(_Open(node, anchor))
+
+    def _target(self, anchor: str, place: Place) -> Node:
+        if anchor in self._anchors:
+            return self._anchors[anchor]
+        inside = any(opened.anchor == anchor for opened in self._open)
+        what = "refers to itself" if inside else "refers to nothing"
+        self._stop(place, f"alias *{shorten(anchor)} {what}; write the value out")
+        raise AssertionError("unreachable")
+
+    def _add(self, node: Node, anchor: str | None, text: str | None) -> None:
+        """Puts a whole node where it belongs. `text` is the source text of a scalar, for use as a key."""
+        if anchor:
+            self._anchors[anchor] = node
+        if not self._open:
+            self.root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent.node.value, list):
+            parent.node.value.append(node)
+        elif parent.key is None:
+            parent.key = self._key(node, text, parent.node)
+            return
+        else:
+            assert isinstance(parent.node.value, dict)
+            parent.node.value[parent.key] = node
+            parent.key = None
+        parent.node.weight += node.weight
+        if parent.node.weight > MAX_NODES:
+            message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
+            self._stop(parent.node.place, message)
+
+    def _key(self, node: Node, text: str | None, parent: Node) -> str:
+        if text is None:
+            text = node.value if isinstance(node.value, str) else None
+        if text is None:
+            self.faults.append(node.place.fault("", f"a key is {node.described()}; keys are plain words"))
+            text = f"?{len(parent.keys)}"
+        if text in parent.keys:
+            first = parent.keys[text].line
+            message = f"key {shorten(text)!r} stands here again, first in line {first}; keep one of them"
+            self.faults.append(node.place.fault("", message))
+        else:
+            parent.keys[text] = node.place
+        return text
+
+    def _stop(self, place: Place, message: str) -> None:
+        raise StudyError([*self.faults, place.fault("", message)])

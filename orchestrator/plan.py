@@ -1,0 +1,259 @@
+"""`Study` → `Plan`: which trials a study is, each with its id and what it waits for. Pure; JSON in and out."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import losses
+from orchestrator import keys
+from orchestrator.datasets import DATASETS
+from orchestrator.records import State, TableKey, TrialConfig
+from orchestrator.spec import Axis, Experiment, Resources, Study, Teacher
+
+# The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
+# that the order of keys in the file changes nothing.
+_ORDER = ("dataset", "student", "method", *keys.RECIPE_KEYS, *keys.OPTION_KEYS, "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """One trial of a plan. `state` is new, unfinished or finished in the storage that was looked at.
+
+    `teacher_cache` is the decision: `table`, `live`, or None where no teacher is asked.
+    """
+
+    trial_id: str
+    role: str
+    config: TrialConfig
+    teacher_id: str | None
+    state: str
+    teacher_cache: str | None
+    table: TableKey | None
+
+    def title(self) -> str:
+        """What a person calls it, like `logit cifar10 resnet_32_20 ← resnet_32_110 seed 0`."""
+        config = self.config
+        arrow = f" ← {config.teacher.student}" if config.teacher else ""
+        source = " from a file" if config.weights else ""
+        return f"{config.method} {config.dataset} {config.student}{arrow} seed {config.seed}{source}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: what most readers want in flat keys, and the whole config."""
+        config = self.config
+        return {
+            "trial_id": self.trial_id,
+            "role": self.role,
+            "method": config.method,
+            "dataset": config.dataset,
+            "student": config.student,
+            "teacher": config.teacher.student if config.teacher else None,
+            "teacher_id": self.teacher_id,
+            "waits_for": [self.teacher_id] if self.teacher_id else [],
+            "seed": config.seed,
+            "nepoch": config.epochs,
+            "lr": config.lr,
+            "batch_size": config.batch_size,
+            "state": self.state,
+            "teacher_cache": self.teacher_cache,
+            "config": config.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that `to_json` was asked of. Raises KeyError or TypeError on other data."""
+        config = TrialConfig.from_json(data["config"])
+        return cls(
+            data["trial_id"],
+            data["role"],
+            config,
+            data["teacher_id"],
+            data["state"],
+            data["teacher_cache"],
+            _table_key(config, data["teacher_id"]) if data["teacher_cache"] == "table" else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every trial of a study, teachers before the students that wait for them.
+
+    `weights` maps the SHA-256 of each weights file that the user brought to its path.
+    """
+
+    study: str
+    source: str
+    trials: tuple[PlannedTrial, ...]
+    resources: Resources
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal plan."""
+        return {
+            "study": self.study,
+            "source": self.source,
+            "trials": [trial.to_json() for trial in self.trials],
+            "resources": {
+                "gpus_per_trial": self.resources.gpus_per_trial,
+                "cpus_per_trial": self.resources.cpus_per_trial,
+            },
+            "weights": dict(self.weights),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
+        trials = tuple(map(PlannedTrial.from_json, data["trials"]))
+        return cls(data["study"], data["source"], trials, Resources(**data["resources"]), dict(data["weights"]))
+
+
+def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
+    """The plan of a study, given what its storage holds: the state of each trial, and the finished teacher tables."""
+    states = states or {}
+    ids = _Ids()
+    teachers: dict[TrialConfig, None] = {}
+    configs: dict[TrialConfig, None] = {}
+    weights: dict[str, str] = {}
+    for experiment in study.experiments:
+        for config in _expand(study, experiment):
+            configs[config] = None
+            if config.teacher:
+                teachers[config.teacher] = None
+        for teacher in experiment.teachers:
+            weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
+    everything = [*teachers, *(config for config in configs if config not in teachers)]
+    cache = _decide(everything, ids, states, tables)
+    trials = tuple(
+        PlannedTrial(
+            ids[config],
+            "teacher" if config in teachers else "student",
+            config,
+            ids[config.teacher] if config.teacher else None,
+            _state(states.get(ids[config])),
+            decision,
+            key if decision == "table" else None,
+        )
+        for config, (decision, key) in zip(everything, cache, strict=True)
+    )
+    return Plan(study.name, str(study.source), trials, study.resources, weights)
+
+
+class _Ids(dict[TrialConfig, str]):
+    """Trial ids, each worked out once."""
+
+    def __missing__(self, config: TrialConfig) -> str:
+        self[config] = config.trial_id(self[config.teacher] if config.teacher else None)
+        return self[config]
+
+
+def _state(state: State | None) -> str:
+    if state is None:
+        return "new"
+    return "finished" if state is State.FINISHED else "unfinished"
+
+
+def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
+    """The trials of one experiment, equal ones repeated."""
+    recipe = {name: value.value for name, value in study.recipe.items()}
+    for own in _product(experiment.axes):
+        images = {name: own[name] for name in keys.DATA_KEYS if name in own}
+        teachers = [
+            _teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
+            for teacher in experiment.teachers
+            for mapping in _product(teacher.axes)
+        ]
+        for teacher in teachers or [None]:
+            yield _config({"seed": 0, **recipe, **own}, teacher)
+
+
+def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
+    names = sorted(axes, key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
+    for values in itertools.product(*(axes[name] for name in names)):
+        yield {name: value.value for name, value in zip(names, values, strict=True)}
+
+
+def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) -> TrialConfig:
+    base = {"seed": 0, **settings, "method": "base", "dataset": dataset, "student": settings["model"]}
+    if "weights" not in settings:
+        return _config(base, None)
+    # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
+    untrained = {name: key.default for name, key in keys.TRAINING_KEYS.items()}
+    base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
+    return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
+
+
+def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
+    """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
+    facts = DATASETS[settings["dataset"]]
+    method = losses.METHODS[settings["method"]]
+    epochs = settings["epochs"]
+    milestones = tuple(m for m in settings.get("milestones", _milestones(epochs)) if m < epochs)
+    options = {name: settings.get(name, default) for name, default in method.defaults().items()}
+    return TrialConfig(
+        method=settings["method"],
+        dataset=settings["dataset"],
+        student=settings["student"],
+        seed=settings["seed"],
+        epochs=epochs,
+        batch_size=settings["batch_size"],
+        lr=settings["lr"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        milestones=milestones,
+        gamma=settings["gamma"] if milestones else 1.0,
+        crop_padding=settings["crop_padding"],
+        flip=settings["flip"],
+        limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
+        limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
+        holdout=settings["holdout"],
+        options=tuple(sorted(options.items())),
+        teacher=teacher,
+        teacher_cache=settings["teacher_cache"] if teacher else None,
+    )
+
+
+def _milestones(epochs: int) -> tuple[int, ...]:
+    """Half and three quarters of the epochs, as in the published recipe."""
+    return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+
+
+def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
+    """Which table would serve this trial; None where none can."""
+    needs = losses.METHODS[config.method].needs(dict(config.options))
+    if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
+        return None
+    facts = DATASETS[config.dataset]
+    images = (config.limit_train or facts.train) - config.holdout
+    return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
+
+
+def _decide(
+    configs: list[TrialConfig], ids: _Ids, states: Mapping[str, State], tables: Collection[TableKey]
+) -> list[tuple[str | None, TableKey | None]]:
+    """`table` or `live` for every trial with a teacher.
+
+    A table costs one forward pass a view of an image, a live teacher one an epoch of an image: where students that
+    share a table have more epochs to come than it has views, the table is the smaller cost.
+    """
+    wanted = [_table_key(config, ids[config.teacher] if config.teacher else None) for config in configs]
+    to_come: Counter[TableKey] = Counter()
+    for config, key in zip(configs, wanted, strict=True):
+        if key and config.teacher_cache != "live" and states.get(ids[config]) is not State.FINISHED:
+            to_come[key] += config.epochs
+    return [
+        (_decision(config, key, to_come, tables) if config.teacher else None, key)
+        for config, key in zip(configs, wanted, strict=True)
+    ]
+
+
+def _decision(
+    config: TrialConfig, key: TableKey | None, to_come: Counter[TableKey], tables: Collection[TableKey]
+) -> str:
+    if key is None:
+        return "live"
+    if config.teacher_cache != "auto":
+        return str(config.teacher_cache)
+    return "table" if key in tables or to_come[key] > key.views else "live"

@@ -1,0 +1,170 @@
+"""Frozen value types: what to train (`TrialConfig`), and what came of it (`EpochRecord`, `TrialRecord`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+# Part of every trial id. Raise it when the same TrialConfig would train to another result.
+TRAINING_VERSION = 1
+
+
+class State(StrEnum):
+    """Where a trial stands in the storage."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialConfig:
+    """One training run, fully resolved: everything that can change its result, and nothing else.
+
+    A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
+    weights file that the user brought; such a teacher trains for 0 epochs.
+    """
+
+    method: str
+    dataset: str
+    student: str
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    milestones: tuple[int, ...]
+    gamma: float
+    crop_padding: int
+    flip: bool
+    limit_train: int | None
+    limit_test: int | None
+    holdout: int
+    options: tuple[tuple[str, float | str], ...] = ()
+    teacher: TrialConfig | None = None
+    teacher_cache: str | None = None
+    weights: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal config."""
+        return {**self._flat(), "teacher": self.teacher.to_json() if self.teacher else None}
+
+    def _flat(self) -> dict[str, Any]:
+        """The fields as JSON data, the teacher left as it is."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        return {**data, "milestones": list(self.milestones), "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
+        """The config that `to_json` was asked of. Raises KeyError or TypeError on other data."""
+        teacher = data["teacher"]
+        return cls(
+            **{
+                **data,
+                "milestones": tuple(data["milestones"]),
+                "options": tuple(sorted(data["options"].items())),
+                "teacher": cls.from_json(teacher) if teacher else None,
+            }
+        )
+
+    def trial_id(self, teacher_id: str | None = None) -> str:
+        """12 hex digits that are the same in every process and on every machine.
+
+        `teacher_id` spares working out the teacher's own id again where it is known.
+        """
+        data = self._flat()
+        data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
+        data["training_version"] = TRAINING_VERSION
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def recipe(self) -> dict[str, Any]:
+        """What the columns of the results do not already say, the teacher's own recipe included."""
+        columns = {"method", "dataset", "student", "seed"}
+        data = {key: value for key, value in self.to_json().items() if key not in columns}
+        if self.teacher:
+            data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class TableKey:
+    """Which answers of which teacher: `answers` (logits or pooled) for every view of so many training images."""
+
+    teacher_id: str
+    answers: str
+    crop_padding: int
+    flip: bool
+    images: int
+
+    @property
+    def views(self) -> int:
+        """V = 2·(2p+1)² with flips, half of it without."""
+        return (2 if self.flip else 1) * (2 * self.crop_padding + 1) ** 2
+
+    @property
+    def name(self) -> str:
+        """A file name, unique among the tables of one teacher."""
+        return f"{self.answers}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch of one trial. Accuracies are percentages, losses are means over the images of the epoch."""
+
+    epoch: int  # from 1
+    lr: float
+    train_loss: float
+    ce_loss: float
+    kd_loss: float | None
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    val_acc: float | None
+    seconds: float  # training and evaluation
+    images_per_second: float  # training alone
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One row of the `trials` table; the columns and their meaning stand in `results.TRIAL_COLUMNS`."""
+
+    no: int
+    method: str
+    dataset: str
+    student: str
+    teacher: str | None
+    start_time: datetime
+    acc: float | None
+    epoch: int | None
+    nepoch: int
+    lr: float
+    batch_size: int
+    trial_id: str
+    study: str
+    state: State
+    error: str | None
+    seed: int
+    last_acc: float | None
+    selected_acc: float | None
+    top5: float | None
+    teacher_id: str | None
+    teacher_acc: float | None
+    agreement: float | None
+    params: int | None
+    seconds: float | None
+    images_per_second: float | None
+    device: str | None
+    host: str | None
+    recipe: str
+    kdctl_version: str
+    torch_version: str | None
+    ray_version: str | None
+    git_commit: str | None

@@ -1,0 +1,12 @@
+"""The nearest known word to one that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(got: object, known: Iterable[str]) -> str:
+    """What to do about an unknown word: `did you mean …?`, or a plain `choose one of them`."""
+    close = difflib.get_close_matches(str(got).lower(), list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "choose one of them"
