@@ -32,40 +32,41 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = conv3x3(outputs, outputs, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
+        self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
+            self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 class ResNet(nn.Module):
-    """Depth 6n+2: a 3×3 stem, three stages of n blocks, global average pooling, one linear layer."""
+    """Depth 6n+2: a 3×3 stem, three stages of n blocks, global average pooling, one linear layer.
+
+    Modules are named as in torchvision, so that weights files from elsewhere fit.
+    """
 
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = conv3x3(3, WIDTHS[0], 1)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.stages = nn.ModuleList(
-            _stage(inputs, outputs, blocks) for inputs, outputs in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)
-        )
+        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks)
+        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks)
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks)
         self.fc = nn.Linear(WIDTHS[-1], num_classes)
         self.apply(_initialise)
 
     def embed(self, x: Tensor) -> Outputs:
         """Logits and features of images [B, 3, H, W] in one pass."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        maps = []
-        for stage in self.stages:
-            y = stage(y)
-            maps.append(y)
-        pooled = y.mean(dim=(2, 3))
-        return Outputs(self.fc(pooled), pooled, tuple(maps))
+        map1 = self.layer1(F.relu(self.bn1(self.conv1(x))))
+        map2 = self.layer2(map1)
+        map3 = self.layer3(map2)
+        pooled = map3.mean(dim=(2, 3))
+        return Outputs(self.fc(pooled), pooled, (map1, map2, map3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, 3, H, W]."""

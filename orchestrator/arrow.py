@@ -1,0 +1,66 @@
+"""The one door to Arrow: typed rows to Parquet files and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TYPES = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+
+
+class UnreadableFile(Exception):
+    """A file that is not the Parquet that was wanted; the message says why."""
+
+
+def write_rows(path: Path, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+    """Writes rows with the given column types (names of `TYPES`), `facts` in the file's metadata."""
+    schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+
+
+def read_rows(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of several files, only the named columns; a column that a file lacks reads as None.
+
+    Raises UnreadableFile for a damaged file.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        table = _read(path)
+        present = [name for name in columns if name in table.column_names]
+        missing = dict.fromkeys(name for name in columns if name not in present)
+        rows += [{**missing, **row} for row in table.select(present).to_pylist()]
+    return rows
+
+
+def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
+    """The encoded images and labels of a Parquet shard laid out as on the Hugging Face hub.
+
+    Raises UnreadableFile where it is damaged or has other columns.
+    """
+    table = _read(path)
+    try:
+        images = table.column("img").combine_chunks().field("bytes").to_pylist()
+        labels = table.column(label).to_pylist()
+    except (KeyError, AttributeError, TypeError, pa.ArrowException) as error:
+        raise UnreadableFile(f"has no columns img.bytes and {label} ({error})") from None
+    if any(not isinstance(image, bytes) for image in images) or any(not isinstance(entry, int) for entry in labels):
+        raise UnreadableFile(f"holds something else than image bytes and whole-number {label}")
+    return images, labels
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        # One file at a time, not a dataset: a folder name like `a=b` is no column here.
+        return pq.ParquetFile(path, memory_map=False).read()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableFile(f"is not a whole Parquet file ({reason})") from None

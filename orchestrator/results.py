@@ -1,0 +1,143 @@
+"""The results: the schema of the two Parquet tables, writing rows and reading them back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from orchestrator import arrow
+from orchestrator.errors import StorageError
+from orchestrator.records import EpochRecord, State, TrialRecord
+from orchestrator.storage import Storage, replacing
+
+SCHEMA_VERSION = "1"
+
+# name → (type, meaning); the first eleven are the published table's.
+TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "no": ("int", "number of the trial in the plan it was trained for, from 1"),
+    "method": ("string", "base, logit or st"),
+    "dataset": ("string", "digits, cifar10 or cifar100"),
+    "student": ("string", "the model that was trained"),
+    "teacher": ("string", "the teacher's model; null without one"),
+    "start_time": ("timestamp", "when training began, UTC"),
+    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as the published tables do"),
+    "epoch": ("int", "the first epoch that reached acc, from 1"),
+    "nepoch": ("int", "epochs to train; 0 for a teacher from a file"),
+    "lr": ("float", "learning rate at the start"),
+    "batch_size": ("int", "images in a batch"),
+    "trial_id": ("string", "12 hex digits over everything that can change the result"),
+    "study": ("string", "the study it was trained for first"),
+    "state": ("string", "running, finished, failed or skipped"),
+    "error": ("string", "why it failed or was skipped; null otherwise"),
+    "seed": ("int", "seed of the weights, the order of the images and their views"),
+    "last_acc": ("float", "test accuracy after the last epoch, %: no pick on the test set"),
+    "selected_acc": ("float", "test accuracy at the epoch with the best val_acc, %; null without a holdout"),
+    "top5": ("float", "share of test images with the label among the 5 best answers, last epoch, %"),
+    "teacher_id": ("string", "trial_id of the teacher; null without one"),
+    "teacher_acc": ("float", "test accuracy of the weights that taught, %"),
+    "agreement": ("float", "share of test images on which student and teacher answer alike, last epoch, %"),
+    "params": ("int", "trained parameters of the student"),
+    "seconds": ("float", "wall time of all epochs, evaluation included"),
+    "images_per_second": ("float", "training images a second, evaluation excluded"),
+    "device": ("string", "what it was trained on"),
+    "host": ("string", "the machine's name"),
+    "recipe": ("string", "every other setting, the teacher's included, as JSON"),
+    "kdctl_version": ("string", "version of kdctl"),
+    "torch_version": ("string", "version of torch"),
+    "ray_version": ("string", "version of Ray; null with --inline"),
+    "git_commit": ("string", "commit of the repository that holds the study file; null outside one"),
+}
+
+EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "trial_id": ("string", "the trial"),
+    "epoch": ("int", "from 1"),
+    "lr": ("float", "learning rate in this epoch"),
+    "train_loss": ("float", "what was minimised, mean over the training images"),
+    "ce_loss": ("float", "its cross-entropy, before any weight"),
+    "kd_loss": ("float", "its distillation term; null without a teacher"),
+    "train_acc": ("float", "accuracy on the training views while training, %"),
+    "test_loss": ("float", "cross-entropy on the test set"),
+    "test_acc": ("float", "accuracy on the test set, %"),
+    "val_acc": ("float", "accuracy on the held-out images, %; null without a holdout"),
+    "seconds": ("float", "wall time of the epoch, evaluation included"),
+    "images_per_second": ("float", "training images a second, evaluation excluded"),
+}
+
+_FACTS = {"kdctl_schema": SCHEMA_VERSION}
+
+
+def _types(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    return {name: kind for name, (kind, _) in columns.items()}
+
+
+def write_trial(storage: Storage, record: TrialRecord) -> None:
+    """Writes a trial's row, in place of an earlier one."""
+    with replacing(storage.trial_row(record.trial_id)) as part:
+        arrow.write_rows(part, _types(TRIAL_COLUMNS), [asdict(record)], _FACTS)
+
+
+def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord]) -> None:
+    """Writes all epochs that a trial has so far."""
+    with replacing(storage.trial_epochs(trial_id)) as part:
+        rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
+        arrow.write_rows(part, _types(EPOCH_COLUMNS), rows, _FACTS)
+
+
+def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
+    """The rows of the given trials, or of all; trials without a row are left out.
+
+    Raises StorageError that names a damaged file.
+    """
+    rows = _read(_files(storage.trial_rows(), trial_ids), list(TRIAL_COLUMNS))
+    names = [f.name for f in fields(TrialRecord)]
+    return [TrialRecord(**{**{name: row[name] for name in names}, "state": State(row["state"])}) for row in rows]
+
+
+def read_trial(storage: Storage, trial_id: str) -> TrialRecord | None:
+    """The row of one trial, or None. Raises StorageError where its file is damaged."""
+    return next(iter(read_trials(storage, [trial_id])), None)
+
+
+def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The epochs of the given trials, or of all, as rows with the columns of `EPOCH_COLUMNS`.
+
+    Raises StorageError that names a damaged file.
+    """
+    return _read(_files(storage.epoch_rows(), trial_ids), list(EPOCH_COLUMNS))
+
+
+def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
+    """The state of each trial that has a row. A finished one whose weights are gone counts as running: not done.
+
+    A damaged row counts as running too, so that the next launch mends it.
+    """
+    states = {}
+    for path in _files(storage.trial_rows(), trial_ids):
+        try:
+            row = arrow.read_rows([path], ["trial_id", "state"])[0]
+            state = State(row["state"])
+        except (arrow.UnreadableFile, IndexError, ValueError):
+            state = State.RUNNING
+        if state is State.FINISHED and not storage.weights(path.stem).exists():
+            state = State.RUNNING
+        states[path.stem] = state
+    return states
+
+
+def _files(folder: Path, trial_ids: Collection[str] | None) -> list[Path]:
+    # Names of unfinished files begin with a dot, which this pattern passes over.
+    found = {path.stem: path for path in folder.glob("[!.]*.parquet")}
+    wanted = sorted(found) if trial_ids is None else [trial_id for trial_id in trial_ids if trial_id in found]
+    return [found[trial_id] for trial_id in wanted]
+
+
+def _read(paths: Iterable[Path], columns: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for path in paths:
+        try:
+            rows += arrow.read_rows([path], columns)
+        except arrow.UnreadableFile as error:
+            raise StorageError(f"{path} {error}; launch its study again, which writes it anew") from None
+    return rows

@@ -1,0 +1,244 @@
+"""The teacher, twice cached: its weights, and a table of its answers for every view of every training image."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import models
+from models.resnet import ResNet
+from orchestrator.data import Data
+from orchestrator.datasets import DATASETS
+from orchestrator.errors import TeacherError
+from orchestrator.records import TableKey, TrialConfig
+from orchestrator.storage import Storage, key_facts, read_json, replacing, write_json
+from orchestrator.training import Batch, placed
+from orchestrator.views import ViewSpace
+
+TABLE_FORMAT = 1  # raise it when the same key would hold other bytes
+_BUILD_BATCH = 1000
+_SAMPLE = 1000  # random (view, image) pairs that a check asks about
+
+
+# Answers: three ways to ask, one signature (`training.Answers`).
+
+
+def no_answers(batch: Batch) -> dict[str, Tensor]:
+    """For methods without a teacher."""
+    return {}
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """Runs the teacher on every batch; it is in eval mode and has no gradient."""
+
+    model: ResNet
+    needs: tuple[str, ...]
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        outputs = self.model.embed(batch.images)
+        return {name: getattr(outputs, name) for name in self.needs}
+
+
+@dataclass(frozen=True)
+class TableTeacher:
+    """Looks the answers up: `table` is float16 [V, N, C], `answers` says what of the teacher it holds."""
+
+    table: Tensor
+    answers: str
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return {self.answers: self.table[batch.view, batch.index].float()}
+
+
+# Weights.
+
+
+def load_weights(path: Path, model: str, classes: int, device: torch.device) -> ResNet:
+    """A model in eval mode with the weights of a file: safetensors, or a plain state dict saved by torch.
+
+    Nothing in the file is executed. Raises TeacherError where it is damaged or does not fit.
+    """
+    state = _read_state(path)
+    built = models.build(model, classes)
+    wanted = built.state_dict()
+    # Counters of batches do not change what a model in eval mode says, and many files lack them.
+    optional = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
+    problems = [f"{name} is missing" for name in wanted if name not in state and name not in optional]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, wanted {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems += [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if problems:
+        listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise TeacherError(f"{path} does not fit {model} with {classes} classes: {listed}; give weights of that model")
+    built.load_state_dict({**optional, **state})
+    return placed(built, device).eval().requires_grad_(False)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"  # as torch.save writes
+        if not is_zip:
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise TeacherError(f"{path} is missing; launch the study again, which trains what is missing") from None
+    except Exception as error:  # a damaged file makes torch raise errors of a dozen types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{path} is neither whole safetensors nor a plain state dict ({reason}); save it again as one of them"
+        raise TeacherError(message) from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TeacherError(f"{path} holds something else than tensors by name; save model.state_dict() alone")
+    return state
+
+
+def save_weights(model: ResNet, path: Path) -> None:
+    """Writes a model's weights as safetensors, whole or not at all."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as part:
+        save_file(state, part)
+
+
+def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> ResNet:
+    """A trained teacher from the storage, in eval mode. Raises TeacherError where its weights are not whole."""
+    classes = DATASETS[config.dataset].classes
+    return load_weights(storage.weights(config.trial_id()), config.student, classes, device)
+
+
+# The table.
+
+
+def open_table(key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device) -> TableTeacher:
+    """The table of a teacher (its `config`) over the training images of `data`, built first where it is missing.
+
+    One worker builds while the others wait for it. On the CPU the table stays in the file, memory-mapped: one copy
+    for all workers of a machine. Raises TeacherError where the table does not say what the teacher says.
+    """
+    wanted = _facts(key, config, storage)
+    with storage.lock(f"table-{key.teacher_id}-{key.name}"):
+        if not _is_whole(key, wanted, storage):
+            _build(key, load_teacher(config, storage, device), data, wanted, storage)
+    return TableTeacher(_map(storage.table(key)).to(device), key.answers)
+
+
+def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
+    """Everything that can change a byte of a table."""
+    facts = DATASETS[config.dataset]
+    return {
+        "format": TABLE_FORMAT,
+        "dtype": "float16",
+        "key": key_facts(key),
+        "model": config.student,
+        "weights": _sha256(storage.weights(key.teacher_id)),
+        "dataset": config.dataset,
+        "dataset_digest": facts.digest,
+        "mean": list(facts.mean),
+        "std": list(facts.std),
+    }
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TeacherError(f"{path} cannot be read ({error.strerror}); launch the study again, which trains it") from None
+
+
+def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
+    facts = read_json(storage.table_facts(key))
+    return isinstance(facts, dict) and facts.get("made_from") == wanted and storage.table(key).exists()
+
+
+def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage) -> None:
+    with replacing(storage.table(key)) as part:
+        width = model.fc.out_features if key.answers == "logits" else model.fc.in_features
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(key.views, key.images, width))
+        for view, start, answers in _ask_everything(key, model, data):
+            table[view, start : start + len(answers)] = answers.half().cpu().numpy()
+        table.flush()
+        error = compare(torch.from_numpy(table), key, model, data)
+    write_json(storage.table_facts(key), {"made_from": wanted, "key": key_facts(key), "largest_difference": error})
+
+
+@torch.no_grad()
+def _ask_everything(key: TableKey, model: ResNet, data: Data) -> Iterator[tuple[int, int, Tensor]]:
+    """(view, first image, answers) for every view of every image, in the order of the file."""
+    padded = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels)
+    index = torch.arange(key.images, device=data.train.labels.device)
+    for view in range(key.views):
+        for start in range(0, key.images, _BUILD_BATCH):
+            some = index[start : start + _BUILD_BATCH]
+            images = data.normalise(padded.take(some, torch.full_like(some, view)))
+            yield view, start, getattr(model.embed(images), key.answers)
+
+
+@torch.no_grad()
+def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
+    """Asks the teacher live about random views of random images; returns the largest difference to the table.
+
+    Raises TeacherError where one is more than the rounding to float16: half a unit in its last place (2⁻¹¹ of the
+    value) and as much again, relative to the largest answer, for sums that were added in another order.
+    """
+    device = data.train.labels.device
+    generator = torch.Generator().manual_seed(secrets.randbits(63))  # other pairs at every check
+    index = torch.randint(key.images, (_SAMPLE,), generator=generator).to(device)
+    view = torch.randint(key.views, (_SAMPLE,), generator=generator).to(device)
+    sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
+    images = data.normalise(sampled.take(torch.arange(_SAMPLE, device=device), view))
+    batch = Batch(images, data.train.labels[index], index, view)
+    live = LiveTeacher(model, (key.answers,))(batch)[key.answers]
+    stored = TableTeacher(table.to(device), key.answers)(batch)[key.answers]
+    difference = (live - stored).abs()
+    allowed = 2.0**-11 * (live.abs() + live.abs().max())
+    wrong = ~(difference <= allowed)  # so that a NaN is wrong
+    if wrong.any():
+        raise TeacherError(
+            f"table {key.name} of teacher {key.teacher_id}: {int(wrong.any(1).sum())} of {_SAMPLE} sampled answers are "
+            f"not the teacher's, the largest difference is {float(difference.max()):.3g}; remove the table's two files, "
+            "and the next launch builds it anew"
+        )
+    return float(difference.max())
+
+
+def _map(path: Path) -> Tensor:
+    with _naming(path):
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # copy on write: nobody can change it
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, EOFError, safetensors.SafetensorError) as error:
+        message = f"{path} is damaged ({error}); remove it, and the next launch builds it anew"
+        raise TeacherError(message) from None
+
+
+def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device) -> float:
+    """Repeats the check of a stored table; returns the largest difference. Raises TeacherError where it is wrong."""
+    if not _is_whole(key, _facts(key, config, storage), storage):
+        path = storage.table(key)
+        raise TeacherError(f"{path} was made from something else than this teacher; remove it and its .json beside it")
+    table = _map(storage.table(key))
+    shape = (key.views, key.images)
+    if table.shape[:2] != shape:
+        raise TeacherError(f"{storage.table(key)} has shape {tuple(table.shape)}, wanted {shape}; remove it")
+    return compare(table, key, load_teacher(config, storage, device), data)

@@ -1,0 +1,63 @@
+"""The finite space of views of an image: flip × crop offset, as tensor arithmetic over whole batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ViewSpace:
+    """Every augmented version of a square image: V = flips · (2p+1)², p the crop padding.
+
+    View v is offset (v % (2p+1), v // (2p+1) % (2p+1)) in (columns, rows) of the image padded by reflection, and is
+    flipped left to right if v // (2p+1)² is 1.
+    """
+
+    crop_padding: int
+    flip: bool
+
+    @property
+    def size(self) -> int:
+        """V, the number of views."""
+        return (2 if self.flip else 1) * (2 * self.crop_padding + 1) ** 2
+
+    @property
+    def centre(self) -> int:
+        """The view that is the image itself."""
+        span = 2 * self.crop_padding + 1
+        return self.crop_padding * span + self.crop_padding
+
+    def pad(self, images: Tensor) -> Padded:
+        """Prepares uint8 images [N, 3, S, S] for `Padded.take`."""
+        side, p = images.shape[-1], self.crop_padding
+        line = (torch.arange(-p, side + p, device=images.device)).abs()
+        line = torch.where(line < side, line, 2 * (side - 1) - line)  # reflects without repeating the edge
+        pixels = images.permute(0, 2, 3, 1)[:, line[:, None], line[None, :]]
+        return Padded(pixels.contiguous(), side, self)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Images with their reflected border, uint8 [N, S+2p, S+2p, 3], on the device that trains."""
+
+    pixels: Tensor
+    side: int
+    space: ViewSpace
+
+    def take(self, index: Tensor, view: Tensor) -> Tensor:
+        """The given view of each given image: uint8 [B, 3, S, S], channels last, from `index` and `view` [B].
+
+        The same (index, view) always gives the same pixels.
+        """
+        span = 2 * self.space.crop_padding + 1
+        width = self.side + span - 1
+        steps = torch.arange(self.side, device=self.pixels.device)
+        flipped = (view // (span * span) == 1)[:, None]
+        columns = torch.where(flipped, self.side - 1 - steps, steps) + (view % span)[:, None]  # [B, S]
+        rows = steps + (view // span % span)[:, None]  # [B, S]
+        places = (index[:, None] * width + rows)[:, :, None] * width + columns[:, None, :]  # [B, S, S]
+        # A single gather of whole pixels; as [B, 3, S, S] this is already the channels-last layout.
+        return self.pixels.view(-1, 3)[places].permute(0, 3, 1, 2)
