@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class UnreadableFile(Exception):
 def write_rows(path: Path, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
     """Writes rows with the given column types (names of `TYPES`), `facts` in the file's metadata."""
     schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd", write_page_checksum=True)
 
 
 def read_rows(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -37,7 +38,8 @@ def read_rows(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, A
         table = _read(path)
         present = [name for name in columns if name in table.column_names]
         missing = dict.fromkeys(name for name in columns if name not in present)
-        rows += [{**missing, **row} for row in table.select(present).to_pylist()]
+        with _naming_damage():
+            rows += [{**missing, **row} for row in table.select(present).to_pylist()]
     return rows
 
 
@@ -58,9 +60,15 @@ def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
 
 
 def _read(path: Path) -> pa.Table:
-    try:
+    with _naming_damage():
         # One file at a time, not a dataset: a folder name like `a=b` is no column here.
-        return pq.ParquetFile(path, memory_map=False).read()
-    except (pa.ArrowException, OSError) as error:
+        return pq.ParquetFile(path, memory_map=False, page_checksum_verification=True).read()
+
+
+@contextmanager
+def _naming_damage() -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # text and dates are decoded late
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(f"is not a whole Parquet file ({reason})") from None

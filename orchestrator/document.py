@@ -107,6 +107,8 @@ def read(path: Path) -> Node:
 def parse(text: str, source: str) -> Node:
     """The document in a text. Raises StudyError with every fault found."""
     builder = _Builder(source)
+    if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
+        raise StudyError([_place_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")])
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
@@ -202,10 +204,10 @@ class _Builder:
                 if self._documents > 1:
                     self._stop(place, "a second document starts here; a study file holds one: remove this `---`")
             case yaml.ScalarEvent():
-                plain = event.implicit[0]  # without quotes and without a tag
+                plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
                 self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
             case yaml.AliasEvent():
-                self._add(self._target(event.anchor, place), None, None)
+                self._add(self._target(event.anchor, place), None, None, place)
             case yaml.SequenceStartEvent():
                 self._push(Node([], place), event.anchor, place)
             case yaml.MappingStartEvent():
@@ -227,8 +229,8 @@ class _Builder:
         self._stop(place, f"alias *{shorten(anchor)} {what}; write the value out")
         raise AssertionError("unreachable")
 
-    def _add(self, node: Node, anchor: str | None, text: str | None) -> None:
-        """Puts a whole node where it belongs. `text` is the source text of a scalar, for use as a key."""
+    def _add(self, node: Node, anchor: str | None, text: str | None, place: Place | None = None) -> None:
+        """Puts a whole node where it belongs. `text` is the source text of a scalar, `place` that of an alias."""
         if anchor:
             self._anchors[anchor] = node
         if not self._open:
@@ -238,7 +240,7 @@ class _Builder:
         if isinstance(parent.node.value, list):
             parent.node.value.append(node)
         elif parent.key is None:
-            parent.key = self._key(node, text, parent.node)
+            parent.key = self._key(node, text, parent.node, place or node.place)
             return
         else:
             assert isinstance(parent.node.value, dict)
@@ -249,18 +251,18 @@ class _Builder:
             message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
             self._stop(parent.node.place, message)
 
-    def _key(self, node: Node, text: str | None, parent: Node) -> str:
+    def _key(self, node: Node, text: str | None, parent: Node, place: Place) -> str:
         if text is None:
             text = node.value if isinstance(node.value, str) else None
         if text is None:
-            self.faults.append(node.place.fault("", f"a key is {node.described()}; keys are plain words"))
+            self.faults.append(place.fault("", f"a key is {node.described()}; keys are plain words"))
             text = f"?{len(parent.keys)}"
         if text in parent.keys:
             first = parent.keys[text].line
             message = f"key {shorten(text)!r} stands here again, first in line {first}; keep one of them"
-            self.faults.append(node.place.fault("", message))
+            self.faults.append(place.fault("", message))
         else:
-            parent.keys[text] = node.place
+            parent.keys[text] = place
         return text
 
     def _stop(self, place: Place, message: str) -> None:

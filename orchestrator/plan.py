@@ -16,7 +16,7 @@ from orchestrator.spec import Axis, Experiment, Resources, Study, Teacher
 
 # The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
 # that the order of keys in the file changes nothing.
-_ORDER = ("dataset", "student", "method", *keys.RECIPE_KEYS, *keys.OPTION_KEYS, "seed")
+_ORDER = ("dataset", "model", "weights", "student", "method", *keys.RECIPE_KEYS, *keys.OPTION_KEYS, "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
 
 
 def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
-    names = sorted(axes, key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
+    names = sorted(axes, key=_ORDER.index)
     for values in itertools.product(*(axes[name] for name in names)):
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
@@ -107,22 +108,29 @@ def _apply(root: Node, setting: str) -> list[Fault]:
     except StudyError as error:
         return list(error.faults)
     target = root
-    for step in steps[:-1]:
-        if isinstance(target.value, dict):
-            # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
-            target.keys.setdefault(step, place)
-            target = target.value.setdefault(step, Node({}, place))
-        elif isinstance(target.value, list) and step.isdecimal() and int(step) < len(target.value):
-            target = target.value[int(step)]
+    for depth, step in enumerate(steps, 1):
+        value: Any = target.value
+        child: Node | None
+        if isinstance(value, dict):
+            at: str | int = step
+            child = value.get(step)
+        elif isinstance(value, list) and step in map(str, range(len(value))):
+            at = int(step)
+            child = value[at]
         else:
             return [place.fault("", f"there is nothing at {shorten(path)!r} in the file; check the path")]
-    last = steps[-1]
-    if isinstance(target.value, dict):
-        target.value[last], target.keys[last] = new, place
-    elif isinstance(target.value, list) and last.isdecimal() and int(last) < len(target.value):
-        target.value[int(last)] = new
-    else:
-        return [place.fault("", f"there is nothing at {shorten(path)!r} in the file; check the path")]
+        if depth == len(steps):
+            child = new
+            target.keys[step] = place
+        elif child is None or child.value is None:
+            # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
+            child = Node({}, place)
+            target.keys.setdefault(step, place)
+        else:
+            # An alias shares its nodes with the anchor, which this setting is not about.
+            child = replace(child, value=copy.copy(child.value), keys=dict(child.keys))
+        value[at] = child
+        target = child
     return []
 
 
@@ -206,8 +214,10 @@ class _Reader:
             before = len(self.faults)
             experiment = self._experiment(child, f"experiments[{index}]")
             if experiment and len(self.faults) == before:
-                self._check_size(experiment)
                 found.append(experiment)
+                if _size(experiment) > MAX_TRIALS:  # and so are its pairs of values: there may be billions
+                    self.faults.append(_size_fault(experiment))
+                    continue
                 self.faults += _faults_between(experiment, recipe)
                 self.warnings += _warnings_of(experiment, recipe)
         total = sum(map(_size, found))
@@ -258,7 +268,7 @@ class _Reader:
             try:
                 digests[value.value] = _digest_file(self.path.parent / value.value)
             except OSError as error:
-                message = f"{value.value!r} cannot be read ({error.strerror}); the path is relative to the study file"
+                message = f"{shorten(value.value)!r} cannot be read ({error.strerror}); the path is relative to the study file"
                 self.faults.append(value.fault(message))
         if "weights" in axes:
             for name in sorted(set(axes) & ({"seed"} | set(keys.TRAINING_KEYS))):
@@ -321,24 +331,10 @@ class _Reader:
 
     def _required(self, node: Node, name: str, path: str, cure: str) -> Node | None:
         assert isinstance(node.value, dict)
-        child = node.value.get(name)
-        if child is None or child.value is None:
-            place = node.keys.get(name, node.place)
+        if name not in node.value:
             where = f"{path}.{name}".lstrip(".")
-            self.faults.append(place.fault(where, f"key {name!r} is missing or empty; {cure}"))
-            return None
-        return child
-
-    def _check_size(self, experiment: Experiment) -> None:
-        if _size(experiment) > MAX_TRIALS:
-            factors = [f"{len(axis):,} {name}" for name, axis in experiment.axes.items() if len(axis) > 1]
-            if (count := _teacher_count(experiment)) > 1:
-                factors.append(f"{count:,} teacher")
-            message = (
-                f"the axes multiply to {' × '.join(factors)} = {_size(experiment):,} trials; "
-                f"allowed are {MAX_TRIALS:,}; shorten an axis"
-            )
-            self.faults.append(experiment.value.fault(message))
+            self.faults.append(node.place.fault(where, f"key {name!r} is missing; {cure}"))
+        return node.value.get(name)
 
 
 def _grid(node: Node) -> Node | None:
@@ -357,6 +353,14 @@ def _teacher_count(experiment: Experiment) -> int:
 
 def _size(experiment: Experiment) -> int:
     return math.prod(map(len, experiment.axes.values())) * max(1, _teacher_count(experiment))
+
+
+def _size_fault(experiment: Experiment) -> Fault:
+    factors = [f"{len(axis):,} {name}" for name, axis in experiment.axes.items() if len(axis) > 1]
+    if (count := _teacher_count(experiment)) > 1:
+        factors.append(f"{count:,} teacher")
+    product = f"{' × '.join(factors)} = {_size(experiment):,} trials"
+    return experiment.value.fault(f"the axes multiply to {product}; allowed are {MAX_TRIALS:,}; shorten an axis")
 
 
 # What only shows where values stand side by side. Axes are compared pair by pair, never as their product.

@@ -80,10 +80,17 @@ class Storage:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Holds a lock of this storage. The system frees it when its holder dies, however it dies."""
+        """Holds a lock of this storage. The system frees it when its holder dies, however it dies.
+
+        Raises StorageError where it cannot be written.
+        """
         path = self.root / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = filelock.FileLock(path).acquire()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        with held:
             yield
 
 

@@ -40,6 +40,7 @@ class Job:
     weights: str | None  # the file of a teacher that the user brought
     git_commit: str | None
     ray_version: str | None
+    gpus: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `from_json` makes an equal job."""
@@ -97,7 +98,7 @@ def run_trial(job: Job) -> Iterator[EpochRecord | TrialRecord]:
     """
     storage = Storage(Path(job.storage))
     torch.set_num_threads(job.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if job.gpus else "cpu")
     row = replace(
         job.row(State.RUNNING), device=_device_name(device), host=socket.gethostname(), torch_version=torch.__version__
     )

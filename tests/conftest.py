@@ -1,0 +1,60 @@
+"""What several test files share: digits in a storage, and a trial small enough to train in a test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator import data
+from orchestrator.records import TrialConfig
+from orchestrator.storage import Storage
+
+CPU = torch.device("cpu")
+
+TINY = TrialConfig(
+    method="base",
+    dataset="digits",
+    student="resnet_32_8",
+    seed=0,
+    epochs=1,
+    batch_size=32,
+    lr=0.05,
+    momentum=0.9,
+    weight_decay=5e-4,
+    milestones=(),
+    gamma=0.1,
+    crop_padding=1,
+    flip=False,
+    limit_train=128,
+    limit_test=100,
+    holdout=0,
+)
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., TrialConfig]:
+    """Makes a tiny digits trial, with the given fields instead of its own."""
+    return lambda **overrides: replace(TINY, **overrides)
+
+
+@pytest.fixture(scope="session")
+def digits_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A storage that holds digits. To be read only; a test that writes asks for `storage`."""
+    storage = Storage(tmp_path_factory.mktemp("digits"))
+    storage.prepare()
+    data.prepare("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
+    return storage
+
+
+@pytest.fixture
+def storage(digits_storage: Storage, tmp_path: Path) -> Storage:
+    """A storage of the test's own that holds digits."""
+    own = Storage(tmp_path / "runs")
+    own.prepare()
+    shutil.copytree(digits_storage.root / "datasets", own.root / "datasets")
+    return own

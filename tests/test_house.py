@@ -1,0 +1,235 @@
+"""The house: imports point down, one door per heavy dependency, short documented functions, clean files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("orchestrator", "models", "losses")
+
+# A module imports only from lower floors. A new module needs a floor here: one above the highest that it imports.
+FLOORS = {
+    "orchestrator": 0,  # every import of the package runs it, so it imports nothing
+    "orchestrator.errors": 0,
+    "orchestrator.suggest": 0,
+    "orchestrator.datasets": 0,
+    "orchestrator.views": 0,
+    "models.resnet": 0,
+    "losses.terms": 0,
+    "models": 1,
+    "losses": 1,
+    "orchestrator.records": 1,
+    "orchestrator.document": 1,
+    "orchestrator.arrow": 1,
+    "orchestrator.storage": 2,
+    "orchestrator.keys": 2,
+    "orchestrator.spec": 3,
+    "orchestrator.data": 3,
+    "orchestrator.results": 3,
+    "orchestrator.plan": 4,
+    "orchestrator.training": 4,
+    "orchestrator.teacher": 5,
+    "orchestrator.report": 5,
+    "orchestrator.trial": 6,
+    "orchestrator.progress": 7,
+    "orchestrator.schedule": 7,
+    "orchestrator.runner": 8,
+    "orchestrator.ray_runner": 9,
+    "orchestrator.launch": 10,
+    "orchestrator.cli": 11,
+}
+
+DOORS = {
+    "ray": "orchestrator.ray_runner",
+    "click": "orchestrator.cli",
+    "pyarrow": "orchestrator.arrow",
+    "yaml": "orchestrator.document",
+    "sklearn": "orchestrator.data",
+    "torchvision": "orchestrator.data",
+    "PIL": "orchestrator.data",
+    "filelock": "orchestrator.storage",
+    "duckdb": None,  # no module yet; name it here when there is one
+}
+
+
+def name_of(path: Path) -> str:
+    """`orchestrator.plan` for its file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+SOURCE = {
+    name_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+MODULES = pytest.mark.parametrize("module", SOURCE)
+
+
+def imported(tree: ast.AST, known: frozenset[str] = frozenset(SOURCE)) -> Iterator[str]:
+    """Every module that is imported anywhere in a tree: at the top, in functions, for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, f"line {node.lineno}: a relative import; write the whole name"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            # `from orchestrator import plan` is the module, `from orchestrator.plan import Plan` is not a deeper one.
+            yield from (name if name in known else node.module for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import a.b, c as d", ["a.b", "c"]),
+        ("from a import b, c", ["a.b", "a"]),
+        ("def f():\n  class C:\n    def g(self):\n      from a.b import c", ["a.b"]),
+        ("if TYPE_CHECKING:\n  from a import b", ["a.b"]),
+        ("try:\n  import a\nexcept ImportError:\n  pass", ["a"]),
+        ("text = 'import a'", []),
+    ],
+)
+def test_no_import_is_overlooked(source: str, names: list[str]) -> None:
+    assert list(imported(ast.parse(source), frozenset({"a", "a.b"}))) == names
+
+
+def test_a_relative_import_is_refused() -> None:
+    with pytest.raises(AssertionError, match="relative"):
+        list(imported(ast.parse("from . import plan")))
+
+
+@MODULES
+def test_imports_point_down(module: str) -> None:
+    assert module in FLOORS, f"{module} has no floor; give it one in FLOORS, one above the highest that it imports"
+    own = [name for name in imported(SOURCE[module]) if name.split(".")[0] in PACKAGES]
+    unknown = [name for name in own if name not in FLOORS]
+    assert not unknown, f"{module} imports {unknown}, which have no floor in FLOORS"
+    up = [f"{name} on floor {FLOORS[name]}" for name in own if FLOORS[name] >= FLOORS[module]]
+    assert not up, f"{module} on floor {FLOORS[module]} imports {up}"
+
+
+@MODULES
+def test_models_and_losses_know_nothing_of_the_orchestrator(module: str) -> None:
+    package = module.split(".")[0]
+    others = {name.split(".")[0] for name in imported(SOURCE[module])} & set(PACKAGES) - {package}
+    assert package == "orchestrator" or not others
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_one_door_per_heavy_dependency(library: str) -> None:
+    users = {name for name, tree in SOURCE.items() if library in {i.split(".")[0] for i in imported(tree)}}
+    assert users <= {DOORS[library]}, f"{library} is imported outside {DOORS[library]}"
+
+
+# Functions and docstrings.
+
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def lengths() -> dict[str, int]:
+    """The lines of every function and method, nested ones included."""
+    return {
+        f"{module}.{node.name}:{node.lineno}": (node.end_lineno or 0) - node.lineno + 1
+        for module, tree in SOURCE.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+    }
+
+
+def test_no_function_is_long() -> None:
+    assert {name: lines for name, lines in lengths().items() if lines > 45} == {}
+
+
+def test_most_functions_are_short() -> None:
+    assert len(lengths()) > 100
+    assert median(lengths().values()) <= 12
+
+
+# Methods whose contract stands elsewhere: at `torch.nn.Module`, and at `keys.Kind` for every kind.
+CONTRACTS = {"forward", "read", "schema"}
+
+
+def undocumented(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
+    """Public things without a docstring: the module itself, its classes and functions, their methods."""
+    if not ast.get_docstring(node):
+        yield name
+    for inner in node.body:
+        if isinstance(inner, (*Function, ast.ClassDef)) and not inner.name.startswith("_"):
+            path = f"{name}.{inner.name}"
+            if isinstance(inner, ast.ClassDef):
+                yield from undocumented(inner, path)
+            elif not ast.get_docstring(inner) and inner.name not in CONTRACTS:
+                yield path
+
+
+@MODULES
+def test_everything_public_has_a_docstring(module: str) -> None:
+    assert list(undocumented(SOURCE[module], module)) == []
+
+
+def test_a_missing_docstring_is_seen() -> None:
+    source = "class A:\n  def b(self): pass\n  def _c(self): pass\n  def __d__(self): pass\ndef e():\n  'Says.'\n  def f(): pass"
+    assert list(undocumented(ast.parse(source), "m")) == ["m", "m.A", "m.A.b"]
+
+
+def prints(tree: ast.Module) -> Iterator[ast.Call]:
+    """Every call of `print`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield node
+
+
+@pytest.mark.parametrize("module", sorted(set(SOURCE) - {"orchestrator.cli"}))
+def test_only_the_command_line_prints(module: str) -> None:
+    calls = list(prints(SOURCE[module]))
+    if module == "orchestrator.progress":  # its lines go to standard error, which is no data
+        calls = [call for call in calls if "file=sys.stderr" not in ast.unparse(call)]
+    assert [call.lineno for call in calls] == []
+
+
+# Files.
+
+
+def files() -> list[Path]:
+    """Every file that is committed, or would be."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a checkout")
+    return [path for path in map(ROOT.joinpath, filter(None, listed.split("\0"))) if path.is_file()]
+
+
+# Written so that they do not match themselves.
+PRIVATE = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/\w")
+REGISTRY = re.compile(r"pypi[.]org|pythonhosted[.]org|index[-]url|(?:pip|pypi|mirror)s?[.][\w.]+/simple")
+
+
+def test_no_file_names_a_folder_of_its_author_or_a_registry() -> None:
+    listed = files()
+    assert ROOT / "requirements.lock" in listed
+    texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8", errors="replace") for path in listed}
+    found = {f"{path}: {hit[0]}" for path, text in texts.items() for hit in PRIVATE.finditer(text)}
+    found |= {f"{path}: {hit[0]}" for path, text in texts.items() for hit in REGISTRY.finditer(text)}
+    assert found == set()
+
+
+@pytest.mark.parametrize("folder", ["home", "root", "Users", "work"])
+def test_a_private_folder_is_seen(folder: str) -> None:
+    assert PRIVATE.search(f"see /{folder}/someone")
+    assert not PRIVATE.search(f"see docs/{folder}/page and a {folder}")
+
+
+def test_the_lock_file_has_versions_and_hashes_alone() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    # aiohttp and httptools are names; what comes before a name would be an option such as an index.
+    pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
+    assert pins and all(re.match(r"[a-z0-9][a-z0-9.\-]*==", pin) for pin in pins)
