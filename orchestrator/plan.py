@@ -89,6 +89,7 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     resources: Resources
     weights: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `from_json` makes an equal plan."""
@@ -101,13 +102,15 @@ class Plan:
                 "cpus_per_trial": self.resources.cpus_per_trial,
             },
             "weights": dict(self.weights),
+            "warnings": list(self.warnings),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
         trials = tuple(map(PlannedTrial.from_json, data["trials"]))
-        return cls(data["study"], data["source"], trials, Resources(**data["resources"]), dict(data["weights"]))
+        resources = Resources(**data["resources"])
+        return cls(data["study"], data["source"], trials, resources, dict(data["weights"]), tuple(data["warnings"]))
 
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
@@ -138,7 +141,8 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
         )
         for config, (decision, key) in zip(everything, cache, strict=True)
     )
-    return Plan(study.name, str(study.source), trials, study.resources, weights)
+    warnings = tuple(map(str, study.warnings))
+    return Plan(study.name, str(study.source), trials, study.resources, weights, warnings)
 
 
 class _Ids(dict[TrialConfig, str]):

@@ -1,0 +1,256 @@
+"""The commands, each a few lines around one function; the one door where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USAGE, KdctlError
+
+if TYPE_CHECKING:
+    from orchestrator.launch import Outcome
+    from orchestrator.plan import Plan
+
+# Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `kdctl plan` neither torch nor Ray.
+
+_EPILOG = "Exit codes: 0 all done, 1 some trial failed or was skipped, 2 wrong usage or study file, 3 a bug, 130 interrupted."
+
+Command = Callable[..., Any]
+
+
+def _storage_option(command: Command) -> Command:
+    option = click.option(
+        "--storage", default="runs", envvar="KDCTL_STORAGE", show_default=True, show_envvar=True, metavar="DIR",
+        help="Folder of trials, teachers and results.",
+    )  # fmt: skip
+    return option(command)
+
+
+def _set_option(command: Command) -> Command:
+    return click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the study file, like recipe.epochs=2."
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG)
+@click.version_option(package_name="kdctl")
+def cli() -> None:
+    """Knowledge-distillation studies: one YAML file in, a finished study out.
+
+    \b
+    Example:
+      kdctl plan experiments.yaml
+      kdctl launch experiments.yaml --data ./data
+      kdctl results
+    """
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@_set_option
+def check(file: str, settings: Sequence[str]) -> None:
+    """Check a study FILE: all faults at once, each with its place and its cure."""
+    from orchestrator.plan import make_plan
+    from orchestrator.spec import load_study
+
+    study = load_study(file, settings)
+    _warn(study.warnings)
+    click.echo(f"{file}: study {study.name} is good, {len(make_plan(study).trials)} trials")
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@_storage_option
+@_set_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> None:
+    """Print what a launch of FILE would run; trains and writes nothing."""
+    from orchestrator.launch import look
+
+    found = look(file, storage, settings)
+    _warn(found.warnings)
+    click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False) if as_json else _plan_text(found))
+
+
+def _plan_text(plan: Plan) -> str:
+    header = ("trial_id", "role", "method", "dataset", "student ← teacher", "seed", "waits for", "teacher cache", "state")
+    rows = []
+    for trial in plan.trials:
+        config = trial.config
+        pair = f"{config.student} ← {config.teacher.student}" if config.teacher else config.student
+        source = " (weights from a file)" if config.weights else ""
+        cells = (trial.trial_id, trial.role, config.method, config.dataset, pair + source, str(config.seed))
+        rows.append((*cells, trial.teacher_id or "-", trial.teacher_cache or "-", trial.state))
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+    states = [trial.state for trial in plan.trials]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "finished") if s in states)
+    return "\n".join([*lines, "", f"{len(rows)} trials of study {plan.study}: {counts}"])
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@click.option(
+    "--data", default="data", envvar="KDCTL_DATA", show_default=True, show_envvar=True, metavar="DIR",
+    help="Folder of CIFAR-10 and CIFAR-100; downloaded into it where they are missing.",
+)  # fmt: skip
+@_storage_option
+@_set_option
+@click.option("--address", metavar="ADDR", help="Join a running Ray cluster (auto: the one here) instead of starting one.")
+@click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
+@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
+def launch(
+    file: str,
+    data: str,
+    storage: str,
+    settings: Sequence[str],
+    address: str | None,
+    inline: bool,
+    max_concurrent: int | None,
+) -> None:
+    """Train what is not finished of a study FILE, then print its results.
+
+    Launching the same file again trains only what is left.
+    """
+    from orchestrator.launch import launch as run
+
+    if inline and (address or max_concurrent):
+        raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
+    outcome = run(
+        file, data=data, storage=storage, address=address, inline=inline, settings=settings,
+        max_concurrent=max_concurrent,
+    )  # fmt: skip
+    _print_outcome(outcome, storage)
+    if not outcome.is_complete:
+        sys.exit(EXIT_TRIALS)
+
+
+def _print_outcome(outcome: Outcome, storage: str) -> None:
+    from orchestrator.report import render
+
+    click.echo(render(outcome.rows))
+    folder = Path(storage) / "results"
+    click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
+    query = f"SELECT method, avg(acc), stddev(acc), count(*) FROM '{folder}/trials/*.parquet' GROUP BY method"
+    click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
+
+
+def _python() -> str:
+    """The Python that has kdctl, as a person would type it."""
+    try:
+        return str(Path(sys.executable).relative_to(Path.cwd()))
+    except ValueError:
+        return sys.executable
+
+
+@cli.command()
+@click.argument("file", type=click.Path(), required=False)
+@_storage_option
+@_set_option
+@click.option("--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True)
+def results(file: str | None, storage: str, settings: Sequence[str], form: str) -> None:
+    """Print the result tables of a study FILE, or of everything in the storage."""
+    from orchestrator import results as stored
+    from orchestrator.inventory import storage_at
+    from orchestrator.launch import look
+    from orchestrator.report import render
+
+    wanted = None if file is None else [trial.trial_id for trial in look(file, storage, settings).trials]
+    click.echo(render(stored.read_trials(storage_at(storage), wanted), form), nl=False)
+
+
+@cli.group(invoke_without_command=True)
+@_storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.pass_context
+def teachers(context: click.Context, storage: str, as_json: bool) -> None:
+    """List the cached teachers, or verify one of them."""
+    context.obj = storage
+    if context.invoked_subcommand is None:
+        _list_teachers(storage, as_json)
+
+
+def _list_teachers(storage: str, as_json: bool) -> None:
+    from orchestrator.inventory import list_teachers, storage_at
+
+    found = list_teachers(storage_at(storage))
+    if as_json:
+        click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
+        return
+    header = ("teacher_id", "model", "dataset", "acc", "size", "tables", "used by")
+    rows = [
+        (
+            teacher.teacher_id, teacher.row.student, teacher.row.dataset, f"{teacher.row.last_acc:.2f}",
+            f"{teacher.bytes / 1e6:,.1f} MB", ", ".join(key.name for key in teacher.tables) or "-",
+            ", ".join(f"{count} of {study}" for study, count in teacher.users.items()) or "-",
+        )
+        for teacher in found
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@teachers.command()
+@click.argument("teacher_id")
+@click.pass_obj
+def verify(storage: str, teacher_id: str) -> None:
+    """Ask teacher TEACHER_ID live about random views and compare its tables."""
+    from orchestrator.inventory import storage_at, verify_teacher
+
+    verdicts = verify_teacher(teacher_id, storage_at(storage))
+    for verdict in verdicts:
+        click.echo(f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}")
+    if not verdicts:
+        click.echo("this teacher has no table, so there is nothing to compare; its students asked it live")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors."""
+    from orchestrator.schema import study_schema
+
+    click.echo(json.dumps(study_schema(), indent=1, ensure_ascii=False))
+
+
+def _warn(warnings: Sequence[object]) -> None:
+    for warning in warnings:
+        click.echo(str(warning), err=True)
+
+
+def main() -> None:
+    """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except KdctlError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped; what is finished is kept, and the same command goes on with the rest", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+        sys.exit(1)
+    except Exception:
+        _report_bug()
+        sys.exit(EXIT_BUG)
+
+
+def _report_bug() -> None:
+    with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
+        file.write(f"{' '.join(sys.argv)}\n{sys.version}\n{traceback.format_exc()}")
+    last = traceback.format_exc().strip().splitlines()[-1]
+    click.echo(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}", err=True)

@@ -1,0 +1,119 @@
+"""The teachers that a storage holds: what they are, how good, how large, who uses them, and whether their tables hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import results
+from orchestrator.errors import KdctlError
+from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
+from orchestrator.storage import Storage
+from orchestrator.suggest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTeacher:
+    """A teacher of a storage. `bytes` are its weights and tables; `users` are its students, by study."""
+
+    row: TrialRecord
+    tables: tuple[TableKey, ...]
+    bytes: int
+    users: dict[str, int]
+
+    @property
+    def teacher_id(self) -> str:
+        """The teacher's trial id."""
+        return self.row.trial_id
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        return {
+            "teacher_id": self.teacher_id,
+            "model": self.row.student,
+            "dataset": self.row.dataset,
+            "acc": self.row.last_acc,
+            "bytes": self.bytes,
+            "tables": [key.name for key in self.tables],
+            "used_by": self.users,
+        }
+
+
+def list_teachers(storage: Storage) -> list[StoredTeacher]:
+    """Every finished trial that some row or table names as its teacher. Raises StorageError for a damaged row."""
+    rows = {row.trial_id: row for row in results.read_trials(storage)}
+    tables: dict[str, list[TableKey]] = {}
+    for key in storage.tables():
+        tables.setdefault(key.teacher_id, []).append(key)
+    users: dict[str, dict[str, int]] = {teacher_id: {} for teacher_id in tables}
+    for row in rows.values():
+        if row.teacher_id:
+            of_study = users.setdefault(row.teacher_id, {})
+            of_study[row.study] = of_study.get(row.study, 0) + 1
+    return [
+        _stored(rows[teacher_id], tables.get(teacher_id, []), users[teacher_id], storage)
+        for teacher_id in sorted(users)
+        if teacher_id in rows and rows[teacher_id].state is State.FINISHED
+    ]
+
+
+def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
+    paths = [storage.weights(row.trial_id), *map(storage.table, tables)]
+    return StoredTeacher(row, tuple(tables), sum(path.stat().st_size for path in paths if path.exists()), users)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A table that says what its teacher says: `largest_difference` is that of the sampled answers."""
+
+    table: TableKey
+    largest_difference: float
+
+
+def verify_teacher(teacher_id: str, storage: Storage) -> list[Verdict]:
+    """Asks a teacher live about random views and compares each of its tables.
+
+    `teacher_id` may be shortened while it is unique. Raises KdctlError where there is no such teacher, and
+    TeacherError where a table is wrong.
+    """
+    import torch
+
+    from orchestrator import data, teacher
+
+    stored = _find(teacher_id, list_teachers(storage))
+    config = _config(stored.row)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    verdicts = []
+    for key in stored.tables:
+        data.prepare(config.dataset, None, storage)
+        # The images of a table are the first of the canonical order, whatever limit and holdout made their number.
+        images = data.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
+        verdicts.append(Verdict(key, teacher.verify(key, config, images, storage, device)))
+    return verdicts
+
+
+def _find(teacher_id: str, teachers: list[StoredTeacher]) -> StoredTeacher:
+    found = [stored for stored in teachers if stored.teacher_id.startswith(teacher_id)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(stored.teacher_id for stored in found)
+        raise KdctlError(f"{teacher_id!r} is the beginning of several teachers: {names}; write more digits")
+    if not teachers:
+        raise KdctlError("this storage holds no teacher yet; launch a study first, or name its storage with --storage")
+    known = [stored.teacher_id for stored in teachers]
+    raise KdctlError(f"no teacher {teacher_id!r}; {nearest(teacher_id, known)} `kdctl teachers` lists them")
+
+
+def _config(row: TrialRecord) -> TrialConfig:
+    """A teacher's config, from its row."""
+    columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
+    return TrialConfig.from_json({**json.loads(row.recipe), **columns})
+
+
+def storage_at(path: str | Path) -> Storage:
+    """The storage in a folder."""
+    return Storage(Path(path).absolute())

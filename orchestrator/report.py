@@ -1,0 +1,233 @@
+"""Result tables in the published form: one per pair and dataset, every run in a row, mean ± standard deviation with n."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import models
+from orchestrator.datasets import DATASETS
+from orchestrator.records import State, TrialRecord
+
+PUBLISHED_COLUMNS = (
+    *("no", "method", "dataset", "student", "teacher", "start_time"),
+    *("acc", "epoch", "nepoch", "lr", "batch_size"),
+)
+FORMATS = ("table", "markdown", "csv", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """Mean and sample standard deviation (n − 1) over n runs; `std` is None for a single one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        return f"{self.mean:.2f}{spread} (n={self.n})"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    rows: tuple[TrialRecord, ...]
+
+    def statistic(self, column: str) -> Statistic | None:
+        """Over the finished runs; None where there are none, or where the column is empty."""
+        values = [getattr(row, column) for row in self.rows if row.state is State.FINISHED]
+        values = [value for value in values if value is not None]
+        if not values:
+            return None
+        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class PairTable:
+    """All runs of one student under one teacher on one dataset."""
+
+    dataset: str
+    student: str
+    teacher: str | None
+    groups: tuple[Group, ...]
+
+    @property
+    def title(self) -> str:
+        """As published, like `ResNet20>>20/Cifar10 (92.5)`: teacher's depth, student's depth, mean acc."""
+        student = models.parse(self.student)
+        pair = f"{student.title}{student.depth}"
+        if self.teacher:
+            teacher = models.parse(self.teacher)
+            pair = f"{teacher.title}{teacher.depth}>>{student.depth}"
+        return f"{pair}/{DATASETS[self.dataset].title} ({self._means()})"
+
+    def _means(self) -> str:
+        means = [(group.label, group.statistic("acc")) for group in self.groups]
+        if len(means) == 1:
+            return f"{means[0][1].mean:.1f}" if means[0][1] else "-"
+        # Several methods or settings are not one result, so each has its own mean.
+        return ", ".join(f"{label} {statistic.mean:.1f}" if statistic else f"{label} -" for label, statistic in means)
+
+
+def tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
+    """Rows sorted into tables, and within a table into groups that differ in their seeds alone."""
+    pairs: dict[tuple[str, str, str | None], list[TrialRecord]] = {}
+    for row in rows:
+        pairs.setdefault((row.dataset, row.student, row.teacher), []).append(row)
+    return [PairTable(*pair, _groups(members)) for pair, members in pairs.items()]
+
+
+def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
+    settings: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[TrialRecord]] = {}
+    for row in rows:
+        flat = _settings(row)
+        key = json.dumps(flat, sort_keys=True)
+        settings[key] = flat
+        members.setdefault(key, []).append(row)
+    labels = _labels(list(settings.values()))
+    return tuple(Group(label, tuple(found)) for label, found in zip(labels, members.values(), strict=True))
+
+
+def _settings(row: TrialRecord) -> dict[str, Any]:
+    """What distinguishes one result from another: everything but the seeds, the teacher's included."""
+    flat: dict[str, Any] = {"method": row.method}
+    for name, value in json.loads(row.recipe).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items() if inner is not None}
+        else:
+            flat[name] = value
+    flat.pop("teacher.seed", None)
+    return flat
+
+
+def _labels(settings: list[dict[str, Any]]) -> list[str]:
+    """The method, and where that is not enough the settings that differ between groups of the same method."""
+    labels = []
+    for own in settings:
+        rivals = [other for other in settings if other["method"] == own["method"]]
+        names = sorted({name for other in rivals for name in other} - {"method"})
+        differing = [name for name in names if any(other.get(name) != own.get(name) for other in rivals)]
+        labels.append(" ".join([own["method"], *(f"{name}={own.get(name)}" for name in differing)]))
+    return labels
+
+
+def render(rows: Sequence[TrialRecord], form: str = "table") -> str:
+    """The rows as text, in one of `FORMATS`."""
+    return _RENDERERS[form](rows)
+
+
+def _render_text(rows: Sequence[TrialRecord]) -> str:
+    return _blocks(rows, _aligned, "", "")
+
+
+def _render_markdown(rows: Sequence[TrialRecord]) -> str:
+    return _blocks(rows, _markdown, "### ", "- ")
+
+
+def _blocks(
+    rows: Sequence[TrialRecord], grid: Callable[[Sequence[str], list[list[str]]], str], heading: str, bullet: str
+) -> str:
+    blocks = []
+    for table in tables(rows):
+        ordered = [row for group in table.groups for row in group.rows]
+        cells = [[str(no), *_cells(row)] for no, row in enumerate(ordered, 1)]
+        lines = [bullet + _mean_line(group) for group in table.groups]
+        lines += [f"{bullet}{row.trial_id} seed {row.seed} {row.state}{_reason(row)}" for row in ordered if not _done(row)]
+        body = f"{heading}{table.title}\n\n{grid(PUBLISHED_COLUMNS, cells)}\n\n" + "\n".join(lines)
+        blocks.append(body)
+    return "\n\n".join(blocks) + "\n" if blocks else "no trials yet\n"
+
+
+def _done(row: TrialRecord) -> bool:
+    return row.state is State.FINISHED
+
+
+def _reason(row: TrialRecord) -> str:
+    # An error's text may have lines; a table's row has one.
+    return f": {' '.join(row.error.split())}" if row.error else ""
+
+
+def _mean_line(group: Group) -> str:
+    parts = [f"{name} {group.statistic(column) or '-'}" for name, column in (("acc", "acc"), ("last epoch", "last_acc"))]
+    if selected := group.statistic("selected_acc"):
+        parts.append(f"selected on the held-out split {selected}")
+    return f"{group.label}: " + ", ".join(parts)
+
+
+def _cells(row: TrialRecord) -> list[str]:
+    return [_cell(getattr(row, column)) for column in PUBLISHED_COLUMNS[1:]]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{value:.2f}" if isinstance(value, float) and value >= 1 else str(value)
+
+
+def _aligned(header: Sequence[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, *rows]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _render_csv(rows: Sequence[TrialRecord]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [name for name in TrialRecord.__slots__], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_plain(row) for row in rows)
+    return out.getvalue()
+
+
+def _render_json(rows: Sequence[TrialRecord]) -> str:
+    data = {
+        "tables": [
+            {
+                "title": table.title,
+                "dataset": table.dataset,
+                "student": table.student,
+                "teacher": table.teacher,
+                "groups": [_group_json(group) for group in table.groups],
+            }
+            for table in tables(rows)
+        ]
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    columns = ("acc", "last_acc", "selected_acc")
+    found = {column: group.statistic(column) for column in columns}
+    return {
+        "label": group.label,
+        **{column: asdict(statistic) if statistic else None for column, statistic in found.items()},
+        "trials": [_plain(row) for row in group.rows],
+    }
+
+
+def _plain(row: TrialRecord) -> dict[str, Any]:
+    return {**asdict(row), "start_time": row.start_time.isoformat()}
+
+
+_RENDERERS: Mapping[str, Callable[[Sequence[TrialRecord]], str]] = {
+    "table": _render_text,
+    "markdown": _render_markdown,
+    "csv": _render_csv,
+    "json": _render_json,
+}
