@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs lock clean
 
 setup: .venv/ready
 
@@ -18,3 +18,26 @@ setup: .venv/ready
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The whole way on real data: the study on Ray, the results table, where the files are and a line to query them.
+demo: setup
+	$(BIN)/kdctl launch examples/digits.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes anew what the program prints into the docs; a test fails where they differ.
+docs: setup
+	$(BIN)/python docs/printed.py
+
+# The lock holds names, versions and hashes, and no registry's address.
+lock: setup
+	$(BIN)/uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
+	  --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,9 @@ class UnreadableFile(Exception):
     """A file that is not the Parquet that was wanted; the message says why."""
 
 
-def write_rows(path: Path, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+def write_rows(
+    path: Path, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]
+) -> None:
     """Writes rows with the given column types (names of `TYPES`), `facts` in the file's metadata."""
     schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd", write_page_checksum=True)

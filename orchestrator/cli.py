@@ -1,4 +1,4 @@
-"""The commands, each a few lines around one function; the one door where an error becomes a message and an exit code."""
+"""The commands, each a few lines around one function; the door where an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from orchestrator.launch import Outcome
     from orchestrator.plan import Plan
 
-# Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `kdctl plan` neither torch nor Ray.
+# Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
 
-_EPILOG = "Exit codes: 0 all done, 1 some trial failed or was skipped, 2 wrong usage or study file, 3 a bug, 130 interrupted."
+_EPILOG = (
+    "Exit codes: 0 all done, 1 some trial failed or was skipped, 2 wrong usage or study file, 3 a bug, 130 interrupted."
+)
 
 Command = Callable[..., Any]
 
@@ -81,7 +83,17 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
 
 
 def _plan_text(plan: Plan) -> str:
-    header = ("trial_id", "role", "method", "dataset", "student ← teacher", "seed", "waits for", "teacher cache", "state")
+    header = (
+        "trial_id",
+        "role",
+        "method",
+        "dataset",
+        "student ← teacher",
+        "seed",
+        "waits for",
+        "teacher cache",
+        "state",
+    )
     rows = []
     for trial in plan.trials:
         config = trial.config
@@ -104,7 +116,9 @@ def _plan_text(plan: Plan) -> str:
 )  # fmt: skip
 @_storage_option
 @_set_option
-@click.option("--address", metavar="ADDR", help="Join a running Ray cluster (auto: the one here) instead of starting one.")
+@click.option(
+    "--address", metavar="ADDR", help="Join a running Ray cluster (auto: the one here) instead of starting one."
+)
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
 def launch(
@@ -139,7 +153,7 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
     click.echo(render(outcome.rows))
     folder = Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
-    query = f"SELECT method, avg(acc), stddev(acc), count(*) FROM '{folder}/trials/*.parquet' GROUP BY method"
+    query = f"SELECT method, avg(acc), stddev(acc), count(*) FROM '{folder}/trials/*.parquet' GROUP BY method"  # noqa: S608 - shown, not run
     click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
 
 
@@ -155,7 +169,9 @@ def _python() -> str:
 @click.argument("file", type=click.Path(), required=False)
 @_storage_option
 @_set_option
-@click.option("--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True
+)
 def results(file: str | None, storage: str, settings: Sequence[str], form: str) -> None:
     """Print the result tables of a study FILE, or of everything in the storage."""
     from orchestrator import results as stored
@@ -208,7 +224,9 @@ def verify(storage: str, teacher_id: str) -> None:
 
     verdicts = verify_teacher(teacher_id, storage_at(storage))
     for verdict in verdicts:
-        click.echo(f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}")
+        click.echo(
+            f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}"
+        )
     if not verdicts:
         click.echo("this teacher has no table, so there is nothing to compare; its students asked it live")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import shutil
 import tempfile
@@ -11,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from torch import Tensor
@@ -92,6 +95,10 @@ def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Image
         tensors = load_file(path, device=str(device))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; launch the study again, which prepares {name} anew") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); remove it and launch again, which prepares {name} anew"
+        ) from None
     return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
 
 
@@ -109,7 +116,7 @@ def prepare(name: str, folder: Path | None, storage: Storage) -> Path:
         if not target.exists():
             splits = canonical(_digits() if name == "digits" else _cifar(name, facts, folder))
             check(name, facts, splits)
-            tensors = {}
+            tensors: dict[str, NDArray[Any]] = {}
             for split, (pixels, labels) in splits.items():
                 tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
                 tensors[f"{split}.labels"] = labels
@@ -143,8 +150,8 @@ def digest(splits: Splits) -> str:
     sha = hashlib.sha256()
     for split in ("train", "test"):
         pixels, labels = splits[split]
-        sha.update(np.ascontiguousarray(pixels))
-        sha.update(np.ascontiguousarray(labels))
+        sha.update(np.ascontiguousarray(pixels).data)
+        sha.update(np.ascontiguousarray(labels).data)
     return sha.hexdigest()[:12]
 
 
@@ -254,7 +261,7 @@ def _download(name: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
             getattr(datasets, builder)(part, download=True)
             shutil.move(Path(part) / layout, folder / layout)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
             f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}); "
             f"put it there by hand: torchvision's {layout}/, or {name}/train-*.parquet and {name}/test-*.parquet"
@@ -263,4 +270,3 @@ def _download(name: str, folder: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-

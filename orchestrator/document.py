@@ -93,7 +93,9 @@ def read(path: Path) -> Node:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError([start.fault("", f"the file cannot be read ({reason}); check the path")]) from None
     if len(raw) > MAX_BYTES:
-        message = f"the file is larger than {MAX_BYTES:,} bytes; a study file is a few kilobytes of text: check the path"
+        message = (
+            f"the file is larger than {MAX_BYTES:,} bytes; a study file is a few kilobytes of text: check the path"
+        )
         raise StudyError([start.fault("", message)])
     try:
         text = raw.decode("utf-8-sig")
@@ -108,7 +110,9 @@ def parse(text: str, source: str) -> Node:
     """The document in a text. Raises StudyError with every fault found."""
     builder = _Builder(source)
     if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
-        raise StudyError([_place_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")])
+        raise StudyError(
+            [_place_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
+        )
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
@@ -145,11 +149,9 @@ def parse_setting(text: str, source: str) -> Node:
 
 def _walk(node: Node) -> Iterator[Node]:
     yield node
-    children = node.value.values() if isinstance(node.value, dict) else node.value
-    if not isinstance(node.value, list | dict):
-        return
-    for child in children:  # type: ignore[union-attr]
-        yield from _walk(child)
+    if isinstance(node.value, list | dict):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            yield from _walk(child)
 
 
 def scalar(text: str) -> Scalar:
@@ -197,7 +199,9 @@ class _Builder:
         """One event of the parser. Raises StudyError where going on would be of no use."""
         place = Place(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
         if getattr(event, "tag", None) not in (None, "!"):
-            self.faults.append(place.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data"))
+            self.faults.append(
+                place.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data")
+            )
         match event:
             case yaml.DocumentStartEvent():
                 self._documents += 1
@@ -207,7 +211,7 @@ class _Builder:
                 plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
                 self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
             case yaml.AliasEvent():
-                self._add(self._target(event.anchor, place), None, None, place)
+                self._add(self._target(str(event.anchor), place), None, None, place)
             case yaml.SequenceStartEvent():
                 self._push(Node([], place), event.anchor, place)
             case yaml.MappingStartEvent():

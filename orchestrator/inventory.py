@@ -1,4 +1,4 @@
-"""The teachers that a storage holds: what they are, how good, how large, who uses them, and whether their tables hold."""
+"""The teachers that a storage holds: how good, how large, who uses them, and whether their tables hold."""
 
 from __future__ import annotations
 

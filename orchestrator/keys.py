@@ -1,7 +1,8 @@
-"""Every key of a study file: its type, default and meaning. Checking, the JSON Schema and the docs all come from here."""
+"""Every key of a study file: its type, default and meaning. Checks, JSON Schema and docs all come from here."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -23,6 +24,14 @@ class Kind(Protocol):
     def schema(self) -> dict[str, Any]: ...
 
 
+def _number(node: Node) -> int | float | None:
+    """The finite number that a node is, or None; `true` is not the number 1."""
+    value = node.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Whole:
     """A whole number; `1e3` is one, `1.5` is not."""
@@ -32,14 +41,14 @@ class Whole:
     optional: bool = False
 
     def read(self, node: Node) -> int | None:
-        value = node.value
-        if value is None and self.optional:
+        if node.value is None and self.optional:
             return None
-        if isinstance(value, float) and math.isfinite(value) and value == int(value):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not self.least <= value <= self.most:
-            raise ValueError(f"got {node.described()}; wanted a whole number from {self.least:,} to {self.most:,}; write it in digits")
-        return value
+        value = _number(node)
+        if value is not None and value == int(value) and self.least <= value <= self.most:
+            return int(value)
+        raise ValueError(
+            f"got {node.described()}; wanted a whole number from {self.least:,} to {self.most:,}; write digits"
+        )
 
     def schema(self) -> dict[str, Any]:
         names = ["integer", "null"] if self.optional else "integer"
@@ -55,13 +64,13 @@ class Real:
     exclusive: bool = False
 
     def read(self, node: Node) -> float:
-        value = node.value
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-            above = value > self.least if self.exclusive else value >= self.least
-            if above and value <= self.most:
-                return float(value) + 0.0  # -0.0 becomes 0.0, which is the same setting
+        value = _number(node)
+        if value is not None and self.least <= value <= self.most and not (self.exclusive and value == self.least):
+            return float(value) + 0.0  # -0.0 becomes 0.0, which is the same setting
         start = "above" if self.exclusive else "from"
-        raise ValueError(f"got {node.described()}; wanted a number {start} {self.least:g} to {self.most:g}; write it like 0.1 or 1e-3")
+        raise ValueError(
+            f"got {node.described()}; wanted a number {start} {self.least:g} to {self.most:g}; write 0.1 or 1e-3"
+        )
 
     def schema(self) -> dict[str, Any]:
         return {"type": "number", "exclusiveMinimum" if self.exclusive else "minimum": self.least, "maximum": self.most}
@@ -72,13 +81,14 @@ class Share:
     """GPUs of one trial: a fraction of one, or a whole number of them."""
 
     def read(self, node: Node) -> float | None:
-        value = node.value
-        if value is None:
+        if node.value is None:
             return None
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-            if 0 <= value <= 1 or (value <= 1024 and value == int(value)):
-                return float(value)
-        raise ValueError(f"got {node.described()}; wanted a number from 0 to 1, or a whole number of GPUs; write 0.5 for two trials on one GPU")
+        value = _number(node)
+        if value is not None and (0 <= value <= 1 or (1 < value <= 1024 and value == int(value))):
+            return float(value)
+        raise ValueError(
+            f"got {node.described()}; wanted 0 to 1, or a whole number of GPUs; write 0.5 for two trials on a GPU"
+        )
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": ["integer", "null"], "minimum": 0}]}
@@ -106,7 +116,9 @@ class Choice:
     def read(self, node: Node) -> str:
         if isinstance(node.value, str) and node.value in self.words:
             return node.value
-        raise ValueError(f"got {node.described()}; wanted one of {', '.join(self.words)}; {nearest(node.value, self.words)}")
+        raise ValueError(
+            f"got {node.described()}; wanted one of {', '.join(self.words)}; {nearest(node.value, self.words)}"
+        )
 
     def schema(self) -> dict[str, Any]:
         return {"enum": list(self.words)}
@@ -132,11 +144,15 @@ class Epochs:
 
     def read(self, node: Node) -> tuple[int, ...]:
         if not isinstance(node.value, list):
-            raise ValueError(f"got {node.described()}; wanted a list of epochs; write it like [100, 150], or [] for none")
+            raise ValueError(
+                f"got {node.described()}; wanted a list of epochs; write it like [100, 150], or [] for none"
+            )
         if any(isinstance(entry.value, list) for entry in node.value):
-            raise ValueError(f"got {node.described()}; wanted one list of epochs; to try several lists, write {{grid: [[100, 150], [60, 120]]}}")
+            raise ValueError(
+                f"got {node.described()}; wanted one list; for several, write {{grid: [[100, 150], [60, 120]]}}"
+            )
         epochs = [Whole(1, 1_000_000).read(entry) for entry in node.value]
-        if any(a is None or b is None or a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+        if any(a is None or b is None or a >= b for a, b in itertools.pairwise(epochs)):
             raise ValueError(f"got {node.described()}; wanted epochs in ascending order; sort them and drop repeats")
         return tuple(epoch for epoch in epochs if epoch is not None)
 
@@ -204,7 +220,7 @@ TRAINING_KEYS: Mapping[str, Key] = {
 
 CACHE_KEY = Key(
     Choice(("auto", "table", "live")),
-    "ask the teacher once about every view and keep the answers (table), at every step (live), or what is faster (auto)",
+    "ask the teacher once about every view and keep the answers (table), at every step (live), or the faster (auto)",
     "auto",
 )
 
@@ -222,7 +238,9 @@ STUDENT_KEYS: Mapping[str, Key] = {
 TEACHER_KEYS: Mapping[str, Key] = {
     "model": Key(Model(), "the teacher's model"),
     "seed": SEED_KEY,
-    "dataset": Key(Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"),
+    "dataset": Key(
+        Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
+    ),
     "weights": Key(FilePath(), "weights that you have (safetensors or a plain state dict), instead of training"),
 }
 
@@ -241,6 +259,8 @@ EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KE
 TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DATA_KEYS}
 
 RESOURCE_KEYS: Mapping[str, Key] = {
-    "gpus_per_trial": Key(Share(), "GPUs of one trial, may be a fraction", default_doc="1 where there is a GPU, else 0"),
+    "gpus_per_trial": Key(
+        Share(), "GPUs of one trial, may be a fraction", default_doc="1 where there is a GPU, else 0"
+    ),
     "cpus_per_trial": Key(Whole(1, 1024), "CPU cores of one trial", 1),
 }

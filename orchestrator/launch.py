@@ -6,12 +6,16 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator import results
 from orchestrator.plan import Plan, make_plan
 from orchestrator.records import State, TrialRecord
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
+
+if TYPE_CHECKING:
+    from orchestrator.trial import Job
 
 DEFAULT_STORAGE = "runs"
 DEFAULT_DATA = "data"
@@ -79,7 +83,7 @@ def launch(
     return Outcome(plan, tuple(rows), len(to_do))
 
 
-def _jobs(plan: Plan, storage: Storage) -> list:
+def _jobs(plan: Plan, storage: Storage) -> list[Job]:
     from orchestrator.trial import Job
 
     commit = _git_commit(Path(plan.source).absolute().parent)

@@ -169,7 +169,7 @@ def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
             for teacher in experiment.teachers
             for mapping in _product(teacher.axes)
         ]
-        for teacher in teachers or [None]:
+        for teacher in teachers or (None,):
             yield _config({"seed": 0, **recipe, **own}, teacher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -54,7 +55,7 @@ def run_ray(run: Run, watch: Watch, say: Callable[[str], None]) -> None:
 def _cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources."""
     try:
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"at {address!r} cannot be joined" if address else "could not be started here"

@@ -1,4 +1,4 @@
-"""Result tables in the published form: one per pair and dataset, every run in a row, mean ± standard deviation with n."""
+"""Result tables in the published form: one per pair and dataset, a row a run, mean ± standard deviation with n."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def _blocks(
         ordered = [row for group in table.groups for row in group.rows]
         cells = [[str(no), *_cells(row)] for no, row in enumerate(ordered, 1)]
         lines = [bullet + _mean_line(group) for group in table.groups]
-        lines += [f"{bullet}{row.trial_id} seed {row.seed} {row.state}{_reason(row)}" for row in ordered if not _done(row)]
+        lines += [
+            f"{bullet}{row.trial_id} seed {row.seed} {row.state}{_reason(row)}" for row in ordered if not _done(row)
+        ]
         body = f"{heading}{table.title}\n\n{grid(PUBLISHED_COLUMNS, cells)}\n\n" + "\n".join(lines)
         blocks.append(body)
     return "\n\n".join(blocks) + "\n" if blocks else "no trials yet\n"
@@ -158,7 +160,9 @@ def _reason(row: TrialRecord) -> str:
 
 
 def _mean_line(group: Group) -> str:
-    parts = [f"{name} {group.statistic(column) or '-'}" for name, column in (("acc", "acc"), ("last epoch", "last_acc"))]
+    parts = [
+        f"{name} {group.statistic(column) or '-'}" for name, column in (("acc", "acc"), ("last epoch", "last_acc"))
+    ]
     if selected := group.statistic("selected_acc"):
         parts.append(f"selected on the held-out split {selected}")
     return f"{group.label}: " + ", ".join(parts)
@@ -189,7 +193,7 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
 
 def _render_csv(rows: Sequence[TrialRecord]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, [name for name in TrialRecord.__slots__], lineterminator="\n")
+    writer = csv.DictWriter(out, list(TrialRecord.__slots__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(_plain(row) for row in rows)
     return out.getvalue()

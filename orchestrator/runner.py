@@ -70,6 +70,7 @@ def gpus_of(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> float
 
 
 def described(gpus: float, resources: Resources, where: str) -> str:
+    """What one trial trains on, said plainly."""
     if gpus:
         return f"each trial trains on {gpus:g} GPU, {where}"
     return f"no GPU is used: each trial trains on {resources.cpus_per_trial} CPU core(s), {where}"

@@ -174,8 +174,11 @@ class _Reader:
         node = root.value.get("recipe")
         got: dict[str, Value] = {}
         if node is not None and node.value is not None and self._is_mapping(node, "recipe", keys.RECIPE_KEYS):
-            got = {name: value for name, child in self._known(node, keys.RECIPE_KEYS, "recipe")
-                   if (value := self._shared(keys.RECIPE_KEYS[name], child, f"recipe.{name}"))}
+            got = {
+                name: value
+                for name, child in self._known(node, keys.RECIPE_KEYS, "recipe")
+                if (value := self._shared(keys.RECIPE_KEYS[name], child, f"recipe.{name}"))
+            }
         place = node.place if node is not None else root.place
         recipe = {name: Value(key.default, place, f"recipe.{name}") for name, key in keys.RECIPE_KEYS.items()}
         if "milestones" not in got:
@@ -185,7 +188,9 @@ class _Reader:
     def _shared(self, key: Key, node: Node, path: str) -> Value | None:
         natural = isinstance(key.kind, keys.Epochs)
         if _grid(node) is not None or (isinstance(node.value, list) and not natural):
-            message = "got a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
+            message = (
+                "got a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
+            )
             self.faults.append(node.place.fault(path, message))
             return None
         return self._value(key, node, path)
@@ -268,7 +273,7 @@ class _Reader:
             try:
                 digests[value.value] = _digest_file(self.path.parent / value.value)
             except OSError as error:
-                message = f"{shorten(value.value)!r} cannot be read ({error.strerror}); the path is relative to the study file"
+                message = f"{shorten(value.value)!r} cannot be read ({error.strerror}); paths are relative to the file"
                 self.faults.append(value.fault(message))
         if "weights" in axes:
             for name in sorted(set(axes) & ({"seed"} | set(keys.TRAINING_KEYS))):
@@ -377,7 +382,7 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
             for dataset in datasets:
                 if stated.value != dataset.value:
                     message = (
-                        f"the teacher is for {stated.value}, its student for {dataset.value}; both see the same images: "
+                        f"the teacher is for {stated.value}, its student for {dataset.value}; they see the same images; "
                         "remove the teacher's dataset"
                     )
                     yield stated.fault(message)
@@ -421,12 +426,14 @@ def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
         facts = DATASETS[dataset.value]
         for padding in axes["crop_padding"]:
             if padding.value >= facts.side:
-                message = f"got {padding.value}; {dataset.value} has {facts.side}×{facts.side} images; use less than {facts.side}"
+                message = f"got {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
                 yield padding.fault(message)
         for name, most in (("limit_train", facts.train), ("limit_test", facts.test)):
             for limit in axes[name]:
                 if limit.value is not None and limit.value > most:
-                    message = f"got {limit.value:,}; {dataset.value} has {most:,} such images; use fewer, or remove {name}"
+                    message = (
+                        f"got {limit.value:,}; {dataset.value} has {most:,} such images; use fewer, or remove {name}"
+                    )
                     yield limit.fault(message)
         for holdout in axes["holdout"]:
             for limit in axes["limit_train"]:

@@ -132,7 +132,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"{path} cannot be written ({error.strerror or error}); make room or mend the folder, then go on")
+    return StorageError(
+        f"{path} cannot be written ({error.strerror or error}); make room or mend the folder, then go on"
+    )
 
 
 def _umask() -> int:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models
-from models.resnet import ResNet
+from models.resnet import WIDTHS, ResNet
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import TeacherError
@@ -104,9 +102,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         message = f"{path} is neither whole safetensors nor a plain state dict ({reason}); save it again as one of them"
         raise TeacherError(message) from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TeacherError(f"{path} holds something else than tensors by name; save model.state_dict() alone")
+    if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
+        raise TeacherError(f"{path} holds something else than plain tensors by name; save model.state_dict() alone")
     return state
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a dense tensor with numbers of its own, neither quantised nor sparse nor a meta tensor."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 def save_weights(model: ResNet, path: Path) -> None:
@@ -135,15 +143,17 @@ def open_table(key: TableKey, config: TrialConfig, data: Data, storage: Storage,
     with storage.lock(f"table-{key.teacher_id}-{key.name}"):
         if not _is_whole(key, wanted, storage):
             _build(key, load_teacher(config, storage, device), data, wanted, storage)
-    return TableTeacher(_map(storage.table(key)).to(device), key.answers)
+    return TableTeacher(_map(storage.table(key), wanted["shape"]).to(device), key.answers)
 
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
     facts = DATASETS[config.dataset]
+    width = facts.classes if key.answers == "logits" else WIDTHS[-1]
     return {
         "format": TABLE_FORMAT,
         "dtype": "float16",
+        "shape": [key.views, key.images, width],
         "key": key_facts(key),
         "model": config.student,
         "weights": _sha256(storage.weights(key.teacher_id)),
@@ -159,7 +169,9 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise TeacherError(f"{path} cannot be read ({error.strerror}); launch the study again, which trains it") from None
+        raise TeacherError(
+            f"{path} cannot be read ({error.strerror}); launch the study again, which trains it"
+        ) from None
 
 
 def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
@@ -169,8 +181,7 @@ def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
 
 def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage) -> None:
     with replacing(storage.table(key)) as part:
-        width = model.fc.out_features if key.answers == "logits" else model.fc.in_features
-        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(key.views, key.images, width))
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=tuple(wanted["shape"]))
         for view, start, answers in _ask_everything(key, model, data):
             table[view, start : start + len(answers)] = answers.half().cpu().numpy()
         table.flush()
@@ -212,33 +223,27 @@ def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
     if wrong.any():
         raise TeacherError(
             f"table {key.name} of teacher {key.teacher_id}: {int(wrong.any(1).sum())} of {_SAMPLE} sampled answers are "
-            f"not the teacher's, the largest difference is {float(difference.max()):.3g}; remove the table's two files, "
-            "and the next launch builds it anew"
+            f"not the teacher's, the largest difference is {float(difference.max()):.3g}; remove its two files, and "
+            "the next launch builds it anew"
         )
     return float(difference.max())
 
 
-def _map(path: Path) -> Tensor:
-    with _naming(path):
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))  # copy on write: nobody can change it
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _map(path: Path, shape: Sequence[int]) -> Tensor:
     try:
-        yield
-    except (OSError, ValueError, EOFError, safetensors.SafetensorError) as error:
-        message = f"{path} is damaged ({error}); remove it, and the next launch builds it anew"
-        raise TeacherError(message) from None
+        table = np.lib.format.open_memmap(path, mode="c")  # copy on write: nobody can change it
+        if table.dtype != np.float16 or list(table.shape) != list(shape):
+            raise ValueError(f"got {table.dtype} of shape {table.shape}, wanted float16 of shape {tuple(shape)}")
+    except Exception as error:  # a damaged header makes NumPy raise errors of several types
+        raise TeacherError(f"{path} is damaged ({error}); remove it, and the next launch builds it anew") from None
+    return torch.from_numpy(table)
 
 
 def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device) -> float:
     """Repeats the check of a stored table; returns the largest difference. Raises TeacherError where it is wrong."""
-    if not _is_whole(key, _facts(key, config, storage), storage):
+    wanted = _facts(key, config, storage)
+    if not _is_whole(key, wanted, storage):
         path = storage.table(key)
         raise TeacherError(f"{path} was made from something else than this teacher; remove it and its .json beside it")
-    table = _map(storage.table(key))
-    shape = (key.views, key.images)
-    if table.shape[:2] != shape:
-        raise TeacherError(f"{storage.table(key)} has shape {tuple(table.shape)}, wanted {shape}; remove it")
+    table = _map(storage.table(key), wanted["shape"])
     return compare(table, key, load_teacher(config, storage, device), data)

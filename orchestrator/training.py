@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, 3, S, S], normalised
     labels: Tensor  # [B]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     view: Tensor
 
 
@@ -65,18 +65,20 @@ def train(model: ResNet, loss: Loss, data: Data, config: TrialConfig, answers: A
         for batch in batches(padded, data, config, epoch):
             with_teacher |= step(model, loss, optimizer, batch, answers(batch), sums)
         images = len(data.train)
-        total, ce, kd, correct = (amount / images for amount in sums.tolist())  # training waits for the device here alone
+        total, ce, kd, correct = (
+            amount / images for amount in sums.tolist()
+        )  # training waits for the device here alone
         trained = time.perf_counter() - start
         if not math.isfinite(total):
-            raise DivergedError(f"epoch {epoch}: the mean training loss is {total}; try a smaller lr than {config.lr:g}")
+            raise DivergedError(
+                f"epoch {epoch}: the mean training loss is {total}; try a smaller lr than {config.lr:g}"
+            )
         test = evaluate(model, data.test, data)
         val = evaluate(model, data.val, data).acc if data.val else None
         seconds = time.perf_counter() - start
         kd_loss = kd if with_teacher else None
         train_acc = 100 * correct
-        yield EpochRecord(
-            epoch, lr, total, ce, kd_loss, train_acc, test.loss, test.acc, val, seconds, images / trained
-        )
+        yield EpochRecord(epoch, lr, total, ce, kd_loss, train_acc, test.loss, test.acc, val, seconds, images / trained)
 
 
 def step(
@@ -94,7 +96,7 @@ def step(
     student = model.embed(batch.images)
     terms = loss(student, batch.labels, answers)
     optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()
+    terms.total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     with torch.no_grad():
         kd = torch.zeros_like(terms.ce) if terms.kd is None else terms.kd

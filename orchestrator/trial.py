@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -91,7 +91,7 @@ class Job:
         )
 
 
-def run_trial(job: Job) -> Iterator[EpochRecord | TrialRecord]:
+def run_trial(job: Job) -> Generator[EpochRecord | TrialRecord]:
     """Trains one trial; yields a record an epoch and at last the trial's own, whose rows are then in the storage.
 
     A trial that fails ends with a record that says so; it raises nothing but what stops the process.
@@ -168,9 +168,7 @@ def _teacher_score(config: TrialConfig, limit_test: int | None, storage: Storage
     return evaluate(teacher.load_teacher(config, storage, device), images.test, images)
 
 
-def _measured(
-    row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: ResNet
-) -> TrialRecord:
+def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: ResNet) -> TrialRecord:
     row = replace(row, state=State.FINISHED, acc=final["last_acc"], **final)
     row = replace(row, params=sum(parameter.numel() for parameter in model.parameters()))
     return replace(row, **_summary(epochs))

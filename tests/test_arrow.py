@@ -72,7 +72,7 @@ def test_columns_have_their_types_and_the_file_its_facts(file: Path) -> None:
     schema = pq.read_schema(file)
     assert schema.names == list(COLUMNS)
     assert schema.types == [pa.string(), pa.int64(), pa.float64(), pa.timestamp("us", "UTC")]
-    assert schema.metadata["fact".encode()] == "ü".encode()
+    assert schema.metadata[b"fact"] == "ü".encode()
 
 
 def test_files_are_read_in_the_given_order(tmp_path: Path) -> None:

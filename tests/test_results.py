@@ -24,15 +24,61 @@ from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.storage import Storage, replacing
 
-PUBLISHED = "no method dataset student teacher start_time acc epoch nepoch lr batch_size".split()
+PUBLISHED = [
+    "no",
+    "method",
+    "dataset",
+    "student",
+    "teacher",
+    "start_time",
+    "acc",
+    "epoch",
+    "nepoch",
+    "lr",
+    "batch_size",
+]
 TRIALS = [
     *PUBLISHED,
-    *"trial_id study state error seed last_acc selected_acc top5 teacher_id teacher_acc agreement params".split(),
-    *"seconds images_per_second device host recipe kdctl_version torch_version ray_version git_commit".split(),
+    *[
+        "trial_id",
+        "study",
+        "state",
+        "error",
+        "seed",
+        "last_acc",
+        "selected_acc",
+        "top5",
+        "teacher_id",
+        "teacher_acc",
+        "agreement",
+        "params",
+    ],
+    *[
+        "seconds",
+        "images_per_second",
+        "device",
+        "host",
+        "recipe",
+        "kdctl_version",
+        "torch_version",
+        "ray_version",
+        "git_commit",
+    ],
 ]
-EPOCHS = (
-    "trial_id epoch lr train_loss ce_loss kd_loss train_acc test_loss test_acc val_acc seconds images_per_second".split()
-)
+EPOCHS = [
+    "trial_id",
+    "epoch",
+    "lr",
+    "train_loss",
+    "ce_loss",
+    "kd_loss",
+    "train_acc",
+    "test_loss",
+    "test_acc",
+    "val_acc",
+    "seconds",
+    "images_per_second",
+]
 TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "timestamp": pa.timestamp("us", "UTC")}
 
 VALUES: dict[type, st.SearchStrategy[Any]] = {

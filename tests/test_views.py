@@ -30,7 +30,8 @@ def reference(image: NDArray[np.uint8], view: int, padding: int) -> NDArray[np.u
 
 
 @pytest.mark.parametrize(
-    ("padding", "flip", "size"), [(4, True, 162), (4, False, 81), (1, False, 9), (1, True, 18), (0, True, 2), (0, False, 1)]
+    ("padding", "flip", "size"),
+    [(4, True, 162), (4, False, 81), (1, False, 9), (1, True, 18), (0, True, 2), (0, False, 1)],
 )
 def test_size(padding: int, flip: bool, size: int) -> None:
     assert ViewSpace(padding, flip).size == size

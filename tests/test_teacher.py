@@ -1,0 +1,506 @@
+"""The cached teacher: table against live answers, what the checks catch, who builds, and weights files of all kinds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import losses
+import models
+from models.resnet import ResNet
+from orchestrator import data, teacher, training
+from orchestrator.data import Data
+from orchestrator.errors import TeacherError
+from orchestrator.records import TableKey, TrialConfig
+from orchestrator.storage import Storage
+from orchestrator.teacher import LiveTeacher, TableTeacher
+from orchestrator.training import Answers
+from orchestrator.views import ViewSpace
+
+CPU = torch.device("cpu")
+HALF = 2.0**-11  # the rounding to float16, relative
+MakeConfig = Callable[..., TrialConfig]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A trained teacher in a storage, and the images of its students."""
+
+    storage: Storage
+    config: TrialConfig
+    model: ResNet
+    data: Data
+
+    def key(self, answers: str = "logits", flip: bool = False) -> TableKey:
+        return TableKey(self.config.trial_id(), answers, 1, flip, 128)
+
+    def open(self, key: TableKey) -> TableTeacher:
+        return teacher.open_table(key, self.config, self.data, self.storage, CPU)
+
+    def verify(self, key: TableKey) -> float:
+        return teacher.verify(key, self.config, self.data, self.storage, CPU)
+
+
+def fresh(seed: int = 0) -> ResNet:
+    return training.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
+
+
+@pytest.fixture(scope="module")
+def trained(digits_storage: Storage, make_config: MakeConfig) -> ResNet:
+    config = make_config(epochs=2)
+    model = fresh()
+    list(training.train(model, losses.build("base"), data.load(config, digits_storage, CPU), config, teacher.no_answers))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def taught(storage: Storage, make_config: MakeConfig, trained: ResNet) -> Taught:
+    config = make_config(epochs=2)
+    teacher.save_weights(trained, storage.weights(config.trial_id()))
+    return Taught(storage, config, trained, data.load(config, storage, CPU))
+
+
+# The table.
+
+
+@pytest.mark.parametrize("answers", ["logits", "pooled"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bool) -> None:
+    key = taught.key(answers, flip)
+    table, live = taught.open(key), LiveTeacher(taught.model, (answers,))
+    assert table.table.shape == (key.views, 128, {"logits": 10, "pooled": 64}[answers])
+    assert table.table.dtype == torch.float16
+    config = replace(taught.config, flip=flip)
+    padded = ViewSpace(1, flip).pad(taught.data.train.pixels)
+    for epoch in (1, 2, 3):
+        for batch in training.batches(padded, taught.data, config, epoch):
+            stored, asked = table(batch), live(batch)
+            assert stored.keys() == asked.keys() == {answers}
+            assert stored[answers].dtype == torch.float32
+            torch.testing.assert_close(stored[answers], asked[answers], rtol=HALF, atol=1e-5)
+            assert not stored[answers].requires_grad and not asked[answers].requires_grad
+
+
+def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
+    model = teacher.load_teacher(taught.config, taught.storage, CPU)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    padded = ViewSpace(1, False).pad(taught.data.train.pixels)
+    batch = next(training.batches(padded, taught.data, taught.config, 1))
+    said = LiveTeacher(model, ("logits", "pooled"))(batch)
+    assert torch.equal(said["logits"], taught.model.embed(batch.images).logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert teacher.no_answers(batch) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("logit", {}), ("logit", {"match": "pooled"}), ("logit", {"ce_weight": 0.0}), ("st", {})]
+)
+def test_student_of_the_table_is_the_student_of_the_teacher(
+    taught: Taught, make_config: MakeConfig, method: str, options: dict[str, Any]
+) -> None:
+    config = make_config(method=method, epochs=2, seed=5, lr=0.02)
+    (answers,) = losses.METHODS[method].needs({**losses.METHODS[method].defaults(), **options})
+
+    def losses_of(ask: Answers) -> list[tuple[float, float, float | None]]:
+        records = training.train(fresh(5), losses.build(method, **options), taught.data, config, ask)
+        return [(record.train_loss, record.ce_loss, record.kd_loss) for record in records]
+
+    live = losses_of(LiveTeacher(taught.model, (answers,)))
+    table = losses_of(taught.open(taught.key(answers)))
+    for first, second in zip(live, table, strict=True):
+        assert second == pytest.approx(first, rel=2e-3)
+    # Answers to other views are another teacher, as what others cache, and the tolerance does tell.
+    other = TableTeacher(taught.open(taught.key(answers)).table.roll(3, 0), answers)
+    assert losses_of(other)[-1] != pytest.approx(live[-1], rel=2e-3)
+
+
+def other_image(table: Tensor) -> None:
+    table[4] = table[4].roll(1, 0)
+
+
+def other_view(table: Tensor) -> None:
+    table[[2, 6]] = table[[6, 2]]
+
+
+def corrupted_block(table: Tensor) -> None:
+    table[3, 64:] += 0.05  # far below what a glance would see, far above the rounding
+
+
+def no_numbers(table: Tensor) -> None:
+    table[0] = torch.nan
+
+
+def never_written(table: Tensor) -> None:
+    table[8] = 0
+
+
+def too_large(table: Tensor) -> None:
+    table[5] = torch.inf
+
+
+DAMAGES = [other_image, other_view, corrupted_block, no_numbers, never_written, too_large]
+
+
+@pytest.mark.parametrize("answers", ["logits", "pooled"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_compare_catches(taught: Taught, answers: str, damage: Callable[[Tensor], None]) -> None:
+    key = taught.key(answers)
+    table = taught.open(key).table.clone()
+    assert teacher.compare(table, key, taught.model, taught.data) < 0.01
+    damage(table)
+    with pytest.raises(TeacherError, match=rf"table {key.name} of teacher {key.teacher_id}: \d+ of 1000 sampled"):
+        teacher.compare(table, key, taught.model, taught.data)
+
+
+def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    key = taught.key()
+    table = taught.open(key).table
+    draw = teacher.secrets.randbits
+    monkeypatch.setattr(teacher.secrets, "randbits", lambda bits: seeds.append(draw(bits)) or seeds[-1])
+    for _ in range(3):
+        teacher.compare(table, key, taught.model, taught.data)
+    assert len(set(seeds)) == 3
+
+
+def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = taught.key()
+    ask = teacher._ask_everything
+    monkeypatch.setattr(
+        teacher, "_ask_everything", lambda *given: ((view, start, 0 * answers) for view, start, answers in ask(*given))
+    )
+    with pytest.raises(TeacherError, match="are not the teacher's"):
+        taught.open(key)
+    assert list(taught.storage.table(key).parent.iterdir()) == []
+
+
+def test_verify_repeats_the_check(taught: Taught) -> None:
+    key = taught.key()
+    taught.open(key)
+    assert 0 < taught.verify(key) < 0.01
+    assert list(taught.storage.tables()) == [key]
+    facts = json.loads(taught.storage.table_facts(key).read_text())
+    assert 0 < facts["largest_difference"] < 0.01
+    table = np.load(taught.storage.table(key), mmap_mode="r+")
+    table[:, ::2] += 1
+    table.flush()
+    with pytest.raises(TeacherError, match="are not the teacher's"):
+        taught.verify(key)
+
+
+def test_verify_sees_other_weights(taught: Taught) -> None:
+    key = taught.key()
+    taught.open(key)
+    teacher.save_weights(fresh(1), taught.storage.weights(key.teacher_id))
+    with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
+        taught.verify(key)
+
+
+def test_verify_of_a_table_without_teacher(taught: Taught) -> None:
+    key = taught.key()
+    taught.open(key)
+    taught.storage.weights(key.teacher_id).unlink()
+    with pytest.raises(TeacherError, match="cannot be read"):
+        taught.verify(key)
+
+
+FACTS: list[tuple[str, object]] = [
+    ("format", 0),
+    ("dtype", "float32"),
+    ("shape", [9, 128, 11]),
+    ("weights", "0" * 64),
+    ("model", "resnet_32_14"),
+    ("dataset_digest", "0" * 12),
+    ("mean", [0.0] * 3),
+    ("std", [1.0] * 3),
+    ("key", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), FACTS)
+def test_other_facts_are_another_table(taught: Taught, name: str, value: object) -> None:
+    key = taught.key()
+    taught.open(key)
+    path = taught.storage.table_facts(key)
+    facts = json.loads(path.read_text())
+    assert facts["made_from"][name] != value
+    facts["made_from"][name] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(TeacherError, match="was made from something else"):
+        taught.verify(key)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"made_from": 1}', None])
+def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
+    key = taught.key()
+    taught.open(key)
+    path = taught.storage.table_facts(key)
+    path.unlink() if text is None else path.write_text(text)
+    assert list(taught.storage.tables()) == []
+    with pytest.raises(TeacherError, match="was made from something else"):
+        taught.verify(key)
+    taught.open(key)  # builds it anew
+    assert taught.verify(key) < 0.01
+
+
+WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fewer views": lambda table: table[:-1],
+    "fewer images": lambda table: table[:, :-1],
+    "fewer classes": lambda table: table[..., :-1],
+    "one class": lambda table: table[..., :1],
+    "one class for all": lambda table: table[..., 0],
+    "all in a row": lambda table: table.reshape(-1),
+    "other numbers": lambda table: table.astype(np.float32),
+    "other byte order": lambda table: table.astype(">f2"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_table_of_another_shape(taught: Taught, wrong: str) -> None:
+    key = taught.key()
+    path = taught.storage.table(key)
+    taught.open(key)
+    np.save(path, WRONG[wrong](np.load(path)))
+    for attempt in (taught.verify, taught.open):
+        with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is damaged \(got .*wanted float16"):
+            attempt(key)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[:5],
+        lambda raw: raw[:60],
+        lambda raw: raw[:128],
+        lambda raw: raw[:-1],
+        lambda raw: b"PK\x03\x04" + raw[4:],  # NumPy would take it for an .npz
+        lambda raw: raw[:20] + b"(" + raw[21:],
+        lambda raw: raw[:11] + b"b" + raw[12:],
+        lambda raw: pickle.dumps(np.zeros(3)),
+    ],
+)
+def test_damaged_table_says_what_to_do(taught: Taught, damage: Callable[[bytes], bytes]) -> None:
+    key = taught.key()
+    path = taught.storage.table(key)
+    taught.open(key)
+    path.write_bytes(damage(path.read_bytes()))
+    for attempt in (taught.verify, taught.open):
+        with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is damaged .*; remove it"):
+            attempt(key)
+    path.unlink()  # as it says
+    taught.open(key)
+    assert taught.verify(key) < 0.01
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_ino, path.stat().st_mtime_ns
+
+
+def test_table_is_built_once(taught: Taught) -> None:
+    key = taught.key()
+    first = taught.open(key)
+    before = stamp(taught.storage.table(key)), stamp(taught.storage.table_facts(key))
+    again = taught.open(key)
+    assert (stamp(taught.storage.table(key)), stamp(taught.storage.table_facts(key))) == before
+    assert torch.equal(first.table, again.table)
+    again.table.zero_()  # a private copy of the pages it wrote to
+    assert torch.equal(taught.open(key).table, first.table)
+
+
+def test_other_weights_build_it_anew(taught: Taught) -> None:
+    key = taught.key()
+    before = taught.open(key).table.clone()
+    teacher.save_weights(fresh(1), taught.storage.weights(key.teacher_id))
+    assert not torch.allclose(taught.open(key).table, before, atol=1e-2)
+    assert taught.verify(key) < 0.01
+
+
+def open_at_once(
+    barrier: multiprocessing.synchronize.Barrier, log: Path, key: TableKey, config: TrialConfig, storage: Storage
+) -> None:
+    """What each of two processes does; every build leaves a file."""
+    torch.set_num_threads(1)
+    build = teacher._build
+
+    def counted(*given: Any) -> None:
+        (log / str(os.getpid())).touch()
+        build(*given)
+
+    teacher._build = counted  # type: ignore[assignment]
+    images = data.load(config, storage, CPU)
+    barrier.wait(60)
+    table = teacher.open_table(key, config, images, storage, CPU)
+    assert table.table.shape == (9, 128, 10)
+
+
+def test_two_processes_build_it_once(taught: Taught, tmp_path: Path) -> None:
+    log = tmp_path / "builds"
+    log.mkdir()
+    context = multiprocessing.get_context("spawn")
+    given = (context.Barrier(2), log, taught.key(), taught.config, taught.storage)
+    processes = [context.Process(target=open_at_once, args=given) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(list(log.iterdir())) == 1
+    assert taught.verify(taught.key()) < 0.01
+
+
+# Weights.
+
+State = dict[str, Any]
+
+
+def load(path: Path) -> ResNet:
+    return teacher.load_weights(path, "resnet_32_8", 10, CPU)
+
+
+def assert_same(model: ResNet, state: State) -> None:
+    loaded = model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+def test_weights_come_back(trained: ResNet, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "weights.safetensors"
+    teacher.save_weights(trained, path)
+    model = load(path)
+    assert_same(model, trained.state_dict())
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_plain_state_dict_loads_with_and_without_counters(trained: ResNet, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    state = trained.state_dict()
+    torch.save(state, path)
+    assert_same(load(path), state)
+    bare = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(bare) < len(state)
+    torch.save(bare, path)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(load(path)(images), trained(images))
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("form", ["zip", "old", "pickle"])
+def test_code_in_a_file_is_not_executed(tmp_path: Path, form: str) -> None:
+    path, marker = tmp_path / "weights.pt", tmp_path / "executed"
+    evil = {"fc.weight": Evil(marker)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(TeacherError, match="neither whole safetensors nor a plain state dict"):
+        load(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(evil))
+    assert marker.exists()  # it would have been executed
+
+
+def narrow(state: State) -> None:
+    state["fc.weight"] = state["fc.weight"][:5]
+
+
+UNFIT: dict[str, tuple[Callable[[State], object], list[str]]] = {
+    "missing": (lambda state: state.pop("bn1.weight"), ["bn1.weight is missing"]),
+    "unknown": (lambda state: state.update({"fc2.bias": torch.zeros(2)}), ["fc2.bias is unknown"]),
+    "renamed": (
+        lambda state: state.update({"linear.bias": state.pop("fc.bias")}),
+        ["fc.bias is missing", "linear.bias is unknown"],
+    ),
+    "shape": (narrow, ["fc.weight has shape (5, 64), wanted (10, 64)"]),
+    "nan": (lambda state: state["conv1.weight"].view(-1)[7:8].fill_(torch.nan), ["conv1.weight is not finite"]),
+    "infinite": (lambda state: state["bn1.running_var"][:1].fill_(torch.inf), ["bn1.running_var is not finite"]),
+    "empty": (lambda state: state.clear(), ["conv1.weight is missing", "more"]),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_weights_that_do_not_fit(trained: ResNet, tmp_path: Path, kind: str, form: str) -> None:
+    change, words = UNFIT[kind]
+    state = {name: tensor.clone().contiguous() for name, tensor in trained.state_dict().items()}
+    change(state)
+    path = tmp_path / "weights"
+    torch.save(state, path) if form == "torch" else teacher.save_file(state, path)
+    with pytest.raises(TeacherError) as caught:
+        load(path)
+    message = str(caught.value)
+    for word in (str(path), "does not fit resnet_32_8 with 10 classes", *words, "give weights of that model"):
+        assert word in message
+    assert "num_batches_tracked is missing" not in message
+
+
+def test_weights_of_another_model_list_the_first_faults(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    teacher.save_weights(models.build("resnet_32_14", 100), path)
+    with pytest.raises(TeacherError, match=r"layer1\.1\S+ is unknown; .*; .*; and \d+ more; give weights"):
+        load(path)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.5, 0.999])
+def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float) -> None:
+    path = tmp_path / "weights"
+    torch.save(trained.state_dict(), path) if form == "torch" else teacher.save_weights(trained, path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(kept * len(raw))])
+    with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is neither whole safetensors nor"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        torch.zeros(3),
+        {"epoch": 3},
+        {"state_dict": {"fc.bias": torch.zeros(10)}},
+        {"fc.bias": torch.zeros(10).to_sparse()},
+        {"fc.bias": torch.zeros(10, device="meta")},
+        {"fc.bias": torch.zeros(10, dtype=torch.complex64)},
+    ],
+    ids=["list", "tensor", "number", "nested", "sparse", "meta", "complex"],
+)
+def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(TeacherError, match="something else than plain tensors by name; save model.state_dict"):
+        load(path)
+
+
+def test_no_weights(taught: Taught, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="nothing.pt is missing"):
+        load(tmp_path / "nothing.pt")
+    with pytest.raises(TeacherError, match="neither whole safetensors"):
+        load(tmp_path)
+    taught.storage.weights(taught.config.trial_id()).unlink()
+    with pytest.raises(TeacherError, match="is missing; launch the study again"):
+        teacher.load_teacher(taught.config, taught.storage, CPU)

@@ -1,0 +1,259 @@
+"""The training loop: learning rate, batches, repeatability, divergence, evaluation, and a plain loop to compare with."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import losses
+import models
+from models.resnet import Outputs, ResNet
+from orchestrator import data, training
+from orchestrator.data import Data
+from orchestrator.errors import DivergedError
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.storage import Storage
+from orchestrator.teacher import no_answers
+from orchestrator.training import Batch
+from orchestrator.views import ViewSpace
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., TrialConfig]
+
+
+def load(config: TrialConfig, storage: Storage) -> Data:
+    return data.load(config, storage, CPU)
+
+
+def fresh(config: TrialConfig) -> ResNet:
+    return training.fresh_model(lambda: models.build(config.student, 10), config.seed, CPU)
+
+
+def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], ResNet]:
+    model = fresh(config)
+    records = list(training.train(model, losses.build("base"), load(config, storage), config, no_answers))
+    return records, model
+
+
+def epoch_of(config: TrialConfig, storage: Storage, epoch: int = 1) -> list[Batch]:
+    images = load(config, storage)
+    padded = ViewSpace(config.crop_padding, config.flip).pad(images.train.pixels)
+    return list(training.batches(padded, images, config, epoch))
+
+
+def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
+    return torch.cat([batch.index for batch in batches]).tolist(), torch.cat([batch.view for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("milestones", "wanted"),
+    [
+        ((), [0.1, 0.1, 0.1, 0.1, 0.1]),
+        ((2, 4), [0.1, 0.1, 0.01, 0.01, 0.001]),
+        ((1,), [0.1, 0.01, 0.01, 0.01, 0.01]),
+        ((5, 9), [0.1, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_learning_rate(make_config: MakeConfig, milestones: tuple[int, ...], wanted: list[float]) -> None:
+    config = make_config(lr=0.1, gamma=0.1, milestones=milestones)
+    assert [training.learning_rate(config, epoch) for epoch in range(1, 6)] == pytest.approx(wanted)
+
+
+def test_learning_rate_is_what_the_steps_take(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=2, milestones=(1,), gamma=0.0, momentum=0.0, limit_train=32)
+    records, model = run(config, digits_storage)
+    once, one = run(replace(config, epochs=1), digits_storage)
+    assert [record.lr for record in records] == [0.05, 0.0]
+    # At a rate of nought the second epoch changes nothing.
+    assert all(torch.equal(first, second) for first, second in zip(model.parameters(), one.parameters(), strict=True))
+    assert [record.epoch for record in once] == [1]
+
+
+def test_batches_hold_every_image_once(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(batch_size=50, flip=True)
+    found = epoch_of(config, digits_storage)
+    index, view = order(found)
+    assert [len(batch.labels) for batch in found] == [50, 50, 28]
+    assert sorted(index) == list(range(128))
+    assert set(view) == set(range(18))  # 128 draws of 18 miss one with probability 1 %, and the seed is fixed
+
+
+def test_batches_are_the_images_they_name(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(flip=True)
+    images = load(config, digits_storage)
+    padded = ViewSpace(1, True).pad(images.train.pixels)
+    for batch in epoch_of(config, digits_storage):
+        assert torch.equal(batch.labels, images.train.labels[batch.index])
+        assert torch.equal(batch.images, images.normalise(padded.take(batch.index, batch.view)))
+
+
+def test_batches_follow_from_seed_and_epoch_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(seed=1)
+    wanted = order(epoch_of(config, digits_storage, 2))
+    torch.manual_seed(7)
+    other = replace(config, lr=1.0, batch_size=7, student="resnet_32_14", method="logit", epochs=9)
+    assert order(epoch_of(other, digits_storage, 2)) == wanted
+    for seed, epoch in ((1, 1), (1, 3), (0, 2), (2, 1), (0, 3), (3, 0)):
+        index, view = order(epoch_of(replace(config, seed=seed), digits_storage, epoch))
+        assert index != wanted[0] and view != wanted[1]
+
+
+def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+    return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
+
+
+def test_training_twice_is_the_same(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=2, holdout=28, flip=True)
+    first, model = run(config, digits_storage)
+    torch.rand(3)  # the global generator has no part in it
+    second, again = run(config, digits_storage)
+    assert timeless(first) == timeless(second)
+    assert all(record.seconds > 0 and record.images_per_second > 0 for record in first)
+    state = again.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert timeless(run(replace(config, seed=1), digits_storage)[0]) != timeless(first)
+
+
+def test_first_epoch_does_not_depend_on_how_many_follow(digits_storage: Storage, make_config: MakeConfig) -> None:
+    short, long = (timeless(run(make_config(epochs=epochs), digits_storage)[0]) for epochs in (1, 2))
+    assert short == long[:1]
+
+
+def test_it_learns(digits_storage: Storage, make_config: MakeConfig) -> None:
+    records, _ = run(make_config(epochs=6, limit_train=500), digits_storage)
+    assert records[-1].train_loss < records[0].train_loss / 2
+    assert records[-1].test_acc > 60  # of ten classes
+
+
+def test_records_without_teacher_or_holdout(digits_storage: Storage, make_config: MakeConfig) -> None:
+    (record,), _ = run(make_config(), digits_storage)
+    assert (record.epoch, record.kd_loss, record.val_acc) == (1, None, None)
+    assert record.train_loss == record.ce_loss
+
+
+def test_no_epochs(digits_storage: Storage, make_config: MakeConfig) -> None:
+    assert run(make_config(epochs=0), digits_storage)[0] == []
+
+
+def test_fresh_model_leaves_the_global_generator_alone(make_config: MakeConfig) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = fresh(make_config())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    again, other = fresh(make_config()), fresh(make_config(seed=1))
+    assert torch.equal(first.fc.weight, again.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_divergence_names_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(lr=1e6, weight_decay=0.1, epochs=20)
+    records = []
+    with pytest.raises(DivergedError, match="try a smaller lr than 1e\\+06") as caught:
+        for record in training.train(
+            fresh(config), losses.build("base"), load(config, digits_storage), config, no_answers
+        ):
+            records.append(record)
+    assert str(caught.value).startswith(f"epoch {len(records) + 1}: the mean training loss is ")
+
+
+def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: MakeConfig) -> None:
+    images = load(make_config(limit_train=530), digits_storage)  # one whole batch of evaluation and a short one
+    _, model = run(make_config(), digits_storage)
+    model.train()  # evaluation is to see to that itself
+    score = training.evaluate(model, images.train, images)
+    model.eval()
+    loss, right, among5, said = 0.0, 0, 0, []
+    with torch.no_grad():
+        for pixels, label in zip(images.train.pixels, images.train.labels.tolist(), strict=True):
+            logits = model(images.normalise(pixels[None]))[0]
+            ranks = sorted(range(10), key=lambda entry: -logits[entry].item())
+            loss -= F.log_softmax(logits, 0)[label].item()
+            right += ranks[0] == label
+            among5 += label in ranks[:5]
+            said.append(ranks[0])
+    assert score.loss == pytest.approx(loss / 530, rel=1e-4)
+    assert score.acc == 100 * right / 530
+    assert score.top5 == 100 * among5 / 530
+    assert score.said.tolist() == said
+    assert 0 < right < among5 < 530  # or the test would say little
+
+
+def test_evaluation_changes_no_weights(digits_storage: Storage, make_config: MakeConfig) -> None:
+    images = load(make_config(), digits_storage)
+    model = fresh(make_config())
+    before = copy.deepcopy(model.state_dict())
+    training.evaluate(model, images.test, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_accuracies_are_whole_numbers_of_images(digits_storage: Storage, make_config: MakeConfig) -> None:
+    (record,), _ = run(make_config(limit_train=91, limit_test=70, holdout=13), digits_storage)
+    assert record.val_acc is not None
+    for acc, images in ((record.train_acc, 78), (record.test_acc, 70), (record.val_acc, 13)):
+        right = acc * images / 100
+        assert right == pytest.approx(round(right), abs=1e-9)
+
+
+class Double(ResNet):
+    """Reckons in float64, where the order of a sum does not show after a few steps."""
+
+    def embed(self, x: Tensor) -> Outputs:
+        return super().embed(x.double())
+
+
+@pytest.mark.parametrize("method", ["base", "logit"])
+def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
+    config = make_config(batch_size=50, method=method)  # the last batch is short: it must weigh less in the means
+    images = load(config, digits_storage)
+    model = training.fresh_model(lambda: Double(8, 10).double(), config.seed, CPU)
+    plain = models.build(config.student, 10).double()
+    plain.load_state_dict(model.state_dict())
+    targets = torch.randn(128, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def answers(batch: Batch) -> dict[str, Tensor]:
+        return {"logits": targets[batch.index]} if method == "logit" else {}
+
+    (record,) = training.train(model, losses.build(method), images, config, answers)
+
+    velocities = [torch.zeros_like(parameter) for parameter in plain.parameters()]
+    total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
+    for batch in epoch_of(config, digits_storage):
+        logits = plain(batch.images.contiguous().double())
+        ce = -F.log_softmax(logits, 1)[range(len(batch.labels)), batch.labels].mean()
+        kd = ((logits - targets[batch.index]) ** 2).mean() if method == "logit" else torch.zeros(())
+        parameters = list(plain.parameters())
+        gradients = torch.autograd.grad(ce + kd, parameters)
+        with torch.no_grad():
+            for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
+                velocity.mul_(config.momentum).add_(gradient + config.weight_decay * parameter)
+                parameter -= config.lr * velocity
+        total += (ce + kd).item() * len(batch.labels)
+        ce_sum += ce.item() * len(batch.labels)
+        kd_sum += kd.item() * len(batch.labels)
+        right += int((logits.argmax(1) == batch.labels).sum())
+
+    assert record.train_loss == pytest.approx(total / 128, rel=1e-9)
+    assert record.ce_loss == pytest.approx(ce_sum / 128, rel=1e-9)
+    assert record.kd_loss == (pytest.approx(kd_sum / 128, rel=1e-9) if method == "logit" else None)
+    assert record.train_acc == pytest.approx(100 * right / 128)
+    for trained, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(trained, wanted)
+
+
+@pytest.mark.parametrize("function", [training.step, training.batches])
+def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"item", "cpu", "tolist", "numpy", "synchronize"}
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not calls & {"float", "int", "bool"}
