@@ -426,7 +426,9 @@ def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
         facts = DATASETS[dataset.value]
         for padding in axes["crop_padding"]:
             if padding.value >= facts.side:
-                message = f"got {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
+                message = (
+                    f"got {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
+                )
                 yield padding.fault(message)
         for name, most in (("limit_train", facts.train), ("limit_test", facts.test)):
             for limit in axes[name]:

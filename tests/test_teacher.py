@@ -111,7 +111,7 @@ def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
 def test_student_of_the_table_is_the_student_of_the_teacher(
     taught: Taught, make_config: MakeConfig, method: str, options: dict[str, Any]
 ) -> None:
-    config = make_config(method=method, epochs=2, seed=5, lr=0.02)
+    config = make_config(method=method, epochs=2, seed=5, lr=0.005)  # slow, so that roundings do not grow
     (answers,) = losses.METHODS[method].needs({**losses.METHODS[method].defaults(), **options})
 
     def losses_of(ask: Answers) -> list[tuple[float, float, float | None]]:
@@ -476,6 +476,7 @@ def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
     "content",
     [

@@ -1,0 +1,125 @@
+"""The docs say what the program says: printed tables, links, study files, and every line of code in the README."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from orchestrator.launch import launch
+from orchestrator.plan import make_plan
+from orchestrator.spec import load_study
+from orchestrator.storage import Storage
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
+
+
+def load_printer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("printed", ROOT / "docs" / "printed.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PRINTER = load_printer()
+
+
+@pytest.mark.parametrize("page", PRINTER.PAGES)
+def test_a_page_holds_what_the_program_prints(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert "<!-- printed: " in text
+    assert text == PRINTER.printed(text), "run `make docs`"
+
+
+def test_a_stale_block_is_noticed() -> None:
+    stale = "<!-- printed: methods -->\nold\n<!-- end -->"
+    assert "old" not in PRINTER.printed(stale)
+
+
+def test_the_schema_is_the_printed_one() -> None:
+    assert (ROOT / PRINTER.SCHEMA).read_text() == PRINTER.schema_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_study_in_the_docs_is_good(tmp_path: Path) -> None:
+    studies = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert studies
+    for text in studies:
+        (tmp_path / "study.yaml").write_text(text)
+        assert load_study(tmp_path / "study.yaml").experiments
+
+
+@pytest.mark.parametrize(
+    ("file", "trials"), [("experiments.yaml", 16), ("examples/digits.yaml", 10), ("examples/cifar_small.yaml", 7)]
+)
+def test_the_study_files_expand_as_the_docs_say(file: str, trials: int) -> None:
+    study = load_study(ROOT / file)
+    assert study.warnings == ()
+    assert len(make_plan(study).trials) == trials
+
+
+def test_commands_in_the_readme_exist() -> None:
+    from orchestrator.cli import cli
+
+    named = set(re.findall(r"^kdctl ([a-z]+)", README, re.MULTILINE)) | set(re.findall(r"`kdctl ([a-z]+)", README))
+    assert {"plan", "launch", "results", "teachers", "schema"} <= named <= set(cli.commands)
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make ([a-z]+)(?=[`\s])", README)) - {"and"}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) -> Path:
+    """A folder as a reader of the README has it: the examples, and results in `runs`."""
+    place = tmp_path_factory.mktemp("reader")
+    shutil.copytree(ROOT / "examples", place / "examples")
+    for name in ("runs", "runs-from-python"):
+        shutil.copytree(digits_storage.root / "datasets", place / name / "datasets")
+    outcome = launch(
+        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, quiet=True
+    )
+    assert outcome.is_complete
+    return place
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[1].split(".")[0])
+def test_every_line_of_python_in_the_readme_runs(snippet: str, folder: Path) -> None:
+    # The study of the last snippet is cut down: what is shown is that its lines run.
+    snippet = snippet.replace('"recipe.epochs=1"', ", ".join(f'"{setting}"' for setting in SMALL))
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_query_line_that_a_launch_prints_runs(folder: Path) -> None:
+    kdctl = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    again = subprocess.run(
+        [*kdctl, "launch", "examples/digits.yaml", "--inline", *settings],
+        cwd=folder, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    line = next(line for line in again.stdout.splitlines() if line.startswith("Query:"))
+    done = subprocess.run(
+        line.removeprefix("Query:"), shell=True, cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(method in done.stdout for method in ("base", "logit", "st"))
