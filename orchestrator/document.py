@@ -117,8 +117,9 @@ def parse(text: str, source: str) -> Node:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.reader.ReaderError as error:
-        place = _place_after(source, text[: error.position])
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[0])
+        # The error's own position counts bytes or characters, as the parser at hand does.
+        place = _place_after(source, text.partition(chr(character))[0])
         message = f"character U+{character:04X} is not allowed in YAML; remove it"
         raise StudyError([*builder.faults, place.fault("", message)]) from None
     except yaml.MarkedYAMLError as error:

@@ -39,8 +39,8 @@ def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
     place = Storage(Path(storage).absolute())
     study = load_study(study_file, settings)
-    states = results.read_states(place)
-    return make_plan(study, states, list(place.tables()))
+    trial_ids = [trial.trial_id for trial in make_plan(study).trials]  # a storage may hold many other studies
+    return make_plan(study, results.read_states(place, trial_ids), list(place.tables()))
 
 
 def launch(
@@ -94,13 +94,17 @@ def _jobs(plan: Plan, storage: Storage) -> list[Job]:
             study=plan.study,
             storage=str(storage.root),
             threads=plan.resources.cpus_per_trial,
-            weights=plan.weights.get(trial.config.weights or ""),
+            weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,
             ray_version=None,
         )
         for no, trial in enumerate(plan.trials, 1)
         if trial.state != "finished"
     ]
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).absolute()) if path else None  # a worker runs in another folder
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,8 +56,11 @@ def run_ray(run: Run, watch: Watch, say: Callable[[str], None]) -> None:
 def _cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources."""
     try:
+        if address:
+            _reach(address)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `Watcher`
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"at {address!r} cannot be joined" if address else "could not be started here"
         raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
@@ -65,6 +69,13 @@ def _cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at a `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _hide_token() -> None:

@@ -169,15 +169,15 @@ def _mean_line(group: Group) -> str:
 
 
 def _cells(row: TrialRecord) -> list[str]:
-    return [_cell(getattr(row, column)) for column in PUBLISHED_COLUMNS[1:]]
+    return [_cell(column, getattr(row, column)) for column in PUBLISHED_COLUMNS[1:]]
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return f"{value:.2f}" if isinstance(value, float) and value >= 1 else str(value)
+    return f"{value:.2f}" if column == "acc" else str(value)  # a setting is shown as it was set
 
 
 def _aligned(header: Sequence[str], rows: list[list[str]]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator import arrow
 from orchestrator.errors import StorageError
@@ -65,6 +65,7 @@ EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {
     "images_per_second": ("float", "training images a second, evaluation excluded"),
 }
 
+_Row = TypeVar("_Row")
 _FACTS = {"kdctl_schema": SCHEMA_VERSION}
 
 
@@ -90,9 +91,14 @@ def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    rows = _read(_files(storage.trial_rows(), trial_ids), list(TRIAL_COLUMNS))
-    names = [f.name for f in fields(TrialRecord)]
-    return [TrialRecord(**{**{name: row[name] for name in names}, "state": State(row["state"])}) for row in rows]
+    return _read(_files(storage.trial_rows(), trial_ids), list(TRIAL_COLUMNS), _record)
+
+
+def _record(row: dict[str, Any]) -> TrialRecord:
+    try:
+        return TrialRecord(**{**row, "state": State(row["state"])})
+    except ValueError:
+        raise arrow.UnreadableFile(f"holds a row in the state {row['state']!r}") from None
 
 
 def read_trial(storage: Storage, trial_id: str) -> TrialRecord | None:
@@ -105,7 +111,7 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    return _read(_files(storage.epoch_rows(), trial_ids), list(EPOCH_COLUMNS))
+    return _read(_files(storage.epoch_rows(), trial_ids), list(EPOCH_COLUMNS), dict)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -133,11 +139,11 @@ def _files(folder: Path, trial_ids: Collection[str] | None) -> list[Path]:
     return [found[trial_id] for trial_id in wanted]
 
 
-def _read(paths: Iterable[Path], columns: list[str]) -> list[dict[str, Any]]:
-    rows = []
+def _read(paths: Iterable[Path], columns: list[str], make: Callable[[dict[str, Any]], _Row]) -> list[_Row]:
+    rows: list[_Row] = []
     for path in paths:
         try:
-            rows += arrow.read_rows([path], columns)
+            rows += map(make, arrow.read_rows([path], columns))
         except arrow.UnreadableFile as error:
             raise StorageError(f"{path} {error}; launch its study again, which writes it anew") from None
     return rows

@@ -382,8 +382,8 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
             for dataset in datasets:
                 if stated.value != dataset.value:
                     message = (
-                        f"the teacher is for {stated.value}, its student for {dataset.value}; they see the same images; "
-                        "remove the teacher's dataset"
+                        f"the teacher is for {stated.value}, its student for {dataset.value}; "
+                        "they see the same images; remove the teacher's dataset"
                     )
                     yield stated.fault(message)
 

@@ -183,7 +183,11 @@ def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], sto
     with replacing(storage.table(key)) as part:
         table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=tuple(wanted["shape"]))
         for view, start, answers in _ask_everything(key, model, data):
-            table[view, start : start + len(answers)] = answers.half().cpu().numpy()
+            stored = answers.half()
+            if not torch.isfinite(stored).all():
+                message = f"teacher {key.teacher_id} answers with more than float16 holds (65,504)"
+                raise TeacherError(f"{message}; use another teacher, or set teacher_cache: live")
+            table[view, start : start + len(answers)] = stored.cpu().numpy()
         table.flush()
         error = compare(torch.from_numpy(table), key, model, data)
     write_json(storage.table_facts(key), {"made_from": wanted, "key": key_facts(key), "largest_difference": error})

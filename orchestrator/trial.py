@@ -105,6 +105,7 @@ def run_trial(job: Job) -> Generator[EpochRecord | TrialRecord]:
     epochs: list[EpochRecord] = []
     try:
         results.write_trial(storage, row)
+        results.write_epochs(storage, job.trial.trial_id, epochs)  # none yet: those of an earlier attempt go
         model = yield from _fit(job, storage, device, epochs)
         row = _measured(row, epochs, _final(job, storage, device, model), model)
         teacher.save_weights(model, storage.weights(job.trial.trial_id))
@@ -193,5 +194,7 @@ def _summary(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
 def _failed(row: TrialRecord, epochs: Sequence[EpochRecord], error: Exception) -> TrialRecord:
     message = str(error) if isinstance(error, KdctlError) else f"{type(error).__name__}: {error}"
     after = f" (after epoch {len(epochs)})" if epochs else ""
-    row = replace(row, state=State.FAILED, error=message + after)
+    # A path in the message may hold bytes that are no text, which Arrow would refuse.
+    text = (message + after).encode(errors="backslashreplace").decode()
+    row = replace(row, state=State.FAILED, error=text)
     return replace(row, last_acc=epochs[-1].test_acc if epochs else None, **_summary(epochs))

@@ -14,7 +14,7 @@ from orchestrator import data
 from orchestrator.records import TrialConfig
 from orchestrator.storage import Storage
 
-CPU = torch.device("cpu")
+torch.set_num_threads(1)  # models this small are slower on more, the more so on a busy machine
 
 TINY = TrialConfig(
     method="base",

@@ -17,9 +17,11 @@ from orchestrator import document
 from orchestrator.document import Node, Place
 from orchestrator.errors import Fault, StudyError
 
+# Beyond U+FFFF json.dumps writes two escapes for one character, which is JSON but not YAML.
+WORDS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=12,
 )
 # Fragments that mean something to YAML meet far more of the parser than evenly drawn characters.
@@ -95,7 +97,7 @@ def test_nan_is_a_number() -> None:
     ("text", "place", "part"),
     [
         ("a: 1\nb: 2\na: 3", "3:1", "key 'a' stands here again, first in line 1"),
-        ("x:\n  - {lr: 1, lr: 2}", "2:12", "key 'lr' stands here again, first in line 2"),
+        ("x:\n  - {lr: 1, lr: 2}", "2:13", "key 'lr' stands here again, first in line 2"),
         ("&k a: 1\n*k : 2", "2:1", "key 'a' stands here again, first in line 1"),
         ("? [1]\n: 2", "1:3", "a key is a list; keys are plain words"),
         ("&k 1: 2\n*k : 3", "2:1", "a key is the number 1; keys are plain words"),
@@ -141,7 +143,8 @@ def test_places_count_from_one_in_characters() -> None:
 
 
 def test_an_alias_is_the_anchored_value() -> None:
-    assert plain(document.parse("a: &x [1, 2]\nb: *x\nc: &x 3\nd: *x", "s")) == {"a": [1, 2], "b": [1, 2], "c": 3, "d": 3}
+    root = document.parse("a: &x [1]\nb: *x\nc: &x 3\nd: *x", "s")
+    assert plain(root) == {"a": [1], "b": [1], "c": 3, "d": 3}
 
 
 def test_exploding_aliases_are_refused_quickly() -> None:

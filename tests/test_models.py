@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
-from models.resnet import Outputs
+from models.resnet import Outputs, ResNet
 
 # Of the paper's architecture, counted by hand.
 PARAMETERS = {
@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 
 
-def seeded(name: str, classes: int, seed: int = 0) -> nn.Module:
+def seeded(name: str, classes: int, seed: int = 0) -> ResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build(name, classes)

@@ -83,9 +83,7 @@ def test_a_student_of_a_finished_teacher_starts_at_once(storage: Storage, make_c
     assert isinstance(seen[-1][1], TrialRecord) and seen[-1][1].state is State.FINISHED
 
 
-def test_a_stop_is_not_a_failed_trial(
-    storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_is_not_a_failed_trial(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(job: Job) -> None:
         raise KeyboardInterrupt
 
@@ -126,9 +124,7 @@ def test_gpus_are_what_was_asked_or_what_there_is(
         (Resources(), [], "0 GPUs and 1 CPU cores"),
     ],
 )
-def test_what_can_never_be_given_is_refused(
-    resources: Resources, nodes: list[dict[str, float]], numbers: str
-) -> None:
+def test_what_can_never_be_given_is_refused(resources: Resources, nodes: list[dict[str, float]], numbers: str) -> None:
     with pytest.raises(ResourceError) as caught:
         gpus_of(resources, nodes)
     assert numbers in str(caught.value)

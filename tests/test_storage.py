@@ -13,7 +13,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
@@ -283,6 +283,7 @@ def test_tables_passes_over_damaged_facts(tmp_path: Path, text: str) -> None:
     assert list(storage.tables()) == []
 
 
+@settings(deadline=None)
 @given(KEYS, TRIAL_IDS)
 def test_every_path_lies_below_the_root(key: TableKey, trial_id: str) -> None:
     storage = Storage(Path("storage"))
@@ -300,6 +301,7 @@ def test_every_path_lies_below_the_root(key: TableKey, trial_id: str) -> None:
         assert not path.name.startswith("."), "a name that readers would pass over"
 
 
+@settings(deadline=None)
 @given(KEYS, KEYS)
 def test_two_tables_of_one_teacher_never_share_a_name(first: TableKey, second: TableKey) -> None:
     second = replace(second, teacher_id=first.teacher_id)
@@ -307,6 +309,7 @@ def test_two_tables_of_one_teacher_never_share_a_name(first: TableKey, second: T
     assert (Storage(Path()).table(first) == Storage(Path()).table(second)) == (first == second)
 
 
+@settings(deadline=None)
 @given(KEYS)
 def test_a_key_is_one_view_for_each_flip_and_offset(key: TableKey) -> None:
     offsets = range(-key.crop_padding, key.crop_padding + 1)

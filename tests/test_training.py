@@ -1,4 +1,4 @@
-"""The training loop: learning rate, batches, repeatability, divergence, evaluation, and a plain loop to compare with."""
+"""The training loop: learning rate, batches, repeatability, divergence, evaluation, a plain loop to compare with."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
         with torch.no_grad():
             for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
                 velocity.mul_(config.momentum).add_(gradient + config.weight_decay * parameter)
-                parameter -= config.lr * velocity
+                parameter.sub_(config.lr * velocity)
         total += (ce + kd).item() * len(batch.labels)
         ce_sum += ce.item() * len(batch.labels)
         kd_sum += kd.item() * len(batch.labels)

@@ -1,0 +1,306 @@
+"""The command line: exit codes, messages a person can act on, data on standard output, and a light start."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from orchestrator import cli, report
+from orchestrator.errors import Interrupted
+from orchestrator.launch import launch
+from orchestrator.storage import Storage
+
+KDCTL = Path(sys.executable).with_name("kdctl")
+STUDY = """\
+study: tiny
+recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 0, flip: false}
+experiments:
+  - {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}
+  - {method: logit, dataset: digits, student: resnet_32_8, teacher: resnet_32_8, teacher_cache: table}
+resources: {gpus_per_trial: 0}
+"""
+COMMANDS = [[], ["check"], ["plan"], ["launch"], ["results"], ["teachers"], ["teachers", "verify"], ["schema"]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a study in it."""
+    place = tmp_path / "here"
+    place.mkdir()
+    (place / "study.yaml").write_text(STUDY)
+    monkeypatch.chdir(place)
+    for name in ("KDCTL_STORAGE", "KDCTL_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A storage with the study in it. To be read only."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "study.yaml").write_text(STUDY)
+    storage = Storage(place / "runs")
+    shutil.copytree(digits_storage.root / "datasets", storage.root / "datasets")
+    assert launch(place / "study.yaml", storage=storage.root, inline=True, quiet=True).is_complete
+    return storage
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `kdctl` through its one door; gives the exit code, standard output and standard error."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdctl", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert stop.code is None or isinstance(stop.code, int)
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Looking at a study.
+
+
+def test_check_says_that_a_study_is_good(run: Run) -> None:
+    assert run("check", "study.yaml") == (0, "study.yaml: study tiny is good, 3 trials\n", "")
+
+
+def test_check_warns_on_standard_error(run: Run) -> None:
+    code, out, err = run("check", "study.yaml", "--set", "recipe.milestones=[5]")
+    assert code == 0 and "is good" in out and "5 has no effect within 1 epochs" in err
+
+
+def test_check_tells_every_fault_with_its_place(run: Run, folder: Path) -> None:
+    (folder / "bad.yaml").write_text(STUDY.replace("epochs: 1", "epochs: 0").replace("logit", "logits"))
+    code, out, err = run("check", "bad.yaml")
+    assert code == 2 and out == ""
+    assert [line.split(": ")[0] for line in err.splitlines()] == ["bad.yaml:2:18", "bad.yaml:5:14"]
+    assert "did you mean logit?" in err
+
+
+def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
+    before = listed(folder)
+    code, out, err = run("plan", "study.yaml")
+    header, *lines = out.splitlines()
+    assert (code, err) == (0, "") and listed(folder) == before
+    assert header.startswith("trial_id") and lines[-1] == "3 trials of study tiny: 3 new"
+    assert [line.split()[1] for line in lines[:3]] == ["teacher", "student", "student"]
+    assert "resnet_32_8 ← resnet_32_8" in lines[2] and "table" in lines[2]
+
+
+def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
+    _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.root)
+    trials = json.loads(out)["trials"]
+    wanted = {"trial_id", "role", "method", "dataset", "student", "teacher", "teacher_id", "seed", "nepoch", "lr"}
+    assert all(wanted | {"batch_size", "state"} <= set(trial) for trial in trials)
+    assert [trial["state"] for trial in trials] == ["finished"] * 3
+    assert [trial["teacher_id"] for trial in trials] == [None, None, trials[0]["trial_id"]]
+
+
+# Results.
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+@pytest.mark.parametrize("file", [[], ["study.yaml"]])
+def test_results_come_in_every_format(run: Run, trained: Storage, form: str, file: list[str]) -> None:
+    code, out, err = run("results", *file, "--storage", trained.root, "--format", form)
+    assert (code, err) == (0, "")
+    if form == "csv":
+        assert len(list(csv.DictReader(io.StringIO(out)))) == 3
+    elif form == "json":
+        groups = [group for table in json.loads(out)["tables"] for group in table["groups"]]
+        assert sorted(group["label"] for group in groups) == ["base", "logit"]
+    else:
+        assert "ResNet8>>8/Digits" in out and "(n=2)" in out
+
+
+def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None:
+    _, out, _ = run(
+        "results", "study.yaml", "--storage", trained.root, "--format", "csv", "--set", "experiments[0].seed=[0, 8]"
+    )
+    assert [line["seed"] for line in csv.DictReader(io.StringIO(out))] == ["0", "0"]  # seed 8 has no row yet
+
+
+def test_results_of_nothing(run: Run, folder: Path) -> None:
+    before = listed(folder)
+    assert run("results") == (0, "no trials yet\n", "")
+    assert listed(folder) == before
+
+
+def test_the_formats_are_those_of_the_report() -> None:
+    (option,) = [parameter for parameter in cli.cli.commands["results"].params if parameter.name == "form"]
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == report.FORMATS
+
+
+# Launching.
+
+
+def test_launch_prints_results_and_where_they_are(run: Run, trained: Storage) -> None:
+    code, out, err = run("launch", "study.yaml", "--inline", "--storage", trained.root)
+    assert code == 0 and "3 of 3 trials are finished" in err
+    assert "ResNet8>>8/Digits" in out and f"{trained.root}/results/trials/*.parquet" in out
+
+
+def test_a_trial_that_failed_is_exit_code_1(run: Run, storage: Storage) -> None:
+    code, out, err = run(
+        *("launch", "study.yaml", "--inline", "--storage", storage.root),
+        *("--set", "experiments[1].lr=1e6", "--set", "experiments[1].epochs=5"),
+    )
+    assert code == 1
+    assert "failed: epoch" in out and "failed: epoch" in err
+
+
+def test_storage_and_data_come_from_the_environment(
+    run: Run, trained: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDCTL_STORAGE", str(trained.root))
+    assert "3 finished" in run("plan", "study.yaml")[1]
+    assert "3 new" in run("plan", "study.yaml", "--storage", tmp_path / "other")[1]  # an option goes first
+    monkeypatch.setenv("KDCTL_STORAGE", str(tmp_path / "new"))
+    monkeypatch.setenv("KDCTL_DATA", str(tmp_path / "images"))
+    (tmp_path / "images" / "cifar10").mkdir(parents=True)
+    (tmp_path / "images" / "cifar10" / "train-0.parquet").write_bytes(b"half a layout")
+    change = ["--set", "experiments[0].dataset=cifar10", "--set", "experiments[1].dataset=cifar10"]
+    code, out, err = run("launch", "study.yaml", "--inline", *change)
+    assert (code, out) == (2, "") and f"{tmp_path}/images/cifar10: there is no test-*.parquet" in err
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["check", "nowhere.yaml"], "there is no such file"),
+        (["check", "."], "this is a folder"),
+        (["plan", "empty.yaml"], "the file is empty"),
+        (["launch", "binary.yaml"], "not UTF-8"),
+        (["launch", "nowhere.yaml"], "there is no such file"),
+        (["results", "nowhere.yaml"], "there is no such file"),
+        (["plan", "study.yaml", "--set", "recipe.epoch=1"], "did you mean epochs?"),
+        (["plan", "study.yaml", "--set", "epochs"], "wanted PATH=VALUE"),
+        (["check"], "Missing argument 'FILE'"),
+        (["check", "study.yaml", "--sett", "a=b"], "No such option"),
+        (["lunch"], "No such command"),
+        (["results", "--format", "html"], "'html' is not one of"),
+        (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
+        (["launch", "study.yaml", "--inline", "--address", "auto"], "remove --address"),
+        (["launch", "study.yaml", "--inline", "--max-concurrent", "1"], "remove --address and --max-concurrent"),
+        (["launch", "study.yaml", "--inline", "--storage", "study.yaml"], "cannot be written"),
+        (["teachers", "verify", "00"], "holds no teacher yet"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_writes_nothing(run: Run, folder: Path, words: list[str], message: str) -> None:
+    (folder / "empty.yaml").touch()
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    before = listed(folder)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and message in err and "Traceback" not in err
+    assert listed(folder) == before
+
+
+def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path) -> None:
+    own = Storage(Path(shutil.copytree(trained.root, tmp_path / "own")))
+    (key,) = list(own.tables())
+    np.load(own.table(key), mmap_mode="r+")[:] += 1
+    code, out, err = run("teachers", "--storage", own.root, "verify", key.teacher_id)
+    assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it anew" in err
+    assert run("teachers", "--storage", trained.root, "verify", key.teacher_id)[0] == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), Interrupted("the same command goes on")])
+def test_a_stop_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("orchestrator.launch.launch", stop)
+    code, out, err = run("launch", "study.yaml")
+    assert (code, out) == (130, "") and "the same command goes on" in err
+
+
+def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*args: object) -> None:
+        raise LookupError("a thing that cannot be")
+
+    monkeypatch.setattr("orchestrator.spec.load_study", bug)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = run("check", "study.yaml")
+    assert (code, out) == (3, "") and "LookupError: a thing that cannot be" in err and "Traceback" not in err
+    (log,) = tmp_path.glob("kdctl-bug-*.log")
+    assert str(log) in err
+    assert "Traceback" in log.read_text() and "kdctl check study.yaml" in log.read_text()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_helps(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words, "--help")
+    assert (code, err) == (0, "") and out.startswith("Usage: ")
+    assert " ".join(["kdctl", *words]) in out.splitlines()[0]
+    assert run(*words, "-h")[1] == out
+
+
+def test_every_command_is_known_to_these_tests() -> None:
+    assert set(cli.cli.commands) <= {words[0] for words in COMMANDS if words}
+
+
+# In a shell.
+
+
+def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
+    # 2,000 trials are more than a pipe holds, so the writer meets the closed end.
+    seeds = f"experiments[0].seed={list(range(2000))}"
+    script = '"$0" plan study.yaml --json --set "$1" | head -n 1'
+    done = subprocess.run(["sh", "-c", script, KDCTL, seeds], cwd=folder, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+LOADED = """
+import sys
+from orchestrator.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["--help"], {"yaml", "pyarrow", "torch", "ray", "numpy", "duckdb"}),
+        (["launch", "--help"], {"yaml", "pyarrow", "torch", "ray", "numpy", "duckdb"}),
+        (["check", "study.yaml"], {"torch", "ray", "pyarrow"}),
+        (["plan", "study.yaml"], {"torch", "ray"}),
+        (["results"], {"torch", "ray"}),
+        (["schema"], {"torch", "ray", "pyarrow"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(folder: Path, words: list[str], heavy: set[str]) -> None:
+    command = [sys.executable, "-c", LOADED, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=os.environ)
+    loaded = set(done.stderr.split())
+    assert "click" in loaded and not loaded & heavy
