@@ -36,7 +36,7 @@ docs: setup
 
 # The lock holds names, versions and hashes, and no registry's address.
 lock: setup
-	$(BIN)/uv pip compile --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade \
 	  --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
 
 clean:

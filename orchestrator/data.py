@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -121,7 +121,7 @@ def prepare(name: str, folder: Path | None, storage: Storage) -> Path:
                 tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
                 tensors[f"{split}.labels"] = labels
             with replacing(target) as part:
-                save_file(tensors, part)
+                part.write_bytes(save(tensors))
     return target
 
 

@@ -91,7 +91,8 @@ class Share:
         )
 
     def schema(self) -> dict[str, Any]:
-        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"type": ["integer", "null"], "minimum": 0}]}
+        whole = {"type": ["integer", "null"], "minimum": 0, "maximum": 1024}
+        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, whole]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import models
@@ -121,7 +121,7 @@ def save_weights(model: ResNet, path: Path) -> None:
     """Writes a model's weights as safetensors, whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as part:
-        save_file(state, part)
+        part.write_bytes(save(state))
 
 
 def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> ResNet:
