@@ -11,6 +11,8 @@ EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
 
+MAX_SHOWN = 100  # faults in one message
+
 
 class KdctlError(Exception):
     """An error with a message for the user: what we got, what we wanted, what to do."""
@@ -31,7 +33,9 @@ class Fault:
     def __str__(self) -> str:
         # A `--set` is its own place; a file has lines and columns, counted from 1 as editors do.
         place = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        # What a file brings must not steer the terminal that shows it.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class StudyError(KdctlError):
@@ -39,7 +43,10 @@ class StudyError(KdctlError):
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(sorted(set(faults)))
-        super().__init__("\n".join(map(str, self.faults)))
+        lines = [str(fault) for fault in self.faults[:MAX_SHOWN]]
+        if len(self.faults) > MAX_SHOWN:
+            lines.append(f"and {len(self.faults) - MAX_SHOWN:,} more; mend these first")
+        super().__init__("\n".join(lines))
 
 
 class DataError(KdctlError):

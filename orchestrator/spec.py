@@ -348,6 +348,8 @@ def _grid(node: Node) -> Node | None:
 
 
 def _digest_file(path: Path) -> str:
+    if not path.is_file() and path.exists():
+        raise OSError(0, "it is not a file")  # a device may never end
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
