@@ -1,5 +1,6 @@
 """kdctl: knowledge-distillation studies from one YAML file.
 
 The commands are thin; everything they do is a function here:
-`spec.load_study`, `plan.make_plan`, `launch.launch`, `results.read_trials`, `report.render`, `teacher.list_teachers`.
+`launch.look` (a study's plan), `launch.launch`, `results.read_trials`, `results.read_epochs`, `report.render`,
+`inventory.list_teachers`, `inventory.verify_teacher`, `spec.load_study`, `schema.study_schema`.
 """

@@ -94,6 +94,11 @@ class TrialConfig:
         return data
 
 
+def view_count(crop_padding: int, flip: bool) -> int:
+    """V = 2·(2p+1)² views of an image with flips, half of it without."""
+    return (2 if flip else 1) * (2 * crop_padding + 1) ** 2
+
+
 @dataclass(frozen=True, slots=True)
 class TableKey:
     """Which answers of which teacher: `answers` (logits or pooled) for every view of so many training images."""
@@ -106,8 +111,8 @@ class TableKey:
 
     @property
     def views(self) -> int:
-        """V = 2·(2p+1)² with flips, half of it without."""
-        return (2 if self.flip else 1) * (2 * self.crop_padding + 1) ** 2
+        """V, the number of views."""
+        return view_count(self.crop_padding, self.flip)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.records import view_count
+
 
 @dataclass(frozen=True)
 class ViewSpace:
@@ -22,7 +24,7 @@ class ViewSpace:
     @property
     def size(self) -> int:
         """V, the number of views."""
-        return (2 if self.flip else 1) * (2 * self.crop_padding + 1) ** 2
+        return view_count(self.crop_padding, self.flip)
 
     @property
     def centre(self) -> int:
