@@ -495,6 +495,7 @@ def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says so at every sparse tensor
 @pytest.mark.parametrize(
     "content",
     [
