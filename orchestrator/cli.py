@@ -153,7 +153,10 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
     click.echo(render(outcome.rows))
     folder = Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
-    query = f"SELECT method, avg(acc), stddev(acc), count(*) FROM '{folder}/trials/*.parquet' GROUP BY method"  # noqa: S608 - shown, not run
+    query = (
+        f"SELECT dataset, student, teacher, method, avg(acc), stddev(acc), avg(last_acc), count(*) "  # noqa: S608 - shown
+        f"FROM '{folder}/trials/*.parquet' WHERE state = 'finished' AND study = '{outcome.plan.study}' GROUP BY ALL"
+    )
     click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
 
 
@@ -175,12 +178,17 @@ def _python() -> str:
 def results(file: str | None, storage: str, settings: Sequence[str], form: str) -> None:
     """Print the result tables of a study FILE, or of everything in the storage."""
     from orchestrator import results as stored
-    from orchestrator.inventory import storage_at
     from orchestrator.launch import look
     from orchestrator.report import render
+    from orchestrator.storage import Storage
 
     wanted = None if file is None else [trial.trial_id for trial in look(file, storage, settings).trials]
-    click.echo(render(stored.read_trials(storage_at(storage), wanted), form), nl=False)
+    rows = stored.read_trials(Storage.at(storage), wanted)
+    if wanted is None:
+        rows.sort(key=lambda row: (row.study, row.no))
+    if not rows:
+        click.echo(f"no trials in {storage}; launch a study, or name another storage with --storage", err=True)
+    click.echo(render(rows, form), nl=False)
 
 
 @cli.group(invoke_without_command=True)
@@ -195,9 +203,10 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 
 def _list_teachers(storage: str, as_json: bool) -> None:
-    from orchestrator.inventory import list_teachers, storage_at
+    from orchestrator.inventory import list_teachers
+    from orchestrator.storage import Storage
 
-    found = list_teachers(storage_at(storage))
+    found = list_teachers(Storage.at(storage))
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return
@@ -217,12 +226,14 @@ def _list_teachers(storage: str, as_json: bool) -> None:
 
 @teachers.command()
 @click.argument("teacher_id")
+@click.option("--storage", metavar="DIR", help="Folder of trials, teachers and results, as for `kdctl teachers`.")
 @click.pass_obj
-def verify(storage: str, teacher_id: str) -> None:
+def verify(outer: str, teacher_id: str, storage: str | None) -> None:
     """Ask teacher TEACHER_ID live about random views and compare its tables."""
-    from orchestrator.inventory import storage_at, verify_teacher
+    from orchestrator.inventory import verify_teacher
+    from orchestrator.storage import Storage
 
-    verdicts = verify_teacher(teacher_id, storage_at(storage))
+    verdicts = verify_teacher(teacher_id, Storage.at(storage or outer))
     for verdict in verdicts:
         click.echo(
             f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}"

@@ -78,8 +78,8 @@ def shorten(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def read(path: Path) -> Node:
-    """The document in a UTF-8 file. Raises StudyError with everything that is wrong with the file as YAML."""
+def read(path: Path, faults: list[Fault] | None = None) -> Node:
+    """The document in a UTF-8 file. Raises StudyError as `parse` does, and where the file cannot be read."""
     source = str(path)
     start = Place(source, 1, 1)
     try:
@@ -103,11 +103,15 @@ def read(path: Path) -> Node:
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
         raise StudyError([_place_after(source, before).fault("", message)]) from None
-    return parse(text, source)
+    return parse(text, source, faults)
 
 
-def parse(text: str, source: str) -> Node:
-    """The document in a text. Raises StudyError with every fault found."""
+def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
+    """The document in a text.
+
+    Raises StudyError with every fault found. Faults that leave a document to go on with, such as a duplicate key, are
+    added to `faults` instead where that is given.
+    """
     builder = _Builder(source)
     if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
         raise StudyError(
@@ -127,7 +131,9 @@ def parse(text: str, source: str) -> Node:
         place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
         message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
         raise StudyError([*builder.faults, place.fault("", message)]) from None
-    if builder.faults:
+    if faults is not None and builder.root is not None:
+        faults += builder.faults
+    elif builder.faults:
         raise StudyError(builder.faults)
     if builder.root is None:
         message = "the file is empty; a study needs at least `study` and `experiments`"

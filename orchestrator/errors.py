@@ -34,8 +34,12 @@ class Fault:
         # A `--set` is its own place; a file has lines and columns, counted from 1 as editors do.
         place = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
         text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
-        # What a file brings must not steer the terminal that shows it.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text in which control characters are shown: what a file brings must not steer the terminal that shows it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class StudyError(KdctlError):

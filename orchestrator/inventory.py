@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from orchestrator import results
@@ -111,9 +110,6 @@ def _find(teacher_id: str, teachers: list[StoredTeacher]) -> StoredTeacher:
 def _config(row: TrialRecord) -> TrialConfig:
     """A teacher's config, from its row."""
     columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
-    return TrialConfig.from_json({**json.loads(row.recipe), **columns})
-
-
-def storage_at(path: str | Path) -> Storage:
-    """The storage in a folder."""
-    return Storage(Path(path).absolute())
+    recipe = json.loads(row.recipe)
+    recipe.pop("teacher_answers")
+    return TrialConfig.from_json({**recipe, **columns})

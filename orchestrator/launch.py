@@ -23,7 +23,7 @@ DEFAULT_DATA = "data"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A study after its launch: every row of it, and how many trials this launch trained."""
+    """A study after its launch: every row of it, and how many trials this launch finished."""
 
     plan: Plan
     rows: tuple[TrialRecord, ...]
@@ -37,7 +37,7 @@ class Outcome:
 
 def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings: Sequence[str] = ()) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
-    place = Storage(Path(storage).absolute())
+    place = Storage.at(storage)
     study = load_study(study_file, settings)
     trial_ids = [trial.trial_id for trial in make_plan(study).trials]  # a storage may hold many other studies
     return make_plan(study, results.read_states(place, trial_ids), list(place.tables()))
@@ -63,10 +63,12 @@ def launch(
     from orchestrator.progress import Progress
     from orchestrator.runner import Run, run_inline
 
-    place = Storage(Path(storage).absolute())
+    place = Storage.at(storage)
     plan = look(study_file, storage, settings)
     to_do = [trial for trial in plan.trials if trial.state != "finished"]
     progress = Progress(len(plan.trials), len(plan.trials) - len(to_do), quiet=quiet)
+    for warning in plan.warnings:
+        progress.say(warning)
     if to_do:
         place.prepare()
         for name in sorted({trial.config.dataset for trial in to_do}):
@@ -80,7 +82,9 @@ def launch(
 
             run_ray(run, progress.watch, progress.say)
     rows = results.read_trials(place, [trial.trial_id for trial in plan.trials])
-    return Outcome(plan, tuple(rows), len(to_do))
+    tried = {trial.trial_id for trial in to_do}
+    trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
+    return Outcome(plan, tuple(rows), trained)
 
 
 def _jobs(plan: Plan, storage: Storage) -> list[Job]:

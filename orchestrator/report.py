@@ -107,6 +107,7 @@ def _settings(row: TrialRecord) -> dict[str, Any]:
         else:
             flat[name] = value
     flat.pop("teacher.seed", None)
+    flat.pop("teacher_answers", None)  # how a trial was run, not what it is
     return flat
 
 
@@ -165,7 +166,17 @@ def _mean_line(group: Group) -> str:
     ]
     if selected := group.statistic("selected_acc"):
         parts.append(f"selected on the held-out split {selected}")
-    return f"{group.label}: " + ", ".join(parts)
+    return f"{group.label}: " + ", ".join(parts) + _cut(group.rows[0])
+
+
+def _cut(row: TrialRecord) -> str:
+    """What part of the dataset was used, where that is not all of it."""
+    facts, recipe = DATASETS[row.dataset], json.loads(row.recipe)
+    train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
+    test = recipe.get("limit_test") or facts.test
+    if (train, test) == (facts.train, facts.test):
+        return ""
+    return f"; trained on {train:,} of {facts.train:,} images, tested on {test:,} of {facts.test:,}"
 
 
 def _cells(row: TrialRecord) -> list[str]:
@@ -193,7 +204,7 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
 
 def _render_csv(rows: Sequence[TrialRecord]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(TrialRecord.__slots__), lineterminator="\n")
+    writer = csv.DictWriter(out, list(TrialRecord.__slots__), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(_plain(row) for row in rows)
     return out.getvalue()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -115,7 +117,7 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
-    """The state of each trial that has a row. A finished one whose weights are gone counts as running: not done.
+    """The state of each trial that has a row. A finished one without whole weights counts as running: not done.
 
     A damaged row counts as running too, so that the next launch mends it.
     """
@@ -126,10 +128,22 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
             state = State(row["state"])
         except (arrow.UnreadableFile, IndexError, ValueError):
             state = State.RUNNING
-        if state is State.FINISHED and not storage.weights(path.stem).exists():
+        if state is State.FINISHED and not _is_whole(storage.weights(path.stem)):
             state = State.RUNNING
         states[path.stem] = state
     return states
+
+
+def _is_whole(weights: Path) -> bool:
+    """Whether a safetensors file is there and as long as its header says; a look at some bytes, cheap for thousands."""
+    try:
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 1 << 24)))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            return file.seek(0, os.SEEK_END) == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return False
 
 
 def _files(folder: Path, trial_ids: Collection[str] | None) -> list[Path]:

@@ -56,6 +56,7 @@ class Experiment:
     axes: Mapping[str, Axis]
     teachers: tuple[Teacher, ...]
     value: Value
+    names_teacher: bool  # also where what it names is at fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
     Raises StudyError with every fault found; nothing is ever executed or written.
     """
     path = Path(path)
-    root = document.read(path)
     faults: list[Fault] = []
+    root = document.read(path, faults)
     for setting in settings:
         faults += _apply(root, setting)
     reader = _Reader(path)
@@ -216,9 +217,8 @@ class _Reader:
             return ()
         found = []
         for index, child in enumerate(node.value):
-            before = len(self.faults)
             experiment = self._experiment(child, f"experiments[{index}]")
-            if experiment and len(self.faults) == before:
+            if experiment:
                 found.append(experiment)
                 if _size(experiment) > MAX_TRIALS:  # and so are its pairs of values: there may be billions
                     self.faults.append(_size_fault(experiment))
@@ -245,7 +245,8 @@ class _Reader:
                 teachers = self._teachers(child, f"{path}.teacher")
             else:
                 axes[name] = self._axis(keys.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
-        return Experiment(axes, teachers, Value(None, node.place, path))
+        assert isinstance(node.value, dict)
+        return Experiment(axes, teachers, Value(None, node.place, path), "teacher" in node.value)
 
     def _teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
         entries = self._entries(node, path)
@@ -374,7 +375,8 @@ def _size_fault(experiment: Experiment) -> Fault:
 
 
 def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
-    datasets = experiment.axes["dataset"]
+    """Axes that are missing or at fault are empty here: what is known of the others is still worth telling."""
+    datasets = experiment.axes.get("dataset", ())
     yield from _method_faults(experiment)
     yield from _option_faults(experiment)
     yield from _image_faults(_effective(recipe, experiment.axes), datasets)
@@ -402,11 +404,11 @@ def _teacher_axes(recipe: Mapping[str, Value], experiment: Experiment, teacher: 
 
 
 def _method_faults(experiment: Experiment) -> Iterator[Fault]:
-    for method in experiment.axes["method"]:
+    for method in experiment.axes.get("method", ()):
         has_teacher = losses.METHODS[method.value].has_teacher
-        if has_teacher and not experiment.teachers:
+        if has_teacher and not experiment.names_teacher:
             yield method.fault(f"method {method.value} needs a teacher; add `teacher: resnet_32_20` to the experiment")
-        if not has_teacher and experiment.teachers:
+        if not has_teacher and experiment.names_teacher:
             message = (
                 f"method {method.value} has no use for the teacher; remove `teacher`, or give {method.value} an "
                 "experiment of its own"
@@ -415,9 +417,9 @@ def _method_faults(experiment: Experiment) -> Iterator[Fault]:
 
 
 def _option_faults(experiment: Experiment) -> Iterator[Fault]:
-    methods = [method.value for method in experiment.axes["method"]]
+    methods = [method.value for method in experiment.axes.get("method", ())]
     for name in sorted(set(experiment.axes) & set(keys.OPTION_KEYS)):
-        if not any(name in losses.METHODS[method].options for method in methods):
+        if methods and experiment.axes[name] and not any(name in losses.METHODS[method].options for method in methods):
             takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
             message = f"{name} belongs to method {', '.join(takers)}, not to {', '.join(methods)}; remove it"
             yield experiment.axes[name][0].fault(message)

@@ -25,6 +25,13 @@ class Storage:
 
     root: Path
 
+    @classmethod
+    def at(cls, place: str | Path) -> Storage:
+        """The storage in a folder. Raises StorageError for a bucket's address, which would become an odd folder."""
+        if "://" in str(place):
+            raise StorageError(f"storage {str(place)!r} is no folder; buckets are not supported: name a folder")
+        return cls(Path(place).absolute())
+
     def weights(self, trial_id: str) -> Path:
         """The final weights of a trial, safetensors."""
         return self.root / "trials" / trial_id / "weights.safetensors"

@@ -21,7 +21,7 @@ from models.resnet import ResNet
 from orchestrator import data, results, teacher
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import KdctlError, StorageError
+from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
@@ -83,7 +83,7 @@ class Job:
             images_per_second=None,
             device=None,
             host=None,
-            recipe=json.dumps(config.recipe(), sort_keys=True),
+            recipe=json.dumps({**config.recipe(), "teacher_answers": self.trial.teacher_cache}, sort_keys=True),
             kdctl_version=version("kdctl"),
             torch_version=None,
             ray_version=self.ray_version,
@@ -107,14 +107,16 @@ def run_trial(job: Job) -> Generator[EpochRecord | TrialRecord]:
         results.write_trial(storage, row)
         results.write_epochs(storage, job.trial.trial_id, epochs)  # none yet: those of an earlier attempt go
         model = yield from _fit(job, storage, device, epochs)
-        row = _measured(row, epochs, _final(job, storage, device, model), model)
+        finished = _measured(row, epochs, _final(job, storage, device, model), model)
         teacher.save_weights(model, storage.weights(job.trial.trial_id))
-        results.write_trial(storage, row)  # last of all: a finished row stands for everything it needs
+        results.write_trial(storage, finished)  # last of all: a finished row stands for everything it needs
     except Exception as error:  # a trial's failure is a row, and the study goes on
-        row = _failed(row, epochs, error)
+        failed = _failed(row, epochs, error)
         with suppress(StorageError):  # a full disk may be why; the row that stands there is not a finished one
-            results.write_trial(storage, row)
-    yield row
+            results.write_trial(storage, failed)
+        yield failed
+    else:
+        yield finished
 
 
 def _device_name(device: torch.device) -> str:
@@ -194,7 +196,5 @@ def _summary(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
 def _failed(row: TrialRecord, epochs: Sequence[EpochRecord], error: Exception) -> TrialRecord:
     message = str(error) if isinstance(error, KdctlError) else f"{type(error).__name__}: {error}"
     after = f" (after epoch {len(epochs)})" if epochs else ""
-    # A path in the message may hold bytes that are no text, which Arrow would refuse.
-    text = (message + after).encode(errors="backslashreplace").decode()
-    row = replace(row, state=State.FAILED, error=text)
-    return replace(row, last_acc=epochs[-1].test_acc if epochs else None, **_summary(epochs))
+    # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
+    return replace(row, state=State.FAILED, error=printable(message + after))

@@ -146,7 +146,11 @@ def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None
 
 def test_results_of_nothing(run: Run, folder: Path) -> None:
     before = listed(folder)
-    assert run("results") == (0, "no trials yet\n", "")
+    assert run("results") == (
+        0,
+        "no trials yet\n",
+        "no trials in runs; launch a study, or name another storage with --storage\n",
+    )
     assert listed(folder) == before
 
 

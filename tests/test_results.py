@@ -16,8 +16,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from orchestrator import results
 from orchestrator.errors import StorageError
@@ -216,17 +218,27 @@ def trial_without(record: TrialRecord, *names: str) -> TrialRecord:
 
 # States and damage.
 
+WEIGHTS = save({"fc.bias": torch.arange(10.0), "fc.weight": torch.zeros(10, 64)})
+
 
 def test_states(storage: Storage) -> None:
     for state in State:
         results.write_trial(storage, trial(state.value, state))
     with replacing(storage.weights("finished")) as part:
-        part.write_bytes(b"weights")
+        part.write_bytes(WEIGHTS)
     assert results.read_states(storage) == {state.value: state for state in State}
 
 
-def test_a_finished_trial_without_its_weights_is_not_done(storage: Storage) -> None:
+@pytest.mark.parametrize(
+    "weights",
+    [None, b"", WEIGHTS[:-1], WEIGHTS[:20], WEIGHTS + b"!", b"\xff" * 64, b"\x02" + bytes(7) + b"[]"],
+    ids=["gone", "empty", "cut off", "cut in its header", "too long", "noise", "another header"],
+)
+def test_a_finished_trial_without_whole_weights_is_not_done(storage: Storage, weights: bytes | None) -> None:
     results.write_trial(storage, trial("a"))
+    if weights is not None:
+        with replacing(storage.weights("a")) as part:
+            part.write_bytes(weights)
     assert results.read_states(storage) == {"a": State.RUNNING}
 
 

@@ -188,12 +188,29 @@ def test_all_faults_come_at_once_in_order(tmp_path: Path) -> None:
         ("1:8", "study"),
         ("3:7", "recipe.lr"),
         ("4:3", "recipe.epoch"),
+        ("6:11", "experiments[0].method"),
         ("7:12", "experiments[0].dataset"),
         ("8:12", "experiments[0].student"),
         ("9:13", "experiments[0].seed[1]"),
         ("10:12", "experiments[1].method"),
         ("11:29", "resources.gpus_per_trial"),
         ("12:1", "more"),
+    ]
+
+
+def test_a_fault_hides_no_other_fault_of_its_experiment(tmp_path: Path) -> None:
+    text = (
+        "study: s\nexperiments:\n- method: base\n  dataset: digits\n  student: resnet_32_8\n  teacher: resnet_32_9\n"
+        "  limit_train: 9999\n  lr: fast\n  ephocs: 3\n  student: resnet_32_21\n"
+    )
+    assert [(place, path) for place, path, _ in faults_of(tmp_path, text)] == [
+        ("3:11", "experiments[0].method"),
+        ("6:12", "experiments[0].teacher"),
+        ("7:16", "experiments[0].limit_train"),
+        ("8:7", "experiments[0].lr"),
+        ("9:3", "experiments[0].ephocs"),
+        ("10:3", ""),
+        ("10:12", "experiments[0].student"),
     ]
 
 

@@ -133,7 +133,8 @@ def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: T
     assert row.last_acc == pytest.approx(percent(logits.argmax(1) == labels))
     assert row.top5 == pytest.approx(percent((logits.topk(5).indices == labels[:, None]).any(1)))
     assert row.last_acc <= row.top5 <= 100
-    assert json.loads(row.recipe) == json.loads(json.dumps(config.recipe()))
+    answers = job.trial.teacher_cache  # which way the teacher was asked is told beside the recipe
+    assert json.loads(row.recipe) == json.loads(json.dumps({**config.recipe(), "teacher_answers": answers}))
 
 
 def test_a_base_trial(storage: Storage, make_config: MakeConfig) -> None:
@@ -299,11 +300,11 @@ def test_any_exception_is_a_failed_row(
     assert row.state is State.FAILED
     assert row.error and wanted in row.error
     assert row.error.endswith(" (after epoch 1)") == bool(epochs)
-    assert row.last_acc == (50.0 if epochs else None)
+    assert (row.acc, row.last_acc) == (None, None)
     assert results.read_trial(storage, job.trial.trial_id) == row
 
 
-def test_a_failure_after_some_epochs_keeps_what_was_measured(
+def test_a_failure_after_some_epochs_keeps_them_but_is_no_result(
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def two(*_: object) -> Iterator[EpochRecord]:
@@ -314,7 +315,7 @@ def test_a_failure_after_some_epochs_keeps_what_was_measured(
     monkeypatch.setattr(trial, "train", two)
     epochs, row = run(job_of(make_config(epochs=3, holdout=8), storage))
     assert row.error == "RuntimeError: gone (after epoch 2)"
-    assert (row.acc, row.epoch, row.last_acc, row.selected_acc) == (60.0, 1, 50.0, 50.0)
+    assert (row.acc, row.epoch, row.last_acc, row.selected_acc) == (None, None, None, None)
     assert [asdict(epoch) for epoch in epochs] == [
         {name: value for name, value in row.items() if name != "trial_id"} for row in results.read_epochs(storage)
     ]
