@@ -78,21 +78,18 @@ class Real:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """GPUs of one trial: a fraction of one, or a whole number of them."""
+    """The share of a GPU that one trial gets; a trial trains on one GPU at most."""
 
     def read(self, node: Node) -> float | None:
         if node.value is None:
             return None
         value = _number(node)
-        if value is not None and (0 <= value <= 1 or (1 < value <= 1024 and value == int(value))):
+        if value is not None and 0 <= value <= 1:
             return float(value)
-        raise ValueError(
-            f"got {node.described()}; wanted 0 to 1, or a whole number of GPUs; write 0.5 for two trials on a GPU"
-        )
+        raise ValueError(f"got {node.described()}; wanted a number from 0 to 1; write 0.5 for two trials on a GPU")
 
     def schema(self) -> dict[str, Any]:
-        whole = {"type": ["integer", "null"], "minimum": 0, "maximum": 1024}
-        return {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, whole]}
+        return {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +257,6 @@ EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KE
 TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DATA_KEYS}
 
 RESOURCE_KEYS: Mapping[str, Key] = {
-    "gpus_per_trial": Key(
-        Share(), "GPUs of one trial, may be a fraction", default_doc="1 where there is a GPU, else 0"
-    ),
+    "gpus_per_trial": Key(Share(), "share of a GPU that one trial gets", default_doc="1 where there is a GPU, else 0"),
     "cpus_per_trial": Key(Whole(1, 1024), "CPU cores of one trial", 1),
 }

@@ -91,8 +91,7 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
     for node in nodes:
         fit = int(node.get("CPU", 0.0) // resources.cpus_per_trial)
         if gpus:
-            per_gpu = int(1 // gpus) if gpus < 1 else 1 / gpus
-            fit = min(fit, int(node.get("GPU", 0.0) * per_gpu))
+            fit = min(fit, int(node.get("GPU", 0.0)) * int(1 // gpus))
         count += fit
     return max(1, count)
 

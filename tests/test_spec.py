@@ -107,7 +107,7 @@ BROKEN = [
     ("milestones down", base("milestones: [9, 5]"), "6:15", f"{E0}.milestones", "in ascending order; sort them"),
     ("milestones twice", base("milestones: [5, 5]"), "6:15", f"{E0}.milestones", "drop repeats"),
     ("milestones nested", base("milestones: [[5]]"), "6:15", f"{E0}.milestones", "wanted one list; for several"),
-    ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "or a whole number of GPUs"),
+    ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "wanted a number from 0 to 1"),
     ("cpus 0", resources("cpus_per_trial: 0"), "7:19", "resources.cpus_per_trial", "a whole number from 1 to 1,024"),
     # Axes.
     ("recipe list", recipe("lr: [0.1, 1]"), "2:7", "recipe.lr", "the recipe is what every experiment shares"),
