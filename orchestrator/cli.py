@@ -154,7 +154,7 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
     folder = Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
     query = (
-        f"SELECT dataset, student, teacher, method, avg(acc), stddev(acc), avg(last_acc), count(*) "  # noqa: S608 - shown
+        "SELECT dataset, student, teacher, method, round(avg(acc), 2) acc, round(stddev(acc), 2) std, count(*) n "  # noqa: S608 - shown
         f"FROM '{folder}/trials/*.parquet' WHERE state = 'finished' AND study = '{outcome.plan.study}' GROUP BY ALL"
     )
     click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
