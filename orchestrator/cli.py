@@ -83,6 +83,8 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
 
 
 def _plan_text(plan: Plan) -> str:
+    from orchestrator.report import aligned
+
     header = (
         "trial_id",
         "role",
@@ -101,11 +103,9 @@ def _plan_text(plan: Plan) -> str:
         source = " (weights from a file)" if config.weights else ""
         cells = (trial.trial_id, trial.role, config.method, config.dataset, pair + source, str(config.seed))
         rows.append((*cells, trial.teacher_id or "-", trial.teacher_cache or "-", trial.state))
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "finished") if s in states)
-    return "\n".join([*lines, "", f"{len(rows)} trials of study {plan.study}: {counts}"])
+    return "\n".join([aligned(header, rows), "", f"{len(rows)} trials of study {plan.study}: {counts}"])
 
 
 @cli.command()
@@ -204,6 +204,7 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 def _list_teachers(storage: str, as_json: bool) -> None:
     from orchestrator.inventory import list_teachers
+    from orchestrator.report import aligned
     from orchestrator.storage import Storage
 
     found = list_teachers(Storage.at(storage))
@@ -219,9 +220,7 @@ def _list_teachers(storage: str, as_json: bool) -> None:
         )
         for teacher in found
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(aligned(header, rows))
 
 
 @teachers.command()

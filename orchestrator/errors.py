@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-EXIT_OK = 0
 EXIT_TRIALS = 1  # some trial failed or was skipped
 EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
 EXIT_BUG = 3

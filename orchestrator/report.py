@@ -128,7 +128,7 @@ def render(rows: Sequence[TrialRecord], form: str = "table") -> str:
 
 
 def _render_text(rows: Sequence[TrialRecord]) -> str:
-    return _blocks(rows, _aligned, "", "")
+    return _blocks(rows, aligned, "", "")
 
 
 def _render_markdown(rows: Sequence[TrialRecord]) -> str:
@@ -191,7 +191,8 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.2f}" if column == "acc" else str(value)  # a setting is shown as it was set
 
 
-def _aligned(header: Sequence[str], rows: list[list[str]]) -> str:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: every column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, *rows]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
