@@ -126,12 +126,16 @@ def test_a_damaged_file_is_unreadable(file: Path, damage: str) -> None:
 @given(st.data())
 def test_a_changed_byte_never_escapes_as_another_error_nor_changes_a_value(file: Path, data: st.DataObject) -> None:
     raw = written(file, [ROW] * 3).read_bytes()
-    file.write_bytes(flipped(raw, data.draw(st.integers(0, len(raw) - 1))))
+    place = data.draw(st.integers(0, len(raw) - 1))
+    file.write_bytes(flipped(raw, place))
     try:
         rows = arrow.read_rows([file], list(COLUMNS))
     except arrow.UnreadableFile:
         return
-    # A byte of a column's name may be what changed: then that column is missing. Pages have checksums.
+    # Pages have checksums; Parquet's footer has none, so a change there may go unnoticed (a column's name or unit).
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    if place >= footer:
+        return
     assert len(rows) == 3
     assert all(row[name] in (ROW[name], None) for row in rows for name in COLUMNS)
 
