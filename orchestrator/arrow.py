@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,25 @@ class UnreadableFile(Exception):
     """A file that is not the Parquet that was wanted; the message says why."""
 
 
-def write_rows(
-    path: Path, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]
-) -> None:
-    """Writes rows with the given column types (names of `TYPES`), `facts` in the file's metadata."""
+def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> bytes:
+    """The Parquet file of rows with the given column types (names of `TYPES`), `facts` in its metadata."""
     schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd", write_page_checksum=True)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
 
 
-def read_rows(paths: Iterable[Path], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of several files, only the named columns; a column that a file lacks reads as None.
+def from_parquet(content: bytes, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, only the named columns; a column that it lacks reads as None.
 
     Raises UnreadableFile for a damaged file.
     """
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        table = _read(path)
-        present = [name for name in columns if name in table.column_names]
-        missing = dict.fromkeys(name for name in columns if name not in present)
-        with _naming_damage():
-            rows += [{**missing, **row} for row in table.select(present).to_pylist()]
-    return rows
+    table = _read(pa.BufferReader(content))
+    present = [name for name in columns if name in table.column_names]
+    missing = dict.fromkeys(name for name in columns if name not in present)
+    with _naming_damage():
+        return [{**missing, **row} for row in table.select(present).to_pylist()]
 
 
 def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
@@ -61,10 +59,10 @@ def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
     return images, labels
 
 
-def _read(path: Path) -> pa.Table:
+def _read(source: Path | pa.BufferReader) -> pa.Table:
     with _naming_damage():
         # One file at a time, not a dataset: a folder name like `a=b` is no column here.
-        return pq.ParquetFile(path, memory_map=False, page_checksum_verification=True).read()
+        return pq.ParquetFile(source, memory_map=False, page_checksum_verification=True).read()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USAGE, KdctlError
+from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USAGE, KdctlError, masked
 
 if TYPE_CHECKING:
     from orchestrator.launch import Outcome
@@ -30,8 +31,8 @@ Command = Callable[..., Any]
 
 def _storage_option(command: Command) -> Command:
     option = click.option(
-        "--storage", default="runs", envvar="KDCTL_STORAGE", show_default=True, show_envvar=True, metavar="DIR",
-        help="Folder of trials, teachers and results.",
+        "--storage", default="runs", envvar="KDCTL_STORAGE", show_default=True, show_envvar=True, metavar="PLACE",
+        help="Folder, or bucket like s3://bucket/folder, of trials, teachers and results.",
     )  # fmt: skip
     return option(command)
 
@@ -104,7 +105,7 @@ def _plan_text(plan: Plan) -> str:
         cells = (trial.trial_id, trial.role, config.method, config.dataset, pair + source, str(config.seed))
         rows.append((*cells, trial.teacher_id or "-", trial.teacher_cache or "-", trial.state))
     states = [trial.state for trial in plan.trials]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "finished") if s in states)
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
     return "\n".join([aligned(header, rows), "", f"{len(rows)} trials of study {plan.study}: {counts}"])
 
 
@@ -121,6 +122,7 @@ def _plan_text(plan: Plan) -> str:
 )
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
+@click.option("--skip-failed", is_flag=True, help="Leave trials that failed; otherwise they are tried again.")
 def launch(
     file: str,
     data: str,
@@ -129,10 +131,11 @@ def launch(
     address: str | None,
     inline: bool,
     max_concurrent: int | None,
+    skip_failed: bool,
 ) -> None:
     """Train what is not finished of a study FILE, then print its results.
 
-    Launching the same file again trains only what is left.
+    Launching the same file again goes on where the last launch ended, however it ended.
     """
     from orchestrator.launch import launch as run
 
@@ -140,7 +143,7 @@ def launch(
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
     outcome = run(
         file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-        max_concurrent=max_concurrent,
+        max_concurrent=max_concurrent, skip_failed=skip_failed,
     )  # fmt: skip
     _print_outcome(outcome, storage)
     if not outcome.is_complete:
@@ -261,10 +264,12 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        click.echo(masked(usage.getvalue()), err=True, nl=False)
         sys.exit(EXIT_USAGE)
     except KdctlError as error:
-        click.echo(str(error), err=True)
+        click.echo(masked(str(error)), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; what is finished is kept, and the same command goes on with the rest", err=True)
@@ -278,7 +283,8 @@ def main() -> None:
 
 
 def _report_bug() -> None:
+    story = masked(traceback.format_exc())
     with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
-        file.write(f"{' '.join(sys.argv)}\n{sys.version}\n{traceback.format_exc()}")
-    last = traceback.format_exc().strip().splitlines()[-1]
+        file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
+    last = story.strip().splitlines()[-1]
     click.echo(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}", err=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import pickle
+import pickletools
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,8 +27,9 @@ from torch import Tensor
 from orchestrator import arrow
 from orchestrator.datasets import DATASETS, Dataset
 from orchestrator.errors import DataError
+from orchestrator.leases import waiting
 from orchestrator.records import TrialConfig
-from orchestrator.storage import Storage, replacing
+from orchestrator.storage import Storage
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 Labels = NDArray[np.int64]  # [N]
@@ -90,39 +93,40 @@ def _first(images: Images, count: int | None) -> Images:
 
 @lru_cache(maxsize=2)  # a worker goes from trial to trial; the images stay on its device
 def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Images]:
-    path = storage.dataset(name, DATASETS[name].digest)
+    file = storage.dataset(name, DATASETS[name].digest)
+    shown = storage.place.shown(file)
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = load_file(storage.place.path(file), device=str(device))
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; launch the study again, which prepares {name} anew") from None
+        raise DataError(f"{shown} is missing; launch the study again, which prepares {name} anew") from None
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"{path} is damaged ({error}); remove it and launch again, which prepares {name} anew"
+            f"{shown} is damaged ({error}); remove it and launch again, which prepares {name} anew"
         ) from None
     return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
 
 
-def prepare(name: str, folder: Path | None, storage: Storage) -> Path:
-    """Puts a dataset into the storage, decoded, checked and in canonical order, unless it is there; returns where.
+def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Callable[[], None] = lambda: None) -> None:
+    """Puts a dataset into the storage, decoded, checked and in canonical order, unless it is there.
 
     `folder` is the data folder; CIFAR is read from it in either layout, and downloaded into it where it is missing.
-    Raises DataError that says which file is missing or damaged and how to get it.
+    `while_waiting` is called while another launch does so. Raises DataError that says which file is missing or damaged
+    and how to get it.
     """
     facts = DATASETS[name]
     target = storage.dataset(name, facts.digest)
-    if target.exists():
-        return target
-    with storage.lock(f"dataset-{name}"):
-        if not target.exists():
-            splits = canonical(_digits() if name == "digits" else _cifar(name, facts, folder))
-            check(name, facts, splits)
-            tensors: dict[str, NDArray[Any]] = {}
-            for split, (pixels, labels) in splits.items():
-                tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-                tensors[f"{split}.labels"] = labels
-            with replacing(target) as part:
-                part.write_bytes(save(tensors))
-    return target
+    if storage.place.entry(target):
+        return
+    with waiting(storage, f"dataset-{name}", while_waiting):
+        if storage.place.entry(target):
+            return
+        splits = canonical(_digits() if name == "digits" else _cifar(name, facts, folder))
+        check(name, facts, splits)
+        tensors: dict[str, NDArray[Any]] = {}
+        for split, (pixels, labels) in splits.items():
+            tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            tensors[f"{split}.labels"] = labels
+        storage.place.write(target, save(tensors))
 
 
 def canonical(splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
@@ -236,30 +240,97 @@ def _decode(side: int) -> Callable[[bytes], Pixels]:
 
 
 def _read_torchvision(name: str, folder: Path) -> Splits:
-    """torchvision checks the MD5 of every file against the published one before it unpickles it."""
+    """The batches of torchvision's layout, which are pickles: each is compared with its published MD5, then decoded."""
     from torchvision import datasets
 
-    builder = getattr(datasets, _TORCHVISION[name][1])
+    builder = getattr(datasets, _TORCHVISION[name][1])  # for its lists of files; it reads them with a bare pickle.load
+    where = folder / _TORCHVISION[name][0]
+    side = DATASETS[name].side
     splits = {}
-    for split, is_train in (("train", True), ("test", False)):
-        try:
-            dataset = builder(folder, train=is_train, download=False)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            where = folder / _TORCHVISION[name][0]
-            raise DataError(f"{where}: a file is missing or damaged ({_first_line(error)}); {_cure(name)}") from None
-        splits[split] = (np.asarray(dataset.data, np.uint8), np.asarray(dataset.targets, np.int64))
+    for split, files in (("train", builder.train_list), ("test", builder.test_list)):
+        batches = [_read_batch(where / file, md5, name, 3 * side * side) for file, md5 in files]
+        rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        splits[split] = (rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels)
     return splits
+
+
+def _read_batch(path: Path, md5: str, name: str, width: int) -> tuple[Pixels, Labels]:
+    try:
+        raw = path.read_bytes()
+        found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise ValueError(f"{path.name} has the MD5 {found}, wanted {md5}")
+    except (OSError, ValueError) as error:
+        message = f"{path.parent}: a file is missing or damaged ({_first_line(error)}); {_cure(name)}"
+        raise DataError(message) from None
+    try:
+        return _rows_of(_unpickled(raw), width)
+    except Exception as error:  # a damaged pickle raises errors of a dozen types
+        raise DataError(f"{path} is no batch of CIFAR images ({_first_line(error)}); {_cure(name)}") from None
+
+
+class _Part:
+    """Stands where a batch asks for something of NumPy: takes down what it is made of, and runs nothing of NumPy."""
+
+    def __init__(self, *args: object) -> None:
+        self.args = args
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """An unpickler that can make plain values and `_Part`s, so that no file can have it run anything."""
+
+    # What the published files name; Python 2 wrote them with a NumPy of before 2.0.
+    admitted = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+
+    def find_class(self, module: str, name: str) -> type[_Part]:
+        """The stand-in for one of the admitted names. Raises UnpicklingError for all others."""
+        if (module, name) in self.admitted:
+            return _Part
+        raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}, which no batch needs and kdctl never loads")
+
+
+def _unpickled(raw: bytes) -> object:
+    for opcode, argument, _ in pickletools.genops(raw):  # also that every length in it is that of the file
+        # The unpickler makes room for as many objects as the largest number says that it is told to keep one under.
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument not in range(len(raw)):
+            raise pickle.UnpicklingError(f"it keeps an object under the number {argument}")
+    return _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
+
+
+def _rows_of(batch: object, width: int) -> tuple[Pixels, Labels]:
+    """The images of a batch, [N, width], and their labels. Raises ValueError where it holds something else."""
+    if not isinstance(batch, dict):
+        raise ValueError(f"got {type(batch).__name__}, wanted a dict")
+    match batch.get(b"data"):
+        case _Part(state=(_, (int(count), int(found)), _Part(args=(b"u1", *_)), int(by_column), bytes(pixels))):
+            if found != width or count < 1:
+                raise ValueError(f"got an array of shape {(count, found)}, wanted rows of {width:,}")
+            rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if by_column else "C")
+        case _:
+            raise ValueError("its data is no whole array of two axes of bytes")
+    labels = batch.get(b"labels", batch.get(b"fine_labels"))
+    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+        raise ValueError("its labels are no list of whole numbers")
+    if len(labels) != count:
+        raise ValueError(f"got {len(labels):,} labels for {count:,} images")
+    return rows, np.array(labels, np.int64)
 
 
 def _download(name: str, folder: Path) -> None:
     """Downloads with torchvision into a folder of its own, then moves the whole into place."""
     from torchvision import datasets
+    from torchvision.datasets.utils import download_and_extract_archive
 
     layout, builder = _TORCHVISION[name]
+    source = getattr(datasets, builder)  # not made: that would read the batches with a bare pickle.load
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
-            getattr(datasets, builder)(part, download=True)
+            download_and_extract_archive(source.url, part, filename=source.filename, md5=source.tgz_md5)
             shutil.move(Path(part) / layout, folder / layout)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 EXIT_TRIALS = 1  # some trial failed or was skipped
 EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
@@ -17,6 +20,7 @@ class KdctlError(Exception):
     """An error with a message for the user: what we got, what we wanted, what to do."""
 
     exit_code = EXIT_USAGE
+    failure = "error"  # its class where it ends a trial, see `records.Failure`
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -37,8 +41,51 @@ class Fault:
 
 
 def printable(text: str) -> str:
-    """Text in which control characters are shown: what a file brings must not steer the terminal that shows it."""
+    """Text for a terminal, a row or a report: control characters are shown, not obeyed, and secrets are masked."""
+    return masked(_escaped(masked(text)))  # the second time for a secret that only the escapes spell out
+
+
+def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# Environment variables that hold secrets, by their names.
+_SECRET_NAME = re.compile(
+    r"(?:\A|_)(?:SECRET|SECRET_KEY|ACCESS_KEY|SESSION_TOKEN|TOKEN|PASSWORD|API_KEY)\Z|\AAWS_ACCESS_KEY_ID\Z"
+)
+_SHORTEST_SECRET = 6  # characters; to mask `abc` everywhere would leave messages that nobody can read
+
+# Credentials before the host of a URL. A password may hold an unescaped slash, as keys of buckets do; what follows
+# a host and its port is a path, which may hold an @.
+_USER = re.compile(r"://(?:[^\s/?#]*|[^\s/?#:@\[]*:(?!\d{1,5}/)[^\s@]{1,2000})@")
+_QUERY = re.compile(
+    r"([?&;][^\s?&;#=]{0,40}?(?:access_?key|secret|password|token|signature|api_?key|credential)[^\s?&;#=]{0,40}=)"
+    r"[^\s&#]+",
+    re.IGNORECASE,
+)
+
+
+def masked(text: str) -> str:
+    """Text with `***` for credentials in URLs and for the values of environment variables that hold secrets."""
+    text = _USER.sub("://***@", text)
+    text = _QUERY.sub(r"\1***", text)
+    secrets = _secrets()
+    # Again and again, as what stands around a mask may spell another secret; every turn leaves a shorter text.
+    while found := next((secret for secret in secrets if secret in text), None):
+        text = text.replace(found, "***")
+    return text
+
+
+def _secrets() -> list[str]:
+    """The secrets in the environment in every form a message may hold them in, longest first."""
+    values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
+    forms = {form for value in values for form in (value, _escaped(value), repr(value)[1:-1], _quoted(value))}
+    return sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=lambda form: (-len(form), form))
+
+
+def _quoted(value: str) -> str:
+    """As it stands in a URL."""
+    return quote(value, safe="", errors="replace")
 
 
 class StudyError(KdctlError):
@@ -55,9 +102,13 @@ class StudyError(KdctlError):
 class DataError(KdctlError):
     """A dataset that is missing, damaged or not what its name says."""
 
+    failure = "data"
+
 
 class StorageError(KdctlError):
     """A storage that cannot be written, or a file in it that cannot be read."""
+
+    failure = "storage"
 
 
 class ResourceError(KdctlError):
@@ -68,15 +119,25 @@ class TeacherError(KdctlError):
     """Teacher weights that do not fit, or a teacher table that does not say what the teacher says."""
 
     exit_code = EXIT_TRIALS
+    failure = "teacher"
 
 
 class DivergedError(KdctlError):
     """A training loss that is no longer a finite number."""
 
     exit_code = EXIT_TRIALS
+    failure = "diverged"
 
 
 class Interrupted(KdctlError):
     """The user asked to stop; the same command goes on from here."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class LeaseLost(KdctlError):
+    """A trial that another launch has taken over; nothing more may be written for it here."""
+
+
+class Stopped(KdctlError):
+    """The launch is to stop, or has ended: what runs writes a checkpoint and ends."""

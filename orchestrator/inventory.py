@@ -60,8 +60,8 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
 
 
 def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
-    paths = [storage.weights(row.trial_id), *map(storage.table, tables)]
-    return StoredTeacher(row, tuple(tables), sum(path.stat().st_size for path in paths if path.exists()), users)
+    sizes = storage.place.sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
+    return StoredTeacher(row, tuple(tables), sum(size or 0 for size in sizes), users)
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,4 +259,8 @@ TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DA
 RESOURCE_KEYS: Mapping[str, Key] = {
     "gpus_per_trial": Key(Share(), "share of a GPU that one trial gets", default_doc="1 where there is a GPU, else 0"),
     "cpus_per_trial": Key(Whole(1, 1024), "CPU cores of one trial", 1),
+    "retries": Key(Whole(0, 1000), "more attempts after a lost worker, a lost machine or too little memory", 2),
+    "checkpoint_seconds": Key(
+        Real(0, 1e6), "a checkpoint at the end of an epoch, once so many seconds have passed since the last", 30.0
+    ),
 }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import results
-from orchestrator.plan import Plan, make_plan
+from orchestrator.leases import acquire
+from orchestrator.plan import Plan, PlannedTrial, make_plan
 from orchestrator.records import State, TrialRecord
+from orchestrator.signals import stopping
 from orchestrator.spec import load_study
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, key_facts, write_json
 
 if TYPE_CHECKING:
+    from orchestrator.progress import Progress
     from orchestrator.trial import Job
 
 DEFAULT_STORAGE = "runs"
@@ -52,58 +59,112 @@ def launch(
     inline: bool = False,
     settings: Sequence[str] = (),
     max_concurrent: int | None = None,
+    skip_failed: bool = False,
     quiet: bool = False,
 ) -> Outcome:
-    """Trains what is not finished of a study; a file launched again trains only what is left.
+    """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
-    Raises StudyError, DataError, StorageError or ResourceError before anything is trained, and Interrupted after
-    Ctrl-C. A trial that fails raises nothing: it is a row. Progress goes to standard error unless `quiet`.
+    Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
+    trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
+    StorageError where the storage fails later, and Interrupted after Ctrl-C or SIGTERM. A trial that fails raises
+    nothing: it is a row. Progress goes to standard error unless `quiet`.
     """
-    from orchestrator import data as datasets  # imports torch, which a faulty study file need not wait for
-    from orchestrator.progress import Progress
-    from orchestrator.runner import Run, run_inline
+    from orchestrator.progress import Progress  # imports torch, which a faulty study file need not wait for
 
+    since = datetime.now(UTC)
     place = Storage.at(storage)
     plan = look(study_file, storage, settings)
-    to_do = [trial for trial in plan.trials if trial.state != "finished"]
-    progress = Progress(len(plan.trials), len(plan.trials) - len(to_do), quiet=quiet)
+    to_do = _to_do(plan, skip_failed=skip_failed)
+    finished = sum(trial.state == "finished" for trial in plan.trials)
+    progress = Progress(len(plan.trials), finished, quiet=quiet)
     for warning in plan.warnings:
         progress.say(warning)
     if to_do:
         place.prepare()
-        for name in sorted({trial.config.dataset for trial in to_do}):
-            datasets.prepare(name, Path(data), place)
-        ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
-        run = Run(_jobs(plan, place), ready, place, plan.resources, max_concurrent, address)
-        if inline:
-            run_inline(run, progress.watch, progress.say)
-        else:
-            from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
-
-            run_ray(run, progress.watch, progress.say)
+        _train(plan, to_do, place, since, Path(data), progress, inline, max_concurrent, address)
     rows = results.read_trials(place, [trial.trial_id for trial in plan.trials])
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return Outcome(plan, tuple(rows), trained)
 
 
-def _jobs(plan: Plan, storage: Storage) -> list[Job]:
+def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
+    """What is not finished; without those that failed and those that wait for them, where they are to be left."""
+    left = {trial.trial_id for trial in plan.trials if skip_failed and trial.state == "failed"}
+    return [
+        trial
+        for trial in plan.trials
+        if trial.state != "finished" and trial.trial_id not in left and trial.teacher_id not in left
+    ]
+
+
+def _train(
+    plan: Plan,
+    to_do: Sequence[PlannedTrial],
+    storage: Storage,
+    since: datetime,
+    data: Path,
+    progress: Progress,
+    inline: bool,
+    max_concurrent: int | None,
+    address: str | None,
+) -> None:
+    from orchestrator import data as datasets
+    from orchestrator.runner import Run, run_inline
+
+    stop = threading.Event()
+    resource = f"launch-{secrets.token_hex(6)}"
+    lease = acquire(storage, resource)
+    assert lease, "nobody else knows its name"
+    with lease, stopping(lambda name: _ask(stop, progress, name)):
+        lease.sweep()
+        _remember(plan, storage)
+        for name in sorted({trial.config.dataset for trial in to_do}):
+            datasets.prepare(name, data, storage)
+        ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
+        jobs = _jobs(plan, to_do, storage, resource, since)
+        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address)
+        if inline:
+            run_inline(run, progress.watch, progress.say)
+        else:
+            from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
+
+            run_ray(run, progress.watch, progress.say)
+
+
+def _remember(plan: Plan, storage: Storage) -> None:
+    """Notes what this study wants, so that `kdctl clean` knows which tables are of use."""
+    name = storage.plan(hashlib.sha256(plan.study.encode()).hexdigest()[:12])
+    trials = {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials}
+    write_json(storage, name, {"study": plan.study, "trials": trials})
+
+
+def _ask(stop: threading.Event, progress: Progress, name: str) -> None:
+    progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
+    stop.set()
+
+
+def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, resource: str, since: datetime) -> list[Job]:
     from orchestrator.trial import Job
 
+    wanted = {trial.trial_id for trial in to_do}
     commit = _git_commit(Path(plan.source).absolute().parent)
     return [
         Job(
             trial=trial,
             no=no,
             study=plan.study,
-            storage=str(storage.root),
+            storage=storage.place.address,
             threads=plan.resources.cpus_per_trial,
             weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,
             ray_version=None,
+            launch=resource,
+            since=since.isoformat(),
+            checkpoint_seconds=plan.resources.checkpoint_seconds,
         )
         for no, trial in enumerate(plan.trials, 1)
-        if trial.state != "finished"
+        if trial.trial_id in wanted
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import losses
@@ -21,7 +21,7 @@ _ORDER = ("dataset", "model", "weights", "student", "method", *keys.RECIPE_KEYS,
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """One trial of a plan. `state` is new, unfinished or finished in the storage that was looked at.
+    """One trial of a plan. `state` is new, unfinished, failed or finished in the storage that was looked at.
 
     `teacher_cache` is the decision: `table`, `live`, or None where no teacher is asked.
     """
@@ -97,10 +97,7 @@ class Plan:
             "study": self.study,
             "source": self.source,
             "trials": [trial.to_json() for trial in self.trials],
-            "resources": {
-                "gpus_per_trial": self.resources.gpus_per_trial,
-                "cpus_per_trial": self.resources.cpus_per_trial,
-            },
+            "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
         }
@@ -156,7 +153,7 @@ class _Ids(dict[TrialConfig, str]):
 def _state(state: State | None) -> str:
     if state is None:
         return "new"
-    return "finished" if state is State.FINISHED else "unfinished"
+    return state.value if state in (State.FINISHED, State.FAILED) else "unfinished"
 
 
 def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:

@@ -7,10 +7,10 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,27 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # three files 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `signals` hears Ctrl-C
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator import results
-from orchestrator.errors import Interrupted, ResourceError
-from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.runner import Run, Watch, described, end, gpus_of
-from orchestrator.schedule import Schedule
+from orchestrator.errors import ResourceError, printable
+from orchestrator.records import EpochRecord, Failure, TrialRecord
+from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
 from orchestrator.spec import Resources
-from orchestrator.storage import Storage
-from orchestrator.trial import Job, run_trial
+from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
+
+_PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
 
 
-def run_ray(run: Run, watch: Watch, say: Callable[[str], None]) -> None:
+def run_ray(run: Run, watch: Watch, say: Say) -> None:
     """Runs the trials as one Tune experiment, on a cluster of its own or on the one at `run.address`.
 
-    Raises ResourceError where no machine can ever give what a trial needs, and Interrupted after Ctrl-C.
+    Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails, and
+    Interrupted after a signal.
     """
     with _cluster(run.address) as nodes:
         gpus = gpus_of(run.resources, nodes)
@@ -46,10 +47,9 @@ def run_ray(run: Run, watch: Watch, say: Callable[[str], None]) -> None:
         most = min(run.max_concurrent or places, places)
         say(described(gpus, run.resources, f"up to {most} at a time on Ray"))
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        schedule = Schedule(jobs, run.ready, most)
-        _fit(run, schedule, gpus, most, watch)
-    if not schedule.is_over:
-        raise Interrupted("stopped; what is finished is kept, and the same command goes on with the rest")
+        conductor = Conductor(run, jobs, watch, say, most)
+        _fit(run, conductor, gpus, most)
+    conductor.conclude()
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
     return max(1, count)
 
 
-def _fit(run: Run, schedule: Schedule, gpus: float, most: int, watch: Watch) -> None:
+def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
     # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most)
     bundle = {"CPU": float(run.resources.cpus_per_trial), **({"GPU": gpus} if gpus else {})}
@@ -104,15 +104,14 @@ def _fit(run: Run, schedule: Schedule, gpus: float, most: int, watch: Watch) -> 
     try:
         tune.Tuner(
             tune.with_resources(TrialWorker, tune.PlacementGroupFactory([bundle])),
-            tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(schedule), num_samples=len(run.jobs), reuse_actors=True
-            ),
+            tune_config=tune.TuneConfig(search_alg=PlanSearcher(conductor), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="kdctl",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[Watcher(schedule, run.storage, watch)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own weights
+                callbacks=[Watcher(conductor, run)],
+                stop=GivingUp(run),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
             ),
         ).fit()
     finally:
@@ -124,7 +123,7 @@ class TrialWorker(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Gets ready for a first trial."""
-        self._records = run_trial(Job.from_json(config["job"]))
+        self._reports = run_trial(Job.from_json(config["job"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Gets ready for another trial."""
@@ -132,32 +131,36 @@ class TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or the end of the trial."""
-        record = next(self._records)
-        if isinstance(record, EpochRecord):
-            return {"epoch_record": asdict(record)}
-        return {"trial_record": {**asdict(record), "start_time": record.start_time.isoformat()}, "done": True}
+        """One epoch, a notice, or the end of the trial."""
+        report = next(self._reports)
+        is_last = isinstance(report, TrialRecord | Elsewhere)
+        return {"report": type(report).__name__, "content": asdict(report), "done": is_last}
 
     def cleanup(self) -> None:
         """Lets go of the trial."""
-        self._records.close()
+        self._reports.close()
 
 
 class PlanSearcher(Searcher):
     """Deals the trials of a plan as their teachers become ready."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, conductor: Conductor) -> None:
         super().__init__()
-        self._schedule = schedule
+        self._conductor = conductor
+
+    def __reduce__(self) -> Any:
+        return Searcher, ()  # as for `Watcher`
+
+    def __deepcopy__(self, memo: Any) -> PlanSearcher:
+        return self
 
     def suggest(self, trial_id: str) -> Any:
         """A job as Tune's config; None while every trial left waits for a live one; FINISHED after the last."""
-        job = self._schedule.start()
+        # None with nothing live would make Tune wait ten minutes in one step, so the conductor waits itself.
+        job = self._conductor.start_or_wait()
         if job:
             return {"job": job.to_json()}
-        # None with nothing live would make Tune wait ten minutes in one step; the schedule never comes to that, as a
-        # trial whose teacher failed does not wait any more.
-        return None if self._schedule.waits else Searcher.FINISHED
+        return Searcher.FINISHED if self._conductor.is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `Watcher` takes note of what ended."""
@@ -173,43 +176,64 @@ class PlanSearcher(Searcher):
         """Nothing, as `save`."""
 
 
+class GivingUp(tune.Stopper):
+    """Ends the experiment where workers do not stop in time, as on a machine that cannot be reached."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._since: float | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended by what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the workers had their time."""
+        if not self._run.stop.is_set():
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > _PATIENCE
+
+    def __reduce__(self) -> Any:
+        return tune.stopper.NoopStopper, ()  # Tune pickles it for a restore that we never ask for
+
+
 class Watcher(tune.Callback):
     """Passes on what the workers report, and takes note of what ended."""
 
-    def __init__(self, schedule: Schedule, storage: Storage, watch: Watch) -> None:
-        self._schedule = schedule
-        self._storage = storage
-        self._watch = watch
+    def __init__(self, conductor: Conductor, run: Run) -> None:
+        self._conductor = conductor
+        self._run = run
+        self._looked = time.monotonic()
 
     def __reduce__(self) -> Any:
         # Tune pickles its callbacks for a restore that we never ask for; a terminal cannot be pickled.
         return tune.Callback, ()
 
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tells the workers to stop, where the launch is to: their launch ends with its lease."""
+        if self._run.stop.is_set():
+            self._run.lease.release()
+
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, or the end of a trial."""
-        job = self._job(trial)
-        if "epoch_record" in result:
-            self._watch(job, EpochRecord(**result["epoch_record"]))
-        if "trial_record" in result:
-            row = result["trial_record"]
-            row = {**row, "start_time": datetime.fromisoformat(row["start_time"]), "state": State(row["state"])}
-            self._end(job, TrialRecord(**row))
+        """An epoch, a notice, or the end of a trial."""
+        if "report" in result:
+            self._conductor.note(_job(trial), _report(result["report"], result["content"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A worker that died: its row says so, as it could not."""
-        job = self._job(trial)
-        if self._schedule.live(job.trial.trial_id) is None:
-            return
-        reason = (str(trial.get_pickled_error() or "").strip().splitlines() or ["no reason given"])[-1]
-        row = job.row(State.FAILED, f"its worker process was lost ({reason}); launch again to train it anew")
-        results.write_trial(self._storage, row)
-        self._end(job, row)
+        """A worker that died."""
+        error = trial.get_pickled_error()
+        is_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        failure = Failure.OUT_OF_MEMORY if is_memory else Failure.LOST_WORKER
+        reason = (str(error or "").strip().splitlines() or ["no reason given"])[-1]
+        self._conductor.lost(_job(trial), failure, f"its worker process was lost ({printable(reason)})")
 
-    def _job(self, trial: Trial) -> Job:
-        return Job.from_json(trial.config["job"])
 
-    def _end(self, job: Job, record: TrialRecord) -> None:
-        self._watch(job, record)
-        end(self._schedule, record, self._storage, self._watch)
+def _job(trial: Trial) -> Job:
+    return Job.from_json(trial.config["job"])
+
+
+def _report(kind: str, content: dict[str, Any]) -> Report:
+    return {report.__name__: report for report in (EpochRecord, Notice, TrialRecord, Elsewhere)}[kind](**content)

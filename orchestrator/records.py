@@ -18,9 +18,27 @@ class State(StrEnum):
     """Where a trial stands in the storage."""
 
     RUNNING = "running"
+    STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
     SKIPPED = "skipped"
+
+
+class Failure(StrEnum):
+    """Why a trial failed. The first two are the fault of no setting: they are retried."""
+
+    LOST_WORKER = "lost_worker"
+    OUT_OF_MEMORY = "out_of_memory"
+    STORAGE = "storage"
+    DIVERGED = "diverged"
+    TEACHER = "teacher"
+    DATA = "data"
+    ERROR = "error"
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether another attempt, from the last checkpoint, may well end better."""
+        return self in (Failure.LOST_WORKER, Failure.OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +174,7 @@ class TrialRecord:
     study: str
     state: State
     error: str | None
+    failure: Failure | None
     seed: int
     last_acc: float | None
     selected_acc: float | None
@@ -173,3 +192,7 @@ class TrialRecord:
     torch_version: str | None
     ray_version: str | None
     git_commit: str | None
+    end_time: datetime | None
+    resumed: int
+    weights_bytes: int | None
+    weights_sha256: str | None

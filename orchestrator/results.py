@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from orchestrator import arrow
 from orchestrator.errors import StorageError
-from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.storage import Storage, replacing
+from orchestrator.records import EpochRecord, Failure, State, TrialRecord
+from orchestrator.storage import Storage
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 # name → (type, meaning); the first eleven are the published table's.
 TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -31,8 +30,9 @@ TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
     "batch_size": ("int", "images in a batch"),
     "trial_id": ("string", "12 hex digits over everything that can change the result"),
     "study": ("string", "the study it was trained for first"),
-    "state": ("string", "running, finished, failed or skipped"),
-    "error": ("string", "why it failed or was skipped; null otherwise"),
+    "state": ("string", "running, stopped, finished, failed or skipped"),
+    "error": ("string", "why it failed, was skipped or stopped, and what to do; null otherwise"),
+    "failure": ("string", "class of a failure: lost_worker, out_of_memory, storage, diverged, teacher, data or error"),
     "seed": ("int", "seed of the weights, the order of the images and their views"),
     "last_acc": ("float", "test accuracy after the last epoch, %: no pick on the test set"),
     "selected_acc": ("float", "test accuracy at the epoch with the best val_acc, %; null without a holdout"),
@@ -50,6 +50,10 @@ TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
     "torch_version": ("string", "version of torch"),
     "ray_version": ("string", "version of Ray; null with --inline"),
     "git_commit": ("string", "commit of the repository that holds the study file; null outside one"),
+    "end_time": ("timestamp", "when it ended, in whatever state, UTC; null while it runs"),
+    "resumed": ("int", "how many times it went on from a checkpoint"),
+    "weights_bytes": ("int", "size of its weights file; null without one"),
+    "weights_sha256": ("string", "SHA-256 of its weights file; null without one"),
 }
 
 EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -77,15 +81,14 @@ def _types(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
 
 def write_trial(storage: Storage, record: TrialRecord) -> None:
     """Writes a trial's row, in place of an earlier one."""
-    with replacing(storage.trial_row(record.trial_id)) as part:
-        arrow.write_rows(part, _types(TRIAL_COLUMNS), [asdict(record)], _FACTS)
+    content = arrow.to_parquet(_types(TRIAL_COLUMNS), [asdict(record)], _FACTS)
+    storage.place.write(storage.trial_row(record.trial_id), content)
 
 
 def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord]) -> None:
     """Writes all epochs that a trial has so far."""
-    with replacing(storage.trial_epochs(trial_id)) as part:
-        rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
-        arrow.write_rows(part, _types(EPOCH_COLUMNS), rows, _FACTS)
+    rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
+    storage.place.write(storage.trial_epochs(trial_id), arrow.to_parquet(_types(EPOCH_COLUMNS), rows, _FACTS))
 
 
 def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
@@ -93,14 +96,15 @@ def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    return _read(_files(storage.trial_rows(), trial_ids), list(TRIAL_COLUMNS), _record)
+    return _read(storage, storage.trial_rows, trial_ids, list(TRIAL_COLUMNS), _record)
 
 
 def _record(row: dict[str, Any]) -> TrialRecord:
     try:
-        return TrialRecord(**{**row, "state": State(row["state"])})
-    except ValueError:
-        raise arrow.UnreadableFile(f"holds a row in the state {row['state']!r}") from None
+        failure = None if row["failure"] is None else Failure(row["failure"])
+        return TrialRecord(**{**row, "state": State(row["state"]), "failure": failure})
+    except ValueError as error:
+        raise arrow.UnreadableFile(f"holds a row of another kind ({error})") from None
 
 
 def read_trial(storage: Storage, trial_id: str) -> TrialRecord | None:
@@ -113,7 +117,7 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    return _read(_files(storage.epoch_rows(), trial_ids), list(EPOCH_COLUMNS), dict)
+    return _read(storage, storage.epoch_rows, trial_ids, list(EPOCH_COLUMNS), dict)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -121,43 +125,49 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
 
     A damaged row counts as running too, so that the next launch mends it.
     """
-    states = {}
-    for path in _files(storage.trial_rows(), trial_ids):
+    states: dict[str, State] = {}
+    sizes: dict[str, int | None] = {}
+    for name, content in _contents(storage, _names(storage, storage.trial_rows, trial_ids)):
+        trial_id = PurePosixPath(name).stem
         try:
-            row = arrow.read_rows([path], ["trial_id", "state"])[0]
-            state = State(row["state"])
+            row = arrow.from_parquet(content, ["state", "weights_bytes"])[0]
+            states[trial_id] = State(row["state"])
+            sizes[trial_id] = row["weights_bytes"]
         except (arrow.UnreadableFile, IndexError, ValueError):
-            state = State.RUNNING
-        if state is State.FINISHED and not _is_whole(storage.weights(path.stem)):
-            state = State.RUNNING
-        states[path.stem] = state
+            states[trial_id] = State.RUNNING
+    finished = [trial_id for trial_id, state in states.items() if state is State.FINISHED]
+    for trial_id, size in zip(finished, storage.place.sizes(list(map(storage.weights, finished))), strict=True):
+        if size is None or size != sizes[trial_id]:
+            states[trial_id] = State.RUNNING
     return states
 
 
-def _is_whole(weights: Path) -> bool:
-    """Whether a safetensors file is there and as long as its header says; a look at some bytes, cheap for thousands."""
-    try:
-        with weights.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 1 << 24)))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            return file.seek(0, os.SEEK_END) == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return False
-
-
-def _files(folder: Path, trial_ids: Collection[str] | None) -> list[Path]:
-    # Names of unfinished files begin with a dot, which this pattern passes over.
-    found = {path.stem: path for path in folder.glob("[!.]*.parquet")}
+def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
+    found = {PurePosixPath(entry.name).stem: entry.name for entry in storage.place.entries(folder)}
     wanted = sorted(found) if trial_ids is None else [trial_id for trial_id in trial_ids if trial_id in found]
-    return [found[trial_id] for trial_id in wanted]
+    return [found[trial_id] for trial_id in wanted if found[trial_id].endswith(".parquet")]
 
 
-def _read(paths: Iterable[Path], columns: list[str], make: Callable[[dict[str, Any]], _Row]) -> list[_Row]:
+def _contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
+    """Each file with its content; a bucket answers slowly, but many questions at once."""
+    if not names:
+        return
+    with ThreadPoolExecutor(16) as pool:
+        yield from zip(names, pool.map(storage.place.read, names), strict=True)
+
+
+def _read(
+    storage: Storage,
+    folder: str,
+    trial_ids: Collection[str] | None,
+    columns: list[str],
+    make: Callable[[dict[str, Any]], _Row],
+) -> list[_Row]:
     rows: list[_Row] = []
-    for path in paths:
+    for name, content in _contents(storage, _names(storage, folder, trial_ids)):
         try:
-            rows += map(make, arrow.read_rows([path], columns))
+            rows += map(make, arrow.from_parquet(content, columns))
         except arrow.UnreadableFile as error:
-            raise StorageError(f"{path} {error}; launch its study again, which writes it anew") from None
+            shown = storage.place.shown(name)
+            raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None
     return rows

@@ -3,54 +3,184 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import torch
 
 from orchestrator import results
-from orchestrator.errors import ResourceError
-from orchestrator.records import EpochRecord, State, TrialRecord
+from orchestrator.errors import Interrupted, KdctlError, ResourceError, StorageError
+from orchestrator.leases import Lease
+from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.schedule import Schedule
 from orchestrator.spec import Resources
 from orchestrator.storage import Storage
-from orchestrator.trial import Job, run_trial
+from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
 Watch = Callable[[Job, EpochRecord | TrialRecord], None]  # told of every epoch, and of every trial that ends
+Say = Callable[[str], None]
+
+_PAUSE = 2.0  # seconds before a trial that another launch trains is asked about again
+_POLL = 0.2  # seconds between two looks where nothing can start yet
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What to run: jobs in the order of the plan, and teachers that the storage already holds."""
+    """What to run: jobs in the order of the plan, and teachers that the storage already holds.
+
+    `lease` is the launch's own: as long as it is held, workers work. `stop` is set by who wants the launch to end.
+    """
 
     jobs: Sequence[Job]
     ready: frozenset[str]
     storage: Storage
     resources: Resources
+    lease: Lease
+    stop: threading.Event = field(default_factory=threading.Event)
     max_concurrent: int | None = None
     address: str | None = None
 
 
-def run_inline(run: Run, watch: Watch, say: Callable[[str], None]) -> None:
-    """Runs the trials one after another in this process. Raises ResourceError where it has too few GPUs."""
+class Conductor:
+    """Deals the trials of a run, and takes note of what comes of them: one for every executor."""
+
+    def __init__(self, run: Run, jobs: Sequence[Job], watch: Watch, say: Say, most: int | None = None) -> None:
+        self._run = run
+        self._schedule = Schedule(jobs, run.ready, most)
+        self._watch = watch
+        self._say = say
+        self._attempts: dict[str, int] = {}
+        self._elsewhere: set[str] = set()
+        self._left = {job.trial.trial_id for job in jobs}
+        self._error: KdctlError | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing is to start any more, and what runs is to stop."""
+        return self._run.stop.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to start or to wait for."""
+        return not self._schedule.lives and (self.is_stopping or not self._schedule.waits)
+
+    def start(self) -> Job | None:
+        """The next trial to start; None where nothing can start yet, or any more."""
+        if self.is_stopping:
+            return None
+        while job := self._schedule.start():
+            if job.trial.trial_id not in self._elsewhere or not self._is_trained_elsewhere(job):
+                return job
+            self._schedule.again(job, _PAUSE)
+        return None
+
+    def start_or_wait(self) -> Job | None:
+        """As `start`, but waits where nothing runs; None at the end, or where what is left waits for what runs."""
+        while not self.is_over:
+            job = self.start()
+            if job or self._schedule.lives:
+                return job
+            self._run.stop.wait(_POLL)
+        return None
+
+    def _is_trained_elsewhere(self, job: Job) -> bool:
+        return self._run.lease.holder(f"trial-{job.trial.trial_id}") is not None
+
+    def note(self, job: Job, report: Report) -> None:
+        """Takes note of what a trial said."""
+        if isinstance(report, Notice):
+            self._say(f"{job.trial.trial_id} {job.trial.title()}: {report.text}")
+        elif isinstance(report, EpochRecord):
+            self._watch(job, report)
+        elif self._schedule.live(job.trial.trial_id) is None:
+            return  # a late word of a trial that was given up
+        elif isinstance(report, Elsewhere):
+            if job.trial.trial_id not in self._elsewhere:
+                self._say(
+                    f"{job.trial.trial_id} {job.trial.title()}: another launch trains it; its result is waited for"
+                )
+            self._elsewhere.add(job.trial.trial_id)
+            self._schedule.again(job, _PAUSE)
+        elif report.state is State.STOPPED and not self.is_stopping:
+            self._schedule.again(job, 0.0)  # this process stood still, and its workers took it for dead
+        elif not self._retry(job, report.failure, report.error):
+            self._end(job, report)
+
+    def lost(self, job: Job, failure: Failure, reason: str) -> None:
+        """Takes note of a worker that died: its row says so, as it could not."""
+        if self._schedule.live(job.trial.trial_id) is None:
+            return
+        if self.is_stopping:
+            self._schedule.end(job.row(State.STOPPED))
+        elif not self._retry(job, failure, reason):
+            tried = self._attempts.get(job.trial.trial_id, 0) + 1
+            row = job.row(State.FAILED, f"{reason}, {tried} times; launch again to go on from its checkpoint", failure)
+            row = replace(row, end_time=datetime.now(UTC))
+            self._write(row)
+            self._end(job, row)
+
+    def _retry(self, job: Job, failure: Failure | None, reason: str | None) -> bool:
+        attempts = self._attempts.get(job.trial.trial_id, 0)
+        if failure is None or not failure.is_retried or attempts >= self._run.resources.retries or self.is_stopping:
+            return False
+        self._attempts[job.trial.trial_id] = attempts + 1
+        seconds = 2.0**attempts
+        self._say(
+            f"{job.trial.trial_id} {job.trial.title()}: {reason}; tried again in {seconds:g} s from its last "
+            f"checkpoint ({attempts + 1} of {self._run.resources.retries})"
+        )
+        self._schedule.again(replace(job, since=datetime.now(UTC).isoformat()), seconds)
+        return True
+
+    def _end(self, job: Job, record: TrialRecord) -> None:
+        """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""
+        self._watch(job, record)
+        if record.state is not State.STOPPED:
+            self._left.discard(record.trial_id)
+        if record.failure is Failure.STORAGE:
+            self.give_up(StorageError(record.error))
+        skipped = self._schedule.end(record)
+        if self.is_stopping:
+            return
+        for dependant in skipped:
+            row = dependant.row(State.SKIPPED, f"its teacher {record.trial_id} {record.state}: {record.error}")
+            row = replace(row, end_time=datetime.now(UTC))
+            self._write(row)
+            self._end(dependant, row)
+
+    def _write(self, row: TrialRecord) -> None:
+        states = results.read_states(self._run.storage, [row.trial_id])
+        if states.get(row.trial_id) is not State.FINISHED:  # another launch may have had more luck
+            results.write_trial(self._run.storage, row)
+
+    def give_up(self, error: KdctlError) -> None:
+        """Stops the launch for a reason that would meet every trial."""
+        self._error = self._error or error
+        self._run.stop.set()
+
+    def conclude(self) -> None:
+        """Raises what made the launch stop before its end."""
+        if self._error:
+            raise self._error
+        if self._left:
+            raise Interrupted("stopped; what was trained is kept, and the same command goes on from there")
+
+
+def run_inline(run: Run, watch: Watch, say: Say) -> None:
+    """Runs the trials one after another in this process.
+
+    Raises ResourceError where it has too few GPUs, StorageError where the storage fails, Interrupted after a signal.
+    """
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
     say(described(gpus, run.resources, "one after another in this process"))
-    schedule = Schedule(run.jobs, run.ready)
-    while job := schedule.start():
-        for record in run_trial(replace(job, gpus=gpus)):
-            watch(job, record)
-            if isinstance(record, TrialRecord):
-                end(schedule, record, run.storage, watch)
-
-
-def end(schedule: Schedule, record: TrialRecord, storage: Storage, watch: Watch) -> None:
-    """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""
-    for job in schedule.end(record):
-        row = job.row(State.SKIPPED, f"its teacher {record.trial_id} {record.state}: {record.error}")
-        results.write_trial(storage, row)
-        watch(job, row)
-        end(schedule, row, storage, watch)
+    conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most=1)
+    while job := conductor.start_or_wait():
+        for report in run_trial(job, run.stop.is_set):
+            conductor.note(job, report)
+    conductor.conclude()
 
 
 def gpus_of(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> float:

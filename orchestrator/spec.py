@@ -61,10 +61,16 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one trial gets. `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0."""
+    """What one trial gets, and how often it is tried. None of it changes a result.
+
+    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `retries` counts attempts after a
+    lost worker or too little memory.
+    """
 
     gpus_per_trial: float | None = None
     cpus_per_trial: int = 1
+    retries: int = 2
+    checkpoint_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,111 +1,117 @@
-"""The storage: every file name in it, atomic writes and locks. Nobody else composes a path below its root."""
+"""The storage: every file name in it. Nobody else composes one."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from orchestrator.errors import StorageError
+from orchestrator.places import Folder, Place
 from orchestrator.records import TableKey
 
-_PART = ".part-"  # what names of unfinished files begin with, and what readers pass over
+_ID = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A folder that holds trials, teachers and results of many studies."""
+    """A folder or bucket that holds trials, teachers and results of many studies; names are relative to it."""
 
-    root: Path
+    place: Place
 
     @classmethod
-    def at(cls, place: str | Path) -> Storage:
-        """The storage in a folder. Raises StorageError for a bucket's address, which would become an odd folder."""
-        if "://" in str(place):
-            raise StorageError(f"storage {str(place)!r} is no folder; buckets are not supported: name a folder")
-        return cls(Path(place).absolute())
+    def at(cls, address: str | Path) -> Storage:
+        """The storage in a folder, or at `s3://bucket/folder` or `gs://bucket/folder`.
 
-    def weights(self, trial_id: str) -> Path:
+        Raises StorageError for an address of another kind.
+        """
+        scheme, separator, _ = str(address).partition("://")
+        if not separator:
+            return cls(Folder(Path(address).absolute()))
+        if scheme not in ("s3", "gs"):
+            raise StorageError(
+                f"storage {str(address)!r} is of a kind that kdctl does not know; name a folder, or a bucket like "
+                "s3://bucket/folder or gs://bucket/folder"
+            )
+        from orchestrator.bucket import Bucket  # its library takes a while to import, and few need it
+
+        return cls(Bucket.at(str(address)))
+
+    def prepare(self) -> None:
+        """Makes the storage and tries it. Raises StorageError where it cannot be written."""
+        self.place.prepare()
+
+    # Names.
+
+    def weights(self, trial_id: str) -> str:
         """The final weights of a trial, safetensors."""
-        return self.root / "trials" / trial_id / "weights.safetensors"
+        return f"trials/{trial_id}/weights.safetensors"
 
-    def table(self, key: TableKey) -> Path:
+    def table(self, key: TableKey) -> str:
         """A teacher table, a NumPy array [V, N, C] of float16. Its facts stand beside it, see `table_facts`."""
-        return self.root / "teachers" / key.teacher_id / f"{key.name}.npy"
+        return f"teachers/{key.teacher_id}/{key.name}.npy"
 
-    def table_facts(self, key: TableKey) -> Path:
+    def table_facts(self, key: TableKey) -> str:
         """What a table was made from (JSON); written after the table, so that it stands for a whole one."""
-        return self.table(key).with_suffix(".json")
+        return f"teachers/{key.teacher_id}/{key.name}.json"
 
-    def dataset(self, name: str, digest: str) -> Path:
+    def dataset(self, name: str, digest: str) -> str:
         """A dataset decoded, checked and in canonical order, safetensors."""
-        return self.root / "datasets" / f"{name}-{digest}.safetensors"
+        return f"datasets/{name}-{digest}.safetensors"
 
-    def trial_rows(self) -> Path:
-        """The folder of the `trials` table, one Parquet file a trial."""
-        return self.root / "results" / "trials"
+    trial_rows = "results/trials"  # the folder of the `trials` table, one Parquet file a trial
+    epoch_rows = "results/epochs"  # that of the `epochs` table, one Parquet file a trial
 
-    def epoch_rows(self) -> Path:
-        """The folder of the `epochs` table, one Parquet file a trial."""
-        return self.root / "results" / "epochs"
-
-    def trial_row(self, trial_id: str) -> Path:
+    def trial_row(self, trial_id: str) -> str:
         """The row of one trial."""
-        return self.trial_rows() / f"{trial_id}.parquet"
+        return f"{self.trial_rows}/{trial_id}.parquet"
 
-    def trial_epochs(self, trial_id: str) -> Path:
+    def trial_epochs(self, trial_id: str) -> str:
         """The epochs of one trial."""
-        return self.epoch_rows() / f"{trial_id}.parquet"
+        return f"{self.epoch_rows}/{trial_id}.parquet"
+
+    def checkpoints(self, trial_id: str) -> str:
+        """The folder of a trial's checkpoints."""
+        return f"checkpoints/{trial_id}"
+
+    def checkpoint(self, trial_id: str, epoch: int, images: int) -> str:
+        """A checkpoint taken in an epoch after so many of its images; later ones sort after earlier ones."""
+        return f"{self.checkpoints(trial_id)}/{epoch:06d}-{images:08d}.checkpoint"
+
+    leases = "leases"  # the folder of claims
+
+    def claim(self, resource: str, owner: str) -> str:
+        """The claim of one owner to a resource, see `leases`."""
+        return f"{self.leases}/{resource}~{owner}.json"
+
+    plans = "plans"  # the folder of what the last launch of each study wanted
+
+    def plan(self, digest: str) -> str:
+        """What the last launch of a study wanted."""
+        return f"{self.plans}/{digest}.json"
+
+    # What is there.
 
     def tables(self) -> Iterator[TableKey]:
         """Every whole table."""
-        for path in sorted(self.root.glob("teachers/*/*.json")):
-            key = _table_key(read_json(path))
-            if key and self.table(key).exists():
-                yield key
-
-    def prepare(self) -> None:
-        """Makes the folder and tries it. Raises StorageError where it cannot be written."""
-        try:
-            self.trial_rows().mkdir(parents=True, exist_ok=True)
-            self.epoch_rows().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root) as file:
-                file.write(b"kdctl")
-        except OSError as error:
-            reason = f"{error.strerror or error}"
-            raise StorageError(
-                f"storage {str(self.root)!r} cannot be written ({reason}); wanted a folder with room that you may "
-                "write; free it, or name another with --storage"
-            ) from None
-
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Holds a lock of this storage. The system frees it when its holder dies, however it dies.
-
-        Raises StorageError where it cannot be written.
-        """
-        path = self.root / "locks" / f"{name}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held = filelock.FileLock(path).acquire()
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        with held:
-            yield
+        names = {entry.name for entry in self.place.entries("teachers")}
+        for name in sorted(names):
+            if name.endswith(".json"):
+                key = _table_key(read_json(self, name))
+                if key and self.table_facts(key) == name and self.table(key) in names:
+                    yield key
 
 
 def _table_key(facts: Any) -> TableKey | None:
     try:
-        return TableKey(**{name: facts["key"][name] for name in TableKey.__slots__})
-    except (TypeError, KeyError):
+        key = TableKey(**{name: facts["key"][name] for name in TableKey.__slots__})
+        is_sound = _ID.fullmatch(key.teacher_id) and key.answers.isalpha() and key.views > 0 and key.images > 0
+    except (TypeError, KeyError, AttributeError):
         return None
+    return key if is_sound else None
 
 
 def key_facts(key: TableKey) -> dict[str, Any]:
@@ -113,53 +119,14 @@ def key_facts(key: TableKey) -> dict[str, Any]:
     return asdict(key)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written is moved to `path` at the end, whole or not at all.
-
-    Raises StorageError where it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{_PART}{path.name}-", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    part = Path(name)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path} cannot be written ({error.strerror or error}); make room or mend the folder, then go on"
-    )
-
-
-def _umask() -> int:
-    # mkstemp makes files private; results are to be shared as any file the user writes.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, data: Any) -> None:
+def write_json(storage: Storage, name: str, data: Any) -> None:
     """Writes JSON, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    storage.place.write(name, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_json(storage: Storage, name: str) -> Any:
     """The JSON in a file, or None where there is none or it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(storage.place.read(name))
+    except (OSError, ValueError, RecursionError):
         return None

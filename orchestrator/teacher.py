@@ -18,10 +18,11 @@ import models
 from models.resnet import WIDTHS, ResNet
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import TeacherError
+from orchestrator.errors import StorageError, TeacherError
+from orchestrator.leases import waiting
 from orchestrator.records import TableKey, TrialConfig
-from orchestrator.storage import Storage, key_facts, read_json, replacing, write_json
-from orchestrator.training import Batch, placed
+from orchestrator.storage import Storage, key_facts, read_json, write_json
+from orchestrator.training import Batch, Check, placed, unchecked
 from orchestrator.views import ViewSpace
 
 TABLE_FORMAT = 1  # raise it when the same key would hold other bytes
@@ -97,7 +98,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise TeacherError(f"{path} is missing; launch the study again, which trains what is missing") from None
+        raise TeacherError(f"{path} is missing; put it there, or take it out of the study file") from None
     except Exception as error:  # a damaged file makes torch raise errors of a dozen types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         message = f"{path} is neither whole safetensors nor a plain state dict ({reason}); save it again as one of them"
@@ -117,33 +118,48 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def save_weights(model: ResNet, path: Path) -> None:
-    """Writes a model's weights as safetensors, whole or not at all."""
+def save_weights(model: ResNet, storage: Storage, trial_id: str) -> tuple[int, str]:
+    """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(path) as part:
-        part.write_bytes(save(state))
+    content = save(state)
+    storage.place.write(storage.weights(trial_id), content)
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> ResNet:
     """A trained teacher from the storage, in eval mode. Raises TeacherError where its weights are not whole."""
-    classes = DATASETS[config.dataset].classes
-    return load_weights(storage.weights(config.trial_id()), config.student, classes, device)
+    name = storage.weights(config.trial_id())
+    try:
+        path = storage.place.path(name)
+    except FileNotFoundError:
+        shown = storage.place.shown(name)
+        raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
+    return load_weights(path, config.student, DATASETS[config.dataset].classes, device)
 
 
 # The table.
 
 
-def open_table(key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device) -> TableTeacher:
+def open_table(
+    key: TableKey,
+    config: TrialConfig,
+    data: Data,
+    storage: Storage,
+    device: torch.device,
+    check: Check = unchecked,
+) -> TableTeacher:
     """The table of a teacher (its `config`) over the training images of `data`, built first where it is missing.
 
-    One worker builds while the others wait for it. On the CPU the table stays in the file, memory-mapped: one copy
-    for all workers of a machine. Raises TeacherError where the table does not say what the teacher says.
+    One worker builds while the others wait for it; `check` is called meanwhile. On the CPU the table stays in the
+    file, memory-mapped: one copy for all workers of a machine. Raises TeacherError where the table does not say what
+    the teacher says.
     """
     wanted = _facts(key, config, storage)
-    with storage.lock(f"table-{key.teacher_id}-{key.name}"):
-        if not _is_whole(key, wanted, storage):
-            _build(key, load_teacher(config, storage, device), data, wanted, storage)
-    return TableTeacher(_map(storage.table(key), wanted["shape"]).to(device), key.answers)
+    if not _is_whole(key, wanted, storage):
+        with waiting(storage, f"table-{key.teacher_id}-{key.name}", check):
+            if not _is_whole(key, wanted, storage):
+                _build(key, load_teacher(config, storage, device), data, wanted, storage, check)
+    return TableTeacher(_map(key, wanted["shape"], storage).to(device), key.answers)
 
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
@@ -156,7 +172,7 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
         "shape": [key.views, key.images, width],
         "key": key_facts(key),
         "model": config.student,
-        "weights": _sha256(storage.weights(key.teacher_id)),
+        "weights": _weights_digest(key.teacher_id, storage),
         "dataset": config.dataset,
         "dataset_digest": facts.digest,
         "mean": list(facts.mean),
@@ -164,45 +180,52 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
     }
 
 
-def _sha256(path: Path) -> str:
+def _weights_digest(teacher_id: str, storage: Storage) -> str:
+    name = storage.weights(teacher_id)
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TeacherError(
-            f"{path} cannot be read ({error.strerror}); launch the study again, which trains it"
-        ) from None
+        return hashlib.sha256(storage.place.read(name)).hexdigest()
+    except FileNotFoundError:
+        shown = storage.place.shown(name)
+        raise TeacherError(f"{shown} is missing; launch the study again, which trains it") from None
 
 
 def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
-    facts = read_json(storage.table_facts(key))
-    return isinstance(facts, dict) and facts.get("made_from") == wanted and storage.table(key).exists()
+    facts = read_json(storage, storage.table_facts(key))
+    return (
+        isinstance(facts, dict)
+        and facts.get("made_from") == wanted
+        and storage.place.sizes([storage.table(key)]) == [facts.get("bytes")]
+    )
 
 
-def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage) -> None:
-    with replacing(storage.table(key)) as part:
-        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=tuple(wanted["shape"]))
-        for view, start, answers in _ask_everything(key, model, data):
-            stored = answers.half()
-            if not torch.isfinite(stored).all():
-                message = f"teacher {key.teacher_id} answers with more than float16 holds (65,504)"
-                raise TeacherError(f"{message}; use another teacher, or set teacher_cache: live")
-            table[view, start : start + len(answers)] = stored.cpu().numpy()
-        table.flush()
-        error = compare(torch.from_numpy(table), key, model, data)
-    write_json(storage.table_facts(key), {"made_from": wanted, "key": key_facts(key), "largest_difference": error})
+def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage, check: Check) -> None:
+    with storage.place.building(storage.table(key)) as part:
+        with part.open("wb") as file:  # not mapped: a disk that is full would then kill the process
+            shape = tuple(wanted["shape"])
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for answers in _ask_everything(key, model, data):
+                check()
+                stored = answers.half()
+                if not torch.isfinite(stored).all():
+                    message = f"teacher {key.teacher_id} answers with more than float16 holds (65,504)"
+                    raise TeacherError(f"{message}; use another teacher, or set teacher_cache: live")
+                file.write(stored.cpu().numpy().tobytes())
+        error = compare(torch.from_numpy(np.load(part, mmap_mode="c")), key, model, data)
+        size = part.stat().st_size
+    facts = {"made_from": wanted, "key": key_facts(key), "largest_difference": error, "bytes": size}
+    write_json(storage, storage.table_facts(key), facts)
 
 
 @torch.no_grad()
-def _ask_everything(key: TableKey, model: ResNet, data: Data) -> Iterator[tuple[int, int, Tensor]]:
-    """(view, first image, answers) for every view of every image, in the order of the file."""
+def _ask_everything(key: TableKey, model: ResNet, data: Data) -> Iterator[Tensor]:
+    """The answers for every view of every image, in the order of the file."""
     padded = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels)
     index = torch.arange(key.images, device=data.train.labels.device)
     for view in range(key.views):
         for start in range(0, key.images, _BUILD_BATCH):
             some = index[start : start + _BUILD_BATCH]
             images = data.normalise(padded.take(some, torch.full_like(some, view)))
-            yield view, start, getattr(model.embed(images), key.answers)
+            yield getattr(model.embed(images), key.answers)
 
 
 @torch.no_grad()
@@ -233,13 +256,17 @@ def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
     return float(difference.max())
 
 
-def _map(path: Path, shape: Sequence[int]) -> Tensor:
+def _map(key: TableKey, shape: Sequence[int], storage: Storage) -> Tensor:
+    name = storage.table(key)
     try:
-        table = np.lib.format.open_memmap(path, mode="c")  # copy on write: nobody can change it
+        table = np.lib.format.open_memmap(storage.place.path(name), mode="c")  # copy on write: nobody can change it
         if table.dtype != np.float16 or list(table.shape) != list(shape):
             raise ValueError(f"got {table.dtype} of shape {table.shape}, wanted float16 of shape {tuple(shape)}")
+    except StorageError:
+        raise
     except Exception as error:  # a damaged header makes NumPy raise errors of several types
-        raise TeacherError(f"{path} is damaged ({error}); remove it, and the next launch builds it anew") from None
+        shown = storage.place.shown(name)
+        raise TeacherError(f"{shown} is damaged ({error}); remove it, and the next launch builds it anew") from None
     return torch.from_numpy(table)
 
 
@@ -247,7 +274,7 @@ def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, dev
     """Repeats the check of a stored table; returns the largest difference. Raises TeacherError where it is wrong."""
     wanted = _facts(key, config, storage)
     if not _is_whole(key, wanted, storage):
-        path = storage.table(key)
-        raise TeacherError(f"{path} was made from something else than this teacher; remove it and its .json beside it")
-    table = _map(storage.table(key), wanted["shape"])
+        shown = storage.place.shown(storage.table(key))
+        raise TeacherError(f"{shown} was made from something else than this teacher; remove it and its .json beside it")
+    table = _map(key, wanted["shape"], storage)
     return compare(table, key, load_teacher(config, storage, device), data)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,13 +20,15 @@ import losses
 import models
 from models.resnet import ResNet
 from orchestrator import data, results, teacher
+from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import KdctlError, StorageError, printable
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.leases import Lease, acquire
 from orchestrator.plan import PlannedTrial
-from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
+from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
-from orchestrator.training import Answers, Score, evaluate, fresh_model, train
+from orchestrator.training import Answers, Check, Course, Score, evaluate, fresh_model, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,9 @@ class Job:
     weights: str | None  # the file of a teacher that the user brought
     git_commit: str | None
     ray_version: str | None
+    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
+    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
+    checkpoint_seconds: float = 30.0
     gpus: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -52,7 +58,7 @@ class Job:
         """The job that `to_json` was asked of."""
         return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
 
-    def row(self, state: State, error: str | None = None) -> TrialRecord:
+    def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
         """The job's row before anything was measured."""
         config = self.trial.config
         return TrialRecord(
@@ -62,6 +68,7 @@ class Job:
             student=config.student,
             teacher=config.teacher.student if config.teacher else None,
             start_time=datetime.now(UTC),
+            end_time=None,
             acc=None,
             epoch=None,
             nepoch=config.epochs,
@@ -71,6 +78,7 @@ class Job:
             study=self.study,
             state=state,
             error=error,
+            failure=failure,
             seed=config.seed,
             last_acc=None,
             selected_acc=None,
@@ -88,74 +96,244 @@ class Job:
             torch_version=None,
             ray_version=self.ray_version,
             git_commit=self.git_commit,
+            resumed=0,
+            weights_bytes=None,
+            weights_sha256=None,
         )
 
 
-def run_trial(job: Job) -> Generator[EpochRecord | TrialRecord]:
-    """Trains one trial; yields a record an epoch and at last the trial's own, whose rows are then in the storage.
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a trial has to say on its way."""
 
-    A trial that fails ends with a record that says so; it raises nothing but what stops the process.
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A trial that another launch is training, or took over."""
+
+    trial_id: str
+
+
+Report = EpochRecord | Notice | TrialRecord | Elsewhere
+_FLUSH = 2.0  # seconds between two writings of a trial's epochs, as short ones would spend their time on files
+
+
+def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generator[Report]:
+    """Trains one trial, from its last checkpoint on where there is one.
+
+    Yields a record an epoch and at last the trial's own, whose rows are then in the storage, or `Elsewhere`. A trial
+    that fails ends with a record that says so, and one that is to stop (`stopping`, or the end of its launch) with a
+    checkpoint and a record: it raises nothing but what stops the process.
     """
-    storage = Storage(Path(job.storage))
-    torch.set_num_threads(job.threads)
-    device = torch.device("cuda" if job.gpus else "cpu")
-    row = replace(
-        job.row(State.RUNNING), device=_device_name(device), host=socket.gethostname(), torch_version=torch.__version__
-    )
-    epochs: list[EpochRecord] = []
+    trial_id = job.trial.trial_id
     try:
-        results.write_trial(storage, row)
-        results.write_epochs(storage, job.trial.trial_id, epochs)  # none yet: those of an earlier attempt go
-        model = yield from _fit(job, storage, device, epochs)
-        finished = _measured(row, epochs, _final(job, storage, device, model), model)
-        teacher.save_weights(model, storage.weights(job.trial.trial_id))
-        results.write_trial(storage, finished)  # last of all: a finished row stands for everything it needs
-    except Exception as error:  # a trial's failure is a row, and the study goes on
-        failed = _failed(row, epochs, error)
+        storage = Storage.at(job.storage)
+        lease = acquire(storage, f"trial-{trial_id}", job.launch or None)
+        if lease is None:
+            yield Elsewhere(trial_id)
+            return
+        with lease:
+            ended = _ended_elsewhere(job, storage)
+            if ended:
+                yield ended
+            else:
+                yield from _Attempt(job, storage, lease, stopping).run()
+    except LeaseLost:
+        yield Elsewhere(trial_id)
+    except StorageError as error:  # before anything was trained
+        yield job.row(State.FAILED, printable(str(error)), Failure.STORAGE)
+
+
+def _ended_elsewhere(job: Job, storage: Storage) -> TrialRecord | None:
+    """The row of the trial where another launch has ended it since ours looked."""
+    state = results.read_states(storage, [job.trial.trial_id]).get(job.trial.trial_id)
+    row = _row_or_none(storage, job.trial.trial_id) if state in (State.FINISHED, State.FAILED) else None
+    if row is None or state is State.FINISHED:  # it was not when we looked, or it would not be our job
+        return row
+    return row if job.since and row.end_time and row.end_time > datetime.fromisoformat(job.since) else None
+
+
+def _row_or_none(storage: Storage, trial_id: str) -> TrialRecord | None:
+    with suppress(StorageError):  # a damaged row is written anew
+        return results.read_trial(storage, trial_id)
+    return None
+
+
+class _Attempt:
+    """One attempt at a trial, by the holder of its lease."""
+
+    def __init__(self, job: Job, storage: Storage, lease: Lease, stopping: Callable[[], bool]) -> None:
+        self._job = job
+        self._storage = storage
+        self._lease = lease
+        self._stopping = stopping
+        self._id = job.trial.trial_id
+        torch.set_num_threads(job.threads)
+        self._device = torch.device("cuda" if job.gpus else "cpu")
+        self._row = replace(
+            job.row(State.RUNNING),
+            device=_device_name(self._device),
+            host=socket.gethostname(),
+            torch_version=torch.__version__,
+        )
+        self._epochs: list[EpochRecord] = []
+        self._course: Course | None = None
+        self._flushed = self._saved = time.monotonic()
+
+    def run(self) -> Generator[Report]:
+        """Trains, and writes what comes of it; at most the last of what it yields is a trial's record."""
+        try:
+            model = yield from self._fit()
+            finished = self._finish(model)
+        except Stopped:
+            yield self._stop()
+        except LeaseLost:
+            raise
+        except Exception as error:  # a trial's failure is a row, and the study goes on
+            yield self._fail(error)
+        else:
+            yield finished
+
+    def check(self) -> None:
+        """Raises Stopped where the trial is to stop, and LeaseLost where it is somebody else's by now."""
+        if self._stopping() or self._lease.is_orphaned:
+            raise Stopped("stopped")
+        if self._lease.is_lost:
+            self._lease.check()
+
+    def _fit(self) -> Generator[Report, None, ResNet]:
+        job, config = self._job, self._job.trial.config
+        images = data.load(config, self._storage, self._device)
+        classes = DATASETS[config.dataset].classes
+        if config.weights is not None:
+            assert job.weights is not None
+            self._write_row(self._row)
+            self._flush()
+            return teacher.load_weights(Path(job.weights), config.student, classes, self._device)
+        loss = losses.build(config.method, **dict(config.options))
+        model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
+        course = Course.start(model, config)
+        yield from self._resume(course)
+        self._write_row(self._row)
+        self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
+        self._course = course
+        answers = self._answers(images)
+        for record in train(course, loss, images, config, answers, self.check):
+            self._epochs.append(record)
+            self._keep(course)
+            yield record
+        return model
+
+    def _resume(self, course: Course) -> Generator[Report]:
+        notices: list[str] = []
+        epochs = restore_checkpoint(self._storage, self._id, course, notices.append)
+        yield from map(Notice, notices)
+        if epochs is None:
+            return
+        before = _row_or_none(self._storage, self._id)
+        self._epochs = epochs
+        started = before.start_time if before else self._row.start_time
+        self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
+        yield Notice(f"goes on in epoch {course.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
+
+    def _keep(self, course: Course) -> None:
+        """Writes the epochs and a checkpoint, each where the last one is old enough."""
+        now = time.monotonic()
+        if now - self._flushed >= _FLUSH:
+            self._flush()
+        is_last = course.epoch > self._job.trial.config.epochs
+        if now - self._saved >= self._job.checkpoint_seconds and not is_last:
+            self._save(course)
+
+    def _flush(self) -> None:
+        self._lease.check()
+        results.write_epochs(self._storage, self._id, self._epochs)
+        self._flushed = time.monotonic()
+
+    def _save(self, course: Course) -> None:
+        self._lease.check()
+        save_checkpoint(self._storage, self._id, course, self._epochs)
+        self._saved = time.monotonic()
+
+    def _write_row(self, row: TrialRecord) -> None:
+        self._lease.check()
+        results.write_trial(self._storage, row)
+
+    def _answers(self, images: Data) -> Answers:
+        trial = self._job.trial
+        if trial.config.teacher is None:
+            return teacher.no_answers
+        if trial.table is not None:
+            storage, device = self._storage, self._device
+            return teacher.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
+        needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
+        return teacher.LiveTeacher(teacher.load_teacher(trial.config.teacher, self._storage, self._device), needs)
+
+    def _finish(self, model: ResNet) -> TrialRecord:
+        final = _final(self._job, self._storage, self._device, model, self.check)
+        self._flush()
+        size, digest = teacher.save_weights(model, self._storage, self._id)
+        finished = _measured(self._row, self._epochs, final, model)
+        finished = replace(finished, weights_bytes=size, weights_sha256=digest, end_time=datetime.now(UTC))
+        self._write_row(finished)  # last of all: a finished row stands for everything it needs
+        drop_checkpoints(self._storage, self._id)
+        return finished
+
+    def _stop(self) -> TrialRecord:
+        """Keeps what was trained, and says where it stopped."""
+        where = "before its first epoch"
+        try:
+            if self._course is not None:
+                last = self._job.trial.config.epochs
+                where = f"in epoch {min(self._course.epoch, last)} of {last}"
+                self._save(self._course)
+                self._flush()
+            row = self._ended(State.STOPPED, f"stopped {where}; the same command goes on from there")
+            self._write_row(row)
+        except StorageError as error:
+            return self._ended(State.STOPPED, f"stopped {where}, without a checkpoint: {error}")
+        return row
+
+    def _fail(self, error: Exception) -> TrialRecord:
+        after = f" (after epoch {len(self._epochs)})" if self._epochs else ""
+        # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
+        failed = self._ended(State.FAILED, _described(error) + after, _failure(error))
         with suppress(StorageError):  # a full disk may be why; the row that stands there is not a finished one
-            results.write_trial(storage, failed)
-        yield failed
-    else:
-        yield finished
+            self._flush()
+            self._write_row(failed)
+        return failed
+
+    def _ended(self, state: State, error: str, failure: Failure | None = None) -> TrialRecord:
+        return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, KdctlError):
+        return Failure(error.failure)
+    is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return Failure.OUT_OF_MEMORY if is_memory else Failure.ERROR
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, KdctlError):
+        return str(error)
+    if _failure(error) is Failure.OUT_OF_MEMORY:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
+    return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _fit(
-    job: Job, storage: Storage, device: torch.device, epochs: list[EpochRecord]
-) -> Generator[EpochRecord, None, ResNet]:
-    """Trains the model, filling `epochs` as it goes; returns the model."""
-    config = job.trial.config
-    images = data.load(config, storage, device)
-    classes = DATASETS[config.dataset].classes
-    if config.weights is not None:
-        assert job.weights is not None
-        return teacher.load_weights(Path(job.weights), config.student, classes, device)
-    loss = losses.build(config.method, **dict(config.options))
-    model = fresh_model(lambda: models.build(config.student, classes), config.seed, device)
-    for record in train(model, loss, images, config, _answers(job.trial, images, storage, device)):
-        epochs.append(record)
-        results.write_epochs(storage, job.trial.trial_id, epochs)
-        yield record
-    return model
-
-
-def _answers(trial: PlannedTrial, images: Data, storage: Storage, device: torch.device) -> Answers:
-    if trial.config.teacher is None:
-        return teacher.no_answers
-    if trial.table is not None:
-        return teacher.open_table(trial.table, trial.config.teacher, images, storage, device)
-    needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
-    return teacher.LiveTeacher(teacher.load_teacher(trial.config.teacher, storage, device), needs)
-
-
-def _final(job: Job, storage: Storage, device: torch.device, model: ResNet) -> dict[str, Any]:
+def _final(job: Job, storage: Storage, device: torch.device, model: ResNet, check: Check) -> dict[str, Any]:
     """What is measured with the final weights: `last_acc`, `top5`, and how the student compares with its teacher."""
     config = job.trial.config
     images = data.load(config, storage, device)
-    score = evaluate(model, images.test, images)
+    score = evaluate(model, images.test, images, check)
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
         taught = _teacher_score(config.teacher, config.limit_test, storage, device)
@@ -191,10 +369,3 @@ def _summary(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
         "seconds": sum(record.seconds for record in epochs),
         "images_per_second": len(epochs) / sum(training),
     }
-
-
-def _failed(row: TrialRecord, epochs: Sequence[EpochRecord], error: Exception) -> TrialRecord:
-    message = str(error) if isinstance(error, KdctlError) else f"{type(error).__name__}: {error}"
-    after = f" (after epoch {len(epochs)})" if epochs else ""
-    # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
-    return replace(row, state=State.FAILED, error=printable(message + after))

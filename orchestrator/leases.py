@@ -1,0 +1,217 @@
+"""Leases: who trains what, among launches that share a storage, on one machine or several.
+
+A holder writes a claim, a file of its own, and touches it every few seconds. Who wants the resource writes a claim too,
+then lists: where another live claim stands, it takes its own back. Of two that come at once the one who lists last
+sees the other, so that at most one stays; both may go, and try again. This needs no lock and no exchange of values,
+which buckets do not offer, only that a listing shows what was written before. A claim that its holder has not touched
+for `EXPIRES` seconds by the clock of the storage is dead, as is one of a process of this machine that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from orchestrator.errors import LeaseLost, StorageError
+from orchestrator.places import Entry
+from orchestrator.storage import Storage
+
+BEAT = 2.0  # seconds between two touches
+EXPIRES = 30.0  # seconds without one after which a claim is dead
+_TRIES = 5  # for two that come at once, and both go
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lease: enough to find out whether the process still runs, where it ran on this machine."""
+
+    host: str
+    machine: str  # boot id and process namespace, which pids mean something in
+    pid: int
+    started: str  # when the process started, as a pid is used again
+    owner: str
+
+    def is_gone(self) -> bool:
+        """Whether it ran on this machine and is not there any more."""
+        return self.machine == _machine() and _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux; claims then die by age alone
+        return f"{socket.gethostname()} {secrets.token_hex(8)}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started, in ticks since the boot; None where it is gone or only a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _me() -> Holder:
+    pid = os.getpid()
+    return Holder(socket.gethostname(), _machine(), pid, _started(pid) or "", secrets.token_hex(8))
+
+
+class Lease:
+    """A resource that this process holds, kept alive by a thread until `release`; made by `acquire`.
+
+    `follows` is the lease of the launch that this one works for.
+    """
+
+    def __init__(self, storage: Storage, resource: str, follows: str | None) -> None:
+        self._storage = storage
+        self._resource = resource
+        self._follows = follows
+        self._holder = _me()
+        self._touched = time.monotonic()
+        self._ended = threading.Event()
+        self._guard = threading.Lock()
+        self.is_lost = False  # somebody else may hold the resource by now
+        self.is_orphaned = False  # the launch that it works for has ended, or asks to stop
+
+    def check(self) -> None:
+        """Asks the storage. Raises LeaseLost where somebody else may hold the resource by now.
+
+        To be called before something is written that only the holder may write.
+        """
+        self._beat()
+        if self.is_lost:
+            raise LeaseLost(f"{self._resource} was taken over by another launch while this process stood still")
+
+    def release(self) -> None:
+        """Gives the resource back."""
+        self._ended.set()
+        with self._guard, suppress(StorageError):  # a claim that cannot be removed dies by age
+            self._storage.place.delete(self.claim)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @property
+    def claim(self) -> str:
+        """The name of its file."""
+        return self._storage.claim(self._resource, self._holder.owner)
+
+    def take(self) -> bool:
+        """Claims the resource; False where another live claim stands."""
+        facts = {name: getattr(self._holder, name) for name in Holder.__slots__}
+        self._storage.place.write(self.claim, json.dumps(facts).encode())
+        self._touched = time.monotonic()
+        if self.holder(self._resource):
+            self._storage.place.delete(self.claim)
+            return False
+        return True
+
+    def keep(self) -> Lease:
+        """Starts the thread that touches the claim."""
+        threading.Thread(target=self._live, name=f"lease-{self._resource}", daemon=True).start()
+        return self
+
+    def holder(self, resource: str) -> Holder | None:
+        """Who else holds a resource now. Dead claims to it are removed."""
+        claims = {entry.name: entry for entry in self._storage.place.entries(self._storage.leases)}
+        start = self._storage.claim(resource, "").removesuffix(".json")
+        for name, entry in claims.items():
+            if name.startswith(start) and name != self.claim:
+                found = _read(self._storage, name)
+                if found and self._is_alive(found, entry, claims):
+                    return found
+                self._storage.place.delete(name)
+        return None
+
+    def sweep(self) -> None:
+        """Removes every dead claim."""
+        for entry in self._storage.place.entries(self._storage.leases):
+            self.holder(_resource(entry.name))
+
+    def held(self, prefix: str) -> dict[str, Holder]:
+        """Every resource whose name begins so and that somebody else holds now."""
+        names = {_resource(entry.name) for entry in self._storage.place.entries(self._storage.leases)}
+        found = {name: self.holder(name) for name in sorted(names) if name.startswith(prefix)}
+        return {name: who for name, who in found.items() if who}
+
+    def _is_alive(self, holder: Holder, entry: Entry, claims: dict[str, Entry]) -> bool:
+        mine = claims.get(self.claim)
+        if mine is None:  # it was taken from us; whatever else stands there is none of ours
+            return True
+        # Both times are the storage's, so that no machine's clock needs to be right; ours is at most a beat old.
+        return not holder.is_gone() and mine.modified - entry.modified <= EXPIRES
+
+    def _live(self) -> None:
+        while not self._ended.wait(BEAT) and not self.is_lost:
+            # A beat that fails is not yet a loss: the storage may be back before the claim is dead.
+            with suppress(StorageError):
+                self._beat()
+
+    def _beat(self) -> None:
+        with self._guard:
+            if self._ended.is_set() or self.is_lost:
+                return
+            if time.monotonic() - self._touched > EXPIRES / 2:
+                # After such a pause the claim may have been taken for dead: only a new one says whose the resource is.
+                self._storage.place.delete(self.claim)
+                self._holder = _me()
+                self.is_lost = not self.take()
+                return  # the launch stood still too, perhaps, and has a beat to say that it lives
+            self.is_lost = not self._storage.place.touch(self.claim)
+            self._touched = time.monotonic()
+            if self._follows and not self.is_lost:
+                self.is_orphaned = self.holder(self._follows) is None
+
+
+def acquire(storage: Storage, resource: str, follows: str | None = None) -> Lease | None:
+    """The lease of a resource, or None where a live process holds it. Raises StorageError."""
+    for turn in range(_TRIES):
+        lease = Lease(storage, resource, follows)
+        if lease.take():
+            return lease.keep()
+        if turn + 1 < _TRIES:  # of two that came at once, and both went, one comes back first
+            time.sleep(random.uniform(0.02, 0.05) * 2**turn)  # noqa: S311
+    return None
+
+
+@contextmanager
+def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[None]:
+    """Holds a resource, after those who hold it now; `check` is called while it waits, and may raise."""
+    while (lease := acquire(storage, resource)) is None:
+        check()
+        time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all that wait are to ask at once
+    with lease:
+        yield
+
+
+def _resource(name: str) -> str:
+    return name.rpartition("/")[2].partition("~")[0]
+
+
+def _read(storage: Storage, name: str) -> Holder | None:
+    try:
+        facts = json.loads(storage.place.read(name))
+        return Holder(*(facts[field] for field in Holder.__slots__))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Holder("?", "?", 0, "?", "?")  # damaged: somebody's, until it is old
