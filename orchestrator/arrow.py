@@ -31,15 +31,18 @@ def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], fa
     return bytes(sink.getvalue())
 
 
-def from_parquet(content: bytes, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, only the named columns; a column that it lacks reads as None.
+def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, only the given columns (see `to_parquet`); one that it lacks reads as None.
 
-    Raises UnreadableFile for a damaged file.
+    Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     table = _read(pa.BufferReader(content))
     present = [name for name in columns if name in table.column_names]
     missing = dict.fromkeys(name for name in columns if name not in present)
     with _naming_damage():
+        for name in present:
+            if table.schema.field(name).type != TYPES[columns[name]]:
+                raise TypeError(f"{name} is of type {table.schema.field(name).type}")
         return [{**missing, **row} for row in table.select(present).to_pylist()]
 
 
@@ -69,6 +72,6 @@ def _read(source: Path | pa.BufferReader) -> pa.Table:
 def _naming_damage() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # text and dates are decoded late
+    except Exception as error:  # a damaged file makes Arrow raise errors of a dozen types, some of them late
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(f"is not a whole Parquet file ({reason})") from None

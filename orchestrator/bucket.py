@@ -9,14 +9,14 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import pyarrow as pa
@@ -29,12 +29,14 @@ KEYS = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_overri
 ATTEMPTS = 12  # Arrow doubles the wait from 50 ms: together a minute and a half, which outlives a cut link
 CONNECT_SECONDS = 10
 REQUEST_SECONDS = 60
+ONE_REQUEST = 4 << 20  # bytes that Arrow sends in one request for sure
 STALE_SECONDS = 86_400  # a download that is older was killed
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _ENDPOINT = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?")
 _SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
 
+T = TypeVar("T")
 _Failure = (OSError, pa.ArrowException)
 
 
@@ -56,7 +58,7 @@ class Bucket:
         path, _, query = rest.partition("?")
         bucket, _, folder = path.partition("/")
         # A secret may hold a slash, so what stands before an @ is looked for in the whole path.
-        if "@" in path and ":" in path.partition("@")[0]:
+        if "@" in bucket or ("@" in path and ":" in path.partition("@")[0]):
             raise _credentials(kind)
         if kind not in KEYS or not _BUCKET.fullmatch(bucket):
             raise StorageError(
@@ -91,11 +93,29 @@ class Bucket:
             self.write(MARKER, b'{"kdctl_storage": 1}\n')
 
     def read(self, name: str) -> bytes:
+        return self._steadily(name, lambda entry: self._read(name))
+
+    def _read(self, name: str) -> bytes:
         with self._trying("read", name), self._filesystem.open_input_file(self._key(name)) as stream:
             return bytes(stream.readall())
 
+    def _steadily(self, name: str, fetch: Callable[[Entry], T]) -> T:
+        """What `fetch` gets of a file: again where the file is replaced meanwhile, for it comes by its first size."""
+        for _ in range(ATTEMPTS):
+            entry = self.entry(name)
+            if entry is None:
+                raise FileNotFoundError(self.shown(name))
+            with suppress(FileNotFoundError):
+                found = fetch(entry)
+                if self.entry(name) == entry:
+                    return found
+        raise StorageError(
+            f"{printable(self.shown(name))} cannot be read, for it is replaced all the time; wanted it to rest; stop "
+            "what writes it, then go on with the same command"
+        )
+
     def write(self, name: str, content: bytes) -> None:
-        self._put(pa.py_buffer(content), name)
+        self._put(content, name)
 
     @contextmanager
     def building(self, name: str) -> Iterator[Path]:
@@ -113,31 +133,31 @@ class Bucket:
         shutil.rmtree(self._cached(name), ignore_errors=True)  # by the server's clock it may look like the new one
 
     def path(self, name: str) -> Path:
-        folder = self._cached(name)
-        for _ in range(ATTEMPTS):  # it may be replaced while it is fetched
-            entry = self.entry(name)
-            if entry is None:
-                raise FileNotFoundError(self.shown(name))
-            copy = folder / f"{entry.modified:.6f}-{entry.size}-{Path(name).name}"
-            if _size(copy) == entry.size or self._fetch(name, copy) == entry.size:
-                return copy
-        raise StorageError(f"{self.shown(name)} is replaced all the time while it is fetched; stop what writes it")
+        return self._steadily(name, lambda entry: self._copy(name, entry))
 
-    def _fetch(self, name: str, copy: Path) -> int | None:
-        """Fetches a file into the cache, in place of earlier copies; its size, or None where another took it away."""
+    def _copy(self, name: str, entry: Entry) -> Path:
+        copy = self._cached(name) / f"{entry.modified:.6f}-{entry.size}-{Path(name).name}"
+        if _size(copy) != entry.size:
+            self._fetch(name, entry, copy)
+        return copy
+
+    def _fetch(self, name: str, entry: Entry, copy: Path) -> None:
+        """Fetches a file into the cache, in place of earlier copies."""
         with _room(name):
             copy.parent.mkdir(parents=True, exist_ok=True)
             handle, made = tempfile.mkstemp(prefix=PART, dir=copy.parent)
             os.close(handle)
+        part = Path(made)
         try:
             with self._trying("read", name):
                 fs.copy_files(self._key(name), made, self._filesystem, fs.LocalFileSystem(), use_threads=False)
-            with _room(name), suppress(FileNotFoundError):
-                Path(made).replace(copy)
+            if _size(part) != entry.size or self.entry(name) != entry:
+                raise FileNotFoundError(self.shown(name))  # the one that was wanted
+            with _room(name):
+                part.replace(copy)
                 _drop_others(copy)
         finally:
-            Path(made).unlink(missing_ok=True)
-        return _size(copy)
+            part.unlink(missing_ok=True)
 
     def entry(self, name: str) -> Entry | None:
         return self._infos([name])[0]
@@ -235,7 +255,7 @@ def _options(kind: str, place: str, query: str) -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=16)
-def _connect(bucket: Bucket) -> Any:
+def _connect(bucket: Bucket, in_parts: bool = False) -> Any:
     """One file system a process and bucket, made when it is first needed: it holds connections."""
     options: dict[str, Any] = dict(bucket.options)
     if bucket.kind == "gs":
@@ -249,14 +269,15 @@ def _connect(bucket: Bucket) -> Any:
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         background_writes=True,
-        allow_delayed_open=True,  # small objects go in one request
+        allow_delayed_open=not in_parts,  # small objects go in one request
         **options,
     )
 
 
 def _put_all(bucket: Bucket, key: str, content: Any) -> None:
     # In the background, for otherwise a stream whose part was refused stores the parts before it.
-    stream = _connect(bucket).open_output_stream(key)
+    # A stream that opens late hangs for ever where an upload in parts is refused at its start.
+    stream = _connect(bucket, len(content) > ONE_REQUEST).open_output_stream(key)
     stream.write(content)
     stream.close()
 

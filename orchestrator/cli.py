@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_TRIALS,
+    EXIT_USAGE,
+    KdctlError,
+    RayLost,
+    masked,
+)
 
 if TYPE_CHECKING:
     from orchestrator.launch import Outcome
@@ -138,9 +148,12 @@ def launch(
     Launching the same file again goes on where the last launch ended, however it ended.
     """
     from orchestrator.launch import launch as run
+    from orchestrator.supervisor import is_supervised, supervise
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
+    if not inline and not is_supervised():
+        sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), _say_how_to_resume))
     outcome = run(
         file, data=data, storage=storage, address=address, inline=inline, settings=settings,
         max_concurrent=max_concurrent, skip_failed=skip_failed,
@@ -245,6 +258,55 @@ def verify(outer: str, teacher_id: str, storage: str | None) -> None:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
+@_storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--yes", is_flag=True, help="Free it; without this nothing is removed.")
+def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
+    """Show what can be freed in a storage: what no launch needs any more.
+
+    Rows, weights of trials and datasets always stay. So do tables that some trial to come will use: one of the last
+    launch of each study, or of a FILE.
+    """
+    from orchestrator import housekeeping
+    from orchestrator.launch import look
+    from orchestrator.storage import Storage
+
+    plans = [look(file, storage) for file in files]
+    found = (housekeeping.free if yes else housekeeping.find)(Storage.at(storage), plans)
+    if as_json:
+        facts = {"freed": yes, "bytes": housekeeping.total(found), "files": [piece.to_json() for piece in found]}
+        click.echo(json.dumps(facts, indent=1))
+        return
+    click.echo(housekeeping.text(found))
+    if yes:
+        click.echo(f"freed {len(found):,} files, {housekeeping.sized(housekeeping.total(found))}", err=True)
+    elif found:
+        click.echo("nothing was removed; the same command with --yes frees this", err=True)
+
+
+@cli.command()
+@click.option(
+    "--data", default="data", envvar="KDCTL_DATA", show_default=True, show_envvar=True, metavar="DIR",
+    help="Folder of CIFAR-10 and CIFAR-100.",
+)  # fmt: skip
+@_storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def doctor(data: str, storage: str, as_json: bool) -> None:
+    """Check this machine, the storage and the data: what is wrong, and what to do.
+
+    Ends with 0 when nothing is bad, be there warnings or not, and with 1 otherwise.
+    """
+    from orchestrator.doctor import examine, is_fit, text
+
+    found = examine(storage, Path(data))
+    facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else text(found))
+    if not is_fit(found):
+        sys.exit(EXIT_TRIALS)
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of study files, for editors."""
     from orchestrator.schema import study_schema
@@ -268,11 +330,15 @@ def main() -> None:
         error.show(usage)
         click.echo(masked(usage.getvalue()), err=True, nl=False)
         sys.exit(EXIT_USAGE)
+    except RayLost:
+        os._exit(EXIT_LOST)  # Ray's own end would wait for processes that are gone; the supervisor knows what to do
     except KdctlError as error:
         click.echo(masked(str(error)), err=True)
+        if error.exit_code == EXIT_INTERRUPTED:
+            _say_how_to_resume()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; what is finished is kept, and the same command goes on with the rest", err=True)
+        click.echo("stopped", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
@@ -282,9 +348,17 @@ def main() -> None:
         sys.exit(EXIT_BUG)
 
 
+def _say_how_to_resume() -> None:
+    click.echo(f"go on with:  kdctl {masked(shlex.join(sys.argv[1:]))}", err=True)
+
+
 def _report_bug() -> None:
     story = masked(traceback.format_exc())
     with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
         file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
     last = story.strip().splitlines()[-1]
     click.echo(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}", err=True)
+
+
+if __name__ == "__main__":
+    main()

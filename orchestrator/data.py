@@ -40,6 +40,8 @@ _TORCHVISION = {  # folder of torchvision's layout, and its class
     "cifar100": ("cifar-100-python", "CIFAR100"),
 }
 
+_FORMATS = ("PNG", "WEBP", "BMP", "JPEG")  # Pillow knows many more, some of which start other programs
+
 
 @dataclass(frozen=True)
 class Images:
@@ -225,15 +227,17 @@ def _read_shards(paths: list[Path], name: str, facts: Dataset) -> tuple[Pixels, 
 
 
 def _decode(side: int) -> Callable[[bytes], Pixels]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     def decode(raw: bytes) -> Pixels:
         try:
-            pixels = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"an image in it cannot be decoded ({error})") from None
-        if pixels.shape != (side, side, 3):
-            raise ValueError(f"an image in it is {pixels.shape[1]}×{pixels.shape[0]}, wanted {side}×{side}")
+            image = Image.open(io.BytesIO(raw), formats=_FORMATS)
+            size = image.size
+            pixels = np.asarray(image.convert("RGB")) if size == (side, side) else None  # or it may fill the memory
+        except Exception as error:  # a damaged image makes Pillow raise errors of a dozen types
+            raise ValueError(f"an image in it cannot be decoded ({_first_line(error)})") from None
+        if pixels is None:
+            raise ValueError(f"an image in it is {size[0]}×{size[1]}, wanted {side}×{side}")
         return pixels
 
     return decode

@@ -11,6 +11,7 @@ from urllib.parse import quote
 EXIT_TRIALS = 1  # some trial failed or was skipped
 EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
 EXIT_BUG = 3
+EXIT_LOST = 75  # only between a launch and its supervisor: Ray's own processes died
 EXIT_INTERRUPTED = 130
 
 MAX_SHOWN = 100  # faults in one message
@@ -113,6 +114,12 @@ class StorageError(KdctlError):
 
 class ResourceError(KdctlError):
     """Resources that this machine or cluster can never give."""
+
+
+class RayLost(KdctlError):
+    """Ray's own processes died under a launch."""
+
+    exit_code = EXIT_LOST
 
 
 class TeacherError(KdctlError):

@@ -43,7 +43,10 @@ class Holder:
 
     def is_gone(self) -> bool:
         """Whether it ran on this machine and is not there any more."""
-        return self.machine == _machine() and _started(self.pid) != self.started
+        if self.machine != _machine():
+            return False
+        started = _started(self.pid)
+        return started != self.started and (started is not None or not _is_hidden(self.pid))
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -59,17 +62,37 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None where it is gone or only a zombie."""
+    """When a process of this machine started, in ticks since the boot; None where it cannot be seen.
+
+    Of one that has ended and still has an entry this is "", which no holder has.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return "" if fields[0] in "ZX" else fields[19]
 
 
-def _me() -> Holder:
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that cannot be seen is there, as those of other users may be hidden."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def _clock() -> float:
+    """Seconds, which pass also while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _this_process() -> Holder:
     pid = os.getpid()
-    return Holder(socket.gethostname(), _machine(), pid, _started(pid) or "", secrets.token_hex(8))
+    return Holder(socket.gethostname(), _machine(), pid, _started(pid) or "?", secrets.token_hex(8))
+
+
+_DAMAGED = Holder("?", "?", 0, "?", "?")  # somebody's, until it is old
 
 
 class Lease:
@@ -82,8 +105,9 @@ class Lease:
         self._storage = storage
         self._resource = resource
         self._follows = follows
-        self._holder = _me()
-        self._touched = time.monotonic()
+        self._me = _this_process()
+        self._touched = _clock()
+        self._woke = -2 * BEAT
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self.is_lost = False  # somebody else may hold the resource by now
@@ -113,16 +137,17 @@ class Lease:
     @property
     def claim(self) -> str:
         """The name of its file."""
-        return self._storage.claim(self._resource, self._holder.owner)
+        return self._storage.claim(self._resource, self._me.owner)
 
     def take(self) -> bool:
         """Claims the resource; False where another live claim stands."""
-        facts = {name: getattr(self._holder, name) for name in Holder.__slots__}
+        facts = {name: getattr(self._me, name) for name in Holder.__slots__}
+        begun = _clock()
         self._storage.place.write(self.claim, json.dumps(facts).encode())
-        self._touched = time.monotonic()
         if self.holder(self._resource):
             self._storage.place.delete(self.claim)
             return False
+        self._touched = begun  # not before the others were looked at: a beat that only touches looks at none
         return True
 
     def keep(self) -> Lease:
@@ -132,26 +157,30 @@ class Lease:
 
     def holder(self, resource: str) -> Holder | None:
         """Who else holds a resource now. Dead claims to it are removed."""
-        claims = {entry.name: entry for entry in self._storage.place.entries(self._storage.leases)}
-        start = self._storage.claim(resource, "").removesuffix(".json")
+        return self._holder(resource, self._claims())
+
+    def held(self, prefix: str) -> dict[str, Holder]:
+        """Every resource whose name begins so and that somebody else holds now; dead claims to such are removed."""
+        claims = self._claims()
+        names = {name for name in map(_resource, claims) if name.startswith(prefix)}
+        found = {name: self._holder(name, claims) for name in sorted(names)}
+        return {name: who for name, who in found.items() if who}
+
+    def sweep(self) -> None:
+        """Removes every dead claim."""
+        self.held("")
+
+    def _claims(self) -> dict[str, Entry]:
+        return {entry.name: entry for entry in self._storage.place.entries(self._storage.leases)}
+
+    def _holder(self, resource: str, claims: dict[str, Entry]) -> Holder | None:
         for name, entry in claims.items():
-            if name.startswith(start) and name != self.claim:
+            if _resource(name) == resource and name != self.claim:
                 found = _read(self._storage, name)
                 if found and self._is_alive(found, entry, claims):
                     return found
                 self._storage.place.delete(name)
         return None
-
-    def sweep(self) -> None:
-        """Removes every dead claim."""
-        for entry in self._storage.place.entries(self._storage.leases):
-            self.holder(_resource(entry.name))
-
-    def held(self, prefix: str) -> dict[str, Holder]:
-        """Every resource whose name begins so and that somebody else holds now."""
-        names = {_resource(entry.name) for entry in self._storage.place.entries(self._storage.leases)}
-        found = {name: self.holder(name) for name in sorted(names) if name.startswith(prefix)}
-        return {name: who for name, who in found.items() if who}
 
     def _is_alive(self, holder: Holder, entry: Entry, claims: dict[str, Entry]) -> bool:
         mine = claims.get(self.claim)
@@ -170,15 +199,18 @@ class Lease:
         with self._guard:
             if self._ended.is_set() or self.is_lost:
                 return
-            if time.monotonic() - self._touched > EXPIRES / 2:
+            now = _clock()
+            if now - self._touched > EXPIRES / 2:
                 # After such a pause the claim may have been taken for dead: only a new one says whose the resource is.
                 self._storage.place.delete(self.claim)
-                self._holder = _me()
+                self._me = _this_process()
+                self._woke = now
                 self.is_lost = not self.take()
-                return  # the launch stood still too, perhaps, and has a beat to say that it lives
+                return
             self.is_lost = not self._storage.place.touch(self.claim)
-            self._touched = time.monotonic()
-            if self._follows and not self.is_lost:
+            self._touched = now
+            # After a pause the launch, which perhaps stood still too, has two beats to say that it lives.
+            if self._follows and not self.is_lost and now - self._woke > 2 * BEAT:
                 self.is_orphaned = self.holder(self._follows) is None
 
 
@@ -186,8 +218,12 @@ def acquire(storage: Storage, resource: str, follows: str | None = None) -> Leas
     """The lease of a resource, or None where a live process holds it. Raises StorageError."""
     for turn in range(_TRIES):
         lease = Lease(storage, resource, follows)
-        if lease.take():
-            return lease.keep()
+        try:
+            if lease.take():
+                return lease.keep()
+        except StorageError:
+            lease.release()  # or the claim would stand for nobody until it is old
+            raise
         if turn + 1 < _TRIES:  # of two that came at once, and both went, one comes back first
             time.sleep(random.uniform(0.02, 0.05) * 2**turn)  # noqa: S311
     return None
@@ -210,8 +246,10 @@ def _resource(name: str) -> str:
 def _read(storage: Storage, name: str) -> Holder | None:
     try:
         facts = json.loads(storage.place.read(name))
-        return Holder(*(facts[field] for field in Holder.__slots__))
+        found = Holder(*(facts[field] for field in Holder.__slots__))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
-        return Holder("?", "?", 0, "?", "?")  # damaged: somebody's, until it is old
+        return _DAMAGED
+    kinds = [type(getattr(found, field)) for field in Holder.__slots__]
+    return found if kinds == [str, str, int, str, str] and found.pid > 0 else _DAMAGED

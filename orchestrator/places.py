@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -126,6 +127,8 @@ class Folder:
                 found = (self.root / name).stat()
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
         return Entry(name, found.st_size, found.st_mtime)
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -141,7 +144,7 @@ class Folder:
     def _entries(self, folder: str, wanted: Callable[[str], bool]) -> list[Entry]:
         found: list[Entry] = []
         with self._reading(folder):
-            for path, _, names in os.walk(self.root / folder):
+            for path, _, names in os.walk(self.root / folder, onerror=_seen):
                 relative = Path(path).relative_to(self.root)
                 entries = (self.entry((relative / name).as_posix()) for name in filter(wanted, names))
                 found += [entry for entry in entries if entry]  # one may go while this looks
@@ -210,6 +213,12 @@ class Folder:
                 f"{self.shown(name)} cannot be written ({reason}); make room or mend the folder, then go on with the "
                 "same command"
             ) from None
+
+
+def _seen(error: OSError) -> None:
+    # Left alone, os.walk passes over what it cannot read, as if nothing were there.
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _forget(part: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,25 +25,29 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `signals` hears Ctr
 
 import ray
 from ray import tune
+from ray._private import ray_constants
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator.errors import ResourceError, printable
+from orchestrator.errors import RayLost, ResourceError
 from orchestrator.records import EpochRecord, Failure, TrialRecord
 from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
 _PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
+_LOOK = 1.0  # seconds between two looks at Ray's processes and machines
+_NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is left that fits
 
 
 def run_ray(run: Run, watch: Watch, say: Say) -> None:
     """Runs the trials as one Tune experiment, on a cluster of its own or on the one at `run.address`.
 
-    Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails, and
-    Interrupted after a signal.
+    Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails,
+    RayLost where Ray's own processes die, and Interrupted after a signal.
     """
-    with _cluster(run.address) as nodes:
+    with _cluster(run.address, say) as nodes:
         gpus = gpus_of(run.resources, nodes)
         places = _places(run.resources, gpus, nodes)
         most = min(run.max_concurrent or places, places)
@@ -53,8 +59,10 @@ def run_ray(run: Run, watch: Watch, say: Say) -> None:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
+def _cluster(address: str | None, say: Say) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _stay_on_this_machine(not address)
     try:
         if address:
             _reach(address)
@@ -64,11 +72,52 @@ def _cluster(address: str | None) -> Iterator[list[dict[str, float]]]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"at {address!r} cannot be joined" if address else "could not be started here"
         raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
+    finally:
+        _hear_again(handlers)
     try:
         _hide_token()
+        if address and not _asks_for_token():
+            say(
+                f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
+                "start it with RAY_AUTH_MODE=token, see docs/security.md"
+            )
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
-        ray.shutdown()
+        _leave()
+
+
+def _stay_on_this_machine(is_own: bool) -> None:
+    """Lets a cluster of our own listen on the loopback address alone; one that is joined is where it is."""
+    ray_constants.ENABLE_RAY_CLUSTER = not is_own
+    if is_own:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    else:
+        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
+
+
+def _hear_again(handlers: dict[signal.Signals, Any]) -> None:
+    """Ray takes SIGTERM for itself when it starts; what was to hear it is to hear it again."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _leave() -> None:
+    """Ends our part of Ray, which would wait for ever for some processes that are gone."""
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(_PATIENCE)
+
+
+def _asks_for_token() -> bool:
+    return bool(is_token_auth_enabled())
+
+
+def _own_processes_died() -> str | None:
+    """Which of the processes that every trial needs is gone, in a cluster of our own."""
+    node = ray._private.worker._global_node
+    dead = node.dead_processes() if node else []
+    return next((str(kind) for kind, _ in dead if kind in ("raylet", "gcs_server")), None)
 
 
 def _reach(address: str) -> None:
@@ -109,8 +158,8 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
                 name="kdctl",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[Watcher(conductor, run)],
-                stop=GivingUp(run),
+                callbacks=[Watcher(run, conductor, bundle)],
+                stop=GivingUp(run, conductor),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
             ),
         ).fit()
@@ -177,10 +226,11 @@ class PlanSearcher(Searcher):
 
 
 class GivingUp(tune.Stopper):
-    """Ends the experiment where workers do not stop in time, as on a machine that cannot be reached."""
+    """Ends the experiment where Tune would wait: for workers that do not stop in time, or cannot be reached."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, conductor: Conductor) -> None:
         self._run = run
+        self._conductor = conductor
         self._since: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -188,32 +238,51 @@ class GivingUp(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether the workers had their time."""
+        """Whether there is nothing more to wait for."""
+        if self._conductor.is_over or self._conductor.is_lost:
+            return True
         if not self._run.stop.is_set():
             return False
         self._since = self._since or time.monotonic()
         return time.monotonic() - self._since > _PATIENCE
 
     def __reduce__(self) -> Any:
-        return tune.stopper.NoopStopper, ()  # Tune pickles it for a restore that we never ask for
+        return tune.stopper.NoopStopper, ()  # as for `Watcher`
 
 
 class Watcher(tune.Callback):
-    """Passes on what the workers report, and takes note of what ended."""
+    """Passes on what the workers report, takes note of what ended, and looks after what is silent."""
 
-    def __init__(self, conductor: Conductor, run: Run) -> None:
-        self._conductor = conductor
+    def __init__(self, run: Run, conductor: Conductor, bundle: Mapping[str, float]) -> None:
         self._run = run
-        self._looked = time.monotonic()
+        self._conductor = conductor
+        self._bundle = bundle
+        self._looked = self._fitted = time.monotonic()
 
     def __reduce__(self) -> Any:
         # Tune pickles its callbacks for a restore that we never ask for; a terminal cannot be pickled.
         return tune.Callback, ()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Tells the workers to stop, where the launch is to: their launch ends with its lease."""
+        """Looks around, now and then; tells the workers to stop where the launch is to: it ends with its lease."""
         if self._run.stop.is_set():
             self._run.lease.release()
+        if time.monotonic() - self._looked < _LOOK:
+            return
+        self._looked = time.monotonic()
+        if self._run.address is None and (dead := _own_processes_died()):
+            self._conductor.give_up(RayLost(f"Ray's {dead} died"))
+            return
+        self._conductor.look_after_silent()
+        if any(_fits(self._bundle, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+            self._fitted = self._looked
+        elif self._looked - self._fitted > _NO_NODE:
+            self._conductor.give_up(
+                ResourceError(
+                    "no machine of the cluster is left that can train a trial; start one (`ray start --address …`), "
+                    "then go on with the same command"
+                )
+            )
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -224,11 +293,24 @@ class Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker that died."""
-        error = trial.get_pickled_error()
-        is_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        story = _story(trial)
+        is_memory = "OutOfMemoryError" in story or "node running low on memory" in story
         failure = Failure.OUT_OF_MEMORY if is_memory else Failure.LOST_WORKER
-        reason = (str(error or "").strip().splitlines() or ["no reason given"])[-1]
-        self._conductor.lost(_job(trial), failure, f"its worker process was lost ({printable(reason)})")
+        where = "its machine" if "node has died" in story else "its worker process"
+        cause = "killed for want of memory" if is_memory else "lost"
+        self._conductor.lost(_job(trial), failure, f"{where} was {cause}")
+
+
+def _fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in bundle.items())
+
+
+def _story(trial: Trial) -> str:
+    """What Ray says of an error: Tune has it in a file, as text, before it hands it out."""
+    try:
+        return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
+    except OSError:
+        return ""
 
 
 def _job(trial: Trial) -> Job:

@@ -96,7 +96,7 @@ def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    return _read(storage, storage.trial_rows, trial_ids, list(TRIAL_COLUMNS), _record)
+    return _read(storage, storage.trial_rows, trial_ids, TRIAL_COLUMNS, _record)
 
 
 def _record(row: dict[str, Any]) -> TrialRecord:
@@ -117,7 +117,7 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
     Raises StorageError that names a damaged file.
     """
-    return _read(storage, storage.epoch_rows, trial_ids, list(EPOCH_COLUMNS), dict)
+    return _read(storage, storage.epoch_rows, trial_ids, EPOCH_COLUMNS, dict)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -130,7 +130,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     for name, content in _contents(storage, _names(storage, storage.trial_rows, trial_ids)):
         trial_id = PurePosixPath(name).stem
         try:
-            row = arrow.from_parquet(content, ["state", "weights_bytes"])[0]
+            row = arrow.from_parquet(content, {"state": "string", "weights_bytes": "int"})[0]
             states[trial_id] = State(row["state"])
             sizes[trial_id] = row["weights_bytes"]
         except (arrow.UnreadableFile, IndexError, ValueError):
@@ -160,13 +160,13 @@ def _read(
     storage: Storage,
     folder: str,
     trial_ids: Collection[str] | None,
-    columns: list[str],
+    columns: Mapping[str, tuple[str, str]],
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
     rows: list[_Row] = []
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
         try:
-            rows += map(make, arrow.from_parquet(content, columns))
+            rows += map(make, arrow.from_parquet(content, _types(columns)))
         except arrow.UnreadableFile as error:
             shown = storage.place.shown(name)
             raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 import torch
 
 from orchestrator import results
-from orchestrator.errors import Interrupted, KdctlError, ResourceError, StorageError
+from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
 from orchestrator.leases import Lease
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.schedule import Schedule
@@ -24,6 +25,8 @@ Say = Callable[[str], None]
 
 _PAUSE = 2.0  # seconds before a trial that another launch trains is asked about again
 _POLL = 0.2  # seconds between two looks where nothing can start yet
+_LOOK = 5.0  # seconds between two looks at the leases of what runs
+_SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,19 @@ class Conductor:
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._left = {job.trial.trial_id for job in jobs}
+        self._seen: dict[str, float] = {}  # when the lease of a live trial was last seen, on the monotonic clock
+        self._looked = time.monotonic()
         self._error: KdctlError | None = None
 
     @property
     def is_stopping(self) -> bool:
         """Whether nothing is to start any more, and what runs is to stop."""
         return self._run.stop.is_set()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether Ray's own processes died, and nothing can be waited for."""
+        return isinstance(self._error, RayLost)
 
     @property
     def is_over(self) -> bool:
@@ -94,8 +104,8 @@ class Conductor:
             self._say(f"{job.trial.trial_id} {job.trial.title()}: {report.text}")
         elif isinstance(report, EpochRecord):
             self._watch(job, report)
-        elif self._schedule.live(job.trial.trial_id) is None:
-            return  # a late word of a trial that was given up
+        elif self._schedule.live(job.trial.trial_id) != job:
+            return  # a late word of an attempt that was given up
         elif isinstance(report, Elsewhere):
             if job.trial.trial_id not in self._elsewhere:
                 self._say(
@@ -110,7 +120,7 @@ class Conductor:
 
     def lost(self, job: Job, failure: Failure, reason: str) -> None:
         """Takes note of a worker that died: its row says so, as it could not."""
-        if self._schedule.live(job.trial.trial_id) is None:
+        if self._schedule.live(job.trial.trial_id) != job:
             return
         if self.is_stopping:
             self._schedule.end(job.row(State.STOPPED))
@@ -131,8 +141,24 @@ class Conductor:
             f"{job.trial.trial_id} {job.trial.title()}: {reason}; tried again in {seconds:g} s from its last "
             f"checkpoint ({attempts + 1} of {self._run.resources.retries})"
         )
+        # `since` makes it another job: what the earlier attempt may still say is not taken for its word.
         self._schedule.again(replace(job, since=datetime.now(UTC).isoformat()), seconds)
         return True
+
+    def look_after_silent(self) -> None:
+        """Takes those live trials for lost whose lease has ended a while ago, and that have not said how."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        held = self._run.lease.held("trial-")
+        for job in self._schedule.live_jobs():
+            trial_id = job.trial.trial_id
+            if f"trial-{trial_id}" in held:
+                self._seen[trial_id] = now
+            elif now - self._seen.get(trial_id, now) > _SILENCE:
+                del self._seen[trial_id]
+                self.lost(job, Failure.LOST_WORKER, f"its worker has not been heard of for {_SILENCE:g} s")
 
     def _end(self, job: Job, record: TrialRecord) -> None:
         """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""

@@ -54,8 +54,12 @@ class Schedule:
         """The live trial of that id."""
         return self._live.get(trial_id)
 
+    def live_jobs(self) -> list[Job]:
+        """Every live trial."""
+        return list(self._live.values())
+
     def again(self, job: Job, seconds: float) -> None:
-        """Lets a live trial wait for so long, and then start again; others go before it."""
+        """Lets a live trial wait for so long, and then start again as this job; others go before it."""
         self._live.pop(job.trial.trial_id, None)
         self._not_before[job.trial.trial_id] = time.monotonic() + seconds
         self._waiting.append(job)

@@ -14,6 +14,7 @@ from orchestrator.places import Folder, Place
 from orchestrator.records import TableKey
 
 _ID = re.compile(r"[0-9a-f]{12}")
+_ANSWERS = ("logits", "pooled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,14 @@ class Storage:
 
 
 def _table_key(facts: Any) -> TableKey | None:
+    """The key that such facts name, or None where they name none that a plan could make."""
     try:
         key = TableKey(**{name: facts["key"][name] for name in TableKey.__slots__})
-        is_sound = _ID.fullmatch(key.teacher_id) and key.answers.isalpha() and key.views > 0 and key.images > 0
-    except (TypeError, KeyError, AttributeError):
+        kinds = [type(getattr(key, name)) for name in TableKey.__slots__]
+        is_sound = kinds == [str, str, int, bool, int] and _ID.fullmatch(key.teacher_id)
+        return key if is_sound and key.answers in _ANSWERS and key.crop_padding >= 0 and key.images > 0 else None
+    except (TypeError, KeyError):
         return None
-    return key if is_sound else None
 
 
 def key_facts(key: TableKey) -> dict[str, Any]:

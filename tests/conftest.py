@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from s3 import ENVIRONMENT, Server
 
 from orchestrator import data
 from orchestrator.records import TrialConfig
@@ -45,7 +46,7 @@ def make_config() -> Callable[..., TrialConfig]:
 @pytest.fixture(scope="session")
 def digits_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A storage that holds digits. To be read only; a test that writes asks for `storage`."""
-    storage = Storage(tmp_path_factory.mktemp("digits"))
+    storage = Storage.at(tmp_path_factory.mktemp("digits"))
     storage.prepare()
     data.prepare("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
     return storage
@@ -54,7 +55,32 @@ def digits_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture
 def storage(digits_storage: Storage, tmp_path: Path) -> Storage:
     """A storage of the test's own that holds digits."""
-    own = Storage(tmp_path / "runs")
+    own = Storage.at(tmp_path / "runs")
     own.prepare()
-    shutil.copytree(digits_storage.root / "datasets", own.root / "datasets")
+    shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(own.place.address, "datasets"))
     return own
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server. A test that kills one starts its own."""
+    server = Server(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def s3_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Credentials for the S3 servers of the tests, and a cache of the test's own."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def s3_address(s3_server: Server, s3_environment: None) -> str:
+    """A storage in a new bucket, which holds nothing."""
+    return f"s3://{s3_server.make_bucket()}/some/folder?endpoint_override={s3_server.endpoint}&scheme=http"

@@ -258,6 +258,40 @@ def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: 
     assert "Traceback" in log.read_text() and "kdctl check study.yaml" in log.read_text()
 
 
+SECRET = "wJalrXUtnFEMI"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", f"s3://key:{SECRET}@bucket/study.yaml"],
+        ["check", SECRET],
+        ["check", "study.yaml", "--set", f"recipe.{SECRET}=1"],
+        ["plan", "study.yaml", f"--{SECRET}"],
+        ["results", "--format", SECRET],
+        [SECRET],
+    ],
+)
+def test_no_secret_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and SECRET not in err and "***" in err
+
+
+def test_no_secret_is_in_the_log_of_a_bug(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*args: object) -> None:
+        raise LookupError(SECRET)
+
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr("orchestrator.spec.load_study", bug)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = run("check", f"https://{SECRET}@host/study.yaml", "--set", f"study={SECRET}")
+    assert (code, out) == (3, "") and SECRET not in err and "LookupError: ***" in err
+    (log,) = tmp_path.glob("kdctl-bug-*.log")
+    text = log.read_text()
+    assert SECRET not in text and "kdctl check https://***@host/study.yaml --set study=***" in text
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_helps(run: Run, words: list[str]) -> None:
     code, out, err = run(*words, "--help")

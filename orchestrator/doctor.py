@@ -1,0 +1,353 @@
+"""What this machine, its storage and its data are fit for: checks that say what they found, and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from orchestrator.datasets import DATASETS
+from orchestrator.errors import KdctlError, StorageError, printable
+from orchestrator.housekeeping import clock, sized
+from orchestrator.leases import acquire
+from orchestrator.places import MARKER, PART, Folder, Place
+from orchestrator.report import aligned
+from orchestrator.storage import Storage
+
+_PYTHON = (3, 11)
+_MEMORY = 2e9  # bytes; less is soon used up by workers that each load torch
+_SHARED_MEMORY = 100e6  # bytes; with less Ray keeps its objects on the disk
+_SPACE_LOW, _SPACE_NONE = 5e9, 0.5e9  # bytes; a table over CIFAR-10 has 0.2 GB, weights and checkpoints have less
+_DRIFT = 10.0  # seconds between the clocks of storage and machine
+_NO_EARLIER = 1_735_689_600.0  # 2025 began, which a clock that was never set does not know
+_SOCKET = 107  # bytes of a socket's path, a limit of Linux
+# Where Ray makes its sockets below the temporary folder; a process id has up to 7 digits.
+_SESSION = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # folders of its layout
+
+
+class Verdict(StrEnum):
+    """How a check ended. A launch may fail for what is bad, and goes on, if less well, for a warning."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and the cure where it is not ok."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    cure: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        return {"check": self.check, "verdict": self.verdict, "found": self.found, "cure": self.cure}
+
+
+Result = tuple[Verdict, str, str]  # verdict, found, cure
+
+
+def _ok(found: str) -> Result:
+    return Verdict.OK, found, ""
+
+
+def examine(storage: str, data: Path) -> list[Finding]:
+    """Tries everything that a launch needs, with this storage and data folder. Never raises, and creates no storage."""
+    tried = partial(_storage, storage)
+    findings = [_finding(name, check) for name, check in _of_machine().items()]
+    findings.append(_finding("storage", tried))
+    of_storage = _of_storage(storage, data)
+    if findings[-1].verdict is Verdict.BAD:  # a bucket that cannot be reached would make each of them wait
+        found = "not tried, as the storage cannot be used"
+        return findings + [
+            Finding(name, Verdict.WARNING, found, "mend the storage, then ask again") for name in of_storage
+        ]
+    return findings + [_finding(name, check) for name, check in of_storage.items()]
+
+
+def _of_machine() -> dict[str, Callable[[], Result]]:
+    return {
+        "python": _python,
+        "torch": _torch,
+        "gpu": _gpu,
+        "cpu": _cpu,
+        "memory": _memory,
+        "ray": _ray,
+        "shared memory": _shared_memory,
+        "temporary folder": _temporary_folder,
+    }
+
+
+def _of_storage(storage: str, data: Path) -> dict[str, Callable[[], Result]]:
+    return {
+        "free space": partial(_free_space, storage),
+        "clock": partial(_clock, storage),
+        **{name: partial(_data, name, storage, data) for name in DATASETS},
+    }
+
+
+def _finding(name: str, check: Callable[[], Result]) -> Finding:
+    try:
+        verdict, found, cure = check()
+    except KdctlError as error:
+        found, _, cure = str(error).rpartition("; ")  # every message ends with what to do
+        verdict = Verdict.BAD
+    except Exception as error:  # whatever is wrong here is what was asked for
+        reason = (str(error).splitlines() or [""])[0]
+        verdict, found = Verdict.BAD, f"{type(error).__name__}: {reason}"
+        cure = f"mend what it names; until then {name} cannot be relied on"
+    return Finding(name, verdict, printable(found), printable(cure))
+
+
+# The machine.
+
+
+def _python() -> Result:
+    found, wanted = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, _PYTHON))
+    if tuple(sys.version_info[:2]) < _PYTHON:
+        return Verdict.BAD, f"Python {found}, wanted {wanted} or later", f"install Python {wanted} and kdctl into it"
+    return _ok(f"Python {found}")
+
+
+def _torch() -> Result:
+    try:
+        import torch
+    except Exception as error:  # a library that does not fit makes it fail in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Verdict.BAD, f"torch cannot be imported ({reason})", "install kdctl anew, which brings a torch"
+    return _ok(f"torch {torch.__version__}")
+
+
+def _gpu() -> Result:
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:  # torch warns where it does not get along with the driver
+        warnings.simplefilter("always")
+        is_usable = torch.cuda.is_available()
+    if is_usable:
+        return _ok("; ".join(map(_one_gpu, range(torch.cuda.device_count()))))
+    if not _has_driver():
+        return _ok("none, training uses the CPU")
+    if torch.version.cuda is None:
+        return Verdict.WARNING, "a driver of NVIDIA, but a torch for the CPU alone", "install a torch that has CUDA"
+    reason = str(said[0].message).splitlines()[0] if said else "it sees no GPU"
+    return (
+        Verdict.WARNING,
+        f"a driver of NVIDIA, but torch cannot use it ({reason})",
+        "see whether `nvidia-smi` lists a GPU and CUDA_VISIBLE_DEVICES hides none; then renew the driver, or install a "
+        f"torch for an older CUDA than {torch.version.cuda}",
+    )
+
+
+def _one_gpu(number: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(number)
+    has_bf16 = torch.cuda.get_device_capability(number) >= (8, 0)  # older ones emulate it, slowly
+    name = torch.cuda.get_device_name(number)
+    return f"{name}, {sized(free)} of {sized(total)} free, {'bf16' if has_bf16 else 'no bf16'}"
+
+
+def _has_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _cpu() -> Result:
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    total = os.cpu_count() or allowed
+    return _ok(f"{allowed} cores" + (f" of the machine's {total}" if allowed != total else ""))
+
+
+def _memory() -> Result:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # a container may have less than the machine
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    found = sized(total)
+    if total < _MEMORY:
+        return (
+            Verdict.WARNING,
+            f"{found}, wanted {sized(_MEMORY)} or more",
+            "launch with --max-concurrent 1",
+        )
+    return _ok(found)
+
+
+# Ray. It is not imported, which takes seconds, and no cluster is started, which takes more.
+
+
+def _ray() -> Result:
+    if find_spec("ray") is None:
+        return Verdict.BAD, "Ray is not installed", "install kdctl anew, which brings it, or launch with --inline"
+    return _ok(f"Ray {version('ray')}")
+
+
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Result:  # noqa: S108 - where Ray keeps its objects
+    if not folder.is_dir():
+        return _ok("not of this system")
+    free = shutil.disk_usage(folder).free
+    if free < _SHARED_MEMORY:
+        cure = "free it, start a container with --shm-size=1g, or launch with --inline"
+        return Verdict.WARNING, f"{sized(free)} free in {folder}, Ray wants {sized(_SHARED_MEMORY)}", cure
+    return _ok(f"{sized(free)} free in {folder}")
+
+
+def _temporary_folder() -> Result:
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
+    own = folder / "ray"  # another user may have made it
+    try:
+        for place in (folder, own) if own.is_dir() else (folder,):
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        cure = "name another folder in RAY_TMPDIR and TMPDIR, or launch with --inline"
+        return Verdict.BAD, f"{place} cannot be written ({error.strerror or error})", cure
+    length = len(os.fsencode(folder / _SESSION))
+    if length > _SOCKET:
+        found = f"{folder} is too long: a socket of Ray would have a path of {length} bytes, Linux allows {_SOCKET}"
+        return Verdict.BAD, found, "name a shorter folder in RAY_TMPDIR, or launch with --inline"
+    return _ok(f"{folder} can be written, and its path is short enough for sockets")
+
+
+# The storage.
+
+
+def _nearest(address: str) -> tuple[Place, bool]:
+    """Where a storage can be tried, and whether that is itself: else it is the nearest folder that there is.
+
+    Raises StorageError for an address of no storage.
+    """
+    place = Storage.at(address).place
+    if not isinstance(place, Folder):
+        return place, True
+    nearest = next(folder for folder in (place.root, *place.root.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise StorageError(f"{str(nearest)!r} is a file; wanted a folder for the storage; name another with --storage")
+    return Folder(nearest), nearest == place.root
+
+
+def _storage(address: str) -> Result:
+    place, is_there = _nearest(address)
+    _write_and_read(place)
+    tried = "a file was written, replaced, read and removed"
+    if not is_there:
+        return _ok(f"not there yet, a launch will create it; in {place.address} {tried}")
+    if place.entry(MARKER) is None:
+        return _missing_marker(place, tried)
+    lease = acquire(Storage(place), f"doctor-{token_hex(6)}")
+    if lease is None:
+        raise StorageError("a lease that nobody else can know is held; remove what is in leases/, then ask again")
+    with lease:
+        lease.check()
+    return _ok(f"{place.address}: {tried}, a lease was taken and given back")
+
+
+def _missing_marker(place: Place, tried: str) -> Result:
+    if not place.entries(Storage.trial_rows):
+        return _ok(f"{place.address} is no storage yet, a launch will make it one; {tried}")
+    found = f"{place.address} has results, but its {MARKER} is missing"
+    return Verdict.WARNING, found, "see that it is the folder that you mean; the next launch writes that file anew"
+
+
+def _write_and_read(place: Place) -> None:
+    name = f"{PART}doctor-{token_hex(6)}"  # which all who read a storage pass over
+    try:
+        for content in (b"first", b"and second"):
+            place.write(name, content)
+            if place.read(name) != content:
+                raise StorageError(
+                    f"{place.shown(name)} does not hold what was written to it last; wanted a place that does; use "
+                    "another with --storage"
+                )
+    finally:
+        place.delete(name)
+    if place.entry(name) is not None:
+        raise StorageError(
+            f"{place.shown(name)} is still there after its removal; wanted it gone; check what the storage allows"
+        )
+
+
+def _free_space(address: str) -> Result:
+    place, _ = _nearest(address)
+    if not isinstance(place, Folder):
+        return _ok("not known of a bucket")
+    free = shutil.disk_usage(place.root).free
+    found = f"{sized(free)} free at {place.address}"
+    if free >= _SPACE_LOW:
+        return _ok(found)
+    verdict = Verdict.BAD if free < _SPACE_NONE else Verdict.WARNING
+    return verdict, f"{found}, wanted {sized(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
+
+
+def _clock(address: str) -> Result:
+    before = time.time()
+    there = clock(_nearest(address)[0])
+    here = time.time()
+    drift = max(before - there, there - here, 0.0)  # writing may take a while
+    if min(there, here) < _NO_EARLIER:
+        found = f"it is {_date(here)} here and {_date(there)} at the storage"
+        return Verdict.BAD, found, "set the clock, or let it be set (`timedatectl set-ntp true`)"
+    if drift > _DRIFT:
+        found = f"{drift:,.0f} s between this machine and the storage, wanted less than {_DRIFT:g}"
+        return Verdict.WARNING, found, "let both be set from the network (`timedatectl set-ntp true`)"
+    return _ok(f"{_date(here)}, and the storage agrees")
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _data(name: str, address: str, folder: Path) -> Result:
+    storage = Storage.at(address)
+    if storage.place.entry(storage.dataset(name, DATASETS[name].digest)):
+        return _ok("prepared in the storage")
+    if name == "digits":
+        if find_spec("sklearn") is None:
+            return Verdict.BAD, "scikit-learn is not installed, which has them", "install kdctl anew, which brings it"
+        return _ok("comes with scikit-learn")
+    shards = [any((folder / name).glob(f"{split}-*.parquet")) for split in ("train", "test")]
+    if all(shards) or (folder / _TORCHVISION[name]).is_dir():
+        return _ok(f"in {folder}; a launch checks and prepares it")
+    found = f"half of it in {folder / name}" if any(shards) else f"neither in the storage nor in {folder}"
+    return (
+        Verdict.WARNING,
+        found,
+        f"a launch downloads it where there is a network; else put torchvision's {_TORCHVISION[name]}/, or "
+        f"{name}/train-*.parquet and {name}/test-*.parquet, into the folder that --data or KDCTL_DATA names",
+    )
+
+
+# Showing.
+
+
+def is_fit(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is bad."""
+    return all(finding.verdict is not Verdict.BAD for finding in findings)
+
+
+def text(findings: Sequence[Finding]) -> str:
+    """All findings, the cures of those that need one, and a summary, for a terminal."""
+    rows = [(finding.verdict, finding.check, finding.found) for finding in findings]
+    cures = [f"{finding.check}: {finding.cure}" for finding in findings if finding.cure]
+    blocks = [aligned(("verdict", "check", "found"), rows), "\n".join(cures), _summary(findings)]
+    return "\n\n".join(filter(None, blocks))
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = ", ".join(f"{sum(f.verdict is verdict for f in findings)} {verdict}" for verdict in Verdict)
+    return f"{counts}: " + ("kdctl can train here" if is_fit(findings) else "mend what is bad first")

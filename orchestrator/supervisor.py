@@ -1,0 +1,144 @@
+"""A small parent for a launch on Ray, which may take its process with it: it starts it again, and cleans up after it.
+
+When Ray's central process dies, its library ends the program that uses it, and when its node process dies that
+program waits for ever. So the launch runs in a child, in a session of its own. The parent passes signals on, starts
+another child where one was lost (which goes on from what the storage holds), and leaves no process of the session.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
+
+_PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
+_RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
+_LONG = 600.0  # seconds
+_PATIENCE = 13.0  # seconds for a child to stop after a signal
+_PR_SET_PDEATHSIG = 1
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def is_supervised() -> bool:
+    """Whether this process is the child of a supervisor; it then stops when its parent dies."""
+    parent = os.environ.get(_PARENT, "")
+    if not parent.isdecimal():
+        return False
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+
+def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
+    """Runs `kdctl` with these arguments in a child, again where Ray takes it down; returns its exit code.
+
+    `say_how_to_resume` is called where a child was stopped before it could do so itself.
+    """
+    supervisor = _Supervisor(arguments, say)
+    code = supervisor.run()
+    if code == EXIT_INTERRUPTED and supervisor.was_hasty:
+        say("stopped at once; what runs goes on from its last checkpoint")
+        say_how_to_resume()
+    return code
+
+
+class _Supervisor:
+    def __init__(self, arguments: Sequence[str], say: Callable[[str], None]) -> None:
+        # -P: a folder that has a `models/` of its own must not stand for ours.
+        self._command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
+        self._say = say
+        self._child: subprocess.Popen[bytes] | None = None
+        self._signals = 0
+        self._kill_at = float("inf")
+        self.was_hasty = False  # whether a child that was to stop had to be killed
+
+    def run(self) -> int:
+        earlier = {
+            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            return self._run()
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _run(self) -> int:
+        left = _RESTARTS
+        while True:
+            start = time.monotonic()
+            code = self._run_child()
+            if self._signals:
+                return EXIT_INTERRUPTED
+            if code >= 0 and code != EXIT_LOST:
+                return code
+            left = _RESTARTS if time.monotonic() - start > _LONG else left - 1
+            if left < 0:
+                self._say(
+                    f"Ray was lost {_RESTARTS + 1} times in a row; see what ends its processes (memory, "
+                    "`kdctl doctor`), then go on with the same command, or with --inline"
+                )
+                return EXIT_TRIALS
+            seconds = 2.0 ** (_RESTARTS - 1 - left)
+            how = "its processes died" if code == EXIT_LOST else f"signal {-code} ended the launch"
+            self._say(f"Ray was lost ({how}); starting again in {seconds:g} s from the last checkpoints")
+            time.sleep(seconds)
+            if self._signals:
+                return EXIT_INTERRUPTED
+
+    def _run_child(self) -> int:
+        environment = {**os.environ, _PARENT: str(os.getpid())}
+        self._child = subprocess.Popen(self._command, env=environment, start_new_session=True)
+        try:
+            while True:
+                try:
+                    return self._child.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > self._kill_at:
+                        self.was_hasty = True
+                        _end_session(self._child.pid)
+        finally:
+            _end_session(self._child.pid)
+            self._child.wait()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._child is None or self._child.returncode is not None:
+            return
+        if self._signals > 1:
+            self._kill_at = 0.0
+            return
+        self._kill_at = time.monotonic() + _PATIENCE
+        with suppress(ProcessLookupError):
+            os.kill(self._child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
+
+
+def _end_session(leader: int) -> None:
+    """Kills what is left of a session; Ray's agents would stay for a minute."""
+    while pids := _session(leader):
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _session(leader: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue
+        if int(session) == leader and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
