@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord
 from orchestrator.storage import Storage
 from orchestrator.training import Course
@@ -24,7 +23,7 @@ _KEPT = 2  # the last one, and the one before it in case that one is damaged
 
 
 def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Sequence[EpochRecord]) -> None:
-    """Writes where a training stands, with the records of its epochs so far; older checkpoints but one go.
+    """Writes where a training stands, with the records of its epochs so far; all others go but the one before it.
 
     Raises StorageError where it cannot be written; the earlier ones are then still there.
     """
@@ -39,9 +38,13 @@ def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Seq
     }
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
     digest = hashlib.sha256(payload).hexdigest().encode()
-    storage.place.write(storage.checkpoint(trial_id, course.epoch, course.images), _FORMAT + digest + b"\n" + payload)
-    for name in _names(storage, trial_id)[:-_KEPT]:
-        storage.place.delete(name)
+    written = storage.checkpoint(trial_id, course.epoch, course.images)
+    storage.place.write(written, _FORMAT + digest + b"\n" + payload)
+    names = _names(storage, trial_id)
+    kept = [name for name in names if name <= written][-_KEPT:]  # later ones were passed over, or we were not here
+    for name in names:
+        if name not in kept:
+            storage.place.delete(name)
 
 
 def restore_checkpoint(
@@ -54,19 +57,36 @@ def restore_checkpoint(
     for name in reversed(_names(storage, trial_id)):
         try:
             facts, tensors = _read(storage.place.read(name), trial_id)
-            epochs = [EpochRecord(**record) for record in facts["epochs"]]
-            position = (int(facts["epoch"]), int(facts["images"]), float(facts["seconds"]))
-            if position[0] != len(epochs) + 1 or position[1] < 0:
-                raise ValueError("its epochs are not those before it")
+            epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
+            position = _position(facts, len(epochs) + 1)
             course.restore(tensors)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, StorageError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
             continue
-        course.epoch, course.images, course.seconds = position
-        course.with_teacher = bool(facts["with_teacher"])
+        course.epoch, course.images, course.seconds, course.with_teacher = position
         return epochs
     return None
+
+
+def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
+    record = EpochRecord(**facts)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if type(value) not in (int, float) and not (value is None and str(field.type).endswith("None")):
+            raise ValueError(f"the {field.name} of epoch {number} is no number")
+    if record.epoch != number or type(record.epoch) is not int:
+        raise ValueError("its epochs do not follow each other")
+    return record
+
+
+def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool]:
+    """Where a course stands; `epoch` is the one after those that are recorded."""
+    match [facts[name] for name in ("epoch", "images", "seconds", "with_teacher")]:
+        case [int(found), int(images), float(seconds), bool(with_teacher)]:
+            if found == epoch and images >= 0 and 0 <= seconds < math.inf:
+                return epoch, int(images), seconds, with_teacher
+    raise ValueError("its epochs are not those before it")
 
 
 def drop_checkpoints(storage: Storage, trial_id: str) -> None:
@@ -86,5 +106,5 @@ def _read(content: bytes, trial_id: str) -> tuple[dict[str, Any], dict[str, Tens
     facts, _, tensors = payload.partition(b"\n")
     parsed = json.loads(facts)
     if parsed["trial_id"] != trial_id:
-        raise ValueError(f"it is of trial {parsed['trial_id']}")
+        raise ValueError(f"it is of trial {parsed['trial_id']!r}")
     return parsed, load(tensors)

@@ -107,8 +107,8 @@ def _finding(name: str, check: Callable[[], Result]) -> Finding:
     try:
         verdict, found, cure = check()
     except KdctlError as error:
-        found, _, cure = str(error).rpartition("; ")  # every message ends with what to do
-        verdict = Verdict.BAD
+        found, _, cure = str(error).rpartition("; ")  # most messages end with what to do
+        verdict, found, cure = Verdict.BAD, found or cure, cure if found else "mend that, then ask again"
     except Exception as error:  # whatever is wrong here is what was asked for
         reason = (str(error).splitlines() or [""])[0]
         verdict, found = Verdict.BAD, f"{type(error).__name__}: {reason}"
@@ -349,5 +349,6 @@ def text(findings: Sequence[Finding]) -> str:
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    counts = ", ".join(f"{sum(f.verdict is verdict for f in findings)} {verdict}" for verdict in Verdict)
-    return f"{counts}: " + ("kdctl can train here" if is_fit(findings) else "mend what is bad first")
+    ok, warned, bad = (sum(finding.verdict is verdict for finding in findings) for verdict in Verdict)
+    counts = f"{ok} ok, {warned} warning{'' if warned == 1 else 's'}, {bad} bad"
+    return f"{counts}: " + ("mend what is bad first" if bad else "kdctl can train here")

@@ -189,11 +189,12 @@ def _is_ours(storage: Storage, entry: Entry) -> bool:
 
 
 def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
+    facts = read_json(storage, claim.name)
     try:
-        holder = Holder(**read_json(storage, claim.name))
-    except TypeError:  # damaged, or gone meanwhile
-        holder = None
-    return now - claim.modified > EXPIRES or (holder is not None and holder.is_gone())
+        is_gone = Holder(*(facts[name] for name in Holder.__slots__)).is_gone()
+    except (TypeError, KeyError):  # damaged: somebody's, until it is old
+        is_gone = False
+    return is_gone or now - claim.modified > EXPIRES
 
 
 def clock(place: Place) -> float:
@@ -224,12 +225,13 @@ def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Piece]:
     Raises KdctlError while a launch or another clean is at work, and StorageError where the storage is none or a
     file cannot be removed; everything else is then still there.
     """
-    # It is safe against a launch that starts after it has looked for one. Who writes such a file holds the lease of its
-    # trial or table; so does this while it removes one, and looks again whether it is what was found. So nothing goes
-    # that was just written: neither weights beside a new row, nor a table that waits for its facts. And what goes is
-    # of no use to a launch, or made again: nobody goes on from a checkpoint before the last two, or of a finished
-    # trial, and a table that a new plan names is built anew; its facts go first, without which nobody opens it.
-    # Unfinished files have no lease, but a writer that stood still for an hour, and there was no live launch.
+    # Why it is safe against a launch that starts meanwhile. Who writes one of these files holds the lease of its trial
+    # or table; so does this while it removes one, and looks again whether it is what was found. So nothing goes that
+    # was just written: neither weights beside a new row, nor a table that waits for its facts. Nobody reads checkpoints
+    # before the last two, or of a finished trial. Tables are read without a lease, facts first; they are removed facts
+    # first too, and before the table itself this asks once more who launches: a launch that saw the facts had its lease
+    # before, and is seen. A table that a new plan names is built anew. Unfinished files have no lease, but a writer
+    # that stood still for an hour, and no live launch.
     if storage.place.entry(MARKER) is None:
         if not storage.place.entries("."):
             return []
@@ -264,8 +266,7 @@ def _remove(storage: Storage, lease: Lease, pieces: list[Piece]) -> list[Piece]:
     try:
         for guard, group in groupby(sorted(pieces, key=_guard), key=_guard):
             lease.check()
-            _refuse_launches(storage, lease)
-            _remove_guarded(storage, guard, group, freed)
+            _remove_guarded(storage, lease, guard, group, freed)
         lease.sweep()
         freed += [piece for piece in pieces if piece.kind is Kind.CLAIM and not storage.place.entry(piece.entry.name)]
     except KdctlError as error:
@@ -277,7 +278,7 @@ def _guard(piece: Piece) -> str:
     return piece.guard
 
 
-def _remove_guarded(storage: Storage, guard: str, pieces: Iterable[Piece], freed: list[Piece]) -> None:
+def _remove_guarded(storage: Storage, lease: Lease, guard: str, pieces: Iterable[Piece], freed: list[Piece]) -> None:
     """Removes those that can still go, while their lease is held; none where somebody else holds it."""
     held = acquire(storage, guard) if guard else None
     if guard and held is None:
@@ -285,6 +286,7 @@ def _remove_guarded(storage: Storage, guard: str, pieces: Iterable[Piece], freed
     with held or nullcontext():
         for piece in pieces:
             if piece.kind is not Kind.CLAIM and _can_go(storage, piece):  # claims are swept, by who knows them
+                _refuse_launches(storage, lease)
                 storage.place.delete(piece.entry.name)
                 freed.append(piece)
 

@@ -107,7 +107,7 @@ class Lease:
         self._follows = follows
         self._me = _this_process()
         self._touched = _clock()
-        self._woke = -2 * BEAT
+        self._woke = float("-inf")  # when it last took the resource anew, after a pause
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self.is_lost = False  # somebody else may hold the resource by now
@@ -141,7 +141,7 @@ class Lease:
 
     def take(self) -> bool:
         """Claims the resource; False where another live claim stands."""
-        facts = {name: getattr(self._me, name) for name in Holder.__slots__}
+        facts = {name: getattr(self._me, name) for name in Holder.__slots__} | {"follows": self._follows}
         begun = _clock()
         self._storage.place.write(self.claim, json.dumps(facts).encode())
         if self.holder(self._resource):
@@ -169,6 +169,14 @@ class Lease:
     def sweep(self) -> None:
         """Removes every dead claim."""
         self.held("")
+
+    def evict(self, resource: str) -> None:
+        """Takes a resource away from those who work for this lease; they notice at their next beat."""
+        for name in self._claims():
+            if _resource(name) == resource:
+                with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                    if json.loads(self._storage.place.read(name))["follows"] == self._resource:
+                        self._storage.place.delete(name)
 
     def _claims(self) -> dict[str, Entry]:
         return {entry.name: entry for entry in self._storage.place.entries(self._storage.leases)}

@@ -24,6 +24,7 @@ Watch = Callable[[Job, EpochRecord | TrialRecord], None]  # told of every epoch,
 Say = Callable[[str], None]
 
 _PAUSE = 2.0  # seconds before a trial that another launch trains is asked about again
+_BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further one; more than a worker needs to notice
 _POLL = 0.2  # seconds between two looks where nothing can start yet
 _LOOK = 5.0  # seconds between two looks at the leases of what runs
 _SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
@@ -122,6 +123,8 @@ class Conductor:
         """Takes note of a worker that died: its row says so, as it could not."""
         if self._schedule.live(job.trial.trial_id) != job:
             return
+        # Its process may still be there, cut off from Ray: what it holds is not to keep the next attempt waiting.
+        self._run.lease.evict(f"trial-{job.trial.trial_id}")
         if self.is_stopping:
             self._schedule.end(job.row(State.STOPPED))
         elif not self._retry(job, failure, reason):
@@ -136,7 +139,7 @@ class Conductor:
         if failure is None or not failure.is_retried or attempts >= self._run.resources.retries or self.is_stopping:
             return False
         self._attempts[job.trial.trial_id] = attempts + 1
-        seconds = 2.0**attempts
+        seconds = _BACK_OFF * 2.0**attempts
         self._say(
             f"{job.trial.trial_id} {job.trial.title()}: {reason}; tried again in {seconds:g} s from its last "
             f"checkpoint ({attempts + 1} of {self._run.resources.retries})"

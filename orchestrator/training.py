@@ -102,12 +102,15 @@ class Course:
         ]
         if wrong:
             raise ValueError(f"{wrong[0]} is missing, unknown or of another shape")
+        momenta = {  # laid out as their parameters; made before anything is changed, as there may be no memory
+            parameter: torch.empty_like(parameter).copy_(tensors[name])
+            for name, parameter in parameters.items()
+            if name in tensors
+        }
         for name, tensor in {**mine, "sums": self.sums}.items():
             tensor.copy_(tensors[name])
-        for name, parameter in parameters.items():
-            if name in tensors:
-                momentum = torch.empty_like(parameter).copy_(tensors[name])  # laid out as its parameter
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum
+        for parameter, momentum in momenta.items():
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
 def train(
