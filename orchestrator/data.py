@@ -99,13 +99,13 @@ def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Image
     shown = storage.place.shown(file)
     try:
         tensors = load_file(storage.place.path(file), device=str(device))
+        return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
     except FileNotFoundError:
         raise DataError(f"{shown} is missing; launch the study again, which prepares {name} anew") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
             f"{shown} is damaged ({error}); remove it and launch again, which prepares {name} anew"
         ) from None
-    return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
 
 
 def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Callable[[], None] = lambda: None) -> None:

@@ -343,8 +343,12 @@ def is_fit(findings: Sequence[Finding]) -> bool:
 def text(findings: Sequence[Finding]) -> str:
     """All findings, the cures of those that need one, and a summary, for a terminal."""
     rows = [(finding.verdict, finding.check, finding.found) for finding in findings]
-    cures = [f"{finding.check}: {finding.cure}" for finding in findings if finding.cure]
-    blocks = [aligned(("verdict", "check", "found"), rows), "\n".join(cures), _summary(findings)]
+    cures: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.cure:
+            cures.setdefault(finding.cure, []).append(finding.check)
+    lines = [f"{', '.join(checks)}: {cure}" for cure, checks in cures.items()]
+    blocks = [aligned(("verdict", "check", "found"), rows), "\n".join(lines), _summary(findings)]
     return "\n\n".join(filter(None, blocks))
 
 

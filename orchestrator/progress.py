@@ -28,9 +28,12 @@ class Progress:
             print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
     def watch(self, job: Job, record: EpochRecord | TrialRecord) -> None:
-        """An epoch, or the end of a trial."""
+        """An epoch, or the end of a trial, or where one stopped."""
         if isinstance(record, EpochRecord):
             self._epoch(job, record)
+            return
+        if record.state is State.STOPPED:  # it has not ended: the next launch goes on with it
+            self.say(f"{job.trial.trial_id} {job.trial.title()}: {record.error}")
             return
         self._ended += 1
         count = f"[{self._ended}/{self._trials}]"

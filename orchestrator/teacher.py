@@ -82,7 +82,8 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device) -> 
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    problems += [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if not problems:  # a tensor of another shape may be far larger than its file
+        problems = [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if problems:
         listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise TeacherError(f"{path} does not fit {model} with {classes} classes: {listed}; give weights of that model")
@@ -94,9 +95,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"  # as torch.save writes
-        if not is_zip:
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
     except FileNotFoundError:
         raise TeacherError(f"{path} is missing; put it there, or take it out of the study file") from None
     except Exception as error:  # a damaged file makes torch raise errors of a dozen types
@@ -108,13 +107,17 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMBERS += (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 def _is_plain(value: object) -> bool:
     """Whether a value is a dense tensor with numbers of its own, neither quantised nor sparse nor a meta tensor."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and not (value.is_quantized or value.is_complex())
+        and value.dtype in _NUMBERS
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -309,11 +310,16 @@ class _Attempt:
         return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
 
 
+# PyTorch says so in many words and types: its CPU allocator, a device that is full before its allocator is asked, cuBLAS.
+_NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
 def _failure(error: Exception) -> Failure:
     if isinstance(error, KdctlError):
         return Failure(error.failure)
-    is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-    return Failure.OUT_OF_MEMORY if is_memory else Failure.ERROR
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
+        return Failure.OUT_OF_MEMORY
+    return Failure.ERROR
 
 
 def _described(error: Exception) -> str:

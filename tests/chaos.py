@@ -101,7 +101,7 @@ class Tally:
         return not any(self.cells()[3:])
 
 
-def numbers(storage: Path) -> dict[str, str]:
+def numbers(storage: Path | str) -> dict[str, str]:
     """Every number of a study by where it stands, as text so that equal means equal to the last bit."""
     place = Storage.at(storage)
     found = {}

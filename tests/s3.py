@@ -39,10 +39,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """An S3 server on the loopback that keeps what it has in a folder, so that it can be killed and started again."""
+    """An S3 server that keeps what it has in a folder, so that it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ip: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.ip = ip
         (folder / "data").mkdir(parents=True)
         person = {
             "name": "tests",
@@ -55,7 +56,7 @@ class Server:
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.ports['s3.port']}"
+        return f"{self.ip}:{self.ports['s3.port']}"
 
     def start(self) -> None:
         """Starts the server; returns when a bucket can be made, which needs all its parts."""
@@ -66,8 +67,8 @@ class Server:
         """Starts the server, and does not wait."""
         options = {
             "dir": self.folder / "data",
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
+            "ip": self.ip,
+            "ip.bind": self.ip,
             "filer": "true",
             "filer.localSocket": self.folder / "filer.sock",
             "master.telemetry": "false",

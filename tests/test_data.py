@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -804,6 +804,40 @@ def test_normalise(storage: Storage, make_config: MakeConfig) -> None:
 def test_load_without_prepare(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(DataError, match="is missing; launch the study again"):
         data.load(make_config(), Storage.at(tmp_path), CPU)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 330), byte=st.integers(0, 255))
+def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: int) -> None:
+    name = storage.dataset("digits", DATASETS["digits"].digest)
+    raw = bytearray(storage.place.read(name))
+    was, raw[place] = raw[place], byte
+    storage.place.write(name, bytes(raw))
+    data._whole.cache_clear()
+    try:
+        data._whole("digits", storage, CPU)
+    except DataError as error:
+        assert "is damaged" in str(error)
+    finally:
+        raw[place] = was
+        storage.place.write(name, bytes(raw))
+        data._whole.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{}",
+        b'{"train.pixels":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
+        b'{"train.pixels":{"dtype":"F99","shape":[0],"data_offsets":[0,0]}}',
+        b"[" * 100_000,
+    ],
+)
+def test_load_of_a_file_of_something_else(storage: Storage, make_config: MakeConfig, text: bytes) -> None:
+    name = storage.dataset("digits", DATASETS["digits"].digest)
+    storage.place.write(name, len(text).to_bytes(8, "little") + text)
+    with pytest.raises(DataError, match=r"digits-.*\.safetensors is damaged .*; remove it"):
+        data.load(make_config(), storage, CPU)
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])

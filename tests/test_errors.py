@@ -10,7 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.errors import MAX_SHOWN, Fault, StudyError, masked, printable
+from orchestrator import errors
+from orchestrator.errors import MAX_SHOWN, Fault, KdctlError, StudyError, masked, printable
+from orchestrator.records import Failure
 from orchestrator.suggest import nearest
 
 
@@ -41,6 +43,27 @@ def test_the_nearest_word_is_named_where_one_is_near() -> None:
     assert nearest("LOGIT", ("base", "logit")) == "did you mean logit?"
     for word in ("qqqqqq", ["logit"], None, 3, "x" * 10**6):
         assert nearest(word, ("base", "logit")) == "choose one of them"
+
+
+# Classes.
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, KdctlError)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_error_has_an_exit_code_and_a_class_of_failure(kind: type[KdctlError]) -> None:
+    assert kind.exit_code not in (0, errors.EXIT_BUG)
+    assert Failure(kind.failure) and not Failure(kind.failure).is_retried  # those two are never an error's word
+
+
+def test_errors_fail_a_trial_in_their_own_class() -> None:
+    named = {kind.failure: kind.__name__ for kind in KINDS if kind.failure != "error"}
+    assert named == {
+        "data": "DataError",
+        "storage": "StorageError",
+        "teacher": "TeacherError",
+        "diverged": "DivergedError",
+    }
 
 
 # Secrets.

@@ -41,6 +41,8 @@ FLOORS = {
     "orchestrator.teacher": 5,
     "orchestrator.report": 5,
     "orchestrator.inventory": 6,
+    "orchestrator.housekeeping": 6,
+    "orchestrator.doctor": 7,
     "orchestrator.trial": 6,
     "orchestrator.progress": 7,
     "orchestrator.schedule": 7,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.records import TableKey, TrialConfig
+from orchestrator.records import Failure, State, TableKey, TrialConfig
 
 TEACHER = TrialConfig(
     method="base",
@@ -168,3 +168,17 @@ def test_tables_of_one_teacher_have_names_of_their_own() -> None:
     assert key.name == "logits-p4-flip-n100"
     changes: list[dict[str, Any]] = [{"answers": "pooled"}, {"crop_padding": 3}, {"flip": False}, {"images": 99}]
     assert len({key.name, *(replace(key, **change).name for change in changes)}) == 5
+
+
+# States and failures, whose names stand in rows.
+
+
+def test_the_names_in_rows_stay() -> None:
+    assert [*State] == ["running", "stopped", "finished", "failed", "skipped"]
+    assert [*Failure] == ["lost_worker", "out_of_memory", "storage", "diverged", "teacher", "data", "error"]
+    assert f"{State.STOPPED} {Failure.LOST_WORKER}" == "stopped lost_worker"
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_what_is_the_fault_of_no_setting_is_retried(failure: Failure) -> None:
+    assert failure.is_retried == (failure in ("lost_worker", "out_of_memory"))

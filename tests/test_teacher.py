@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 import losses
@@ -26,10 +29,11 @@ from models.resnet import ResNet
 from orchestrator import data, teacher, training
 from orchestrator.data import Data
 from orchestrator.errors import TeacherError
+from orchestrator.leases import waiting
 from orchestrator.records import TableKey, TrialConfig
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, read_json, write_json
 from orchestrator.teacher import LiveTeacher, TableTeacher
-from orchestrator.training import Answers
+from orchestrator.training import Answers, Course
 from orchestrator.views import ViewSpace
 
 CPU = torch.device("cpu")
@@ -52,6 +56,15 @@ class Taught:
     def open(self, key: TableKey) -> TableTeacher:
         return teacher.open_table(key, self.config, self.data, self.storage, CPU)
 
+    def path(self, key: TableKey) -> Path:
+        """The file of a table."""
+        return self.storage.place.path(self.storage.table(key))
+
+    def state_size(self, key: TableKey) -> None:
+        """Has the facts of a table state the size that it has now."""
+        name = self.storage.table_facts(key)
+        write_json(self.storage, name, {**read_json(self.storage, name), "bytes": self.path(key).stat().st_size})
+
     def verify(self, key: TableKey) -> float:
         return teacher.verify(key, self.config, self.data, self.storage, CPU)
 
@@ -65,14 +78,14 @@ def trained(digits_storage: Storage, make_config: MakeConfig) -> ResNet:
     config = make_config(epochs=2)
     model = fresh()
     images = data.load(config, digits_storage, CPU)
-    list(training.train(model, losses.build("base"), images, config, teacher.no_answers))
+    list(training.train(Course.start(model, config), losses.build("base"), images, config, teacher.no_answers))
     return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
 def taught(storage: Storage, make_config: MakeConfig, trained: ResNet) -> Taught:
     config = make_config(epochs=2)
-    teacher.save_weights(trained, storage.weights(config.trial_id()))
+    teacher.save_weights(trained, storage, config.trial_id())
     return Taught(storage, config, trained, data.load(config, storage, CPU))
 
 
@@ -118,7 +131,9 @@ def test_student_of_the_table_is_the_student_of_the_teacher(
     (answers,) = losses.METHODS[method].needs({**losses.METHODS[method].defaults(), **options})
 
     def losses_of(ask: Answers) -> list[tuple[float, float, float | None]]:
-        records = training.train(fresh(5), losses.build(method, **options), taught.data, config, ask)
+        records = training.train(
+            Course.start(fresh(5), config), losses.build(method, **options), taught.data, config, ask
+        )
         return [(record.train_loss, record.ce_loss, record.kd_loss) for record in records]
 
     live = losses_of(LiveTeacher(taught.model, (answers,)))
@@ -187,22 +202,20 @@ def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pyt
 def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key = taught.key()
     ask = teacher._ask_everything
-    monkeypatch.setattr(
-        teacher, "_ask_everything", lambda *given: ((view, start, 0 * answers) for view, start, answers in ask(*given))
-    )
+    monkeypatch.setattr(teacher, "_ask_everything", lambda *given: (0 * answers for answers in ask(*given)))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
-    assert list(taught.storage.table(key).parent.iterdir()) == []
+    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
 
 
 def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
     loud = fresh()
     with torch.no_grad():
         loud.fc.bias.fill_(1e5)
-    teacher.save_weights(loud, taught.storage.weights(taught.config.trial_id()))
+    teacher.save_weights(loud, taught.storage, taught.config.trial_id())
     with pytest.raises(TeacherError, match="set teacher_cache: live"):
         taught.open(taught.key())
-    assert list(taught.storage.table(taught.key()).parent.iterdir()) == []
+    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
 
 
 def test_verify_repeats_the_check(taught: Taught) -> None:
@@ -210,9 +223,9 @@ def test_verify_repeats_the_check(taught: Taught) -> None:
     taught.open(key)
     assert 0 < taught.verify(key) < 0.01
     assert list(taught.storage.tables()) == [key]
-    facts = json.loads(taught.storage.table_facts(key).read_text())
+    facts = read_json(taught.storage, taught.storage.table_facts(key))
     assert 0 < facts["largest_difference"] < 0.01
-    table = np.load(taught.storage.table(key), mmap_mode="r+")
+    table = np.load(taught.path(key), mmap_mode="r+")
     table[:, ::2] += 1
     table.flush()
     with pytest.raises(TeacherError, match="are not the teacher's"):
@@ -222,7 +235,7 @@ def test_verify_repeats_the_check(taught: Taught) -> None:
 def test_verify_sees_other_weights(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
-    teacher.save_weights(fresh(1), taught.storage.weights(key.teacher_id))
+    teacher.save_weights(fresh(1), taught.storage, key.teacher_id)
     with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
         taught.verify(key)
 
@@ -230,8 +243,8 @@ def test_verify_sees_other_weights(taught: Taught) -> None:
 def test_verify_of_a_table_without_teacher(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
-    taught.storage.weights(key.teacher_id).unlink()
-    with pytest.raises(TeacherError, match="cannot be read"):
+    taught.storage.place.delete(taught.storage.weights(key.teacher_id))
+    with pytest.raises(TeacherError, match=r"weights\.safetensors is missing; launch the study again"):
         taught.verify(key)
 
 
@@ -253,10 +266,10 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
     key = taught.key()
     taught.open(key)
     path = taught.storage.table_facts(key)
-    facts = json.loads(path.read_text())
+    facts = read_json(taught.storage, path)
     assert facts["made_from"][name] != value
     facts["made_from"][name] = value
-    path.write_text(json.dumps(facts))
+    write_json(taught.storage, path, facts)
     with pytest.raises(TeacherError, match="was made from something else"):
         taught.verify(key)
 
@@ -265,8 +278,8 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
 def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     key = taught.key()
     taught.open(key)
-    path = taught.storage.table_facts(key)
-    path.unlink() if text is None else path.write_text(text)
+    place, name = taught.storage.place, taught.storage.table_facts(key)
+    place.delete(name) if text is None else place.write(name, text.encode())
     assert list(taught.storage.tables()) == []
     with pytest.raises(TeacherError, match="was made from something else"):
         taught.verify(key)
@@ -289,9 +302,10 @@ WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_table_of_another_shape(taught: Taught, wrong: str) -> None:
     key = taught.key()
-    path = taught.storage.table(key)
     taught.open(key)
+    path = taught.path(key)
     np.save(path, WRONG[wrong](np.load(path)))
+    taught.state_size(key)
     for attempt in (taught.verify, taught.open):
         with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is damaged \(got .*wanted float16"):
             attempt(key)
@@ -313,14 +327,28 @@ def test_table_of_another_shape(taught: Taught, wrong: str) -> None:
 )
 def test_damaged_table_says_what_to_do(taught: Taught, damage: Callable[[bytes], bytes]) -> None:
     key = taught.key()
-    path = taught.storage.table(key)
     taught.open(key)
+    path = taught.path(key)
     path.write_bytes(damage(path.read_bytes()))
+    taught.state_size(key)
     for attempt in (taught.verify, taught.open):
         with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is damaged .*; remove it"):
             attempt(key)
     path.unlink()  # as it says
     taught.open(key)
+    assert taught.verify(key) < 0.01
+
+
+@pytest.mark.parametrize("size", [0, 60, 128, -1, None])
+def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> None:
+    key = taught.key()
+    taught.open(key)
+    name = taught.storage.table(key)
+    raw = taught.storage.place.read(name)
+    taught.storage.place.write(name, raw[:size] if size is not None else raw + b"!")
+    with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
+        taught.verify(key)
+    taught.open(key)  # builds it anew
     assert taught.verify(key) < 0.01
 
 
@@ -331,9 +359,10 @@ def stamp(path: Path) -> tuple[int, int]:
 def test_table_is_built_once(taught: Taught) -> None:
     key = taught.key()
     first = taught.open(key)
-    before = stamp(taught.storage.table(key)), stamp(taught.storage.table_facts(key))
+    facts = taught.storage.place.path(taught.storage.table_facts(key))
+    before = stamp(taught.path(key)), stamp(facts)
     again = taught.open(key)
-    assert (stamp(taught.storage.table(key)), stamp(taught.storage.table_facts(key))) == before
+    assert (stamp(taught.path(key)), stamp(facts)) == before
     assert torch.equal(first.table, again.table)
     again.table.zero_()  # a private copy of the pages it wrote to
     assert torch.equal(taught.open(key).table, first.table)
@@ -342,9 +371,23 @@ def test_table_is_built_once(taught: Taught) -> None:
 def test_other_weights_build_it_anew(taught: Taught) -> None:
     key = taught.key()
     before = taught.open(key).table.clone()
-    teacher.save_weights(fresh(1), taught.storage.weights(key.teacher_id))
+    teacher.save_weights(fresh(1), taught.storage, key.teacher_id)
     assert not torch.allclose(taught.open(key).table, before, atol=1e-2)
     assert taught.verify(key) < 0.01
+
+
+def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> None:
+    key = taught.key()
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with waiting(taught.storage, f"table-{key.teacher_id}-{key.name}", check), pytest.raises(KeyboardInterrupt):
+        teacher.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
+    with pytest.raises(KeyboardInterrupt):  # as is who builds
+        teacher.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
+    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    taught.open(key)
 
 
 def open_at_once(
@@ -395,9 +438,10 @@ def assert_same(model: ResNet, state: State) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
-def test_weights_come_back(trained: ResNet, tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "weights.safetensors"
-    teacher.save_weights(trained, path)
+def test_weights_come_back(trained: ResNet, storage: Storage) -> None:
+    size, digest = teacher.save_weights(trained, storage, "0123456789ab")
+    path = storage.place.path(storage.weights("0123456789ab"))
+    assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     model = load(path)
     assert_same(model, trained.state_dict())
     assert not model.training
@@ -478,8 +522,99 @@ def test_weights_that_do_not_fit(trained: ResNet, tmp_path: Path, kind: str, for
 
 def test_weights_of_another_model_list_the_first_faults(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    teacher.save_weights(models.build("resnet_32_14", 100), path)
+    save_file(models.build("resnet_32_14", 100).state_dict(), path)
     with pytest.raises(TeacherError, match=r"layer1\.1\S+ is unknown; .*; .*; and \d+ more; give weights"):
+        load(path)
+
+
+def weights_file(model: ResNet, form: str) -> bytes:
+    """The bytes of a weights file: safetensors, torch's zip, or what torch wrote before it."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if form == "safetensors":
+        return save(state)
+    sink = io.BytesIO()
+    torch.save(state, sink, _use_new_zipfile_serialization=form == "torch")
+    return sink.getvalue()
+
+
+def flipped(raw: bytes, place: int, bit: int) -> bytes:
+    changed = bytearray(raw)
+    changed[place % len(raw)] ^= 1 << bit
+    return bytes(changed)
+
+
+PLACES = st.integers(0, 9000) | st.integers(-9000, -1) | st.integers(0, 2**20)
+FLIPS = st.lists(st.tuples(PLACES, st.integers(0, 7)), max_size=3)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(form=st.sampled_from(["safetensors", "torch", "old"]), flips=FLIPS, kept=st.just(1.0) | st.floats(0, 1))
+def test_damaged_weights_are_a_teacher_error_or_weights(
+    trained: ResNet, tmp_path: Path, form: str, flips: list[tuple[int, int]], kept: float
+) -> None:
+    path = tmp_path / "weights"
+    raw = weights_file(trained, form)
+    for place, bit in flips:
+        raw = flipped(raw, place, bit)
+    path.write_bytes(raw[: int(kept * len(raw))])
+    try:
+        model = load(path)
+    except TeacherError as error:
+        assert str(path) in str(error)
+        return
+    # Neither form has a checksum that is read: a weight may differ in a bit, and be a finite number still.
+    wanted = trained.state_dict()
+    wrong = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, wanted[name])]
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert len(wrong) <= 2 * len(flips)
+    assert [tensor.shape for tensor in model.state_dict().values()] == [tensor.shape for tensor in wanted.values()]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(size=st.integers(0, 2**64 - 1) | st.integers(0, 400), text=st.binary(max_size=60) | st.sampled_from([
+    b"{}", b"[]", b"null", b"[" * 100_000, b'{"":' * 50_000, b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}',
+    b'{"fc.bias":{"dtype":"F32","shape":[18446744073709551615,4],"data_offsets":[0,0]}}',
+    b'{"fc.bias":{"dtype":"F4","shape":[10],"data_offsets":[0,5]}}12345',
+    b'{"fc.bias":{"dtype":"F8_E8M0","shape":[10],"data_offsets":[0,10]}}1234567890',
+]))  # fmt: skip
+def test_any_header_is_a_teacher_error(tmp_path: Path, size: int, text: bytes) -> None:
+    for length in (size, len(text), text.find(b"}}") + 2):
+        (tmp_path / "weights").write_bytes(length.to_bytes(8, "little") + text)
+        with pytest.raises(TeacherError):
+            load(tmp_path / "weights")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(noise=st.binary(max_size=100), start=st.sampled_from([b"", b"PK", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"]))
+def test_noise_is_a_teacher_error(tmp_path: Path, noise: bytes, start: bytes) -> None:
+    (tmp_path / "weights").write_bytes(start + noise)
+    with pytest.raises(TeacherError):
+        load(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e8m0fnu]
+)
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_weights_of_any_kind_are_a_teacher_error_or_finite(
+    trained: ResNet, tmp_path: Path, dtype: torch.dtype, form: str
+) -> None:
+    state = {name: tensor.to(dtype).contiguous() for name, tensor in trained.state_dict().items()}
+    path = tmp_path / "weights"
+    torch.save(state, path) if form == "torch" else save_file(state, path)
+    try:
+        model = load(path)
+    except TeacherError as error:
+        assert str(path) in str(error)
+    else:
+        assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: ResNet, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({**trained.state_dict(), "fc.bias": torch.zeros(1).expand(2**50)}, path)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(TeacherError, match=r"fc\.bias has shape \(1125899906842624,\), wanted \(10,\)"):
         load(path)
 
 
@@ -487,8 +622,7 @@ def test_weights_of_another_model_list_the_first_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.0, 0.0001, 0.5, 0.999])
 def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float) -> None:
     path = tmp_path / "weights"
-    torch.save(trained.state_dict(), path) if form == "torch" else teacher.save_weights(trained, path)
-    raw = path.read_bytes()
+    raw = weights_file(trained, form)
     path.write_bytes(raw[: int(kept * len(raw))])
     with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is neither whole safetensors nor"):
         load(path)
@@ -521,6 +655,6 @@ def test_no_weights(taught: Taught, tmp_path: Path) -> None:
         load(tmp_path / "nothing.pt")
     with pytest.raises(TeacherError, match="neither whole safetensors"):
         load(tmp_path)
-    taught.storage.weights(taught.config.trial_id()).unlink()
+    taught.storage.place.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):
         teacher.load_teacher(taught.config, taught.storage, CPU)

@@ -1,4 +1,4 @@
-"""The training loop: learning rate, batches, repeatability, divergence, evaluation, a plain loop to compare with."""
+"""The training loop: rates, batches, repeatability, a plain loop to compare with, and going on where it was stopped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,7 +25,7 @@ from orchestrator.errors import DivergedError
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage import Storage
 from orchestrator.teacher import no_answers
-from orchestrator.training import Batch
+from orchestrator.training import Answers, Batch, Course
 from orchestrator.views import ViewSpace
 
 CPU = torch.device("cpu")
@@ -38,10 +40,14 @@ def fresh(config: TrialConfig) -> ResNet:
     return training.fresh_model(lambda: models.build(config.student, 10), config.seed, CPU)
 
 
+def started(config: TrialConfig) -> Course:
+    return Course.start(fresh(config), config)
+
+
 def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], ResNet]:
-    model = fresh(config)
-    records = list(training.train(model, losses.build("base"), load(config, storage), config, no_answers))
-    return records, model
+    course = started(config)
+    records = list(training.train(course, losses.build("base"), load(config, storage), config, no_answers))
+    return records, course.model
 
 
 def epoch_of(config: TrialConfig, storage: Storage, epoch: int = 1) -> list[Batch]:
@@ -160,7 +166,7 @@ def test_divergence_names_the_epoch(digits_storage: Storage, make_config: MakeCo
     records = []
     with pytest.raises(DivergedError, match="try a smaller lr than 1e\\+06") as caught:
         for record in training.train(
-            fresh(config), losses.build("base"), load(config, digits_storage), config, no_answers
+            started(config), losses.build("base"), load(config, digits_storage), config, no_answers
         ):
             records.append(record)
     assert str(caught.value).startswith(f"epoch {len(records) + 1}: the mean training loss is ")
@@ -223,7 +229,7 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
     def answers(batch: Batch) -> dict[str, Tensor]:
         return {"logits": targets[batch.index]} if method == "logit" else {}
 
-    (record,) = training.train(model, losses.build(method), images, config, answers)
+    (record,) = training.train(Course.start(model, config), losses.build(method), images, config, answers)
 
     velocities = [torch.zeros_like(parameter) for parameter in plain.parameters()]
     total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
@@ -248,6 +254,203 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
     assert record.train_acc == pytest.approx(100 * right / 128)
     for trained, wanted in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(trained, wanted)
+
+
+# Stopped, and gone on with.
+
+
+class Stop(Exception):
+    """What a check raises."""
+
+
+class After:
+    """A check that stops at its call of a number, counted from 0; `calls` is how many there were."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop, self.calls = stop, 0
+
+    def __call__(self) -> None:
+        if self.calls == self.stop:
+            raise Stop
+        self.calls += 1
+
+
+class Training:
+    """One way to train, again and again from its start."""
+
+    def __init__(self, config: TrialConfig, storage: Storage) -> None:
+        self.config, self.data = config, load(config, storage)
+        self.loss = losses.build(config.method)
+        targets = torch.randn(len(self.data.train), 10, generator=torch.Generator().manual_seed(3))
+        self.answers: Answers = no_answers
+        if config.method != "base":
+            self.answers = lambda batch: {"logits": targets[batch.index] + batch.view[:, None]}
+
+    def go_on(self, course: Course, check: Callable[[], None]) -> tuple[list[EpochRecord], bool]:
+        """The records from where a course stands, and whether it came to its end."""
+        records: list[EpochRecord] = []
+        try:
+            for record in training.train(course, self.loss, self.data, self.config, self.answers, check):
+                records.append(record)
+        except Stop:
+            return records, False
+        return records, True
+
+    def undisturbed(self) -> tuple[list[EpochRecord], Course, int]:
+        """Its records, its end, and how often it could have been stopped."""
+        course, check = started(self.config), After()
+        records, is_done = self.go_on(course, check)
+        assert is_done
+        return records, course, check.calls
+
+    def stopped(self, *stops: int) -> tuple[list[EpochRecord], Course]:
+        """The same with stops, after each of which a fresh course goes on from what was saved."""
+        course, records = started(self.config), []
+        for stop in stops:
+            new, is_done = self.go_on(course, After(stop))
+            records += new
+            if is_done:
+                return records, course
+            course = resumed(course, self.config)
+        new, is_done = self.go_on(course, After())
+        assert is_done
+        return records + new, course
+
+
+def resumed(course: Course, config: TrialConfig) -> Course:
+    """A fresh course that was brought to where another stands, of which nothing is left."""
+    saved = {name: tensor.detach().clone().contiguous() for name, tensor in course.tensors().items()}
+    again = started(replace(config, seed=config.seed + 1))  # weights of its own, which all must go
+    again.restore(saved)
+    again.epoch, again.images, again.seconds = course.epoch, course.images, course.seconds
+    again.with_teacher = course.with_teacher
+    with torch.no_grad():
+        for tensor in course.tensors().values():
+            tensor.zero_()
+    return again
+
+
+def assert_same_course(one: Course, other: Course) -> None:
+    first, second = one.tensors(), other.tensors()
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert (one.epoch, one.images, one.with_teacher) == (other.epoch, other.images, other.with_teacher)
+
+
+# Batch sizes: one step an epoch, a last batch that is short, one of a single image, all alike.
+WAYS: dict[str, dict[str, object]] = {
+    "short last batch": {"batch_size": 24},
+    "last batch of one, no momentum": {"batch_size": 21, "momentum": 0.0},
+    "one batch, with a teacher": {"batch_size": 64, "method": "logit"},
+    "even batches, held-out images": {"batch_size": 16, "holdout": 16},
+    "all of it": {"batch_size": 20, "method": "st", "holdout": 10, "flip": True, "milestones": (1,), "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_anywhere_it_goes_on_as_if_it_was_not(
+    digits_storage: Storage, make_config: MakeConfig, way: str
+) -> None:
+    config = make_config(**{"epochs": 2, "limit_train": 64, "limit_test": 30, **WAYS[way]})
+    trained = Training(config, digits_storage)
+    records, course, calls = trained.undisturbed()
+    steps = -(-len(trained.data.train) // config.batch_size)
+    evaluations = 1 + bool(config.holdout)
+    assert calls == 2 * (steps + evaluations)
+    for stop in range(calls):
+        found, again = trained.stopped(stop)
+        assert timeless(found) == timeless(records), stop
+        assert_same_course(again, course)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stops=st.lists(st.integers(0, 14), min_size=2, max_size=6),
+    batch_size=st.integers(10, 70),
+    momentum=st.sampled_from([0.0, 0.9]),
+    method=st.sampled_from(["base", "logit", "st"]),
+    holdout=st.sampled_from([0, 9]),
+)
+def test_stopped_again_and_again_it_goes_on_as_if_it_was_not(
+    digits_storage: Storage,
+    make_config: MakeConfig,
+    stops: list[int],
+    batch_size: int,
+    momentum: float,
+    method: str,
+    holdout: int,
+) -> None:
+    config = make_config(epochs=2, limit_train=64, limit_test=20, batch_size=batch_size, method=method)
+    trained = Training(replace(config, momentum=momentum, holdout=holdout), digits_storage)
+    records, course, _ = trained.undisturbed()
+    found, again = trained.stopped(*stops)
+    assert timeless(found) == timeless(records)
+    assert_same_course(again, course)
+
+
+def test_a_stop_in_an_evaluation_keeps_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32, limit_test=None)
+    trained = Training(config, digits_storage)
+    course = started(config)
+    assert trained.go_on(course, After(2)) == ([], False)
+    assert (course.epoch, course.images) == (1, 64), "trained, and not yet evaluated"
+    before = {name: tensor.clone() for name, tensor in course.tensors().items()}
+    assert trained.go_on(course, After(0)) == ([], False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in course.tensors().items())
+    (record,), is_done = trained.go_on(course, After())
+    assert is_done and timeless([record]) == timeless(trained.undisturbed()[0])
+    assert (course.epoch, course.images, course.seconds, course.sums.tolist()) == (2, 0, 0.0, [0.0] * 4)
+    assert trained.go_on(course, After(0)) == ([], True), "there is nothing left to check for"
+
+
+def test_the_time_of_an_epoch_is_that_of_its_parts(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32)
+    trained = Training(config, digits_storage)
+    course = started(config)
+    course.seconds = 1000.0  # as if it had been stopped after so long
+    (record,), _ = trained.go_on(course, After())
+    assert record.seconds > 1000
+    assert record.images_per_second < 0.064
+
+
+def test_a_teacher_before_the_stop_is_a_teacher_after_it(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32, method="logit")
+    trained = Training(config, digits_storage)
+    ((record,), course), ((again,), _) = trained.stopped(2), trained.stopped()
+    assert course.with_teacher and record.kd_loss == again.kd_loss is not None
+
+
+WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "no sums": lambda tensors: tensors.pop("sums"),
+    "no weight": lambda tensors: tensors.pop("model.fc.bias"),
+    "no buffer": lambda tensors: tensors.pop("model.bn1.running_var"),
+    "one momentum alone": lambda tensors: tensors.update({"momentum.fc.bias": torch.zeros(10)}),
+    "another name": lambda tensors: tensors.update({"model.fc2.bias": torch.zeros(10)}),
+    "another shape": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(11)}),
+    "a shape that would be spread": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(1)}),
+    "another kind": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(10, dtype=torch.float64)}),
+    "sums of another kind": lambda tensors: tensors.update(sums=torch.zeros(4)),
+    "nothing": lambda tensors: tensors.clear(),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_does_not_fit_changes_nothing(digits_storage: Storage, make_config: MakeConfig, wrong: str) -> None:
+    other, course = started(make_config(seed=1)), started(make_config())
+    tensors = dict(other.tensors())
+    WRONG[wrong](tensors)
+    with pytest.raises(ValueError, match=r"^\S+ is missing, unknown or of another shape$"):
+        course.restore(tensors)
+    assert_same_course(course, started(make_config()))
+    assert course.optimizer.state == {}
+
+
+def test_momenta_are_laid_out_as_their_parameters(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=32)
+    _, course = Training(config, digits_storage).stopped()
+    again = resumed(course, config)
+    for parameter in again.model.parameters():
+        assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
 
 @pytest.mark.parametrize("function", [training.step, training.batches])
