@@ -52,11 +52,13 @@ def restore_checkpoint(
 ) -> list[EpochRecord] | None:
     """Brings a fresh course to where the newest whole checkpoint stands; returns its epochs, None without one.
 
-    A damaged checkpoint is named to `say` and passed over for the one before it.
+    A damaged checkpoint is named to `say` and passed over for the one before it. Raises StorageError where the storage
+    cannot be read: what it holds is not to be trained again for a cut link.
     """
     for name in reversed(_names(storage, trial_id)):
+        content = storage.place.read(name)
         try:
-            facts, tensors = _read(storage.place.read(name), trial_id)
+            facts, tensors = _read(content, trial_id)
             epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
             position = _position(facts, len(epochs) + 1)
             course.restore(tensors)

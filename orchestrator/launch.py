@@ -74,10 +74,13 @@ def launch(
     since = datetime.now(UTC)
     place = Storage.at(storage)
     plan = look(study_file, storage, settings)
+    damaged = _drop_damaged_teachers(plan, place)
+    if damaged:
+        plan = look(study_file, storage, settings)
     to_do = _to_do(plan, skip_failed=skip_failed)
     finished = sum(trial.state == "finished" for trial in plan.trials)
     progress = Progress(len(plan.trials), finished, quiet=quiet)
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *damaged):
         progress.say(warning)
     if to_do:
         place.prepare()
@@ -86,6 +89,19 @@ def launch(
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return Outcome(plan, tuple(rows), trained)
+
+
+def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
+    """Removes weights that are not those of their row, where a student to be trained needs them; says which."""
+    needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state != "finished"}
+    ready = [trial.trial_id for trial in plan.trials if trial.state == "finished" and trial.trial_id in needed]
+    said = []
+    for row in results.read_trials(storage, ready):
+        name = storage.weights(row.trial_id)
+        if hashlib.sha256(storage.place.read(name)).hexdigest() != row.weights_sha256:
+            storage.place.delete(name)
+            said.append(f"{storage.place.shown(name)} is damaged: its SHA-256 is not that of its row; trained again")
+    return said
 
 
 def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:

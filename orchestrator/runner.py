@@ -83,6 +83,7 @@ class Conductor:
             return None
         while job := self._schedule.start():
             if job.trial.trial_id not in self._elsewhere or not self._is_trained_elsewhere(job):
+                self._seen.pop(job.trial.trial_id, None)  # that was an earlier attempt, or another launch
                 return job
             self._schedule.again(job, _PAUSE)
         return None

@@ -64,9 +64,7 @@ class _Supervisor:
         self.was_hasty = False  # whether a child that was to stop had to be killed
 
     def run(self) -> int:
-        earlier = {
-            number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        earlier = {number: signal.signal(number, self._hear) for number in _HEARD}
         try:
             return self._run()
         finally:
@@ -104,6 +102,8 @@ class _Supervisor:
                 try:
                     return self._child.wait(timeout=0.2)
                 except subprocess.TimeoutExpired:
+                    if self._signals and self._kill_at == float("inf"):
+                        self._pass_on(signal.SIGTERM)  # it came when there was no child yet
                     if time.monotonic() > self._kill_at:
                         self.was_hasty = True
                         _end_session(self._child.pid)
@@ -118,9 +118,13 @@ class _Supervisor:
         if self._signals > 1:
             self._kill_at = 0.0
             return
+        self._pass_on(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _pass_on(self, number: int) -> None:
+        assert self._child
         self._kill_at = time.monotonic() + _PATIENCE
         with suppress(ProcessLookupError):
-            os.kill(self._child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
+            os.kill(self._child.pid, number)
 
 
 def _end_session(leader: int) -> None:

@@ -107,8 +107,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NUMBERS += (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def _is_plain(value: object) -> bool:

@@ -310,7 +310,7 @@ class _Attempt:
         return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
 
 
-# PyTorch says so in many words and types: its CPU allocator, a device that is full before its allocator is asked, cuBLAS.
+# PyTorch has many words and types for it: of its own allocators, of CUDA before they are asked, of cuBLAS.
 _NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
 

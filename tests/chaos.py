@@ -128,9 +128,8 @@ class Campaign:
         self.tallies: dict[str, Tally] = {}
         start = time.monotonic()
         self._wait(self._launch(folder / "undisturbed", inline=True))
-        self._inline_seconds = time.monotonic() - start
+        self._training = 0.8 * (time.monotonic() - start)
         self._reference = numbers(folder / "undisturbed")
-        self._ray_seconds = 0.0
         plan = look(self._study, folder / "undisturbed")
         assert all(trial.state == "finished" for trial in plan.trials), "the undisturbed study must finish"
         self._trials = {trial.trial_id: trial.config.epochs for trial in plan.trials}
@@ -202,10 +201,11 @@ class Campaign:
         finished = self._finished(storage)
         if storage.exists() and tally.injected:
             tally.resumed += 1
-        start = time.monotonic()
         process = self._launch(storage, inline=inline)
-        # Launches that go on are shorter than whole ones: the moment is drawn from what a whole one takes.
-        until(lambda: process.poll() is not None, self._random.uniform(0, self._duration(inline)))
+        # Some faults meet the start, where nothing trains yet; most meet the training, at any moment of it.
+        if kind.startswith("worker") or self._random.random() < 0.75:
+            until(lambda: process.poll() is not None or trainers(storage), LIMIT)
+        until(lambda: process.poll() is not None, self._random.uniform(0, self._training))
         seen = descendants(process.pid)
         if process.poll() is None:
             tally.injected += self._inject(kind, process, storage)
@@ -213,8 +213,6 @@ class Campaign:
         code = self._wait(process, tally)
         self._look_around(seen, tally)
         tally.codes[code] += 1
-        if not inline and code == 0:
-            self._ray_seconds = max(self._ray_seconds, time.monotonic() - start)
         if kind == "cut checkpoint":
             self._cut(storage)
         for path in storage.parent.glob("ballast"):
@@ -228,9 +226,6 @@ class Campaign:
 
     def _log(self) -> str:
         return "\n".join((self._folder / "log.txt").read_text().splitlines()[-12:])
-
-    def _duration(self, inline: bool) -> float:
-        return self._inline_seconds if inline else self._ray_seconds or self._inline_seconds + 10
 
     def _inject(self, kind: str, process: subprocess.Popen[str], storage: Path) -> int:
         """Does it; returns how many faults that were."""

@@ -1,4 +1,4 @@
-"""Ray for real: the same rows as in this process, and a launch that survives a killed worker and Ctrl-C."""
+"""Ray for real: the same rows as in this process, and a launch that survives killed processes and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from processes import Process, descendants, processes, titled, trainers, until
 
 from orchestrator import results
 from orchestrator.launch import look
@@ -22,7 +22,7 @@ from orchestrator.records import State
 from orchestrator.storage import Storage
 
 pytestmark = [
-    pytest.mark.timeout(170),
+    pytest.mark.timeout(290),
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
 ]
 
@@ -43,53 +43,8 @@ recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_paddin
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, epochs: 250}
   - {method: base, dataset: digits, student: resnet_32_8, seed: [1, 2]}
-resources: {gpus_per_trial: 0}
+resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
 """
-
-Process = tuple[int, str]  # id and start time, so that an id used again is not taken for the same process
-
-
-def processes() -> dict[Process, int]:
-    """Every process that is alive, with its parent's id."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent, *more = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended while we looked
-            continue
-        if state not in "ZX":
-            found[int(path.parent.name), more[17]] = int(parent)
-    return found
-
-
-def descendants(root: int) -> set[Process]:
-    """The processes below one."""
-    parents = processes()
-    ids = {root}
-    while new := {process[0] for process, parent in parents.items() if parent in ids} - ids:
-        ids |= new
-    return {process for process in parents if process[0] in ids - {root}}
-
-
-def workers(of: set[Process]) -> list[int]:
-    """The worker processes of trials among some processes: Ray names them in their titles."""
-    found = []
-    for pid, _ in of:
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and b"TrialWorker" in title:
-            found.append(pid)
-    return found
-
-
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """Asks until the answer is true; returns the last answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return answer
 
 
 @dataclass
@@ -103,11 +58,15 @@ class Launched:
     workers: set[int]
 
 
-def launch(folder: Path, *options: str, at_first_epoch: Callable[[int], None] | None = None) -> Launched:
+Events = dict[str, Callable[[int], object]]  # once a line like this comes: what to do, given the launch's pid
+
+
+def launch(folder: Path, *options: str, events: Events | None = None) -> Launched:
     """Launches the study of a folder in a process group of its own, as a shell does, and looks at its processes."""
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", *options]
     seen: set[Process] = set()
     trained: set[int] = set()
+    coming = list((events or {}).items())
     stderr = ""
     with (
         (folder / "stdout").open("w+") as stdout,
@@ -119,17 +78,16 @@ def launch(folder: Path, *options: str, at_first_epoch: Callable[[int], None] | 
             assert process.stderr
             for line in process.stderr:
                 stderr += line
-                below = descendants(process.pid)
-                seen |= below
-                trained |= set(workers(below))
-                if at_first_epoch and ": epoch " in line:
-                    at_first_epoch(process.pid)
-                    at_first_epoch = None
+                seen |= descendants(process.pid)
+                trained |= set(trainers(folder / "runs"))
+                if coming and re.search(coming[0][0], line):
+                    coming.pop(0)[1](process.pid)
             code = process.wait()
         finally:
             process.kill()
         until(lambda: not seen & set(processes()))
         stdout.seek(0)
+        assert not coming, f"{coming[0][0]!r} was never said\n{stderr}"
         return Launched(code, stdout.read(), stderr, seen & set(processes()), trained)
 
 
@@ -140,7 +98,7 @@ def noise(launched: Launched) -> list[str]:
 
 def states(folder: Path) -> dict[str, State]:
     """The state of every trial of the study of a folder."""
-    return {row.trial_id: row.state for row in results.read_trials(Storage(folder / "runs"))}
+    return {row.trial_id: row.state for row in results.read_trials(Storage.at(folder / "runs"))}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +109,7 @@ def make_folder(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactor
         folder = tmp_path_factory.mktemp("launch")
         (folder / "study.yaml").write_text(study)
         (folder / "broken.bin").write_bytes(b"no weights")
-        shutil.copytree(digits_storage.root / "datasets", folder / "runs" / "datasets")
+        shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
         return folder
 
     return make
@@ -195,7 +153,7 @@ def test_every_trial_is_a_row_in_the_same_state(both: Both) -> None:
 def test_the_errors_are_the_same(both: Both) -> None:
     (folder, _), (twin, _) = both
     errors, others = (
-        [(row.error or "").replace(str(place), "") for row in results.read_trials(Storage(place / "runs"))]
+        [(row.error or "").replace(str(place), "") for row in results.read_trials(Storage.at(place / "runs"))]
         for place in (folder, twin)
     )
     assert errors == others
@@ -204,12 +162,12 @@ def test_the_errors_are_the_same(both: Both) -> None:
 
 
 # What a clock, a launch or an executor says; everything else must be equal to the last bit.
-MAY_DIFFER = {"seconds", "images_per_second", "start_time", "ray_version", "error"}
+MAY_DIFFER = {"seconds", "images_per_second", "start_time", "end_time", "ray_version", "resumed", "error"}
 
 
 def numbers(folder: Path) -> list[str]:
     """Every row of both tables, as text so that a NaN equals itself."""
-    storage = Storage(folder / "runs")
+    storage = Storage.at(folder / "runs")
     rows = [{name: getattr(row, name) for name in row.__slots__} for row in results.read_trials(storage)]
     rows += results.read_epochs(storage)
     return [repr({name: value for name, value in row.items() if name not in MAY_DIFFER}) for row in rows]
@@ -218,14 +176,15 @@ def numbers(folder: Path) -> list[str]:
 def test_the_numbers_are_the_same(both: Both) -> None:
     (folder, _), (twin, _) = both
     assert numbers(folder) == numbers(twin)
-    assert len(results.read_epochs(Storage(folder / "runs"))) >= 4 * 2
+    assert len(results.read_epochs(Storage.at(folder / "runs"))) >= 4 * 2
 
 
 def test_the_weights_are_the_same_to_the_byte(both: Both) -> None:
     (folder, _), (twin, _) = both
     finished = [trial_id for trial_id, state in states(folder).items() if state is State.FINISHED]
     for trial_id in finished:
-        mine, other = (Storage(place / "runs").weights(trial_id).read_bytes() for place in (folder, twin))
+        name = Storage.at(folder / "runs").weights(trial_id)
+        mine, other = ((place / "runs" / name).read_bytes() for place in (folder, twin))
         assert mine == other
 
 
@@ -246,44 +205,102 @@ def test_no_process_is_left(both: Both) -> None:
     assert [launched.left for _, launched in both] == [set(), set()]
 
 
-def test_a_killed_worker_is_a_failed_row(make_folder: Callable[[str], Path]) -> None:
+def kill_trainers(folder: Path) -> Callable[[int], object]:
+    """Kills the processes that train for a folder's study."""
+    return lambda pid: [os.kill(worker, signal.SIGKILL) for worker in until(lambda: trainers(folder / "runs"))]
+
+
+def kill_raylet(pid: int) -> None:
+    """Kills the process of Ray that every trial needs."""
+    (raylet,) = titled(descendants(pid), b"raylet/raylet")
+    os.kill(raylet, signal.SIGKILL)
+
+
+def test_a_killed_worker_and_a_dead_raylet_cost_no_trial(make_folder: Callable[[str], Path]) -> None:
     folder = make_folder(LONG)
-    killed = []
+    events: Events = {": epoch 1/": kill_trainers(folder), "goes on in epoch": kill_raylet}
+    launched = launch(folder, "--max-concurrent", "1", events=events)
+    assert launched.code == 0, launched.stderr
+    assert "its worker process was lost; tried again in 5 s from its last checkpoint (1 of 2)" in launched.stderr
+    assert "Ray was lost (its processes died); starting again in 1 s from the last checkpoints" in launched.stderr
+    assert launched.left == set()
+    rows = results.read_trials(Storage.at(folder / "runs"))
+    assert [row.state for row in rows] == [State.FINISHED] * 3
+    assert max(row.resumed for row in rows) >= 1
 
-    def kill(pid: int) -> None:
-        # A worker's title changes with every step, and says nothing of us for a moment.
-        killed.extend(until(lambda: workers(descendants(pid))))
-        for worker in killed:
-            os.kill(worker, signal.SIGKILL)
+    undisturbed = make_folder(LONG)
+    assert launch(undisturbed, "--inline").code == 0
+    assert numbers(folder) == numbers(undisturbed)
 
-    first = launch(folder, "--max-concurrent", "1", at_first_epoch=kill)
-    assert len(killed) == 1
+
+def test_a_worker_that_is_lost_too_often_is_a_failed_row(make_folder: Callable[[str], Path]) -> None:
+    folder = make_folder(LONG)
+    events: Events = {": epoch 1/": kill_trainers(folder)}
+    first = launch(folder, "--max-concurrent", "1", "--set", "resources.retries=0", events=events)
     assert first.code == 1 and first.left == set()
-    rows = results.read_trials(Storage(folder / "runs"))
+    rows = results.read_trials(Storage.at(folder / "runs"))
     assert sorted(row.state for row in rows) == [State.FAILED, State.FINISHED, State.FINISHED]
-    (error,) = [row.error for row in rows if row.state is State.FAILED]
-    assert error and "its worker process was lost" in error and "launch again" in error
+    (failed,) = [row for row in rows if row.state is State.FAILED]
+    assert failed.error == "its worker process was lost, 1 times; launch again to go on from its checkpoint"
+    assert failed.failure == "lost_worker"
     assert noise(first) == []
 
     again = launch(folder, "--inline")
     assert again.code == 0
-    assert "2 of 3 trials are finished" in again.stderr
+    assert "2 of 3 trials are finished" in again.stderr and "goes on in epoch" in again.stderr
     assert set(states(folder).values()) == {State.FINISHED}
 
 
 def test_ctrl_c_stops_and_the_same_command_goes_on(make_folder: Callable[[str], Path]) -> None:
     folder = make_folder(LONG)
     # A terminal sends it to every process of the foreground group.
-    stopped = launch(folder, "--max-concurrent", "1", at_first_epoch=lambda pid: os.killpg(pid, signal.SIGINT))
+    events: Events = {": epoch 1/": lambda pid: os.killpg(pid, signal.SIGINT)}
+    stopped = launch(folder, "--max-concurrent", "1", events=events)
     assert stopped.code == 130
-    assert "the same command goes on with the rest" in stopped.stderr
-    assert noise(stopped)[1:] == [] and stopped.left == set()  # but for the reason it stopped
-    assert State.FAILED not in states(folder).values()
-    assert len([state for state in states(folder).values() if state is State.FINISHED]) < 3
+    assert "go on with:  kdctl launch study.yaml --max-concurrent 1" in stopped.stderr
+    assert len(noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to go on
+    (row,) = results.read_trials(Storage.at(folder / "runs"))
+    assert row.state is State.STOPPED
+    assert row.error and re.fullmatch(r"stopped in epoch \d+ of 250; the same command goes on from there", row.error)
 
     again = launch(folder, "--inline")
-    assert again.code == 0
+    assert again.code == 0 and "goes on in epoch" in again.stderr
     assert list(states(folder).values()) == [State.FINISHED] * 3
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The addresses that some processes listen at, as the kernel writes them."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                found.add(local.partition(":")[0])
+    return found
+
+
+def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(make_folder: Callable[[str], Path]) -> None:
+    folder = make_folder(LONG)
+    addresses: set[str] = set()
+
+    def look_and_stop(pid: int) -> None:
+        addresses.update(listening({process for process, _ in descendants(pid)}))
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+
+    stopped = launch(folder, events={": epoch 1/": look_and_stop})
+    assert stopped.code == 130
+    assert "stopped at once" in stopped.stderr and "go on with:" in stopped.stderr
+    assert stopped.left == set()
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses and addresses <= loopback
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    assert token.stat().st_mode & 0o077 == 0
 
 
 def test_an_address_where_nobody_listens_is_refused(make_folder: Callable[[str], Path]) -> None:

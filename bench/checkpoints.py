@@ -1,0 +1,73 @@
+"""What a checkpoint costs: the time of one, as a share of the 30 s of training (at least) between two.
+
+python bench/checkpoints.py [--storage PLACE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+
+import torch
+
+import models
+from orchestrator.checkpoints import drop_checkpoints, save_checkpoint
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.spec import Resources
+from orchestrator.storage import Storage
+from orchestrator.training import Course, fresh_model
+
+CONFIG = TrialConfig(
+    method="base", dataset="cifar100", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1,
+    momentum=0.9, weight_decay=1e-4, milestones=(100, 150), gamma=0.1, crop_padding=4, flip=True, limit_train=None,
+    limit_test=None, holdout=0,
+)  # fmt: skip
+EPOCHS = [
+    EpochRecord(epoch, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3) for epoch in range(1, 201)
+]
+
+
+def course(student: str) -> Course:
+    """A training with momenta, as after a first step."""
+    config = replace(CONFIG, student=student)
+    model = fresh_model(lambda: models.build(student, 100), 0, torch.device("cpu"))
+    started = Course.start(model, config)
+    model(torch.zeros(2, 3, 32, 32)).sum().backward()
+    started.optimizer.step()
+    started.epoch = 201
+    return started
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", help="a folder or bucket; a temporary folder unless told otherwise")
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    between = Resources().checkpoint_seconds
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(options.storage or folder)
+        storage.prepare()
+        print(f"| model | ms a checkpoint, median of {options.repeats} | slowest | share of {between:g} s |")
+        print("| --- | --- | --- | --- |")
+        worst = 0.0
+        for student in ("resnet_32_8", "resnet_32_20", "resnet_32_110"):
+            going, taken = course(student), []
+            for repeat in range(options.repeats):
+                going.images = repeat
+                start = time.perf_counter()
+                save_checkpoint(storage, "0" * 12, going, EPOCHS)
+                taken.append(time.perf_counter() - start)
+            drop_checkpoints(storage, "0" * 12)
+            median = statistics.median(taken)
+            worst = max(worst, median / between)
+            print(f"| {student} | {1000 * median:.1f} | {1000 * max(taken):.1f} | {median / between:.3%} |", flush=True)
+    return int(worst > 0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Signals: the first one asks, the second one ends, and afterwards everything is as before."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from orchestrator.signals import stopping
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+# Says what it is asked, and lives on.
+STUBBORN = """
+import signal
+from orchestrator.signals import stopping
+with stopping(lambda name: print(name, flush=True)):
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+"""
+
+
+@contextmanager
+def stubborn() -> Iterator[subprocess.Popen[str]]:
+    """A process that goes on after the first signal."""
+    with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("first", NUMBERS)
+@pytest.mark.parametrize("second", NUMBERS)
+def test_the_second_signal_ends_at_once(first: signal.Signals, second: signal.Signals) -> None:
+    with stubborn() as process:
+        process.send_signal(first)
+        assert process.stdout and process.stdout.readline() == f"{first.name}\n"
+        process.send_signal(second)
+        assert process.wait() == 130
+        assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_asks(number: signal.Signals) -> None:
+    asked: list[str] = []
+    with stopping(asked.append):
+        assert asked == []
+        os.kill(os.getpid(), number)
+        assert asked == [number.name]
+
+
+def test_the_earlier_handlers_are_back_afterwards() -> None:
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in NUMBERS}
+    try:
+        with pytest.raises(LookupError), stopping(lambda name: None):
+            raise LookupError
+        for number in NUMBERS:
+            os.kill(os.getpid(), number)
+        assert heard == list(NUMBERS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_one_after_another_each_hears_its_first() -> None:
+    asked: list[str] = []
+    for number, _ in itertools.product(NUMBERS, range(2)):
+        with stopping(asked.append):
+            os.kill(os.getpid(), number)
+    assert asked == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM"]
+
+
+def test_in_another_thread_nothing_changes() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    seen: list[object] = []
+
+    def work() -> None:
+        with stopping(lambda name: None):
+            seen.extend(signal.getsignal(number) for number in NUMBERS)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == before
