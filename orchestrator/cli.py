@@ -165,10 +165,14 @@ def launch(
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator.report import render
+    from orchestrator.storage import Storage
 
     click.echo(render(outcome.rows))
-    folder = Path(storage) / "results"
+    is_bucket = "://" in storage
+    folder = Storage.at(storage).place.shown("results") if is_bucket else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
+    if is_bucket:
+        return  # DuckDB would need an extension and the credentials
     query = (
         "SELECT dataset, student, teacher, method, round(avg(acc), 2) acc, round(stddev(acc), 2) std, count(*) n "  # noqa: S608 - shown
         f"FROM '{folder}/trials/*.parquet' WHERE state = 'finished' AND study = '{outcome.plan.study}' GROUP BY ALL"
@@ -339,6 +343,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
+        if sys.argv[1:2] == ["launch"]:
+            _say_how_to_resume()
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import results
+from orchestrator.errors import Interrupted
 from orchestrator.leases import acquire
 from orchestrator.plan import Plan, PlannedTrial, make_plan
 from orchestrator.records import State, TrialRecord
@@ -128,11 +129,11 @@ def _train(
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
 
-    stop = threading.Event()
+    begun, stop = threading.Event(), threading.Event()
     resource = f"launch-{secrets.token_hex(6)}"
     lease = acquire(storage, resource)
     assert lease, "nobody else knows its name"
-    with lease, stopping(lambda name: _ask(stop, progress, name)):
+    with lease, stopping(lambda name: _ask(begun, stop, progress, name)):
         lease.sweep()
         _remember(plan, storage)
         for name in sorted({trial.config.dataset for trial in to_do}):
@@ -140,6 +141,7 @@ def _train(
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, resource, since)
         run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address)
+        begun.set()
         if inline:
             run_inline(run, progress.watch, progress.say)
         else:
@@ -155,7 +157,9 @@ def _remember(plan: Plan, storage: Storage) -> None:
     write_json(storage, name, {"study": plan.study, "trials": trials})
 
 
-def _ask(stop: threading.Event, progress: Progress, name: str) -> None:
+def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name: str) -> None:
+    if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
+        raise Interrupted(f"{name}: stopped before anything was trained")
     progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
     stop.set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from orchestrator.errors import masked
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.trial import Job
 
@@ -25,7 +26,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line with the time of day."""
         if not self._quiet:
-            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {masked(text)}", file=sys.stderr, flush=True)
 
     def watch(self, job: Job, record: EpochRecord | TrialRecord) -> None:
         """An epoch, or the end of a trial, or where one stopped."""

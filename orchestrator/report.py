@@ -238,7 +238,8 @@ def _group_json(group: Group) -> dict[str, Any]:
 
 
 def _plain(row: TrialRecord) -> dict[str, Any]:
-    return {**asdict(row), "start_time": row.start_time.isoformat()}
+    end = row.end_time.isoformat() if row.end_time else None
+    return {**asdict(row), "start_time": row.start_time.isoformat(), "end_time": end}
 
 
 _RENDERERS: Mapping[str, Callable[[Sequence[TrialRecord]], str]] = {

@@ -30,7 +30,18 @@ experiments:
   - {method: logit, dataset: digits, student: resnet_32_8, teacher: resnet_32_8, teacher_cache: table}
 resources: {gpus_per_trial: 0}
 """
-COMMANDS = [[], ["check"], ["plan"], ["launch"], ["results"], ["teachers"], ["teachers", "verify"], ["schema"]]
+COMMANDS = [
+    [],
+    ["check"],
+    ["clean"],
+    ["doctor"],
+    ["plan"],
+    ["launch"],
+    ["results"],
+    ["teachers"],
+    ["teachers", "verify"],
+    ["schema"],
+]
 
 
 @pytest.fixture
@@ -50,9 +61,10 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     """A storage with the study in it. To be read only."""
     place = tmp_path_factory.mktemp("trained")
     (place / "study.yaml").write_text(STUDY)
-    storage = Storage(place / "runs")
-    shutil.copytree(digits_storage.root / "datasets", storage.root / "datasets")
-    assert launch(place / "study.yaml", storage=storage.root, inline=True, quiet=True).is_complete
+    storage = Storage.at(place / "runs")
+    storage.prepare()
+    shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(storage.place.address, "datasets"))
+    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, quiet=True).is_complete
     return storage
 
 
@@ -112,7 +124,7 @@ def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
 
 
 def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
-    _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.root)
+    _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.place.address)
     trials = json.loads(out)["trials"]
     wanted = {"trial_id", "role", "method", "dataset", "student", "teacher", "teacher_id", "seed", "nepoch", "lr"}
     assert all(wanted | {"batch_size", "state"} <= set(trial) for trial in trials)
@@ -126,7 +138,7 @@ def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
 @pytest.mark.parametrize("form", report.FORMATS)
 @pytest.mark.parametrize("file", [[], ["study.yaml"]])
 def test_results_come_in_every_format(run: Run, trained: Storage, form: str, file: list[str]) -> None:
-    code, out, err = run("results", *file, "--storage", trained.root, "--format", form)
+    code, out, err = run("results", *file, "--storage", trained.place.address, "--format", form)
     assert (code, err) == (0, "")
     if form == "csv":
         assert len(list(csv.DictReader(io.StringIO(out)))) == 3
@@ -139,7 +151,14 @@ def test_results_come_in_every_format(run: Run, trained: Storage, form: str, fil
 
 def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None:
     _, out, _ = run(
-        "results", "study.yaml", "--storage", trained.root, "--format", "csv", "--set", "experiments[0].seed=[0, 8]"
+        "results",
+        "study.yaml",
+        "--storage",
+        trained.place.address,
+        "--format",
+        "csv",
+        "--set",
+        "experiments[0].seed=[0, 8]",
     )
     assert [line["seed"] for line in csv.DictReader(io.StringIO(out))] == ["0", "0"]  # seed 8 has no row yet
 
@@ -163,14 +182,14 @@ def test_the_formats_are_those_of_the_report() -> None:
 
 
 def test_launch_prints_results_and_where_they_are(run: Run, trained: Storage) -> None:
-    code, out, err = run("launch", "study.yaml", "--inline", "--storage", trained.root)
+    code, out, err = run("launch", "study.yaml", "--inline", "--storage", trained.place.address)
     assert code == 0 and "3 of 3 trials are finished" in err
-    assert "ResNet8>>8/Digits" in out and f"{trained.root}/results/trials/*.parquet" in out
+    assert "ResNet8>>8/Digits" in out and f"{trained.place.address}/results/trials/*.parquet" in out
 
 
 def test_a_trial_that_failed_is_exit_code_1(run: Run, storage: Storage) -> None:
     code, out, err = run(
-        *("launch", "study.yaml", "--inline", "--storage", storage.root),
+        *("launch", "study.yaml", "--inline", "--storage", storage.place.address),
         *("--set", "experiments[1].lr=1e6", "--set", "experiments[1].epochs=5"),
     )
     assert code == 1
@@ -180,7 +199,7 @@ def test_a_trial_that_failed_is_exit_code_1(run: Run, storage: Storage) -> None:
 def test_storage_and_data_come_from_the_environment(
     run: Run, trained: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KDCTL_STORAGE", str(trained.root))
+    monkeypatch.setenv("KDCTL_STORAGE", str(trained.place.address))
     assert "3 finished" in run("plan", "study.yaml")[1]
     assert "3 new" in run("plan", "study.yaml", "--storage", tmp_path / "other")[1]  # an option goes first
     monkeypatch.setenv("KDCTL_STORAGE", str(tmp_path / "new"))
@@ -227,12 +246,12 @@ def test_wrong_usage_is_exit_code_2_and_writes_nothing(run: Run, folder: Path, w
 
 
 def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path) -> None:
-    own = Storage(Path(shutil.copytree(trained.root, tmp_path / "own")))
+    own = Storage.at(shutil.copytree(trained.place.address, tmp_path / "own"))
     (key,) = list(own.tables())
-    np.load(own.table(key), mmap_mode="r+")[:] += 1
-    code, out, err = run("teachers", "--storage", own.root, "verify", key.teacher_id)
+    np.load(own.place.path(own.table(key)), mmap_mode="r+")[:] += 1
+    code, out, err = run("teachers", "--storage", own.place.address, "verify", key.teacher_id)
     assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it anew" in err
-    assert run("teachers", "--storage", trained.root, "verify", key.teacher_id)[0] == 0
+    assert run("teachers", "--storage", trained.place.address, "verify", key.teacher_id)[0] == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), Interrupted("the same command goes on")])
@@ -241,8 +260,30 @@ def test_a_stop_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch, erro
         raise error
 
     monkeypatch.setattr("orchestrator.launch.launch", stop)
-    code, out, err = run("launch", "study.yaml")
-    assert (code, out) == (130, "") and "the same command goes on" in err
+    code, out, err = run("launch", "study.yaml", "--inline", "--set", "recipe.lr=1e-3 ")
+    assert (code, out) == (130, "") and ("the same command goes on" in err or "stopped" in err)
+    if isinstance(error, Interrupted):
+        assert err.endswith("go on with:  kdctl launch study.yaml --inline --set 'recipe.lr=1e-3 '\n")
+
+
+def test_ray_that_was_lost_is_the_supervisors_business(folder: Path) -> None:
+    script = "import orchestrator.launch as l, sys\nfrom orchestrator.errors import RayLost\n"
+    script += "def lost(*a, **k): raise RayLost('gone')\n"
+    script += "l.launch = lost\nfrom orchestrator.cli import main\nsys.argv[1:] = ['launch', 'x', '--inline']\nmain()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "")
+
+
+def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def supervise(arguments: list[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
+        say(f"with {arguments}")
+        say_how_to_resume()
+        return 42
+
+    monkeypatch.setattr("orchestrator.supervisor.supervise", supervise)
+    code, out, err = run("launch", "study.yaml", "--storage", "a b")
+    told = "with ['launch', 'study.yaml', '--storage', 'a b']\ngo on with:  kdctl launch study.yaml --storage 'a b'\n"
+    assert (code, out, err) == (42, "", told)
 
 
 def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +375,7 @@ print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
         (["check", "study.yaml"], {"torch", "ray", "pyarrow"}),
         (["plan", "study.yaml"], {"torch", "ray"}),
         (["results"], {"torch", "ray"}),
+        (["clean"], {"torch", "ray"}),
         (["schema"], {"torch", "ray", "pyarrow"}),
     ],
 )

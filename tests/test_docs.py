@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     place = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "examples", place / "examples")
     for name in ("runs", "runs-from-python"):
-        shutil.copytree(digits_storage.root / "datasets", place / name / "datasets")
+        shutil.copytree(Path(digits_storage.place.address, "datasets"), place / name / "datasets")
     outcome = launch(
         place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, quiet=True
     )

@@ -340,7 +340,8 @@ def test_how_others_train_changes_no_teacher_from_a_file(tmp_path: Path, plan_of
     [
         (None, "new"),
         (State.RUNNING, "unfinished"),
-        (State.FAILED, "unfinished"),
+        (State.STOPPED, "unfinished"),
+        (State.FAILED, "failed"),
         (State.SKIPPED, "unfinished"),
         (State.FINISHED, "finished"),
     ],

@@ -80,6 +80,16 @@ def test_the_end_of_a_trial_is_counted(job: Job, capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_a_trial_that_stopped_has_not_ended(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(2, 0)
+    progress.watch(job, job.row(State.STOPPED, "stopped in epoch 3 of 100; the same command goes on from there"))
+    progress.watch(job, finished(job))
+    first, second = lines(capsys)
+    title = "0123456789ab base digits resnet_32_8 seed 0"
+    assert first == f"{title}: stopped in epoch 3 of 100; the same command goes on from there"
+    assert second.startswith(f"[1/2] {title}: finished")
+
+
 def test_quiet_is_quiet(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(2, 1, quiet=True)
     progress.watch(job, epoch(1))
