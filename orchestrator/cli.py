@@ -148,16 +148,21 @@ def launch(
     Launching the same file again goes on where the last launch ended, however it ended.
     """
     from orchestrator.launch import launch as run
-    from orchestrator.supervisor import is_supervised, supervise
+    from orchestrator.supervisor import clear_session, is_supervised, supervise
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
-    if not inline and not is_supervised():
+    is_child = is_supervised()
+    if not inline and not is_child:
         sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), _say_how_to_resume))
-    outcome = run(
-        file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-        max_concurrent=max_concurrent, skip_failed=skip_failed,
-    )  # fmt: skip
+    try:
+        outcome = run(
+            file, data=data, storage=storage, address=address, inline=inline, settings=settings,
+            max_concurrent=max_concurrent, skip_failed=skip_failed,
+        )  # fmt: skip
+    finally:
+        if is_child:
+            clear_session()
     _print_outcome(outcome, storage)
     if not outcome.is_complete:
         sys.exit(EXIT_TRIALS)

@@ -155,6 +155,7 @@ class Folder:
             try:
                 os.utime(self.root / name)
             except FileNotFoundError:
+                self._refuse_if_gone()
                 return False
         return True
 
@@ -166,14 +167,17 @@ class Folder:
         folder = (self.root / name).parent
         if folder.is_dir():
             return
+        self._refuse_if_gone()
+        with self._writing(name):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _refuse_if_gone(self) -> None:
         if not (self.root / MARKER).exists():
-            # Making it would write into the empty folder below a mount that is gone, where nobody looks for it.
+            # To go on would be to write into the empty folder below a mount that is gone, where nobody looks for it.
             raise StorageError(
                 f"storage {self.address!r} is gone: its {MARKER} is not there; mount the folder again, and go on with "
                 "the same command"
             )
-        with self._writing(name):
-            folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:

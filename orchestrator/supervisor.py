@@ -24,6 +24,7 @@ _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's 
 _RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
 _LONG = 600.0  # seconds
 _PATIENCE = 13.0  # seconds for a child to stop after a signal
+_KILLING = 10.0  # seconds; a process that waits for a disk cannot be killed
 _PR_SET_PDEATHSIG = 1
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -127,9 +128,16 @@ class _Supervisor:
             os.kill(self._child.pid, number)
 
 
-def _end_session(leader: int) -> None:
+def clear_session() -> None:
+    """Ends every other process of this one's session, where it leads it: for a child whose parent may be gone."""
+    if os.getsid(0) == os.getpid():
+        _end_session(os.getpid(), but=os.getpid())
+
+
+def _end_session(leader: int, but: int | None = None) -> None:
     """Kills what is left of a session; Ray's agents would stay for a minute."""
-    while pids := _session(leader):
+    deadline = time.monotonic() + _KILLING
+    while (pids := set(_session(leader)) - {but}) and time.monotonic() < deadline:
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

@@ -187,7 +187,7 @@ class Campaign:
         return process.returncode
 
     def _look_around(self, seen: set[Process], tally: Tally | None) -> None:
-        until(lambda: not seen & set(processes()), 15)
+        until(lambda: not seen & set(processes()), 30)
         left = seen & set(processes())
         for pid, _ in left:
             os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, as a process: prints what a test needs to know, ends with its input.
 
-    python tests/cluster.py 2
+python tests/cluster.py 2
 """
 
 from __future__ import annotations

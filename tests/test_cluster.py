@@ -57,7 +57,9 @@ def test_a_dead_node_costs_what_came_after_the_checkpoint(
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", "--address", cluster["address"]]
     killed = False
     lines = []
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr
         for line in process.stderr:
             lines.append(line)

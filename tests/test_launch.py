@@ -379,6 +379,7 @@ def test_two_launches_share_a_storage(long: Path, storage: Storage, undisturbed:
 def test_of_two_launches_one_is_killed(long: Path, storage: Storage, undisturbed: dict[str, object]) -> None:
     one = Launched(long, root_of(storage), "one")
     one.until_checkpoint(2)
+    one.process.send_signal(signal.SIGSTOP)  # so that it does not end before the other one is there
     two = Launched(long, root_of(storage), "two")
     two.until(lambda: len(list(root_of(storage).glob("leases/launch-*"))) == 2)
     one.process.kill()

@@ -294,3 +294,15 @@ def test_without_a_supervisor_it_has_none(value: str | None, monkeypatch: pytest
     if value is not None:
         monkeypatch.setenv("KDCTL_SUPERVISOR", value)
     assert not is_supervised()
+
+
+def test_a_child_clears_its_own_session() -> None:
+    script = (
+        "import subprocess, sys, os\n"
+        "from orchestrator.supervisor import clear_session\n"
+        "others = [subprocess.Popen(['sleep', '600']) for _ in range(2)]\n"
+        "clear_session()\n"
+        "print([other.wait() for other in others])\n"
+    )
+    led = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True)
+    assert led.stdout.strip() == "[-9, -9]", led.stderr
