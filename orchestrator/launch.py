@@ -140,8 +140,7 @@ def _train(
             datasets.prepare(name, data, storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, resource, since)
-        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address)
-        begun.set()
+        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun)
         if inline:
             run_inline(run, progress.watch, progress.say)
         else:

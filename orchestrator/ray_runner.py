@@ -48,6 +48,7 @@ def run_ray(run: Run, watch: Watch, say: Say) -> None:
     RayLost where Ray's own processes die, and Interrupted after a signal.
     """
     with _cluster(run.address, say) as nodes:
+        run.begun.set()
         gpus = gpus_of(run.resources, nodes)
         places = _places(run.resources, gpus, nodes)
         most = min(run.max_concurrent or places, places)
@@ -91,6 +92,8 @@ def _stay_on_this_machine(is_own: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = not is_own
     if is_own:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        # Its agents would stay for a minute after a launch that was killed.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     else:
         os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
 

@@ -34,7 +34,8 @@ _SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
 class Run:
     """What to run: jobs in the order of the plan, and teachers that the storage already holds.
 
-    `lease` is the launch's own: as long as it is held, workers work. `stop` is set by who wants the launch to end.
+    `lease` is the launch's own: as long as it is held, workers work. `begun` is set once something may be trained,
+    `stop` by who wants the launch to end.
     """
 
     jobs: Sequence[Job]
@@ -45,6 +46,7 @@ class Run:
     stop: threading.Event = field(default_factory=threading.Event)
     max_concurrent: int | None = None
     address: str | None = None
+    begun: threading.Event = field(default_factory=threading.Event)
 
 
 class Conductor:
@@ -206,6 +208,7 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
     say(described(gpus, run.resources, "one after another in this process"))
+    run.begun.set()
     conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most=1)
     while job := conductor.start_or_wait():
         for report in run_trial(job, run.stop.is_set):

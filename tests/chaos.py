@@ -72,7 +72,7 @@ class Tally:
     """What came of one kind of fault."""
 
     injected: int = 0
-    resumed: int = 0  # launches that went on from what a disturbed one had left
+    resumed: int = 0  # launches that went on from what a disturbed one had left, or went on themselves
     studies: int = 0
     trials_lost: int = 0
     rows_wrong: int = 0  # lost or doubled
@@ -119,7 +119,7 @@ class Campaign:
     """Faults of every kind against one study."""
 
     def __init__(self, folder: Path, seed: int, study: str = STUDY, say: Any = print) -> None:
-        self._folder = folder
+        self.folder = folder
         self._random = random.Random(seed)
         self._study = folder / "study.yaml"
         self._study.write_text(study)
@@ -151,9 +151,9 @@ class Campaign:
     @contextmanager
     def _room(self, kind: str) -> Iterator[Path]:
         if kind != "full disk":
-            yield self._folder
+            yield self.folder
             return
-        mount = self._folder / "small"
+        mount = self.folder / "small"
         mount.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)
         try:
@@ -166,7 +166,7 @@ class Campaign:
 
     def _launch(self, storage: Path, *, inline: bool) -> subprocess.Popen[str]:
         command = [str(Path(sys.executable).with_name("kdctl")), "launch", str(self._study), "--storage", str(storage)]
-        log = (self._folder / "log.txt").open("w")
+        log = (self.folder / "log.txt").open("w")
         with log:
             return subprocess.Popen(
                 [*command, "--inline"] if inline else command, stdout=log, stderr=log, text=True, start_new_session=True
@@ -193,14 +193,13 @@ class Campaign:
             os.kill(pid, signal.SIGKILL)
         if tally:
             tally.left_behind += len(left)
-            tally.tracebacks += "Traceback" in (self._folder / "log.txt").read_text()
+            tally.tracebacks += "Traceback" in (self.folder / "log.txt").read_text()
 
     def _disturb(self, kind: str, storage: Path, tally: Tally) -> None:
         """One launch with one fault."""
         inline = self._is_inline(kind)
-        finished = self._finished(storage)
-        if storage.exists() and tally.injected:
-            tally.resumed += 1
+        before, finished = tally.injected, self._finished(storage)
+        tally.resumed += storage.exists() and tally.injected > 0
         process = self._launch(storage, inline=inline)
         # Some faults meet the start, where nothing trains yet; most meet the training, at any moment of it.
         if kind.startswith("worker") or self._random.random() < 0.75:
@@ -213,6 +212,7 @@ class Campaign:
         code = self._wait(process, tally)
         self._look_around(seen, tally)
         tally.codes[code] += 1
+        tally.resumed += code == 0 and tally.injected > before
         if kind == "cut checkpoint":
             self._cut(storage)
         for path in storage.parent.glob("ballast"):
@@ -225,7 +225,7 @@ class Campaign:
         tally.retrained += sum(later.get(trial_id) != end for trial_id, end in finished.items())
 
     def _log(self) -> str:
-        return "\n".join((self._folder / "log.txt").read_text().splitlines()[-12:])
+        return "\n".join((self.folder / "log.txt").read_text().splitlines()[-12:])
 
     def _inject(self, kind: str, process: subprocess.Popen[str], storage: Path) -> int:
         """Does it; returns how many faults that were."""
