@@ -115,6 +115,11 @@ def numbers(storage: Path | str) -> dict[str, str]:
     return found
 
 
+def is_inline(kind: str) -> bool:
+    """Whether the launches of a kind train in one process, without Ray."""
+    return kind.startswith(("inline", "cut", "full"))
+
+
 class Campaign:
     """Faults of every kind against one study."""
 
@@ -161,9 +166,6 @@ class Campaign:
         finally:
             subprocess.run(["umount", str(mount)], check=True)
 
-    def _is_inline(self, kind: str) -> bool:
-        return kind.startswith(("inline", "cut", "full"))
-
     def _launch(self, storage: Path, *, inline: bool) -> subprocess.Popen[str]:
         command = [str(Path(sys.executable).with_name("kdctl")), "launch", str(self._study), "--storage", str(storage)]
         log = (self.folder / "log.txt").open("w")
@@ -197,7 +199,7 @@ class Campaign:
 
     def _disturb(self, kind: str, storage: Path, tally: Tally) -> None:
         """One launch with one fault."""
-        inline = self._is_inline(kind)
+        inline = is_inline(kind)
         before, finished = tally.injected, self._finished(storage)
         tally.resumed += storage.exists() and tally.injected > 0
         process = self._launch(storage, inline=inline)
@@ -287,7 +289,7 @@ class Campaign:
         for _ in range(3):
             if not self._is_complete(storage):
                 tally.resumed += 1
-                self._wait(self._launch(storage, inline=self._is_inline(kind)), tally)
+                self._wait(self._launch(storage, inline=is_inline(kind)), tally)
         rows = results.read_trials(Storage.at(storage))
         epochs = Counter((row["trial_id"], row["epoch"]) for row in results.read_epochs(Storage.at(storage)))
         wanted = {(trial, epoch) for trial, last in self._trials.items() for epoch in range(1, last + 1)}
@@ -332,8 +334,9 @@ def main() -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kdctl-chaos-") as folder:
         campaign = Campaign(Path(folder), options.seed)
-        for number, kind in enumerate(options.kinds):
-            share = (options.faults + number) // len(options.kinds)
+        weights = {kind: 5 if is_inline(kind) else 1 for kind in options.kinds}  # Ray takes long to start
+        for kind, weight in weights.items():
+            share = -(-options.faults * weight // sum(weights.values()))
             tally = campaign.run(kind, share)
             print(
                 f"{time.monotonic() - start:6.0f} s  {kind}: {tally.cells()} exit codes {dict(tally.codes)}", flush=True
