@@ -149,12 +149,14 @@ def launch(
     """
     from orchestrator.launch import launch as run
     from orchestrator.spec import load_study
-    from orchestrator.supervisor import clear_session, is_supervised, supervise
+    from orchestrator.supervisor import clear_session, follow_parent, is_supervised, supervise
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
     is_child = is_supervised()
-    if not inline and not is_child:
+    if is_child:
+        follow_parent()
+    elif not inline:
         load_study(file, settings)  # a fault of the file needs no second process
         sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), _say_how_to_resume))
     try:

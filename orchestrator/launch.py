@@ -20,6 +20,7 @@ from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage, key_facts, write_json
+from orchestrator.supervisor import end_in_time, is_supervised
 
 if TYPE_CHECKING:
     from orchestrator.progress import Progress
@@ -161,6 +162,8 @@ def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name
         raise Interrupted(f"{name}: stopped before anything was trained")
     progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
     stop.set()
+    if is_supervised():
+        end_in_time()
 
 
 def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, resource: str, since: datetime) -> list[Job]:

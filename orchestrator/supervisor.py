@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,15 +31,16 @@ _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def is_supervised() -> bool:
-    """Whether this process is the child of a supervisor; it then stops when its parent dies."""
-    parent = os.environ.get(_PARENT, "")
-    if not parent.isdecimal():
-        return False
+    """Whether this process is the child of a supervisor."""
+    return os.environ.get(_PARENT, "").isdecimal()
+
+
+def follow_parent() -> None:
+    """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):
+    if os.getppid() != int(os.environ[_PARENT]):
         os.kill(os.getpid(), signal.SIGTERM)
-    return True
 
 
 def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
@@ -126,6 +128,18 @@ class _Supervisor:
         self._kill_at = time.monotonic() + _PATIENCE
         with suppress(ProcessLookupError):
             os.kill(self._child.pid, number)
+
+
+def end_in_time() -> None:
+    """Ends this process and its session a while from now, for a child that is to stop and whose parent is gone."""
+    timer = threading.Timer(_PATIENCE + 1, _end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now() -> None:
+    clear_session()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def clear_session() -> None:

@@ -191,6 +191,8 @@ class Campaign:
     def _look_around(self, seen: set[Process], tally: Tally | None) -> None:
         until(lambda: not seen & set(processes()), 30)
         left = seen & set(processes())
+        if left:
+            self._say(f"  left: {[_title(pid) for pid, _ in left]}")
         for pid, _ in left:
             os.kill(pid, signal.SIGKILL)
         if tally:
@@ -305,6 +307,13 @@ class Campaign:
         tally.numbers_differ += len(differ)
         if differ:
             self._say(f"  {kind}: {sorted(differ)[:5]}\n{self._log()}")
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120].strip()
+    except OSError:
+        return "gone"
 
 
 def _send(pid: int, number: int) -> bool:

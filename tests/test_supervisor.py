@@ -263,11 +263,12 @@ child.wait()
 """
 CHILD = """
 import os, signal, sys, time
-from orchestrator.supervisor import is_supervised
+from orchestrator.supervisor import follow_parent, is_supervised
 def hear(number, frame):
     print("stopped", flush=True)
     sys.exit()
 signal.signal(signal.SIGTERM, hear)
+follow_parent()
 print(is_supervised(), flush=True)
 while True:
     time.sleep(1)
@@ -306,3 +307,14 @@ def test_a_child_clears_its_own_session() -> None:
     )
     led = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True)
     assert led.stdout.strip() == "[-9, -9]", led.stderr
+
+
+def test_a_child_that_does_not_stop_ends_itself() -> None:
+    script = (
+        "import time\n"
+        "from orchestrator import supervisor\n"
+        "supervisor._PATIENCE = -0.9\n"
+        "supervisor.end_in_time()\n"
+        "time.sleep(600)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], start_new_session=True).returncode == 130
