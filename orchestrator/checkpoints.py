@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from orchestrator.errors import printable
 from orchestrator.records import EpochRecord
 from orchestrator.storage import Storage
 from orchestrator.training import Course
@@ -62,8 +64,10 @@ def restore_checkpoint(
             epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
             position = _position(facts, len(epochs) + 1)
             course.restore(tensors)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the file is good; the next attempt may have room for it
         except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
             say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
             continue
         course.epoch, course.images, course.seconds, course.with_teacher = position

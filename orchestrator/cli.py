@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -364,7 +365,8 @@ def main() -> None:
 
 
 def _say_how_to_resume() -> None:
-    click.echo(f"go on with:  kdctl {masked(shlex.join(sys.argv[1:]))}", err=True)
+    with suppress(OSError):  # nobody may read it any more
+        click.echo(f"go on with:  kdctl {masked(shlex.join(sys.argv[1:]))}", err=True)
 
 
 def _report_bug() -> None:

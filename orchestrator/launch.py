@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import results
 from orchestrator.errors import Interrupted
-from orchestrator.leases import acquire
+from orchestrator.leases import LAUNCH, acquire
 from orchestrator.plan import Plan, PlannedTrial, make_plan
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
@@ -98,12 +98,27 @@ def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
     needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state != "finished"}
     ready = [trial.trial_id for trial in plan.trials if trial.state == "finished" and trial.trial_id in needed]
     said = []
-    for row in results.read_trials(storage, ready):
-        name = storage.weights(row.trial_id)
-        if hashlib.sha256(storage.place.read(name)).hexdigest() != row.weights_sha256:
-            storage.place.delete(name)
-            said.append(f"{storage.place.shown(name)} is damaged: its SHA-256 is not that of its row; trained again")
+    for trial_id in ready:
+        name = storage.weights(trial_id)
+        if _is_as_in_row(trial_id, storage):
+            continue
+        lease = acquire(storage, f"trial-{trial_id}")
+        if lease is None:
+            continue  # another launch trains it again already
+        with lease:
+            if not _is_as_in_row(trial_id, storage):
+                storage.place.delete(name)
+        said.append(f"{storage.place.shown(name)} is damaged: its SHA-256 is not that of its row; trained again")
     return said
+
+
+def _is_as_in_row(trial_id: str, storage: Storage) -> bool:
+    row = results.read_trial(storage, trial_id)
+    try:
+        found = hashlib.sha256(storage.place.read(storage.weights(trial_id))).hexdigest()
+    except FileNotFoundError:
+        return False
+    return row is not None and found == row.weights_sha256
 
 
 def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
@@ -131,7 +146,7 @@ def _train(
     from orchestrator.runner import Run, run_inline
 
     begun, stop = threading.Event(), threading.Event()
-    resource = f"launch-{secrets.token_hex(6)}"
+    resource = f"{LAUNCH}{secrets.token_hex(6)}"
     lease = acquire(storage, resource)
     assert lease, "nobody else knows its name"
     with lease, stopping(lambda name: _ask(begun, stop, progress, name)):
@@ -160,8 +175,8 @@ def _remember(plan: Plan, storage: Storage) -> None:
 def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name: str) -> None:
     if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{name}: stopped before anything was trained")
-    progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
     stop.set()
+    progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
     if is_supervised():
         end_in_time()
 

@@ -27,6 +27,7 @@ from orchestrator.places import Entry
 from orchestrator.storage import Storage
 
 BEAT = 2.0  # seconds between two touches
+LAUNCH = "launch-"  # what the names of launches' own leases begin with
 EXPIRES = 30.0  # seconds without one after which a claim is dead
 _TRIES = 5  # for two that come at once, and both go
 
@@ -203,19 +204,29 @@ class Lease:
             with suppress(StorageError):
                 self._beat()
 
+    def _take_anew(self) -> None:
+        """After a pause the claim may have been taken for dead: only a new one says whose the resource is."""
+        self._storage.place.delete(self.claim)
+        self._me = _this_process()
+        self._woke = _clock()
+        self.is_lost = not self.take()
+
     def _beat(self) -> None:
         with self._guard:
             if self._ended.is_set() or self.is_lost:
                 return
             now = _clock()
             if now - self._touched > EXPIRES / 2:
-                # After such a pause the claim may have been taken for dead: only a new one says whose the resource is.
-                self._storage.place.delete(self.claim)
-                self._me = _this_process()
-                self._woke = now
-                self.is_lost = not self.take()
+                self._take_anew()
                 return
-            self.is_lost = not self._storage.place.touch(self.claim)
+            is_there = self._storage.place.touch(self.claim)
+            if is_there and _clock() - now > EXPIRES / 2:
+                self._take_anew()  # so slow a touch may have come too late, or have brought back what was removed
+                return
+            if not is_there and self._resource.startswith(LAUNCH):
+                self._take_anew()  # nobody else wants it, and without it the workers of the launch would stop
+                return
+            self.is_lost = not is_there
             self._touched = now
             # After a pause the launch, which perhaps stood still too, has two beats to say that it lives.
             if self._follows and not self.is_lost and now - self._woke > 2 * BEAT:

@@ -165,8 +165,9 @@ class Folder:
 
     def _make_folder(self, name: str) -> None:
         folder = (self.root / name).parent
-        if folder.is_dir():
-            return
+        with self._writing(name):
+            if folder.is_dir():
+                return
         self._refuse_if_gone()
         with self._writing(name):
             folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 from orchestrator.errors import masked
 from orchestrator.records import EpochRecord, State, TrialRecord
@@ -26,7 +27,8 @@ class Progress:
     def say(self, text: str) -> None:
         """One line with the time of day."""
         if not self._quiet:
-            print(f"{time.strftime('%H:%M:%S')} {masked(text)}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
+                print(f"{time.strftime('%H:%M:%S')} {masked(text)}", file=sys.stderr, flush=True)
 
     def watch(self, job: Job, record: EpochRecord | TrialRecord) -> None:
         """An epoch, or the end of a trial, or where one stopped."""

@@ -30,7 +30,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator.errors import RayLost, ResourceError
+from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.records import EpochRecord, Failure, TrialRecord
 from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
 from orchestrator.spec import Resources
@@ -69,7 +69,7 @@ def _cluster(address: str | None, say: Say) -> Iterator[list[dict[str, float]]]:
             _reach(address)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `Watcher`
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"at {address!r} cannot be joined" if address else "could not be started here"
         raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
@@ -277,6 +277,10 @@ class Watcher(tune.Callback):
             self._conductor.give_up(RayLost(f"Ray's {dead} died"))
             return
         self._conductor.look_after_silent()
+        for trial in trials:  # one that was given up for its silence would keep its place for ever
+            is_due = trial.status == Trial.RUNNING and not trial.last_result.get("done")
+            if is_due and trial.temporary_state.ray_actor and not self._conductor.is_live(_job(trial)):
+                ray.kill(trial.temporary_state.ray_actor)
         if any(_fits(self._bundle, node["Resources"]) for node in ray.nodes() if node["Alive"]):
             self._fitted = self._looked
         elif self._looked - self._fitted > _NO_NODE:
@@ -292,7 +296,8 @@ class Watcher(tune.Callback):
     ) -> None:
         """An epoch, a notice, or the end of a trial."""
         if "report" in result:
-            self._conductor.note(_job(trial), _report(result["report"], result["content"]))
+            with self._giving_up():
+                self._conductor.note(_job(trial), _report(result["report"], result["content"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker that died."""
@@ -301,7 +306,16 @@ class Watcher(tune.Callback):
         failure = Failure.OUT_OF_MEMORY if is_memory else Failure.LOST_WORKER
         where = "its machine" if "node has died" in story else "its worker process"
         cause = "killed for want of memory" if is_memory else "lost"
-        self._conductor.lost(_job(trial), failure, f"{where} was {cause}")
+        with self._giving_up():
+            self._conductor.lost(_job(trial), failure, f"{where} was {cause}")
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Ends the launch for an error that Tune would wrap into one of its own."""
+        try:
+            yield
+        except KdctlError as error:
+            self._conductor.give_up(error)
 
 
 def _fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> bool:

@@ -166,7 +166,10 @@ def _read(
     rows: list[_Row] = []
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
         try:
-            rows += map(make, arrow.from_parquet(content, _types(columns)))
+            found = arrow.from_parquet(content, _types(columns))
+            if any(row["trial_id"] != PurePosixPath(name).stem for row in found):
+                raise arrow.UnreadableFile("holds rows of another trial")
+            rows += map(make, found)
         except arrow.UnreadableFile as error:
             shown = storage.place.shown(name)
             raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator import results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
-from orchestrator.leases import Lease
+from orchestrator.leases import Lease, acquire
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.schedule import Schedule
 from orchestrator.spec import Resources
@@ -118,8 +118,8 @@ class Conductor:
             self._elsewhere.add(job.trial.trial_id)
             self._schedule.again(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
-            self._schedule.again(job, 0.0)  # this process stood still, and its workers took it for dead
-        elif not self._retry(job, report.failure, report.error):
+            self._schedule.again(job, _PAUSE)  # this process stood still, and its workers took it for dead
+        elif not self._retry(job, report.failure, report.error, report.end_time):
             self._end(job, report)
 
     def lost(self, job: Job, failure: Failure, reason: str) -> None:
@@ -137,7 +137,7 @@ class Conductor:
             self._write(row)
             self._end(job, row)
 
-    def _retry(self, job: Job, failure: Failure | None, reason: str | None) -> bool:
+    def _retry(self, job: Job, failure: Failure | None, reason: str | None, ended: datetime | None = None) -> bool:
         attempts = self._attempts.get(job.trial.trial_id, 0)
         if failure is None or not failure.is_retried or attempts >= self._run.resources.retries or self.is_stopping:
             return False
@@ -148,7 +148,8 @@ class Conductor:
             f"checkpoint ({attempts + 1} of {self._run.resources.retries})"
         )
         # `since` makes it another job: what the earlier attempt may still say is not taken for its word.
-        self._schedule.again(replace(job, since=datetime.now(UTC).isoformat()), seconds)
+        since = max(datetime.now(UTC), ended or datetime.now(UTC))  # the worker's clock may be ahead of ours
+        self._schedule.again(replace(job, since=since.isoformat()), seconds)
         return True
 
     def look_after_silent(self) -> None:
@@ -182,7 +183,18 @@ class Conductor:
             self._write(row)
             self._end(dependant, row)
 
+    def is_live(self, job: Job) -> bool:
+        """Whether this attempt at a trial is the one that is waited for."""
+        return self._schedule.live(job.trial.trial_id) == job
+
     def _write(self, row: TrialRecord) -> None:
+        lease = acquire(self._run.storage, f"trial-{row.trial_id}")
+        if lease is None:
+            return  # who trains it writes its row
+        with lease:
+            self._write_unless_finished(row)
+
+    def _write_unless_finished(self, row: TrialRecord) -> None:
         states = results.read_states(self._run.storage, [row.trial_id])
         if states.get(row.trial_id) is not State.FINISHED:  # another launch may have had more luck
             results.write_trial(self._run.storage, row)

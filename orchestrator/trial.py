@@ -136,11 +136,10 @@ def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generat
             yield Elsewhere(trial_id)
             return
         with lease:
-            ended = _ended_elsewhere(job, storage)
-            if ended:
-                yield ended
-            else:
-                yield from _Attempt(job, storage, lease, stopping).run()
+            last = _ended_elsewhere(job, storage)
+            if last is None:
+                last = yield from _Attempt(job, storage, lease, stopping).run()
+        yield last  # the lease is free by now: whoever takes the record may keep this generator standing
     except LeaseLost:
         yield Elsewhere(trial_id)
     except StorageError as error:  # before anything was trained
@@ -171,31 +170,29 @@ class _Attempt:
         self._lease = lease
         self._stopping = stopping
         self._id = job.trial.trial_id
-        torch.set_num_threads(job.threads)
-        self._device = torch.device("cuda" if job.gpus else "cpu")
-        self._row = replace(
-            job.row(State.RUNNING),
-            device=_device_name(self._device),
-            host=socket.gethostname(),
-            torch_version=torch.__version__,
-        )
+        self._device = torch.device("cpu")
+        self._row = replace(job.row(State.RUNNING), host=socket.gethostname(), torch_version=torch.__version__)
         self._epochs: list[EpochRecord] = []
         self._course: Course | None = None
         self._flushed = self._saved = time.monotonic()
 
-    def run(self) -> Generator[Report]:
-        """Trains, and writes what comes of it; at most the last of what it yields is a trial's record."""
+    def run(self) -> Generator[Report, None, TrialRecord]:
+        """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
         try:
+            self._find_device()
             model = yield from self._fit()
-            finished = self._finish(model)
+            return self._finish(model)
         except Stopped:
-            yield self._stop()
+            return self._stop()
         except LeaseLost:
             raise
         except Exception as error:  # a trial's failure is a row, and the study goes on
-            yield self._fail(error)
-        else:
-            yield finished
+            return self._fail(error)
+
+    def _find_device(self) -> None:
+        torch.set_num_threads(self._job.threads)
+        self._device = torch.device("cuda" if self._job.gpus else "cpu")
+        self._row = replace(self._row, device=_device_name(self._device))
 
     def check(self) -> None:
         """Raises Stopped where the trial is to stop, and LeaseLost where it is somebody else's by now."""
@@ -237,7 +234,17 @@ class _Attempt:
         self._epochs = epochs
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
+        if before:
+            self._ask_as_before(before)
         yield Notice(f"goes on in epoch {course.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
+
+    def _ask_as_before(self, before: TrialRecord) -> None:
+        """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
+        answers = json.loads(before.recipe).get("teacher_answers")
+        if answers != self._job.trial.teacher_cache:
+            trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
+            self._job = replace(self._job, trial=trial)
+            self._row = replace(self._row, recipe=before.recipe)
 
     def _keep(self, course: Course) -> None:
         """Writes the epochs and a checkpoint, each where the last one is old enough."""

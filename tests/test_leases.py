@@ -519,3 +519,38 @@ def test_a_claim_that_somebody_removed_is_a_lost_lease(storage: Storage) -> None
     with pytest.raises(LeaseLost, match="x was taken over"):
         lease.check()
     lease.release()
+
+
+def test_a_launch_whose_claim_was_removed_takes_it_anew(storage: Storage) -> None:
+    lease = taken(storage, "launch-x")
+    with taken(storage, "y", "launch-x") as worker:
+        storage.place.delete(lease.claim)
+        lease.check()
+        worker.check()
+        assert not lease.is_lost and storage.place.entry(lease.claim) and not worker.is_orphaned
+    lease.release()
+    assert storage.place.entries(storage.leases) == []
+
+
+def test_what_a_launch_evicts_is_lost_to_its_workers_alone(storage: Storage) -> None:
+    with taken(storage, "launch-x") as lease, taken(storage, "trial-1", "launch-x") as mine:
+        with taken(storage, "trial-2", "launch-other") as another:
+            for resource in ("trial-1", "trial-2"):
+                lease.evict(resource)
+            another.check()
+        with pytest.raises(LeaseLost, match="trial-1 was taken over"):
+            mine.check()
+
+
+def test_a_touch_that_took_too_long_is_a_pause(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = taken(storage, "x")
+    before, touch = lease.claim, Folder.touch
+
+    def slow(place: Folder, name: str) -> bool:
+        monkeypatch.setattr(leases, "_clock", lambda: time.monotonic() + leases.EXPIRES)
+        return touch(place, name)
+
+    monkeypatch.setattr(Folder, "touch", slow)
+    lease.check()
+    assert lease.claim != before and storage.place.entry(before) is None and storage.place.entry(lease.claim)
+    lease.release()

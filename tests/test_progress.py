@@ -95,3 +95,18 @@ def test_quiet_is_quiet(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     progress.watch(job, epoch(1))
     progress.watch(job, finished(job))
     assert lines(capsys) == []
+
+
+class Closed:
+    """Standard error whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Closed())
+    Progress(1, 0).say("nobody hears this")

@@ -341,7 +341,7 @@ def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind:
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(column), column, COLUMNS[kind]), path)
     assert results.read_states(storage)["a"] in (State.RUNNING, State.FINISHED)
-    if COLUMNS[kind].type == TYPES[results.TRIAL_COLUMNS[column][0]] and column not in ("state", "failure"):
+    if COLUMNS[kind].type == TYPES[results.TRIAL_COLUMNS[column][0]] and column not in ("state", "failure", "trial_id"):
         assert len(results.read_trials(storage)) == 1
     else:
         with pytest.raises(StorageError, match=r"a\.parquet "):
@@ -528,3 +528,10 @@ except StorageError as error:
     assert "a.parquet cannot be written (" in done.stdout
     assert results.read_trials(storage) == [trial("a", State.RUNNING)]
     assert len(list(file(storage, storage.trial_rows).iterdir())) == 1
+
+
+def test_a_row_under_the_name_of_another_trial_is_damage(storage: Storage) -> None:
+    path = written(storage, trial("a"))
+    path.rename(path.with_name("b.parquet"))
+    with pytest.raises(StorageError, match=r"b\.parquet holds rows of another trial"):
+        results.read_trials(storage)

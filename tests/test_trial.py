@@ -419,7 +419,7 @@ def test_weights_that_cannot_be_written_are_a_failed_row(storage: Storage, make_
 
 
 class After:
-    """Says from its so-manieth question on that a trial is to stop; it is asked once a step."""
+    """Says from its nth question on that a trial is to stop; it is asked once a step."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -548,6 +548,20 @@ def test_a_trial_that_stops_while_its_table_is_built(
         assert row.error == "stopped in epoch 1 of 3; the same command goes on from there"
         assert taught.place.parts() == [] and job.trial.table not in set(taught.tables())
     assert reports(job).last.resumed == building
+    assert result(job, taught) == wanted
+
+
+def test_a_trial_that_goes_on_asks_its_teacher_as_before(
+    taught: Storage, undisturbed: dict[str, tuple[Job, RESULT, int]]
+) -> None:
+    job, wanted, _ = undisturbed["logit, live"]
+    forget(job, taught)
+    assert reports(job, After(8)).last.state is State.STOPPED
+    # Meanwhile a table has become the faster way, so that the next launch plans with it.
+    by_table = PlannedTrial.from_json({**job.trial.to_json(), "teacher_cache": "table"})
+    assert by_table.table
+    row = reports(replace(job, trial=by_table)).last
+    assert json.loads(row.recipe)["teacher_answers"] == "live"
     assert result(job, taught) == wanted
 
 
