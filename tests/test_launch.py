@@ -319,7 +319,7 @@ def go_on(study: Path, storage: Storage, undisturbed: dict[str, object]) -> str:
     return again.log
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_a_launch_that_is_killed_again_and_again_ends_alike(
     seed: int, long: Path, storage: Storage, undisturbed: dict[str, object]
 ) -> None:
