@@ -15,13 +15,12 @@ from torch import Tensor
 
 from orchestrator.errors import printable
 from orchestrator.records import EpochRecord
-from orchestrator.storage import Storage
+from orchestrator.storage import CHECKPOINTS_KEPT, Storage
 from orchestrator.training import Course
 
 # A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
 # first two end with a new line. Nothing in it is ever executed.
 _FORMAT = b"kdctl-checkpoint-1 "
-_KEPT = 2  # the last one, and the one before it in case that one is damaged
 
 
 def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Sequence[EpochRecord]) -> None:
@@ -43,7 +42,8 @@ def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Seq
     written = storage.checkpoint(trial_id, course.epoch, course.images)
     storage.place.write(written, _FORMAT + digest + b"\n" + payload)
     names = _names(storage, trial_id)
-    kept = [name for name in names if name <= written][-_KEPT:]  # later ones were passed over, or we were not here
+    # Later ones were passed over as damaged, or somebody else wrote them while we stood still.
+    kept = [name for name in names if name <= written][-CHECKPOINTS_KEPT:]
     for name in names:
         if name not in kept:
             storage.place.delete(name)

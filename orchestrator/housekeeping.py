@@ -18,15 +18,14 @@ from typing import Any
 
 from orchestrator import results
 from orchestrator.errors import KdctlError, StorageError
-from orchestrator.leases import EXPIRES, Holder, Lease, acquire
+from orchestrator.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.places import MARKER, PART, Entry, Place
 from orchestrator.plan import Plan
 from orchestrator.records import State, TableKey
 from orchestrator.report import aligned
-from orchestrator.storage import Storage, read_json
+from orchestrator.storage import CHECKPOINTS_KEPT, Storage, read_json
 
 STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
-_KEPT = 2  # checkpoints of a trial under way, as many as a training keeps itself
 _ID = re.compile(r"[0-9a-f]{12}")
 _TABLE = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
 
@@ -45,7 +44,7 @@ class Kind(StrEnum):
 
 _TITLES = {
     Kind.FINISHED: "checkpoints of finished trials",
-    Kind.OLD: f"checkpoints before the last {_KEPT} of unfinished trials",
+    Kind.OLD: f"checkpoints before the last {CHECKPOINTS_KEPT} of unfinished trials",
     Kind.ORPHAN: "checkpoints, weights and epochs without a trial",
     Kind.HALF: "tables without facts, facts without a table",
     Kind.TABLE: "teacher tables that no plan uses",
@@ -87,14 +86,14 @@ def _of_trials(storage: Storage) -> Iterator[Piece]:
     for entry in entries:
         owner = _owner(storage, entry)
         if owner and owner not in rows:
-            yield Piece(Kind.ORPHAN, entry, _of_trial(owner))
+            yield Piece(Kind.ORPHAN, entry, trial_resource(owner))
         elif owner and _is_checkpoint(storage, owner, entry):
             checkpoints.setdefault(owner, []).append(entry)
     states = results.read_states(storage, list(checkpoints))
     for owner, own in checkpoints.items():
         is_finished = states.get(owner) is State.FINISHED
-        for entry in own if is_finished else own[:-_KEPT]:
-            yield Piece(Kind.FINISHED if is_finished else Kind.OLD, entry, _of_trial(owner))
+        for entry in own if is_finished else own[:-CHECKPOINTS_KEPT]:
+            yield Piece(Kind.FINISHED if is_finished else Kind.OLD, entry, trial_resource(owner))
 
 
 def _top(name: str) -> str:
@@ -121,16 +120,12 @@ def _is_checkpoint(storage: Storage, trial_id: str, entry: Entry) -> bool:
     return entry.name == storage.checkpoint(trial_id, int(epoch), int(images))
 
 
-def _of_trial(trial_id: str) -> str:
-    return f"trial-{trial_id}"  # what `trial.run_trial` acquires
-
-
 def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Piece]:
     entries = storage.place.entries(_top(storage.table(TableKey("", "", 0, False, 0))))
     found = {entry.name: (entry, key) for entry in entries if (key := _table_key(storage, entry))}
     used = _tables_of_use(storage, plans) if found else set()
     for entry, key in found.values():
-        guard = f"table-{key.teacher_id}-{key.name}"  # what `teacher.open_table` waits for
+        guard = table_resource(key)
         if storage.table(key) not in found or storage.table_facts(key) not in found:
             yield Piece(Kind.HALF, entry, guard)
         elif key not in used:

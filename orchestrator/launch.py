@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import results
 from orchestrator.errors import Interrupted
-from orchestrator.leases import LAUNCH, acquire
+from orchestrator.leases import LAUNCH, acquire, trial_resource
 from orchestrator.plan import Plan, PlannedTrial, make_plan
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
@@ -102,7 +102,7 @@ def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
         name = storage.weights(trial_id)
         if _is_as_in_row(trial_id, storage):
             continue
-        lease = acquire(storage, f"trial-{trial_id}")
+        lease = acquire(storage, trial_resource(trial_id))
         if lease is None:
             continue  # another launch trains it again already
         with lease:

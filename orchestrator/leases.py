@@ -24,6 +24,7 @@ from pathlib import Path
 
 from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.places import Entry
+from orchestrator.records import TableKey
 from orchestrator.storage import Storage
 
 BEAT = 2.0  # seconds between two touches
@@ -231,6 +232,16 @@ class Lease:
             # After a pause the launch, which perhaps stood still too, has two beats to say that it lives.
             if self._follows and not self.is_lost and now - self._woke > 2 * BEAT:
                 self.is_orphaned = self.holder(self._follows) is None
+
+
+def trial_resource(trial_id: str) -> str:
+    """What whoever trains a trial holds, or writes its row."""
+    return f"trial-{trial_id}"
+
+
+def table_resource(key: TableKey) -> str:
+    """What whoever builds a teacher table holds."""
+    return f"table-{key.teacher_id}-{key.name}"
 
 
 def acquire(storage: Storage, resource: str, follows: str | None = None) -> Lease | None:

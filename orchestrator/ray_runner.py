@@ -77,7 +77,7 @@ def _cluster(address: str | None, say: Say) -> Iterator[list[dict[str, float]]]:
         _hear_again(handlers)
     try:
         _hide_token()
-        if address and not _asks_for_token():
+        if address and not is_token_auth_enabled():
             say(
                 f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
                 "start it with RAY_AUTH_MODE=token, see docs/security.md"
@@ -110,10 +110,6 @@ def _leave() -> None:
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
     leaving.start()
     leaving.join(_PATIENCE)
-
-
-def _asks_for_token() -> bool:
-    return bool(is_token_auth_enabled())
 
 
 def _own_processes_died() -> str | None:

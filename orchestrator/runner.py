@@ -13,7 +13,7 @@ import torch
 
 from orchestrator import results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
-from orchestrator.leases import Lease, acquire
+from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.schedule import Schedule
 from orchestrator.spec import Resources
@@ -77,7 +77,7 @@ class Conductor:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to start or to wait for."""
-        return not self._schedule.lives and (self.is_stopping or not self._schedule.waits)
+        return self._schedule.is_over or (self.is_stopping and not self._schedule.lives)
 
     def start(self) -> Job | None:
         """The next trial to start; None where nothing can start yet, or any more."""
@@ -100,7 +100,7 @@ class Conductor:
         return None
 
     def _is_trained_elsewhere(self, job: Job) -> bool:
-        return self._run.lease.holder(f"trial-{job.trial.trial_id}") is not None
+        return self._run.lease.holder(trial_resource(job.trial.trial_id)) is not None
 
     def note(self, job: Job, report: Report) -> None:
         """Takes note of what a trial said."""
@@ -108,7 +108,7 @@ class Conductor:
             self._say(f"{job.trial.trial_id} {job.trial.title()}: {report.text}")
         elif isinstance(report, EpochRecord):
             self._watch(job, report)
-        elif self._schedule.live(job.trial.trial_id) != job:
+        elif not self.is_live(job):
             return  # a late word of an attempt that was given up
         elif isinstance(report, Elsewhere):
             if job.trial.trial_id not in self._elsewhere:
@@ -124,10 +124,10 @@ class Conductor:
 
     def lost(self, job: Job, failure: Failure, reason: str) -> None:
         """Takes note of a worker that died: its row says so, as it could not."""
-        if self._schedule.live(job.trial.trial_id) != job:
+        if not self.is_live(job):
             return
         # Its process may still be there, cut off from Ray: what it holds is not to keep the next attempt waiting.
-        self._run.lease.evict(f"trial-{job.trial.trial_id}")
+        self._run.lease.evict(trial_resource(job.trial.trial_id))
         if self.is_stopping:
             self._schedule.end(job.row(State.STOPPED))
         elif not self._retry(job, failure, reason):
@@ -158,10 +158,10 @@ class Conductor:
         if now - self._looked < _LOOK:
             return
         self._looked = now
-        held = self._run.lease.held("trial-")
+        held = self._run.lease.held(trial_resource(""))
         for job in self._schedule.live_jobs():
             trial_id = job.trial.trial_id
-            if f"trial-{trial_id}" in held:
+            if trial_resource(trial_id) in held:
                 self._seen[trial_id] = now
             elif now - self._seen.get(trial_id, now) > _SILENCE:
                 del self._seen[trial_id]
@@ -188,7 +188,7 @@ class Conductor:
         return self._schedule.live(job.trial.trial_id) == job
 
     def _write(self, row: TrialRecord) -> None:
-        lease = acquire(self._run.storage, f"trial-{row.trial_id}")
+        lease = acquire(self._run.storage, trial_resource(row.trial_id))
         if lease is None:
             return  # who trains it writes its row
         with lease:

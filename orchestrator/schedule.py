@@ -25,7 +25,7 @@ class Schedule:
     @property
     def is_over(self) -> bool:
         """Whether every trial has ended."""
-        return not self._waiting and not self._live
+        return not self.waits and not self.lives
 
     @property
     def lives(self) -> bool:
@@ -73,7 +73,3 @@ class Schedule:
         skipped = [job for job in self._waiting if job.trial.teacher_id == record.trial_id]
         self._waiting = [job for job in self._waiting if job.trial.teacher_id != record.trial_id]
         return skipped
-
-    def stop(self) -> None:
-        """Starts nothing any more."""
-        self._waiting.clear()

@@ -15,6 +15,7 @@ from orchestrator.records import TableKey
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _ANSWERS = ("logits", "pooled")
+CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from models.resnet import WIDTHS, ResNet
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import StorageError, TeacherError
-from orchestrator.leases import waiting
+from orchestrator.leases import table_resource, waiting
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage import Storage, key_facts, read_json, write_json
 from orchestrator.training import Batch, Check, placed, unchecked
@@ -159,7 +159,7 @@ def open_table(
     """
     wanted = _facts(key, config, storage)
     if not _is_whole(key, wanted, storage):
-        with waiting(storage, f"table-{key.teacher_id}-{key.name}", check):
+        with waiting(storage, table_resource(key), check):
             if not _is_whole(key, wanted, storage):
                 _build(key, load_teacher(config, storage, device), data, wanted, storage, check)
     return TableTeacher(_map(key, wanted["shape"], storage).to(device), key.answers)

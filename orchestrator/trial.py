@@ -25,7 +25,7 @@ from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
-from orchestrator.leases import Lease, acquire
+from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
@@ -131,7 +131,7 @@ def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generat
     trial_id = job.trial.trial_id
     try:
         storage = Storage.at(job.storage)
-        lease = acquire(storage, f"trial-{trial_id}", job.launch or None)
+        lease = acquire(storage, trial_resource(trial_id), job.launch or None)
         if lease is None:
             yield Elsewhere(trial_id)
             return
