@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WIDTHS = (16, 32, 64)
 
@@ -29,9 +32,9 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1: nn.Module = nn.BatchNorm2d(outputs)
         self.conv2 = conv3x3(outputs, outputs, 1)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2: nn.Module = nn.BatchNorm2d(outputs)
         self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
@@ -39,8 +42,17 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+        # In place wherever the gradient does not need what was there before: maps are what memory is spent on.
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        y += self.downsample(x)
+        return F.relu(y, inplace=True)
+
+    def fold(self) -> None:
+        """Folds its batch norms into its convolutions, for eval mode."""
+        self.conv1, self.bn1 = _fold(self.conv1, self.bn1)
+        self.conv2, self.bn2 = _fold(self.conv2, self.bn2)
+        if len(self.downsample):
+            self.downsample = nn.Sequential(*_fold(*self.downsample))
 
 
 class ResNet(nn.Module):
@@ -53,7 +65,7 @@ class ResNet(nn.Module):
         super().__init__()
         blocks = (depth - 2) // 6
         self.conv1 = conv3x3(3, WIDTHS[0], 1)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.bn1: nn.Module = nn.BatchNorm2d(WIDTHS[0])
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks)
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks)
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks)
@@ -62,20 +74,37 @@ class ResNet(nn.Module):
 
     def embed(self, x: Tensor) -> Outputs:
         """Logits and features of images [B, 3, H, W] in one pass."""
-        map1 = self.layer1(F.relu(self.bn1(self.conv1(x))))
+        map1 = self.layer1(F.relu(self.bn1(self.conv1(x)), inplace=True))
         map2 = self.layer2(map1)
         map3 = self.layer3(map2)
-        pooled = map3.mean(dim=(2, 3))
-        return Outputs(self.fc(pooled), pooled, (map1, map2, map3))
+        # What is compared with a teacher is a number, so it is reckoned in full wherever the maps are not.
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = map3.mean(dim=(2, 3), dtype=self.fc.weight.dtype)
+            return Outputs(self.fc(pooled), pooled, (map1, map2, map3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, 3, H, W]."""
         return self.embed(x).logits
 
+    def folded(self) -> ResNet:
+        """A copy that says the same in eval mode, but for rounding: its batch norms are folded into convolutions."""
+        copied = copy.deepcopy(self).eval().requires_grad_(False)
+        copied.conv1, copied.bn1 = _fold(copied.conv1, copied.bn1)
+        for block in copied.modules():
+            if isinstance(block, BasicBlock):
+                block.fold()
+        return copied
+
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     first = BasicBlock(inputs, outputs, stride=1 if inputs == outputs else 2)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+def _fold(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Conv2d, nn.Identity]:
+    """Both as one convolution, and what stands in the norm's place."""
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    return fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 def _initialise(module: nn.Module) -> None:

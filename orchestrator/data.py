@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,7 +74,14 @@ class Data:
 def _statistics(facts: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(values, device=device).mul(255).view(shape) for values in (facts.mean, facts.std))
+    _wait(device)
     return mean, std
+
+
+def _wait(device: torch.device) -> None:
+    """Waits until what this thread made on a GPU is there, for other threads have streams of their own."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
@@ -82,7 +90,8 @@ def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
     The first images of the canonical order are taken: classes stay balanced, and a smaller limit is a subset of a
     larger one. The held-out images are the last of those. Raises DataError where `prepare` was not called.
     """
-    whole = _whole(config.dataset, storage, device)
+    with _loading:
+        whole = _whole(config.dataset, storage, device)
     train = _first(whole["train"], config.limit_train)
     kept = len(train) - config.holdout
     val = Images(train.pixels[kept:], train.labels[kept:]) if config.holdout else None
@@ -93,12 +102,16 @@ def _first(images: Images, count: int | None) -> Images:
     return Images(images.pixels[:count], images.labels[:count])
 
 
+_loading = threading.Lock()  # trials of one process that start side by side load the images once
+
+
 @lru_cache(maxsize=2)  # a worker goes from trial to trial; the images stay on its device
 def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Images]:
     file = storage.dataset(name, DATASETS[name].digest)
     shown = storage.place.shown(file)
     try:
         tensors = load_file(storage.place.path(file), device=str(device))
+        _wait(device)
         return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
     except FileNotFoundError:
         raise DataError(f"{shown} is missing; launch the study again, which prepares {name} anew") from None

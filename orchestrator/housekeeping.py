@@ -38,6 +38,7 @@ class Kind(StrEnum):
     ORPHAN = "orphans"
     HALF = "half_tables"
     TABLE = "unused_tables"
+    SLICE = "unused_slices"
     PART = "unfinished_files"
     CLAIM = "dead_claims"
 
@@ -48,6 +49,7 @@ _TITLES = {
     Kind.ORPHAN: "checkpoints, weights and epochs without a trial",
     Kind.HALF: "tables without facts, facts without a table",
     Kind.TABLE: "teacher tables that no plan uses",
+    Kind.SLICE: "slices of teacher tables that no plan uses, or that are whole",
     Kind.PART: "unfinished files older than an hour",
     Kind.CLAIM: "claims of launches that are dead",
 }
@@ -123,7 +125,11 @@ def _is_checkpoint(storage: Storage, trial_id: str, entry: Entry) -> bool:
 def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Piece]:
     entries = storage.place.entries(_top(storage.table(TableKey("", "", 0, False, 0))))
     found = {entry.name: (entry, key) for entry in entries if (key := _table_key(storage, entry))}
-    used = _tables_of_use(storage, plans) if found else set()
+    slices = [(entry, key) for entry in entries if (key := storage.slice_key(entry.name))]
+    used = _tables_of_use(storage, plans) if found or slices else set()
+    for entry, key in slices:
+        if key not in used or storage.table_facts(key) in found:
+            yield Piece(Kind.SLICE, entry, table_resource(key))
     for entry, key in found.values():
         guard = table_resource(key)
         if storage.table(key) not in found or storage.table_facts(key) not in found:

@@ -214,6 +214,11 @@ TRAINING_KEYS: Mapping[str, Key] = {
     "gamma": Key(Real(0, 1e6, exclusive=True), "what lr is multiplied by at each milestone", 0.1),
     "crop_padding": Key(Whole(0, 1024), "pixels of reflected border before the random crop", 4),
     "flip": Key(Flag(), "flip half of the images left to right", True),
+    "precision": Key(
+        Choice(("auto", "float32", "bfloat16")),
+        "what convolutions reckon in while training: bfloat16 where the device has it (auto), or always this",
+        "auto",
+    ),
 }
 
 CACHE_KEY = Key(

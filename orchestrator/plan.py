@@ -207,6 +207,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         gamma=settings["gamma"] if milestones else 1.0,
         crop_padding=settings["crop_padding"],
         flip=settings["flip"],
+        precision=settings["precision"],
         limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
         limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
         holdout=settings["holdout"],

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 # Part of every trial id. Raise it when the same TrialConfig would train to another result.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 
 class State(StrEnum):
@@ -62,6 +62,7 @@ class TrialConfig:
     gamma: float
     crop_padding: int
     flip: bool
+    precision: str
     limit_train: int | None
     limit_test: int | None
     holdout: int

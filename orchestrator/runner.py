@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -213,19 +216,64 @@ class Conductor:
 
 
 def run_inline(run: Run, watch: Watch, say: Say) -> None:
-    """Runs the trials one after another in this process.
+    """Runs the trials in this process: one after another, or where each takes a share of a GPU, so many at a time.
 
     Raises ResourceError where it has too few GPUs, StorageError where the storage fails, Interrupted after a signal.
     """
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
-    say(described(gpus, run.resources, "one after another in this process"))
+    most = min(run.max_concurrent or sys.maxsize, _at_a_time(gpus))
+    say(described(gpus, run.resources, "one after another in this process" if most == 1 else f"{most} in this process"))
     run.begun.set()
-    conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most=1)
+    conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most)
+    if most == 1:
+        _run_in_turn(run, conductor)
+    else:
+        _run_side_by_side(run, conductor, most)
+    conductor.conclude()
+
+
+def _at_a_time(gpus: float) -> int:
+    """How many trials share the GPU of this process; where there is none, a trial has all its cores in turn."""
+    return int(1 / gpus + 1e-9) if gpus else 1  # of a tenth there are ten, whatever the rounding
+
+
+def _run_in_turn(run: Run, conductor: Conductor) -> None:
     while job := conductor.start_or_wait():
         for report in run_trial(job, run.stop.is_set):
             conductor.note(job, report)
-    conductor.conclude()
+
+
+def _run_side_by_side(run: Run, conductor: Conductor, most: int) -> None:
+    """Each trial has a thread, and on a GPU a CUDA stream: kernels of small models then run beside one another."""
+    reports: queue.SimpleQueue[tuple[Job, Report | BaseException | None]] = queue.SimpleQueue()
+    lives = 0
+    while True:
+        while lives < most and (job := conductor.start() if lives else conductor.start_or_wait()):
+            threading.Thread(target=_train, args=(job, run.stop, reports), daemon=True).start()
+            lives += 1
+        if not lives:
+            return
+        with suppress(queue.Empty):
+            job, report = reports.get(timeout=_POLL)
+            if isinstance(report, BaseException):
+                raise report
+            if report is None:
+                lives -= 1
+            else:
+                conductor.note(job, report)
+
+
+def _train(
+    job: Job, stop: threading.Event, reports: queue.SimpleQueue[tuple[Job, Report | BaseException | None]]
+) -> None:
+    """Trains a trial, passes on what it reports, and says at last that there is no more."""
+    try:
+        for report in run_trial(job, stop.is_set):
+            reports.put((job, report))
+        reports.put((job, None))
+    except BaseException as error:
+        reports.put((job, error))
 
 
 def gpus_of(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> float:

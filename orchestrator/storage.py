@@ -15,6 +15,9 @@ from orchestrator.records import TableKey
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _ANSWERS = ("logits", "pooled")
+_SLICE = re.compile(
+    r"teachers/([0-9a-f]{12})/([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})-([0-9a-f]{8})-(\d{6,9})\.slice"
+)
 CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
 
 
@@ -52,13 +55,29 @@ class Storage:
         """The final weights of a trial, safetensors."""
         return f"trials/{trial_id}/weights.safetensors"
 
+    def teacher(self, trial_id: str) -> str:
+        """The folder of a teacher's tables."""
+        return f"teachers/{trial_id}"
+
     def table(self, key: TableKey) -> str:
         """A teacher table, a NumPy array [V, N, C] of float16. Its facts stand beside it, see `table_facts`."""
-        return f"teachers/{key.teacher_id}/{key.name}.npy"
+        return f"{self.teacher(key.teacher_id)}/{key.name}.npy"
 
     def table_facts(self, key: TableKey) -> str:
         """What a table was made from (JSON); written after the table, so that it stands for a whole one."""
-        return f"teachers/{key.teacher_id}/{key.name}.json"
+        return f"{self.teacher(key.teacher_id)}/{key.name}.json"
+
+    def table_slice(self, key: TableKey, digest: str, number: int) -> str:
+        """A slice of a table under way, see `slices`; `digest` tells apart what it is made from."""
+        return f"{self.teacher(key.teacher_id)}/{key.name}-{digest}-{number:06d}.slice"
+
+    def slice_key(self, name: str) -> TableKey | None:
+        """The table that a file is a slice of; None for every other file."""
+        match = _SLICE.fullmatch(name)
+        if not match:
+            return None
+        key = TableKey(match[1], match[2], int(match[3]), match[4] == "flip", int(match[5]))
+        return key if name == self.table_slice(key, match[6], int(match[7])) else None
 
     def dataset(self, name: str, digest: str) -> str:
         """A dataset decoded, checked and in canonical order, safetensors."""

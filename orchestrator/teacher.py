@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from orchestrator.datasets import DATASETS
 from orchestrator.errors import StorageError, TeacherError
 from orchestrator.leases import table_resource, waiting
 from orchestrator.records import TableKey, TrialConfig
+from orchestrator.slices import Slices
 from orchestrator.storage import Storage, key_facts, read_json, write_json
-from orchestrator.training import Batch, Check, placed, unchecked
+from orchestrator.training import Batch, Check, Draw, fresh_model, unchecked
 from orchestrator.views import ViewSpace
 
-TABLE_FORMAT = 1  # raise it when the same key would hold other bytes
-_BUILD_BATCH = 1000
+TABLE_FORMAT = 2  # raise it when the same key would hold other bytes
+# Small enough for the caches of a CPU, large enough to keep a GPU busy.
+_BUILD_BATCHES = {"cpu": 500, "cuda": 5000}
+_SHARE = 1 / 8  # of the free memory of a GPU that one table may take
 _SAMPLE = 1000  # random (view, image) pairs that a check asks about
 
 
@@ -62,6 +65,31 @@ class TableTeacher:
         return {self.answers: self.table[batch.view, batch.index].float()}
 
 
+class HostTable:
+    """A table [V, N, C] of float16 that stays on the host, for a device without room for it.
+
+    An epoch asks one answer an image. They are looked up while the device is still at work on the epoch before, and
+    moved there at once: [N, C] a trial is all that lies on the device.
+    """
+
+    def __init__(self, table: Tensor, answers: str, device: torch.device) -> None:
+        self.table = table
+        self.answers = answers
+        self._next = torch.empty(0)
+        self._now = torch.empty(table.shape[1:], dtype=table.dtype, device=device)
+
+    def prepare(self, draw: Draw) -> None:
+        """Looks up the answers of the next epoch."""
+        self._next = self.table[draw.views, draw.order]
+
+    def begin(self) -> None:
+        """Moves them to the device."""
+        self._now.copy_(self._next)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return {self.answers: self._now[batch.place].float()}
+
+
 # Weights.
 
 
@@ -71,7 +99,7 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device) -> 
     Nothing in the file is executed. Raises TeacherError where it is damaged or does not fit.
     """
     state = _read_state(path)
-    built = models.build(model, classes)
+    built = fresh_model(lambda: models.build(model, classes), 0, device)
     wanted = built.state_dict()
     # Counters of batches do not change what a model in eval mode says, and many files lack them.
     optional = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
@@ -88,7 +116,7 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device) -> 
         listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise TeacherError(f"{path} does not fit {model} with {classes} classes: {listed}; give weights of that model")
     built.load_state_dict({**optional, **state})
-    return placed(built, device).eval().requires_grad_(False)
+    return built.eval().requires_grad_(False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -150,19 +178,20 @@ def open_table(
     storage: Storage,
     device: torch.device,
     check: Check = unchecked,
-) -> TableTeacher:
+) -> TableTeacher | HostTable:
     """The table of a teacher (its `config`) over the training images of `data`, built first where it is missing.
 
-    One worker builds while the others wait for it; `check` is called meanwhile. On the CPU the table stays in the
-    file, memory-mapped: one copy for all workers of a machine. Raises TeacherError where the table does not say what
-    the teacher says.
+    All workers that want it build it together; `check` is called meanwhile. On the CPU, and where a GPU has no room
+    to spare, the table stays in the file, memory-mapped: one copy for all workers of a machine. Raises TeacherError
+    where the table does not say what the teacher says.
     """
     wanted = _facts(key, config, storage)
     if not _is_whole(key, wanted, storage):
-        with waiting(storage, table_resource(key), check):
-            if not _is_whole(key, wanted, storage):
-                _build(key, load_teacher(config, storage, device), data, wanted, storage, check)
-    return TableTeacher(_map(key, wanted["shape"], storage).to(device), key.answers)
+        _build(key, load_teacher(config, storage, device), data, wanted, storage, check)
+    table = _map(key, wanted["shape"], storage)
+    if device.type == "cuda" and table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
+        return HostTable(table, key.answers, device)
+    return TableTeacher(table.to(device), key.answers)
 
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
@@ -202,33 +231,60 @@ def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
 
 
 def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage, check: Check) -> None:
+    """Builds the slices that are left, together with whoever else does, and puts them together unless another did."""
+    slices = Slices(storage, key, wanted, 2 * wanted["shape"][-1])
+    questions = _Questions(key, model, data, check)
+    try:
+        slices.build(questions.ask, check, lambda: _is_whole(key, wanted, storage))
+        with waiting(storage, table_resource(key), check):
+            if not _is_whole(key, wanted, storage):
+                _join(slices, model, data)
+            slices.drop()
+    except TeacherError:
+        slices.drop()  # what is wrong is not to be used again
+        raise
+
+
+def _join(slices: Slices, model: ResNet, data: Data) -> None:
+    key, storage, wanted = slices.key, slices.storage, slices.made_from
     with storage.place.building(storage.table(key)) as part:
         with part.open("wb") as file:  # not mapped: a disk that is full would then kill the process
             shape = tuple(wanted["shape"])
             np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            for answers in _ask_everything(key, model, data):
-                check()
-                stored = answers.half()
-                if not torch.isfinite(stored).all():
-                    message = f"teacher {key.teacher_id} answers with more than float16 holds (65,504)"
-                    raise TeacherError(f"{message}; use another teacher, or set teacher_cache: live")
-                file.write(stored.cpu().numpy().tobytes())
+            slices.join(file)
         error = compare(torch.from_numpy(np.load(part, mmap_mode="c")), key, model, data)
         size = part.stat().st_size
     facts = {"made_from": wanted, "key": key_facts(key), "largest_difference": error, "bytes": size}
     write_json(storage, storage.table_facts(key), facts)
 
 
-@torch.no_grad()
-def _ask_everything(key: TableKey, model: ResNet, data: Data) -> Iterator[Tensor]:
-    """The answers for every view of every image, in the order of the file."""
-    padded = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels)
-    index = torch.arange(key.images, device=data.train.labels.device)
-    for view in range(key.views):
-        for start in range(0, key.images, _BUILD_BATCH):
-            some = index[start : start + _BUILD_BATCH]
-            images = data.normalise(padded.take(some, torch.full_like(some, view)))
-            yield getattr(model.embed(images), key.answers)
+class _Questions:
+    """The teacher and everything that it is asked: every view of every image, in the order of the table."""
+
+    def __init__(self, key: TableKey, model: ResNet, data: Data, check: Check) -> None:
+        self._key = key
+        self._model = model.folded()
+        self._data = data
+        self._padded = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels)
+        self._check = check
+
+    @torch.inference_mode()
+    def ask(self, start: int, end: int) -> bytes:
+        """The answers to a range of questions, as the table holds them. Raises TeacherError for one that is too large.
+
+        At one batch at a time, in a bounded amount of memory.
+        """
+        numbers = torch.arange(start, end, device=self._data.train.labels.device)
+        said = []
+        for some in torch.split(numbers, _BUILD_BATCHES[numbers.device.type]):
+            self._check()
+            images = self._padded.take(some % self._key.images, some // self._key.images)
+            said.append(getattr(self._model.embed(self._data.normalise(images)), self._key.answers).half())
+        stored = torch.cat(said)
+        if not torch.isfinite(stored).all():
+            message = f"teacher {self._key.teacher_id} answers with more than float16 holds (65,504)"
+            raise TeacherError(f"{message}; use another teacher, or set teacher_cache: live")
+        return stored.cpu().numpy().tobytes()
 
 
 @torch.no_grad()
@@ -244,9 +300,9 @@ def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
     view = torch.randint(key.views, (_SAMPLE,), generator=generator).to(device)
     sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
     images = data.normalise(sampled.take(torch.arange(_SAMPLE, device=device), view))
-    batch = Batch(images, data.train.labels[index], index, view)
+    batch = Batch(images, data.train.labels[index], index, view, index)
     live = LiveTeacher(model, (key.answers,))(batch)[key.answers]
-    stored = TableTeacher(table.to(device), key.answers)(batch)[key.answers]
+    stored = table[view.cpu(), index.cpu()].float().to(device)
     difference = (live - stored).abs()
     allowed = 2.0**-11 * (live.abs() + live.abs().max())
     wrong = ~(difference <= allowed)  # so that a NaN is wrong

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,23 +17,47 @@ from torch.nn import functional as F
 from losses.terms import Loss
 from models.resnet import ResNet
 from orchestrator.data import Data, Images
-from orchestrator.errors import DivergedError
+from orchestrator.errors import DivergedError, ResourceError
+from orchestrator.graphs import Repeated, new_pool
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.views import Padded, ViewSpace
+from orchestrator.views import ViewSpace
 
-EVAL_BATCH = 500  # fixed, so that the batch size of training cannot change an evaluation
+# Fixed, so that the batch size of training cannot change an evaluation; a GPU is idle between small ones.
+EVAL_BATCHES = {"cpu": 500, "cuda": 2500}
 
 
 class Batch(NamedTuple):
-    """B training images under one view each. `index` and `view` [B] name them for a teacher table."""
+    """B training images under one view each. `index` and `view` [B] name them for a teacher table.
+
+    `place` [B] is where they stand in the order of the epoch.
+    """
 
     images: Tensor  # [B, 3, S, S], normalised
     labels: Tensor  # [B]
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     view: Tensor
+    place: Tensor
 
 
 Answers = Callable[[Batch], dict[str, Tensor]]  # what the teacher says of a batch, see `losses.terms.Loss`
+
+
+class Draw(NamedTuple):
+    """The order of the images in an epoch, and the view of each; int64 [N] both, on the CPU."""
+
+    order: Tensor
+    views: Tensor
+
+
+@runtime_checkable
+class ByEpoch(Protocol):
+    """Answers that are got ready for a whole epoch at a time."""
+
+    def prepare(self, draw: Draw) -> None:
+        """Gets the answers of the next epoch ready, while the device is still at work on this one."""
+
+    def begin(self) -> None:
+        """Answers for what was prepared last, from now on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,7 @@ class Course:
     """A training under way: everything that its next step depends on, so that it can stop anywhere and go on.
 
     `epoch` counts from 1 and is the one to go on in; `images` of it are done, and `sums` are theirs: total, ce, kd
-    and right answers. `with_teacher` says whether kd means anything.
+    and right answers. `with_teacher` says whether kd means anything, `arithmetic` what convolutions reckon in.
     """
 
     model: ResNet
@@ -67,15 +92,25 @@ class Course:
     images: int = 0
     seconds: float = 0.0
     with_teacher: bool = False
+    arithmetic: str = "float32"
+    uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
 
     @classmethod
     def start(cls, model: ResNet, config: TrialConfig) -> Course:
-        """The training of a fresh model."""
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        """The training of a fresh model. Raises ResourceError where its device lacks the precision asked for."""
         device = next(model.parameters()).device
-        return cls(model, optimizer, torch.zeros(4, dtype=torch.float64, device=device))
+        # A GPU reads the rate from its memory, so that a captured step need not be captured again for another one.
+        rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        return cls(model, optimizer, sums, arithmetic=arithmetic_of(config.precision, device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.sums.device
 
     def tensors(self) -> dict[str, Tensor]:
         """Its weights, buffers, momenta and sums."""
@@ -113,6 +148,29 @@ class Course:
             self.optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
+def arithmetic_of(precision: str, device: torch.device) -> str:
+    """What convolutions reckon in: `float32`, or `bfloat16` where `precision` asks for it or leaves it to the device.
+
+    Raises ResourceError where a device is asked for what it lacks.
+    """
+    if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
+        return "float32"
+    if not has_bfloat16(device):
+        raise ResourceError(
+            "precision: bfloat16 needs a GPU or CPU that reckons in it (NVIDIA from Ampere on, AVX-512 BF16, AMX); "
+            "others take a hundred times as long: set precision: auto or float32"
+        )
+    return "bfloat16"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    facts = torch.cpu.get_capabilities()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
 def train(
     course: Course, loss: Loss, data: Data, config: TrialConfig, answers: Answers, check: Check = unchecked
 ) -> Iterator[EpochRecord]:
@@ -120,11 +178,11 @@ def train(
 
     Raises DivergedError at the first epoch whose mean loss is not finite, and what `check` raises.
     """
-    padded = ViewSpace(config.crop_padding, config.flip).pad(data.train.pixels)
+    steps = Steps(course, loss, data, config, answers)
     while course.epoch <= config.epochs:
         start = time.perf_counter()
         try:
-            _train_epoch(course, loss, data, config, answers, padded, check)
+            steps.run(check)
             # Training waits for the device here alone.
             total, ce, kd, correct = (amount / len(data.train) for amount in course.sums.tolist())
         finally:
@@ -155,40 +213,71 @@ def train(
         yield record
 
 
-def _train_epoch(
-    course: Course, loss: Loss, data: Data, config: TrialConfig, answers: Answers, padded: Padded, check: Check
-) -> None:
-    """The steps that are left of the course's epoch."""
-    for group in course.optimizer.param_groups:
-        group["lr"] = learning_rate(config, course.epoch)
-    course.model.train()
-    for batch in batches(padded, data, config, course.epoch, course.images):
-        check()
-        course.with_teacher |= step(course.model, loss, course.optimizer, batch, answers(batch), course.sums)
-        course.images += len(batch.labels)
+class Steps:
+    """The steps of one training. All that a step reads and writes stays where it is, so that a GPU can repeat it."""
+
+    def __init__(self, course: Course, loss: Loss, data: Data, config: TrialConfig, answers: Answers) -> None:
+        self._course = course
+        self._loss = loss
+        self._config = config
+        self._answers = answers
+        self._feed = Feed(data, config)
+        self._pool = new_pool(course.device)
+        self._steps: dict[int, Repeated] = {}  # by the size of the batch: the last one of an epoch may be smaller
+
+    def run(self, check: Check) -> None:
+        """The steps that are left of the course's epoch. On a GPU they are only queued by then."""
+        course, config = self._course, self._config
+        if not self._feed.holds(course.epoch):
+            self._prepare(course.epoch)
+        self._feed.begin(course.images)
+        if isinstance(self._answers, ByEpoch):
+            self._answers.begin()
+        set_rate(course.optimizer, learning_rate(config, course.epoch))
+        course.model.train()
+        for size in self._feed.sizes(course.images):
+            check()
+            self._step(size)
+            course.images += size
+        if course.epoch < config.epochs:  # the device has its hands full by now, and the host is free
+            self._prepare(course.epoch + 1)
+
+    def _prepare(self, epoch: int) -> None:
+        draw = self._feed.prepare(epoch)
+        if isinstance(self._answers, ByEpoch):
+            self._answers.prepare(draw)
+
+    def _step(self, size: int) -> None:
+        if size not in self._steps:
+            self._steps[size] = Repeated(lambda: self._work(size), self._course.device, self._pool)
+        self._steps[size]()
+        self._course.uncaptured = self._course.uncaptured or self._steps[size].failure
+
+    def _work(self, size: int) -> None:
+        course = self._course
+        batch = self._feed.take(size)
+        is_taught = step(course, self._loss, batch, self._answers(batch))
+        course.with_teacher |= is_taught
 
 
-def step(
-    model: ResNet,
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    answers: dict[str, Tensor],
-    sums: Tensor,
-) -> bool:
-    """One step of SGD; adds total, ce, kd and the count of right answers to `sums`. Waits for no device.
+def step(course: Course, loss: Loss, batch: Batch, answers: dict[str, Tensor]) -> bool:
+    """One step of SGD; adds total, ce, kd and the count of right answers to the sums. Waits for no device.
 
     Returns whether a teacher had a part in it.
     """
-    student = model.embed(batch.images)
+    # Nothing is cast twice, and a cache would outlive a captured step.
+    with torch.autocast(
+        course.device.type, torch.bfloat16, enabled=course.arithmetic == "bfloat16", cache_enabled=False
+    ):
+        student = course.model.embed(batch.images)
     terms = loss(student, batch.labels, answers)
-    optimizer.zero_grad(set_to_none=True)
+    course.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    course.optimizer.step()
     with torch.no_grad():
         kd = torch.zeros_like(terms.ce) if terms.kd is None else terms.kd
-        right = (student.logits.argmax(1) == batch.labels).double().mean()
-        sums += torch.stack([terms.total.double(), terms.ce.double(), kd.double(), right]) * len(batch.labels)
+        course.sums[:3] += torch.stack([terms.total, terms.ce, kd]).double() * len(batch.labels)
+        course.sums[3] += (student.logits.argmax(1) == batch.labels).sum()
     return terms.kd is not None
 
 
@@ -197,20 +286,65 @@ def learning_rate(config: TrialConfig, epoch: int) -> float:
     return config.lr * config.gamma ** sum(milestone < epoch for milestone in config.milestones)
 
 
-def batches(padded: Padded, data: Data, config: TrialConfig, epoch: int, done: int = 0) -> Iterator[Batch]:
-    """Every training image once, in an order and under views that follow from the seed and the epoch alone.
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the lr of an optimizer, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
-    The first `done` images are left out; they are whole batches, or all.
+
+class Feed:
+    """Every training image once an epoch, in an order and under views that follow from the seed and the epoch alone.
+
+    A cursor on the device says where the next batch begins, so that taking one needs nothing from the host.
     """
-    device = data.train.labels.device
-    generator = torch.Generator().manual_seed(_mix(config.seed, epoch))  # on the CPU: alike for every device
-    order = torch.randperm(len(data.train), generator=generator).to(device)
-    views = torch.randint(padded.space.size, (len(data.train),), generator=generator).to(device)
-    for start in range(done, len(data.train), config.batch_size):
-        index = order[start : start + config.batch_size]
-        view = views[start : start + config.batch_size]
-        images = data.normalise(padded.take(index, view))
-        yield Batch(images, data.train.labels[index], index, view)
+
+    def __init__(self, data: Data, config: TrialConfig) -> None:
+        count, device = len(data.train), data.train.labels.device
+        self._data = data
+        self._config = config
+        self._padded = ViewSpace(config.crop_padding, config.flip).pad(data.train.pixels)
+        self._order = torch.zeros(count, dtype=torch.int64, device=device)
+        self._views = torch.zeros(count, dtype=torch.int64, device=device)
+        self._cursor = torch.zeros((), dtype=torch.int64, device=device)
+        self._prepared: tuple[int, Draw] | None = None
+
+    def holds(self, epoch: int) -> bool:
+        """Whether that epoch is the one that was prepared last."""
+        return self._prepared is not None and self._prepared[0] == epoch
+
+    def prepare(self, epoch: int) -> Draw:
+        """Draws an epoch."""
+        count, config = len(self._data.train), self._config
+        generator = torch.Generator().manual_seed(_mix(config.seed, epoch))  # on the CPU: alike for every device
+        order = torch.randperm(count, generator=generator)
+        draw = Draw(order, torch.randint(self._padded.space.size, (count,), generator=generator))
+        self._prepared = epoch, draw
+        return draw
+
+    def begin(self, done: int = 0) -> None:
+        """Starts the epoch that was prepared, after its first `done` images: whole batches, or all."""
+        assert self._prepared is not None
+        _, draw = self._prepared
+        self._order.copy_(draw.order)
+        self._views.copy_(draw.views)
+        self._cursor.fill_(done)
+
+    def sizes(self, done: int = 0) -> Iterator[int]:
+        """How large the batches after the first `done` images are."""
+        count, size = len(self._data.train), self._config.batch_size
+        for start in range(done, count, size):
+            yield min(size, count - start)
+
+    def take(self, size: int) -> Batch:
+        """The next batch."""
+        place = self._cursor + torch.arange(size, device=self._cursor.device)
+        index, view = self._order[place], self._views[place]
+        images = self._data.normalise(self._padded.take(index, view))
+        self._cursor += size
+        return Batch(images, self._data.train.labels[index], index, view, place)
 
 
 def _mix(seed: int, epoch: int) -> int:
@@ -224,10 +358,11 @@ def evaluate(model: ResNet, images: Images, data: Data, check: Check = unchecked
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=images.labels.device)
     said = []
-    for start in range(0, len(images), EVAL_BATCH):
+    size = EVAL_BATCHES[images.labels.device.type]
+    for start in range(0, len(images), size):
         check()
-        pixels = images.pixels[start : start + EVAL_BATCH].contiguous(memory_format=torch.channels_last)
-        labels = images.labels[start : start + EVAL_BATCH]
+        pixels = images.pixels[start : start + size].contiguous(memory_format=torch.channels_last)
+        labels = images.labels[start : start + size]
         logits = model(data.normalise(pixels))
         best = logits.topk(5, dim=1).indices
         said.append(best[:, 0])
@@ -239,14 +374,12 @@ def evaluate(model: ResNet, images: Images, data: Data, check: Check = unchecked
     return Score(total / len(images), 100 * right / len(images), 100 * among5 / len(images), torch.cat(said))
 
 
+_drawing = threading.Lock()  # weights are drawn from the one generator that all threads share
+
+
 def fresh_model(build: Callable[[], ResNet], seed: int, device: torch.device) -> ResNet:
     """A model whose weights follow from the seed alone, laid out for fast convolutions."""
-    with torch.random.fork_rng(devices=[]):
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.manual_seed(_mix(seed, 0))
         model = build()
-    return placed(model, device)
-
-
-def placed(model: ResNet, device: torch.device) -> ResNet:
-    """A model on its device, channels last."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -25,11 +25,12 @@ from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.graphs import use_own_stream
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
-from orchestrator.training import Answers, Check, Course, Score, evaluate, fresh_model, train
+from orchestrator.training import Answers, Check, Course, Score, evaluate, fresh_model, has_bfloat16, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,9 @@ class _Attempt:
     def _find_device(self) -> None:
         torch.set_num_threads(self._job.threads)
         self._device = torch.device("cuda" if self._job.gpus else "cpu")
+        if self._device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes never change: the fastest kernels are looked for once
+            use_own_stream(self._device)
         self._row = replace(self._row, device=_device_name(self._device))
 
     def check(self) -> None:
@@ -214,6 +218,7 @@ class _Attempt:
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
         course = Course.start(model, config)
         yield from self._resume(course)
+        self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
         self._course = course
@@ -221,6 +226,8 @@ class _Attempt:
         for record in train(course, loss, images, config, answers, self.check):
             self._epochs.append(record)
             self._keep(course)
+            if course.uncaptured and record is self._epochs[0]:
+                yield Notice(f"trains without CUDA graphs, and so more slowly: {course.uncaptured}")
             yield record
         return model
 
@@ -232,6 +239,9 @@ class _Attempt:
             return
         before = _row_or_none(self._storage, self._id)
         self._epochs = epochs
+        if course.arithmetic == "bfloat16" and not has_bfloat16(self._device):
+            course.arithmetic = "float32"
+            yield Notice("goes on in float32, as this device lacks the bfloat16 that it began in")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
         if before:
@@ -244,7 +254,7 @@ class _Attempt:
         if answers != self._job.trial.teacher_cache:
             trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
             self._job = replace(self._job, trial=trial)
-            self._row = replace(self._row, recipe=before.recipe)
+            self._row = _with_recipe(self._row, teacher_answers=answers)
 
     def _keep(self, course: Course) -> None:
         """Writes the epochs and a checkpoint, each where the last one is old enough."""
@@ -336,6 +346,10 @@ def _described(error: Exception) -> str:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
     return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
+
+
+def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
+    return replace(row, recipe=json.dumps({**json.loads(row.recipe), **facts}, sort_keys=True))
 
 
 def _device_name(device: torch.device) -> str:

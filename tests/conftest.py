@@ -31,6 +31,7 @@ TINY = TrialConfig(
     gamma=0.1,
     crop_padding=1,
     flip=False,
+    precision="float32",  # alike on machines with bfloat16
     limit_train=128,
     limit_test=100,
     holdout=0,

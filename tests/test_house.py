@@ -40,6 +40,8 @@ FLOORS = {
     "orchestrator.schema": 4,
     "orchestrator.leases": 4,
     "orchestrator.data": 5,
+    "orchestrator.slices": 5,
+    "orchestrator.graphs": 0,
     "orchestrator.report": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,

@@ -197,3 +197,36 @@ class TestContract:
 def test_reading_the_registry_does_not_import_torch() -> None:
     code = "import sys, models; models.parse('resnet_32_20'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# For inference.
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_a_folded_model_says_the_same(depth: int) -> None:
+    model = seeded(f"resnet_32_{depth}", 10)
+    images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)  # as after some training, for fresh ones change little
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    model(images)  # running means and variances of their own
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = model.folded()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        wanted, found = model.eval().embed(images), folded.embed(images)
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.pooled, wanted.pooled, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found.logits, seeded(f"resnet_32_{depth}", 10).eval()(images), atol=0.1)
+
+
+def test_the_head_reckons_in_full() -> None:
+    model = seeded("resnet_32_8", 10)
+    images = torch.randn(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model.embed(images)
+    assert {map_.dtype for map_ in outputs.maps} == {torch.bfloat16}
+    assert outputs.pooled.dtype == outputs.logits.dtype == torch.float32
+    assert torch.equal(outputs.logits, F.linear(outputs.pooled, model.fc.weight, model.fc.bias))

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from orchestrator import results, runner
+from orchestrator import data, results, runner
 from orchestrator.errors import Interrupted, RayLost, ResourceError, StorageError
 from orchestrator.leases import Lease, acquire
 from orchestrator.plan import PlannedTrial
@@ -131,6 +132,97 @@ def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_co
         TrialRecord
     ]
     assert set(results.read_states(storage).values()) == {State.FINISHED}
+
+
+# Side by side, as where trials share a GPU.
+
+
+def timeless(row: TrialRecord) -> TrialRecord:
+    then = datetime(2026, 1, 1, tzinfo=UTC)
+    return replace(row, seconds=0.0, images_per_second=0.0, start_time=then, end_time=then)
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets so many trials run at a time on the CPU too."""
+    return lambda count: monkeypatch.setattr(runner, "_at_a_time", lambda gpus: count)
+
+
+def test_trials_side_by_side_give_what_they_give_alone(
+    storage: Storage,
+    make_config: Make,
+    tmp_path: Path,
+    digits_storage: Storage,
+    side_by_side: Callable[[int], None],
+) -> None:
+    teacher = small(make_config, seed=1, epochs=2)
+    pupils = [replace(student(teacher, method), seed=seed) for method in ("st", "logit") for seed in (0, 1)]
+    configs = [teacher, *pupils, small(make_config, lr=0.2, weight_decay=0.0, epochs=3)]
+    run(storage, *configs)
+    together = Storage.at(tmp_path / "together")
+    together.prepare()
+    data.prepare("digits", None, together)
+    side_by_side(3)
+    seen = run(together, *configs)
+    kinds = [type(record) for _, record in seen]
+    assert kinds != sorted(kinds, key=str), "no trial began before another had ended"
+    first, second = (results.read_trials(each) for each in (storage, together))
+    assert list(map(timeless, second)) == list(map(timeless, first))
+    for config in configs:
+        name = storage.weights(config.trial_id())
+        assert storage.place.read(name) == together.place.read(name)
+
+
+def test_no_more_run_side_by_side_than_shall(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives: list[int] = []
+    train, live = runner.run_trial, set()
+
+    def watched(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        live.add(job.trial.trial_id)
+        for report in train(job, stopping):
+            lives.append(len(live))
+            if isinstance(report, TrialRecord):
+                live.discard(job.trial.trial_id)
+            yield report
+
+    monkeypatch.setattr(runner, "run_trial", watched)
+    side_by_side(2)
+    run(storage, *(small(make_config, seed=seed, epochs=2) for seed in range(5)))
+    assert max(lives) == 2
+    assert len(results.read_trials(storage)) == 5
+
+
+def test_a_stop_ends_all_that_run_side_by_side(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
+) -> None:
+    side_by_side(2)
+    configs = [small(make_config, seed=seed, epochs=200) for seed in range(3)]
+    with taken(storage, "launch-test") as lease:
+        order = Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
+        with pytest.raises(Interrupted):
+            run_inline(order, lambda job, record: order.stop.set(), print)
+    states = results.read_states(storage)
+    assert [states.get(config.trial_id()) for config in configs] == [State.STOPPED, State.STOPPED, None]
+
+
+def test_what_ends_one_thread_ends_the_launch(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        raise SystemError("a bug")
+        yield
+
+    monkeypatch.setattr(runner, "run_trial", broken)
+    side_by_side(2)
+    with pytest.raises(SystemError, match="a bug"):
+        run(storage, small(make_config), small(make_config, seed=1))
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
+def test_how_many_share_a_gpu(gpus: float, wanted: int) -> None:
+    assert runner._at_a_time(gpus) == wanted
 
 
 # The conductor, told by hand what its trials say.

@@ -10,14 +10,17 @@ import os
 import pickle
 import re
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from epochs import batches_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -26,15 +29,14 @@ from torch import Tensor
 import losses
 import models
 from models.resnet import ResNet
-from orchestrator import data, teacher, training
+from orchestrator import data, slices, teacher, training
 from orchestrator.data import Data
 from orchestrator.errors import TeacherError
 from orchestrator.leases import waiting
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage import Storage, read_json, write_json
-from orchestrator.teacher import LiveTeacher, TableTeacher
+from orchestrator.teacher import HostTable, LiveTeacher, TableTeacher
 from orchestrator.training import Answers, Course
-from orchestrator.views import ViewSpace
 
 CPU = torch.device("cpu")
 HALF = 2.0**-11  # the rounding to float16, relative
@@ -100,9 +102,8 @@ def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bo
     assert table.table.shape == (key.views, 128, {"logits": 10, "pooled": 64}[answers])
     assert table.table.dtype == torch.float16
     config = replace(taught.config, flip=flip)
-    padded = ViewSpace(1, flip).pad(taught.data.train.pixels)
     for epoch in (1, 2, 3):
-        for batch in training.batches(padded, taught.data, config, epoch):
+        for batch in batches_of(taught.data, config, epoch):
             stored, asked = table(batch), live(batch)
             assert stored.keys() == asked.keys() == {answers}
             assert stored[answers].dtype == torch.float32
@@ -113,8 +114,7 @@ def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bo
 def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
     model = teacher.load_teacher(taught.config, taught.storage, CPU)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    padded = ViewSpace(1, False).pad(taught.data.train.pixels)
-    batch = next(training.batches(padded, taught.data, taught.config, 1))
+    batch = batches_of(taught.data, taught.config)[0]
     said = LiveTeacher(model, ("logits", "pooled"))(batch)
     assert torch.equal(said["logits"], taught.model.embed(batch.images).logits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -201,8 +201,8 @@ def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pyt
 
 def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key = taught.key()
-    ask = teacher._ask_everything
-    monkeypatch.setattr(teacher, "_ask_everything", lambda *given: (0 * answers for answers in ask(*given)))
+    ask = teacher._Questions.ask
+    monkeypatch.setattr(teacher._Questions, "ask", lambda *given: bytes(len(ask(*given))))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
     assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
@@ -391,36 +391,147 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
 
 
 def open_at_once(
-    barrier: multiprocessing.synchronize.Barrier, log: Path, key: TableKey, config: TrialConfig, storage: Storage
+    barrier: multiprocessing.synchronize.Barrier,
+    log: Path,
+    key: TableKey,
+    config: TrialConfig,
+    storage: Storage,
+    pause: float = 0.0,
 ) -> None:
-    """What each of two processes does; every build leaves a file."""
+    """What each of several processes does; every slice that it builds leaves a file."""
     torch.set_num_threads(1)
-    build = teacher._build
+    slices.SLICE = 200
+    ask = teacher._Questions.ask
 
-    def counted(*given: Any) -> None:
-        (log / str(os.getpid())).touch()
-        build(*given)
+    def logged(self: teacher._Questions, start: int, end: int) -> bytes:
+        (log / f"{start}-{end}-{os.getpid()}").touch()
+        time.sleep(pause)  # so that a kill finds it at work
+        return ask(self, start, end)
 
-    teacher._build = counted  # type: ignore[assignment]
+    teacher._Questions.ask = logged  # type: ignore[method-assign]
     images = data.load(config, storage, CPU)
     barrier.wait(60)
     table = teacher.open_table(key, config, images, storage, CPU)
     assert table.table.shape == (9, 128, 10)
 
 
-def test_two_processes_build_it_once(taught: Taught, tmp_path: Path) -> None:
-    log = tmp_path / "builds"
-    log.mkdir()
+def started(taught: Taught, log: Path, count: int, pause: float = 0.0) -> list[BaseProcess]:
+    """Processes that have begun to look at the table."""
     context = multiprocessing.get_context("spawn")
-    given = (context.Barrier(2), log, taught.key(), taught.config, taught.storage)
-    processes = [context.Process(target=open_at_once, args=given) for _ in range(2)]
+    barrier = context.Barrier(count + 1)  # of which this process must hold one end until all have theirs
+    given = (barrier, log, taught.key(), taught.config, taught.storage, pause)
+    processes = [context.Process(target=open_at_once, args=given) for _ in range(count)]
     for process in processes:
         process.start()
+    barrier.wait(60)
+    return processes
+
+
+def test_several_processes_build_each_slice_once(taught: Taught, tmp_path: Path) -> None:
+    log = tmp_path / "builds"
+    log.mkdir()
+    processes = started(taught, log, 3, pause=0.05)
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert len(list(log.iterdir())) == 1
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    starts = sorted(int(path.name.split("-")[0]) for path in log.iterdir())
+    assert starts == list(range(0, 9 * 128, 200))
     assert taught.verify(taught.key()) < 0.01
+    names = [entry.name for entry in taught.storage.place.entries("teachers")]
+    assert names == sorted([taught.storage.table(taught.key()), taught.storage.table_facts(taught.key())])
+
+
+def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
+    log = tmp_path / "builds"
+    log.mkdir()
+    (process,) = started(taught, log, 1, pause=0.2)
+    while len(list(log.iterdir())) < 4:  # three slices are there by then, and the fourth is in hand
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    kept = [entry for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    assert len(kept) == 3
+    before = len(list(log.iterdir()))
+    (again,) = started(taught, log, 1)
+    again.join(60)
+    assert again.exitcode == 0
+    assert len(list(log.iterdir())) - before == 6 - 3
+    assert taught.verify(taught.key()) < 0.01
+
+
+def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = taught.key()
+    monkeypatch.setattr(slices, "SLICE", 200)
+    with pytest.raises(Halt):
+        teacher.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+    assert [entry.name for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    teacher.save_weights(fresh(1), taught.storage, key.teacher_id)
+    taught.open(key)
+    assert taught.verify(key) < 0.01
+    assert len(taught.storage.place.entries("teachers")) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
+def test_a_slice_of_another_size_is_built_anew(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    key, place = taught.key(), taught.storage.place
+    monkeypatch.setattr(slices, "SLICE", 200)
+    with pytest.raises(Halt):
+        teacher.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+    for entry in place.entries("teachers"):
+        place.write(entry.name, damage(place.read(entry.name)))
+    taught.open(key)
+    assert taught.verify(key) < 0.01
+
+
+def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, place = taught.key(), taught.storage.place
+    monkeypatch.setattr(slices, "SLICE", 200)
+    with pytest.raises(Halt):
+        teacher.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+    for entry in place.entries("teachers"):
+        place.write(entry.name, bytes(entry.size))
+    with pytest.raises(TeacherError, match="are not the teacher's"):
+        taught.open(key)
+    assert place.entries("teachers") == place.parts() == []
+    taught.open(key)
+    assert taught.verify(key) < 0.01
+
+
+class Halt(Exception):
+    """What `After` raises."""
+
+
+class After:
+    """A check that stops at its call of a number."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise Halt
+
+
+def test_a_table_on_the_host_answers_as_one_on_the_device(taught: Taught, make_config: MakeConfig) -> None:
+    config = make_config(method="logit", epochs=3, batch_size=50)
+    table = taught.open(taught.key())
+    assert isinstance(table, TableTeacher)
+    results = []
+    for answers in (table, HostTable(table.table, "logits", CPU)):
+        course = Course.start(fresh(5), config)
+        stopped = training.train(course, losses.build("logit"), taught.data, config, answers, After(5))
+        with pytest.raises(Halt):  # in the second epoch, in which another run goes on
+            list(stopped)
+        trained = training.train(course, losses.build("logit"), taught.data, config, answers)
+        records = [replace(record, seconds=0.0, images_per_second=0.0) for record in trained]
+        results.append((records, {name: tensor.clone() for name, tensor in course.tensors().items()}))
+    (first, weights), (second, others) = results
+    assert first == second and len(first) == 2
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
 # Weights.

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from epochs import batches_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,7 +22,7 @@ import models
 from models.resnet import Outputs, ResNet
 from orchestrator import data, training
 from orchestrator.data import Data
-from orchestrator.errors import DivergedError
+from orchestrator.errors import DivergedError, ResourceError
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage import Storage
 from orchestrator.teacher import no_answers
@@ -51,9 +52,7 @@ def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], ResNe
 
 
 def epoch_of(config: TrialConfig, storage: Storage, epoch: int = 1) -> list[Batch]:
-    images = load(config, storage)
-    padded = ViewSpace(config.crop_padding, config.flip).pad(images.train.pixels)
-    return list(training.batches(padded, images, config, epoch))
+    return batches_of(load(config, storage), config, epoch)
 
 
 def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
@@ -453,10 +452,63 @@ def test_momenta_are_laid_out_as_their_parameters(digits_storage: Storage, make_
         assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
 
-@pytest.mark.parametrize("function", [training.step, training.batches])
+@pytest.mark.parametrize("function", [training.step, training.Feed.take, training.Steps._work])
 def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not names & {"item", "cpu", "tolist", "numpy", "synchronize"}
     calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not calls & {"float", "int", "bool"}
+
+
+# What convolutions reckon in.
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_it", "wanted"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("float32", True, "float32"),
+        ("bfloat16", True, "bfloat16"),
+    ],
+)
+def test_precision_is_what_was_asked_or_what_the_device_has(
+    monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, wanted: str
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: has_it)
+    assert training.arithmetic_of(precision, CPU) == wanted
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
+    with pytest.raises(ResourceError, match="set precision: auto or float32"):
+        started(make_config(precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": 1}, True)],
+)
+def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], wanted: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+    assert training.has_bfloat16(CPU) is wanted
+
+
+def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=96, method="logit", lr=0.01)
+    trained = Training(config, digits_storage)
+    records = {}
+    for arithmetic in ("float32", "bfloat16"):
+        course = started(config)
+        course.arithmetic = arithmetic
+        ((record,), _) = trained.go_on(course, After())
+        records[arithmetic] = record
+        assert {parameter.dtype for parameter in course.model.parameters()} == {torch.float32}
+        assert {parameter.grad.dtype for parameter in course.model.parameters() if parameter.grad is not None} == {
+            torch.float32
+        }
+    full, half = records["float32"], records["bfloat16"]
+    assert half.train_loss != full.train_loss, "nothing was rounded"
+    assert half.train_loss == pytest.approx(full.train_loss, rel=0.01)
+    assert half.kd_loss == pytest.approx(full.kd_loss, rel=0.01)

@@ -149,8 +149,9 @@ def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: T
     assert row.last_acc == pytest.approx(percent(logits.argmax(1) == labels))
     assert row.top5 == pytest.approx(percent((logits.topk(5).indices == labels[:, None]).any(1)))
     assert row.last_acc <= row.top5 <= 100
-    answers = job.trial.teacher_cache  # which way the teacher was asked is told beside the recipe
-    assert json.loads(row.recipe) == json.loads(json.dumps({**config.recipe(), "teacher_answers": answers}))
+    # Which way the teacher was asked, and in what convolutions reckoned, is told beside the recipe.
+    chosen = {"teacher_answers": job.trial.teacher_cache, "arithmetic": "float32"}
+    assert json.loads(row.recipe) == json.loads(json.dumps({**config.recipe(), **chosen}))
 
 
 def test_a_base_trial(storage: Storage, make_config: MakeConfig) -> None:

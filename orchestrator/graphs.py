@@ -1,0 +1,63 @@
+"""Work on fixed tensors, which a GPU repeats as one CUDA graph: after a few runs no kernel waits for Python."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and allocate their workspaces
+_capturing = threading.Lock()  # one capture at a time in a process
+
+
+def use_own_stream(device: torch.device) -> None:
+    """Gives this thread a CUDA stream of its own: the default one cannot be captured, and serialises all who use it."""
+    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+class Repeated:
+    """A piece of work without arguments or result that always touches the same tensors.
+
+    On the CPU a call runs it. On a GPU the first few calls run it, then one is captured, and the others replay that;
+    a work whose capture fails goes on as it began, and `failure` says why. What is captured shares the memory of
+    `pool`, so pieces of one pool must not run side by side, nor leave anything in it for one another.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
+        self._work = work
+        self._runs_left = _WARM_UP if device.type == "cuda" else -1
+        self._pool = pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.failure: str | None = None
+
+    def __call__(self) -> None:
+        """Does the work once; on a GPU it is only queued by then."""
+        if self._runs_left == 0 and self._graph is None and self.failure is None:
+            self._capture()
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        self._work()
+        self._runs_left -= self._runs_left > 0
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on meanwhile, also with calls that would break a capture of theirs.
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+        )
+        try:
+            with _capturing, recording:
+                self._work()
+        except RuntimeError as error:
+            self.failure = (str(error).splitlines() or [type(error).__name__])[0]
+            return
+        self._graph = graph
+
+
+def new_pool(device: torch.device) -> Any:
+    """Memory that the graphs of one training share; None where there are no graphs."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None

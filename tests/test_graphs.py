@@ -1,0 +1,134 @@
+"""Work that a GPU repeats as a graph: what is run, captured and replayed, with a graph that this test plays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import graphs
+from orchestrator.graphs import Repeated
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+class Device:
+    """Takes down what a GPU would be told; a graph that is replayed does what was captured."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.capturing: list[Any] = []
+        self.failure: str | None = None
+
+    def work(self) -> None:
+        if self.capturing and self.failure:
+            raise RuntimeError(f"{self.failure}\nwith many more lines")
+        self.told.append("capture" if self.capturing else "run")
+
+    @contextmanager
+    def graph(self, graph: Any, **given: Any) -> Iterator[None]:
+        assert given["capture_error_mode"] == "thread_local" and given["stream"] == "mine" and given["pool"] == (0, 1)
+        self.capturing.append(graph)
+        try:
+            yield
+        finally:
+            self.capturing.pop()
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+
+    class Graph:
+        def replay(self) -> None:
+            device.told.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", device.graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "mine")
+    return device
+
+
+def repeated(device: Device, calls: int) -> Repeated:
+    found = Repeated(device.work, GPU, (0, 1))
+    for _ in range(calls):
+        found()
+    return found
+
+
+def test_a_gpu_runs_then_captures_then_replays(device: Device) -> None:
+    work = repeated(device, 6)
+    # A capture does nothing itself: the call in which it is made replays it at once.
+    assert device.told == ["run", "run", "run", "capture", "replay", "replay", "replay"]
+    assert work.failure is None
+
+
+def test_every_call_does_the_work_once(device: Device) -> None:
+    for calls in range(1, 7):
+        device.told.clear()
+        repeated(device, calls)
+        assert len([word for word in device.told if word != "capture"]) == calls
+
+
+def test_what_cannot_be_captured_goes_on_without(device: Device) -> None:
+    device.failure = "operation not permitted when stream is capturing"
+    work = repeated(device, 6)
+    assert device.told == ["run"] * 6
+    assert work.failure == device.failure
+
+
+def test_a_cpu_runs_it_every_time(device: Device) -> None:
+    work = Repeated(device.work, CPU, None)
+    for _ in range(6):
+        work()
+    assert device.told == ["run"] * 6
+    assert work.failure is None and graphs.new_pool(CPU) is None
+    graphs.use_own_stream(CPU)  # there is none to be had
+
+
+def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Barrier(2, timeout=0.2)
+
+    @contextmanager
+    def graph(graph: Any, **given: Any) -> Iterator[None]:
+        with pytest.raises(threading.BrokenBarrierError):
+            inside.wait()  # for another one, which does not come
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            repeated(device, 4)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failed == [] and device.told.count("replay") == 2
+
+
+def test_a_thread_leaves_the_default_stream_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: dict[str, str] = {"stream": "default"}
+    made: list[str] = []
+
+    def make(device: torch.device) -> str:
+        made.append(f"own {len(made)}")
+        return made[-1]
+
+    setting: Callable[[str], None] = lambda stream: current.update(stream=stream)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current["stream"])
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    monkeypatch.setattr(torch.cuda, "set_stream", setting)
+    graphs.use_own_stream(GPU)
+    graphs.use_own_stream(GPU)
+    assert made == ["own 0"] and current["stream"] == "own 0"
