@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test chaos lint docs lock clean
+.PHONY: setup demo table test chaos bench lint docs lock clean
 
 setup: .venv/ready
 
@@ -23,6 +23,16 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/kdctl launch examples/digits.yaml
 
+# The published table: trains what is not finished of experiments.yaml, and prints its figures beside the published
+# ones in Markdown. The same command goes on after a stop; what the launch says goes to standard error.
+#   make table DATA=./data                                                            the whole study
+#   make table DATA=./data SET="--set recipe.epochs=2 --set recipe.limit_train=512"   a small try
+#   make table DATA=./data STORAGE=s3://bucket/folder OUT=docs/results/NAME           kept, page and rows
+table: STORAGE ?= $(or $(KDCTL_STORAGE),runs)
+table: setup
+	$(BIN)/kdctl launch experiments.yaml $(if $(DATA),--data "$(DATA)") --storage "$(STORAGE)" $(SET) >&2
+	$(BIN)/python bench/published.py "$(STORAGE)" $(SET) $(if $(OUT),--out "$(OUT)")
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -31,6 +41,21 @@ test: setup
 chaos: setup
 	$(BIN)/python tests/chaos.py
 	if [ "$$(id -u)" = 0 ]; then $(BIN)/python tests/hosts.py; else echo "not root: tests/hosts.py was not run"; fi
+
+# Every measurement, as Markdown; each can be run by itself, and says at its top what it measures and with what options.
+#   make bench DATA=./data
+# One that misses what is wanted of it does not keep the others from running; the command fails at the end.
+bench: $(if $(DATA),setup)
+	@[ -n "$(DATA)" ] || { echo "name the folder that holds CIFAR-10 (or is to): make bench DATA=./data" >&2; exit 2; }
+	@status=0; run() { echo "## bench/$$1"; echo; $(BIN)/python "bench/$$@" || status=1; echo; }; \
+	run compare.py --data "$(DATA)"; \
+	run table.py --dataset cifar10 --data "$(DATA)"; \
+	run checkpoints.py; \
+	run overhead.py; \
+	run planning.py; \
+	run startup.py; \
+	run reading.py; \
+	exit $$status
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,8 +23,8 @@ from orchestrator.training import Course, fresh_model
 
 CONFIG = TrialConfig(
     method="base", dataset="cifar100", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1,
-    momentum=0.9, weight_decay=1e-4, milestones=(100, 150), gamma=0.1, crop_padding=4, flip=True, limit_train=None,
-    limit_test=None, holdout=0,
+    momentum=0.9, weight_decay=1e-4, milestones=(100, 150), gamma=0.1, crop_padding=4, flip=True, precision="auto",
+    limit_train=None, limit_test=None, holdout=0,
 )  # fmt: skip
 EPOCHS = [
     EpochRecord(epoch, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3) for epoch in range(1, 201)

@@ -167,6 +167,7 @@ CHANGES: dict[str, Any] = {
     "gamma": 0.2,
     "crop_padding": 3,
     "flip": False,
+    "precision": "float32",
     "limit_train": 100,
     "limit_test": 100,
     "holdout": 1,

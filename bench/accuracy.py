@@ -1,0 +1,287 @@
+"""Whether speed costs accuracy: every fast path against the plain float32 recipe, on the same seeds and images.
+
+python bench/accuracy.py --data DIR [--device cpu|cuda] [--seeds 5] [--epochs 10] [--images 4000] [--test 2000]
+
+The plain recipe is written out here: float32, PyTorch's own layout, its plain SGD, a live teacher, the images and
+views that kdctl draws for the same seed. Beside it train, with the same weights to begin with: kdctl in float32 with
+the table of the same teacher, and kdctl in bfloat16 with that table. Where the device does not multiply in bfloat16,
+its rounding is put into float32 (`Rounded`: inputs, weights, results and gradients of every convolution, norm and
+sum), which is what such devices compute but for the order of sums; the row then says "rounded as".
+
+The first column of figures is the largest relative difference of the loss to the plain recipe's in the first steps.
+The last is the paired difference of the final accuracies, with its 95 % interval: it should hold nought.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import as_a_trial, device_of, headline, parser_of, planned, positive, run
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import losses
+import models
+from models.resnet import BasicBlock, Outputs, ResNet
+from orchestrator import data
+from orchestrator.data import Data
+from orchestrator.plan import PlannedTrial
+from orchestrator.records import TrialConfig
+from orchestrator.storage import Storage
+from orchestrator.teacher import load_teacher, no_answers, open_table, save_weights
+from orchestrator.training import (
+    Answers,
+    Course,
+    Feed,
+    evaluate,
+    fresh_model,
+    has_bfloat16,
+    learning_rate,
+    set_rate,
+    step,
+    train,
+)
+
+STEPS = 5  # whose losses are compared one by one
+STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 95 %, by n
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].bfloat16().float()
+
+
+def rounded(x: Tensor) -> Tensor:
+    """A tensor as bfloat16 would hold it; its gradient likewise."""
+    return _Round.apply(x)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class Rounded(nn.Module):
+    """A network that computes in float32 what a device with bfloat16 computes."""
+
+    def __init__(self, model: ResNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def embed(self, x: Tensor) -> Outputs:
+        """As the model's own."""
+        model = self.model
+        x = F.relu(self._normed(rounded(x), model.conv1, model.bn1))
+        for block in (module for module in model.modules() if isinstance(module, BasicBlock)):
+            y = F.relu(self._normed(x, block.conv1, block.bn1))
+            y = self._normed(y, block.conv2, block.bn2)
+            short = self._normed(x, *block.downsample) if len(block.downsample) else x
+            x = F.relu(rounded(y + short))
+        pooled = x.mean(dim=(2, 3))
+        return Outputs(model.fc(pooled), pooled, ())
+
+    @staticmethod
+    def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+        assert isinstance(convolution, nn.Conv2d)
+        weight = rounded(convolution.weight)
+        y = rounded(F.conv2d(x, weight, stride=convolution.stride, padding=convolution.padding))
+        return rounded(norm(y))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The losses of the first steps, and the final accuracy in percent."""
+
+    losses: tuple[float, ...]
+    acc: float
+
+
+def fresh(config: TrialConfig, images: Data) -> ResNet:
+    """The model that kdctl begins with."""
+    build = partial(models.build, config.student, images.facts.classes)
+    return fresh_model(build, config.seed, images.train.labels.device)
+
+
+Recipe = Callable[[TrialConfig], Outcome]
+
+
+def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
+    """The recipe as anybody would write it."""
+
+    def trained(config: TrialConfig) -> Outcome:
+        model = _contiguous(fresh(config, images))
+        live = _contiguous(teacher)
+        optimizer = torch.optim.SGD(
+            model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        feed = Feed(images, config)
+        seen: list[float] = []
+        for epoch in range(1, config.epochs + 1):
+            optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
+            feed.prepare(epoch)
+            feed.begin()
+            model.train()
+            for size in feed.sizes():
+                batch = feed.take(size)
+                logits = model(batch.images.contiguous())
+                with torch.no_grad():
+                    said = live(batch.images.contiguous())
+                loss = F.cross_entropy(logits, batch.labels) + F.mse_loss(logits, said)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if epoch == 1 and len(seen) < STEPS:
+                    seen.append(loss.item())
+        return Outcome(tuple(seen), evaluate(model, images.test, images).acc)
+
+    return trained
+
+
+def _contiguous(model: ResNet) -> ResNet:
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def fast(trial: PlannedTrial, images: Data, answers: Answers, arithmetic: str) -> Recipe:
+    """kdctl's own steps."""
+    loss = losses.build("logit")
+    device = images.train.labels.device
+    is_rounded = arithmetic == "bfloat16" and not has_bfloat16(device)
+
+    def started(config: TrialConfig) -> Course:
+        course = Course.start(fresh(config, images), replace(config, precision="float32"))
+        course.arithmetic = "float32" if is_rounded else arithmetic
+        if is_rounded:
+            wrapped: Any = Rounded(course.model)
+            course.model = wrapped
+        return course
+
+    def trained(config: TrialConfig) -> Outcome:
+        course, feed = started(config), Feed(images, config)
+        seen: list[float] = []
+        feed.prepare(1)
+        feed.begin()
+        set_rate(course.optimizer, learning_rate(config, 1))
+        course.model.train()
+        for size in list(feed.sizes())[:STEPS]:
+            batch = feed.take(size)
+            step(course, loss, batch, answers(batch))
+            seen.append(course.sums[0].item() / size)
+            course.sums.zero_()
+        course = started(config)
+        model: Any = course.model
+        inner = model.model if is_rounded else model
+        for _ in _epochs(course, config, images, answers):
+            pass
+        return Outcome(tuple(seen), evaluate(inner, images.test, images).acc)
+
+    return trained
+
+
+def _epochs(course: Course, config: TrialConfig, images: Data, answers: Answers) -> Iterator[None]:
+    """Trains without the tests between epochs, which a `Rounded` model has no part in."""
+    loss, feed = losses.build("logit"), Feed(images, config)
+    for epoch in range(1, config.epochs + 1):
+        set_rate(course.optimizer, learning_rate(config, epoch))
+        feed.prepare(epoch)
+        feed.begin()
+        course.model.train()
+        for size in feed.sizes():
+            batch = feed.take(size)
+            step(course, loss, batch, answers(batch))
+        yield
+
+
+def taught(trial: PlannedTrial, images: Data, storage: Storage) -> ResNet:
+    """The teacher, trained as every teacher is."""
+    config = trial.config.teacher
+    assert config
+    course = Course.start(fresh(config, images), config)
+    for record in train(course, losses.build("base"), images, config, no_answers):
+        accuracy = record.test_acc
+    save_weights(course.model, storage, config.trial_id())
+    print(f"The teacher, {config.student}, has {accuracy:.2f} %.", end="\n\n", flush=True)
+    return load_teacher(config, storage, images.train.labels.device)
+
+
+def report(paths: dict[str, Recipe], config: TrialConfig, seeds: int) -> None:
+    """Trains by every path on every seed, and prints how they compare with the first one."""
+    found: dict[str, list[Outcome]] = {name: [] for name in paths}
+    for seed in range(seeds):
+        for name, path in paths.items():
+            found[name].append(path(replace(config, seed=seed)))
+            print(f"seed {seed}, {name}: {found[name][-1].acc:.2f} %", file=sys.stderr, flush=True)
+    base = next(iter(found.values()))
+    print(
+        "| path | loss of the first steps, largest relative difference | final accuracy, mean ± std | difference | n |"
+    )
+    print("| --- | --- | --- | --- | --- |")
+    for name, outcomes in found.items():
+        apart = max(
+            abs(a / b - 1) for o, p in zip(outcomes, base, strict=True) for a, b in zip(o.losses, p.losses, strict=True)
+        )
+        accuracies = [outcome.acc for outcome in outcomes]
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if seeds > 1 else ""
+        pairs = [outcome.acc - plain_.acc for outcome, plain_ in zip(outcomes, base, strict=True)]
+        mean = f"{statistics.mean(accuracies):.2f}{spread}"
+        print(f"| {name} | {apart:.1e} | {mean} | {_interval(pairs)} | {seeds} |")
+
+
+def _interval(pairs: Sequence[float]) -> str:
+    if not any(pairs):
+        return "0"
+    mean = f"{statistics.mean(pairs):+.2f}"
+    if len(pairs) not in STUDENT_T:
+        return mean
+    return f"{mean} ± {STUDENT_T[len(pairs)] * statistics.stdev(pairs) / math.sqrt(len(pairs)):.2f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = parser_of(__doc__, repeats=5)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of CIFAR-10; digits where it is left out")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--epochs", type=positive, default=10)
+    parser.add_argument("--images", type=positive, default=4000)
+    parser.add_argument("--test", type=positive, default=2000)
+    parser.add_argument("--student", default="resnet_32_8")
+    parser.add_argument("--teacher", default="resnet_32_14")
+    options = parser.parse_args(arguments)
+    device = device_of(parser, options.device)
+    trial = planned("cifar10" if options.data else "digits", options.student, options.teacher, options.images)
+    teacher_config = trial.config.teacher
+    table_key = trial.table
+    assert teacher_config and table_key
+    shorter = {"epochs": options.epochs, "milestones": (options.epochs * 3 // 4,), "limit_test": options.test}
+    teacher_config = replace(teacher_config, **shorter, crop_padding=1)
+    config = replace(trial.config, **shorter, crop_padding=1, teacher=teacher_config)
+    trial = replace(trial, config=config, teacher_id=teacher_config.trial_id())
+    key = replace(table_key, teacher_id=teacher_config.trial_id(), crop_padding=1)  # 18 views: a table in no time
+    print(headline(device), end="\n\n")
+    with tempfile.TemporaryDirectory() as place, as_a_trial(device):
+        storage = Storage.at(place)
+        storage.prepare()
+        data.prepare(config.dataset, options.data, storage)
+        images = data.load(config, storage, device)
+        teacher = taught(trial, images, storage)
+        table = open_table(key, teacher_config, images, storage, device)
+        half = "bfloat16" if has_bfloat16(device) else "rounded as bfloat16"
+        paths = {
+            "plain float32, live teacher": plain(trial, images, teacher),
+            "kdctl, float32, table": fast(trial, images, table, "float32"),
+            f"kdctl, {half}, table": fast(trial, images, table, "bfloat16"),
+        }
+        report(paths, config, options.seeds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

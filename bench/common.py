@@ -1,0 +1,142 @@
+"""What the benchmarks of training and of tables share: options, plans, clocks, and how their figures are told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from machine import described
+
+import models
+from models.resnet import ResNet
+from orchestrator.datasets import DATASETS
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
+from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.spec import load_study
+from orchestrator.training import fresh_model
+
+TEST_IMAGES = 100  # a test has no part in what is measured
+
+STUDY = """\
+study: bench
+recipe: {{batch_size: {batch_size}, limit_train: {images}, limit_test: {test}}}
+experiments:
+  - {{method: logit, dataset: {dataset}, student: {student}, teacher: {teacher}, teacher_cache: table}}
+"""
+
+
+def planned(dataset: str, student: str, teacher: str, images: int, batch_size: int = 128) -> PlannedTrial:
+    """A student of a table as a plan has it, everything else at its default. Raises StudyError, as a plan does."""
+    values = {"dataset": dataset, "student": student, "teacher": teacher, "images": images, "batch_size": batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "bench.yaml")
+        file.write_text(STUDY.format(**values, test=TEST_IMAGES))
+        (trial,) = (trial for trial in make_plan(load_study(file)).trials if trial.role == "student")
+    return trial
+
+
+def fresh(name: str, dataset: str, device: torch.device) -> ResNet:
+    """A model with the weights of seed 0, laid out as kdctl has it."""
+    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), 0, device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given, so that a clock sees it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def as_a_trial(device: torch.device) -> Iterator[None]:
+    """Sets on a GPU what a trial sets before it begins, and takes it back: who else runs here has torch's defaults."""
+    if device.type == "cpu":
+        yield
+        return
+    synchronise(device)
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # the default one cannot be captured
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        synchronise(device)
+        torch.backends.cudnn.benchmark = before
+
+
+def headline(device: torch.device) -> str:
+    """One line on the hardware, on what of it torch uses, and on the versions."""
+    facts = torch.cpu.get_capabilities()
+    capabilities = [torch.backends.cpu.get_cpu_capability().lower()]
+    capabilities += [name for name in ("avx512_bf16", "amx_bf16") if facts.get(name)]
+    line = f"{described()}; torch uses {', '.join(capabilities)}, {torch.get_num_threads()} threads"
+    gpu = f"; {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else ""
+    return f"{line}; on {device.type}{gpu}"
+
+
+def spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """The median and, in brackets, the least and the most."""
+    median, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    return f"{median} [{least}–{most}]"
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Each figure by the one that was measured beside it."""
+    return [one / other for one, other in zip(above, below, strict=True)]
+
+
+def pairs(
+    left: Callable[[], float], right: Callable[[], float], repeats: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both figures, by turns, so that a machine that grows slower does so for both."""
+    measured = [(left(), right()) for _ in range(repeats)]
+    return tuple(one for one, _ in measured), tuple(other for _, other in measured)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return number
+
+
+def parser_of(doc: str | None, repeats: int = 5) -> argparse.ArgumentParser:
+    """A parser with the options that all have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one, unless told otherwise")
+    parser.add_argument("--repeats", type=positive, default=repeats, help="(default: %(default)s)")
+    return parser
+
+
+def device_of(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
+    """The device that is asked for, or the one that is there; torch uses every core from now on."""
+    if name == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; leave out --device, or say --device cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def run(main: Callable[[], int]) -> int:
+    """The exit code of a command line: an error that a person can act on is one message and a code, no traceback."""
+    try:
+        return main()
+    except KdctlError as error:
+        print(masked(str(error)), file=sys.stderr)
+        return error.exit_code
+    except torch.OutOfMemoryError:
+        print("the GPU has too little memory for this; give fewer --images", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED

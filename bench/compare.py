@@ -1,0 +1,145 @@
+"""How fast kdctl trains against a plain research script, on the same images, with the same models.
+
+python bench/compare.py --data DIR [--device cpu|cuda] [--repeats 5] [--images N] [--batch-size 128] [--deep]
+
+The plain script is bench/plain.py, its teacher live. kdctl's student asks a table, or where a row says so nobody. Both
+are measured by turns, each time afresh and after a warm-up: of kdctl one whole epoch, that before it and the test left
+out. A ratio is kdctl's figure by the one measured just before it. Not in it: the table, which is built once for all
+students of a teacher (bench/table.py).
+
+Ends with 1 where a student of a table is more than 2 % slower than one without a teacher.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import plain
+import torch
+from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, planned, positive, ratios, run, spread
+
+import losses
+import models
+from orchestrator import data
+from orchestrator.data import Data
+from orchestrator.records import TrialConfig, view_count
+from orchestrator.storage import Storage
+from orchestrator.teacher import TableTeacher, no_answers
+from orchestrator.training import Answers, Course, train
+
+DATASET = "cifar10"
+SMALL, DEEP = "resnet_32_20", "resnet_32_110"
+FREE_CASE = "kdctl 20, no teacher (in plain's place); kdctl 20, table"
+IMAGES = {"cpu": 2560, "cuda": 25_600}
+FREE = 0.02  # how much slower a table may make a student
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two ways to train a student; the second one is kdctl with a table."""
+
+    name: str
+    first: Callable[[], float]  # images a second
+    second: Callable[[], float]
+
+
+def plain_speed(student: str, teacher: str, images: Data, config: TrialConfig, device: torch.device) -> float:
+    """Images a second of the plain script."""
+    # Fresh weights throughout: what a model has learned does not change how long it takes.
+    built = [models.build(name, images.facts.classes) for name in (student, teacher)]
+    return plain.images_per_second(built[0], built[1], images, len(images.train), config.batch_size, device)
+
+
+def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
+    """A table of arbitrary answers: what they are does not change how long it takes to look them up."""
+    views = view_count(config.crop_padding, config.flip)
+    shape = (views, len(images.train), images.facts.classes)
+    # Drawn and not zero: memory that is nothing but zeros may be one page, and always in the cache.
+    return TableTeacher(torch.empty(shape, dtype=torch.float16, device=device).uniform_(-1, 1), "logits")
+
+
+def kdctl_speed(
+    method: str, student: str, images: Data, config: TrialConfig, answers: Answers, device: torch.device
+) -> float:
+    """Images a second of kdctl's second epoch; the first one is the warm-up."""
+    with as_a_trial(device):
+        course = Course.start(fresh(student, config.dataset, device), config)
+        # Of many epochs, so that what the second one does for the third is in its time.
+        epochs = train(course, losses.build(method), images, config, answers)
+        next(epochs)
+        return next(epochs).images_per_second
+
+
+def cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool) -> Iterator[Case]:
+    """What is compared."""
+    table = table_of(images, config, device)
+
+    def by_script(student: str, teacher: str) -> Callable[[], float]:
+        return partial(plain_speed, student, teacher, images, config, device)
+
+    def by_table(student: str) -> Callable[[], float]:
+        return partial(kdctl_speed, "logit", student, images, config, table, device)
+
+    alone = partial(kdctl_speed, "base", SMALL, images, config, no_answers, device)
+    yield Case("plain 20 ← 20 live; kdctl 20, table", by_script(SMALL, SMALL), by_table(SMALL))
+    yield Case("plain 20 ← 110 live; kdctl 20, table", by_script(SMALL, DEEP), by_table(SMALL))
+    yield Case(FREE_CASE, alone, by_table(SMALL))
+    if is_deep:
+        yield Case("plain 110 ← 110 live; kdctl 110, table", by_script(DEEP, DEEP), by_table(DEEP))
+
+
+def compare(chosen: Iterable[Case], repeats: int) -> dict[str, float]:
+    """Measures all cases and prints a line for each; gives their median ratios by name."""
+    print("| case | plain img/s, median [min–max] | kdctl img/s, median [min–max] | ratio, median [min–max] | n |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    medians = {}
+    for case in chosen:
+        first, second = pairs(case.first, case.second, repeats)
+        quotients = ratios(second, first)
+        columns = [case.name, spread(first), spread(second), spread(quotients, ".3f"), str(repeats)]
+        print(f"| {' | '.join(columns)} |", flush=True)
+        medians[case.name] = statistics.median(quotients)
+    return medians
+
+
+def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
+    """CIFAR-10 from a data folder. Raises DataError where it is not there whole."""
+    with tempfile.TemporaryDirectory() as place:
+        storage = Storage.at(place)
+        storage.prepare()
+        data.prepare(config.dataset, folder, storage)
+        return data.load(config, storage, device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Ends with 1 where a table makes a student slower than it may."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of CIFAR-10")
+    parser.add_argument(
+        "--images",
+        type=positive,
+        help=f"of an epoch (default: {IMAGES['cpu']:,} on the CPU, {IMAGES['cuda']:,} on a GPU)",
+    )
+    parser.add_argument("--batch-size", type=positive, default=128, help="(default: %(default)s)")
+    parser.add_argument("--deep", action="store_true", help="also a ResNet-110 of a ResNet-110")
+    options = parser.parse_args(arguments)
+    device = device_of(parser, options.device)
+    count = options.images or IMAGES[device.type]
+    config = planned(DATASET, SMALL, SMALL, count, options.batch_size).config
+    images = load(options.data, config, device)
+    print(headline(device), end="\n\n")
+    print(f"{count:,} images an epoch, in batches of {options.batch_size}.", end="\n\n")
+    medians = compare(cases(images, config, device, options.deep), options.repeats)
+    is_free = medians[FREE_CASE] >= 1 - FREE
+    print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; at most {FREE:.0%} is wanted.")
+    return int(not is_free)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

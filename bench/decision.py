@@ -1,0 +1,240 @@
+"""Whether a plan takes the faster of table and live teacher: its choice beside measured times.
+
+python bench/decision.py [--dataset cifar10 --data DIR] [--images N] [--repeats N] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import losses
+import models
+from models.resnet import ResNet
+from orchestrator import data, teacher
+from orchestrator.data import Data
+from orchestrator.datasets import DATASETS
+from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.records import EpochRecord, view_count
+from orchestrator.report import Statistic
+from orchestrator.spec import load_study
+from orchestrator.storage import Storage
+from orchestrator.training import Answers, Course, fresh_model, train
+
+RUN = 10  # epochs that are really trained both ways
+EPOCHS = (RUN, 100, 1000)
+TEST_IMAGES = 100  # a test costs both ways the same
+CHECKED = 1000  # views that a table is checked with, however many it holds
+TOLERANCE = 0.10  # a choice so little slower than the other is none that anybody notices
+
+STUDY = """\
+study: decision
+recipe: {{epochs: {epochs}, crop_padding: {padding}, flip: {flip}, limit_train: {images}, limit_test: {test}}}
+experiments:
+  - {{method: logit, dataset: {dataset}, student: {student}, teacher: {teacher}, teacher_cache: {cache}}}
+"""
+
+LEGEND = """\
+Measured. `pays from` is the first number of epochs for which the table is the faster way: for the images that were
+measured, and computed for the whole training set, as every table is checked with 1,000 views, which a small one feels.
+`plan: from` is where the plan takes the table.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A student under a teacher, on so many images with so many views each."""
+
+    dataset: str
+    images: int
+    student: str
+    teacher: str
+    padding: int
+    flip: bool
+
+    def __str__(self) -> str:
+        return f"{self.student} ← {self.teacher} | {view_count(self.padding, self.flip)}"
+
+    def planned(self, epochs: int, cache: str = "auto") -> PlannedTrial:
+        """The student as a plan has it, for an empty storage."""
+        values = {name: getattr(self, name) for name in ("dataset", "images", "student", "teacher", "padding")}
+        text = STUDY.format(**values, flip=str(self.flip).lower(), epochs=epochs, cache=cache, test=TEST_IMAGES)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "study.yaml")
+            file.write_text(text)
+            (student,) = (trial for trial in make_plan(load_study(file)).trials if trial.role == "student")
+        return student
+
+
+@dataclass
+class Way:
+    """Seconds of one way to ask: what comes before the first epoch, each epoch, and each run from end to end."""
+
+    before: list[float] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
+    runs: list[float] = field(default_factory=list)
+
+    def computed(self, epochs: int) -> float:
+        """Seconds of a run of so many epochs, from the medians of its parts."""
+        return statistics.median(self.before) + epochs * statistics.median(self.epochs)
+
+
+class Run:
+    """A run one way, which can pause after each epoch. Its clock stands still meanwhile."""
+
+    def __init__(self, trial: PlannedTrial, images: Data, device: torch.device) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._trial = trial
+        self._images = images
+        self._device = device
+        assert trial.config.teacher and trial.teacher_id
+        storage = Storage.at(self._folder.name)
+        storage.prepare()
+        # What a teacher has learned does not change how long it takes to ask it.
+        taught = _fresh(trial.config.teacher.student, trial, device)
+        teacher.save_weights(taught, storage, trial.teacher_id)
+        start = time.perf_counter()
+        self._epochs = self._start(storage)
+        self.before = time.perf_counter() - start
+        self.epochs: list[float] = []
+
+    def _start(self, storage: Storage) -> Iterator[EpochRecord]:
+        config, asked = self._trial.config, self._trial.config.teacher
+        assert asked
+        answers: Answers
+        if self._trial.table is not None:
+            answers = teacher.open_table(self._trial.table, asked, self._images, storage, self._device)
+        else:
+            needs = losses.METHODS[config.method].needs(dict(config.options))
+            answers = teacher.LiveTeacher(teacher.load_teacher(asked, storage, self._device), needs)
+        course = Course.start(_fresh(config.student, self._trial, self._device), config)
+        loss = losses.build(config.method, **dict(config.options))
+        return train(course, loss, self._images, config, answers)
+
+    def advance(self) -> None:
+        """Trains one epoch."""
+        start = time.perf_counter()
+        next(self._epochs)
+        self.epochs.append(time.perf_counter() - start)
+
+    def end(self) -> None:
+        """Removes its storage."""
+        self._folder.cleanup()
+
+
+def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> ResNet:
+    return fresh_model(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
+
+
+def measure(case: Case, images: Data, device: torch.device, repeats: int) -> dict[str, Way]:
+    """Runs both ways from end to end, an epoch of one and an epoch of the other by turns."""
+    ways = {"live": Way(), "table": Way()}
+    warm = Run(case.planned(RUN, "live"), images, device)
+    warm.advance()
+    warm.end()
+    for _ in range(repeats):
+        runs = {name: Run(case.planned(RUN, name), images, device) for name in ways}
+        for _ in range(RUN):
+            for run in runs.values():
+                run.advance()
+        for name, run in runs.items():
+            ways[name].before.append(run.before)
+            ways[name].epochs += run.epochs
+            ways[name].runs.append(run.before + sum(run.epochs))
+            run.end()
+    return ways
+
+
+def parts(case: Case, ways: dict[str, Way]) -> str:
+    """A line of the table of what was measured."""
+    live, table = ways["live"], ways["table"]
+    gain = statistics.median(live.epochs) - statistics.median(table.epochs)
+    cost = statistics.median(table.before) - statistics.median(live.before)
+    measured = [_shown(live.epochs), _shown(table.epochs), _shown(table.before)]
+    views, whole = view_count(case.padding, case.flip), DATASETS[case.dataset].train
+    asked = (views * whole + CHECKED) / (views * case.images + CHECKED)  # times as many answers, of all images
+    scaled = _pays(cost * asked, gain * whole / case.images)
+    return f"| {case} | {' | '.join(measured)} | {_pays(cost, gain)} | {scaled} | {views + 1} |"
+
+
+def _pays(cost: float, gain: float) -> str:
+    """From how many epochs on a table pays that costs so much, and saves so much an epoch."""
+    return f"{math.floor(cost / gain) + 1:,}" if gain > 0 else "never"
+
+
+def _shown(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.median(values):.3f}{spread} (n={len(values)})"
+
+
+def judged(case: Case, ways: dict[str, Way], epochs: int) -> tuple[str, float]:
+    """A line of the table of choices, and by what share the plan's choice is slower than the other one."""
+    is_run = epochs == RUN
+    seconds = {name: statistics.median(way.runs) if is_run else way.computed(epochs) for name, way in ways.items()}
+    says = case.planned(epochs).teacher_cache
+    assert says
+    faster = min(seconds, key=seconds.__getitem__)
+    loss = seconds[says] / seconds[faster] - 1
+    shown = [_runs(ways[name]) if is_run else f"{seconds[name]:.1f}" for name in ("live", "table")]
+    agrees = "yes" if says == faster else f"no, {loss:.1%} slower"
+    figures = "measured" if is_run else "computed"
+    return f"| {case} | {epochs:,} | {' | '.join(shown)} | {faster} | {says} | {agrees} | {figures} |", loss
+
+
+def _runs(way: Way) -> str:
+    spread = statistics.stdev(way.runs) if len(way.runs) > 1 else None
+    return str(Statistic(statistics.median(way.runs), spread, len(way.runs)))
+
+
+def main() -> int:
+    """The command line. Ends with 1 where the plan's choice is slower by more than TOLERANCE."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=DATASETS, default="digits")
+    parser.add_argument("--data", type=Path, help="the folder of CIFAR-10 and CIFAR-100")
+    parser.add_argument("--images", type=int, default=1000, help="training images (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs each way (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = [
+        Case(options.dataset, options.images, "resnet_32_8", asked, padding, flip)
+        for asked in ("resnet_32_8", "resnet_32_20")
+        for padding, flip in ((4, True), (1, False))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(folder)
+        storage.prepare()
+        data.prepare(options.dataset, options.data, storage)
+        images = data.load(cases[0].planned(RUN).config, storage, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {options.threads} threads"
+    print(f"{options.images:,} images of {options.dataset}, {name}, torch {torch.__version__}; medians ± std.\n")
+    return _report({case: measure(case, images, device, options.repeats) for case in cases})
+
+
+def _report(measured: dict[Case, dict[str, Way]]) -> int:
+    print(LEGEND)
+    header = "s an epoch, live | s an epoch, table | s to build | pays from | of all images | plan: from"
+    print(f"| student ← teacher | views | {header} |")
+    print("|" + " --- |" * 8)
+    print("\n".join(parts(case, ways) for case, ways in measured.items()))
+    print(f"\n{RUN} epochs were run from end to end both ways; the rest is computed from the medians above.\n")
+    print("| student ← teacher | views | epochs | live s | table s | faster | plan says | agrees | figures |")
+    print("|" + " --- |" * 9)
+    lines = [judged(case, ways, epochs) for case, ways in measured.items() for epochs in EPOCHS]
+    print("\n".join(line for line, _ in lines))
+    return int(max(loss for _, loss in lines) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

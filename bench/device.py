@@ -1,0 +1,266 @@
+"""What the device gives, what a training step takes of it, and how many students it trains best at once.
+
+python bench/device.py [--device cpu|cuda] [--student resnet_32_20] [--images N] [--repeats 5] [--most 16]
+
+Four tables. The ceilings: a large matrix product and a large copy, measured in this run. The ways to take a step, each
+with the time until its first step was done: kdctl's own (on a GPU a captured graph), the same without a graph, in
+float32, and with torch.compile under it. Many students at once: threads with streams of their own, as kdctl runs
+trials that share a GPU, against students stacked into one model with torch.func (grouped convolutions, as in HFTA,
+arXiv 2102.02344). Where the time goes: the operations of kdctl's step by their own time.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from common import as_a_trial, device_of, headline, parser_of, planned, positive, run, spread, synchronise
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import losses
+import models
+from orchestrator import graphs
+from orchestrator.data import Data, Images
+from orchestrator.datasets import DATASETS
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.teacher import no_answers
+from orchestrator.training import Course, fresh_model, has_bfloat16, train
+
+IMAGES = {"cpu": 1280, "cuda": 25_600}
+SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied
+
+
+def random_data(count: int, device: torch.device) -> Data:
+    """Images of CIFAR-10's size; what is on them does not change how long they take."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(size: int) -> Images:
+        pixels = torch.randint(256, (size, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return Images(pixels.to(device), torch.randint(10, (size,), generator=generator).to(device))
+
+    return Data(split(count), None, split(100), DATASETS["cifar10"])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all tables are made with."""
+
+    config: TrialConfig
+    data: Data
+    device: torch.device
+    repeats: int
+
+    def course(self, precision: str = "auto", seed: int = 0) -> Course:
+        """A fresh student."""
+        model = fresh_model(partial(models.build, self.config.student, 10), seed, self.device)
+        return Course.start(model, replace(self.config, precision=precision, seed=seed))
+
+    def epochs(self, course: Course) -> Iterator[EpochRecord]:
+        """kdctl's own training, without a teacher."""
+        return train(course, losses.build("base"), self.data, self.config, no_answers)
+
+
+def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The seconds of the fastest of some runs, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def ceilings(bench: Bench) -> tuple[float, float]:
+    """Prints them; gives operations a second of the fastest kind that is trained in, and bytes a second."""
+    side, size = SIZES[bench.device.type]
+    print("| ceiling | measured |\n| --- | --- |")
+    best = 0.0
+    for kind in (torch.float32, *([torch.bfloat16] if has_bfloat16(bench.device) else [])):
+        a = torch.randn(side, side, device=bench.device).to(kind)
+        best = 2 * side**3 / timed(partial(torch.mm, a, a), bench.device, bench.repeats)
+        print(f"| matrix product, {str(kind).removeprefix('torch.')} | {best / 1e9:,.0f} GFLOP/s |")
+    source = torch.zeros(size, dtype=torch.uint8, device=bench.device)
+    target = torch.ones_like(source)
+    bandwidth = 2 * size / timed(partial(target.copy_, source), bench.device, bench.repeats)
+    print(f"| copy in memory, read and written | {bandwidth / 1e9:,.1f} GB/s |", end="\n\n", flush=True)
+    return best, bandwidth
+
+
+def operations(bench: Bench) -> float:
+    """Floating-point operations of one image, forward and backward, as PyTorch counts them (a multiply-add is two)."""
+    model = models.build(bench.config.student, 10)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops()) / 2
+
+
+def ways(bench: Bench, most: float) -> None:
+    """Prints images a second by every way to take a step, and what share of the ceiling kdctl's own reaches."""
+    print("| a step | images/s, median [min–max] | first step after | share of the ceiling | n |")
+    print("| --- | --- | --- | --- | --- |")
+    per_image = operations(bench)
+    kinds = {"kdctl": ("auto", False, True), "kdctl, float32": ("float32", False, True)}
+    if bench.device.type == "cuda":
+        kinds |= {"without a graph": ("auto", False, False), "compiled, in a graph": ("auto", True, True)}
+        kinds |= {"compiled, without a graph": ("auto", True, False)}
+    else:
+        kinds |= {"compiled": ("auto", True, True)}
+    for name, way in kinds.items():
+        first, speeds = _way(bench, *way)
+        share = statistics.median(speeds) * per_image / most
+        print(f"| {name} | {spread(speeds)} | {first:.1f} s | {share:.0%} | {len(speeds)} |", flush=True)
+    print(f"\n{per_image / 1e6:,.0f} MFLOP an image, forward and backward.", end="\n\n", flush=True)
+
+
+def _way(bench: Bench, precision: str, is_compiled: bool, is_captured: bool) -> tuple[float, list[float]]:
+    before = graphs._WARM_UP
+    graphs._WARM_UP = before if is_captured else sys.maxsize
+    try:
+        with as_a_trial(bench.device):
+            start = time.perf_counter()
+            course = bench.course(precision)
+            if is_compiled:
+                course.model.embed = torch.compile(course.model.embed)  # type: ignore[method-assign]
+            one = replace(bench, data=random_data(bench.config.batch_size, bench.device))
+            next(one.epochs(course))
+            first = time.perf_counter() - start
+            course.epoch = 1
+            epochs = bench.epochs(course)
+            next(epochs)
+            return first, [next(epochs).images_per_second for _ in range(bench.repeats)]
+    finally:
+        graphs._WARM_UP = before
+
+
+def together(bench: Bench, most: int) -> None:
+    """Prints images a second of so many students at once, by threads and by stacking."""
+    print("| students at once | threads, images/s in all | stacked, images/s in all | n |\n| --- | --- | --- | --- |")
+    count = 1
+    while count <= most:
+        by_threads, stacked = _threads(bench, count), _stacked(bench, count)
+        print(f"| {count} | {spread(by_threads)} | {spread(stacked)} | {bench.repeats} |", flush=True)
+        count *= 2
+    print()
+
+
+def _threads(bench: Bench, count: int) -> list[float]:
+    """As `runner` runs trials side by side: a thread and a stream each."""
+    barrier, times = threading.Barrier(count + 1), []
+
+    def student(seed: int) -> None:
+        with as_a_trial(bench.device):
+            epochs = bench.epochs(bench.course(seed=seed))
+            next(epochs)
+            for _ in range(bench.repeats):
+                barrier.wait()
+                next(epochs)
+                barrier.wait()
+
+    threads = [threading.Thread(target=student, args=(seed,), daemon=True) for seed in range(count)]
+    for thread in threads:
+        thread.start()
+    for _ in range(bench.repeats):
+        barrier.wait()
+        start = time.perf_counter()
+        barrier.wait()
+        times.append(time.perf_counter() - start)
+    for thread in threads:
+        thread.join()
+    return [count * len(bench.data.train) / seconds for seconds in times]
+
+
+def _stacked(bench: Bench, count: int) -> list[float]:
+    """One model of as many, each with weights and statistics of its own."""
+    with as_a_trial(bench.device):
+        students = [bench.course(seed=seed).model.train() for seed in range(count)]
+        weights, buffers = torch.func.stack_module_state(students)
+        skeleton = copy.deepcopy(students[0])
+        optimizer = torch.optim.SGD(list(weights.values()), 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+        size = bench.config.batch_size
+        images = bench.data.normalise(bench.data.train.pixels[:size]).expand(count, -1, -1, -1, -1).contiguous()
+        labels = bench.data.train.labels[:size].expand(count, -1).contiguous()
+        is_half = has_bfloat16(bench.device)
+
+        def said(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            logits: Tensor = torch.func.functional_call(skeleton, (weights, buffers), (images,))
+            return logits
+
+        def work() -> None:
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
+                logits = torch.vmap(said)(weights, buffers, images)
+            optimizer.zero_grad(set_to_none=True)
+            # The sum, not the mean: each student's gradient is that of its own loss.
+            losses_ = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / size
+            losses_.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        step, times = graphs.Repeated(work, bench.device, graphs.new_pool(bench.device)), []
+        steps = max(1, len(bench.data.train) // size // count)
+        for _ in range(5):
+            step()
+        for _ in range(bench.repeats):
+            synchronise(bench.device)
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            synchronise(bench.device)
+            times.append(time.perf_counter() - start)
+        return [steps * size * count / seconds for seconds in times]
+
+
+def profile(bench: Bench) -> None:
+    """Prints the share of each operation in kdctl's step."""
+    with as_a_trial(bench.device):
+        epochs = bench.epochs(bench.course())
+        next(epochs)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if bench.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as found:
+            next(epochs)
+    is_gpu = bench.device.type == "cuda"
+    times: dict[str, float] = defaultdict(float)
+    for entry in found.key_averages():
+        spent: Any = entry.self_device_time_total if is_gpu else entry.self_cpu_time_total
+        times[entry.key] += spent
+    total = sum(times.values())
+    print("| operation | share of the time |\n| --- | --- |")
+    for name, spent in sorted(times.items(), key=lambda item: -item[1])[:12]:
+        print(f"| `{name[:60]}` | {spent / total:.1%} |")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--student", default="resnet_32_20", help="(default: %(default)s)")
+    parser.add_argument("--images", type=positive, help="of an epoch")
+    parser.add_argument("--batch-size", type=positive, default=128, help="(default: %(default)s)")
+    parser.add_argument("--most", type=positive, help="students at once (default: 1 on the CPU, 16 on a GPU)")
+    options = parser.parse_args(arguments)
+    device = device_of(parser, options.device)
+    count = options.images or IMAGES[device.type]
+    config = planned("cifar10", options.student, "resnet_32_8", count, options.batch_size).config
+    bench = Bench(config, random_data(count, device), device, options.repeats)
+    print(headline(device), end="\n\n")
+    most, _ = ceilings(bench)
+    ways(bench, most)
+    together(bench, options.most or (16 if device.type == "cuda" else 1))
+    profile(bench)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

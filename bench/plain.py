@@ -1,0 +1,97 @@
+"""The plain research script that kdctl is compared with: written in an afternoon, right, and no faster than that.
+
+torchvision's transforms on PIL images, a DataLoader with two workers, the teacher asked live about every batch, SGD.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from common import synchronise
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision import transforms
+
+from orchestrator.data import Data
+
+WORKERS = 2
+WARM_UP = 5  # steps before the clock starts: the workers start in the first one, and libraries choose their kernels
+AHEAD = 2 * WORKERS  # batches that the workers are ahead: to the clock's end they work on, as in the midst of an epoch
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images in memory, handed to the transforms one at a time as PIL images, as torchvision's own CIFAR-10 does."""
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: list[int], transform: Any) -> None:
+        self.pixels = pixels  # [N, S, S, 3]
+        self.labels = labels
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+def pictures(data: Data) -> Pictures:
+    """The training images, under the customary augmentation."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(data.facts.side, padding=4, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.facts.mean, data.facts.std),
+        ]
+    )
+    pixels = np.ascontiguousarray(data.train.pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return Pictures(pixels, data.train.labels.tolist(), transform)
+
+
+def optimizer_of(student: nn.Module) -> torch.optim.SGD:
+    """SGD as everybody has it for CIFAR."""
+    return torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def step(
+    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> float:
+    """One step of distillation; gives the loss, for which it waits, as such scripts do for their progress bar."""
+    logits = student(images)
+    with torch.no_grad():
+        said = teacher(images)
+    loss = F.cross_entropy(logits, labels) + F.mse_loss(logits, said)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def images_per_second(
+    student: nn.Module, teacher: nn.Module, data: Data, images: int, batch_size: int, device: torch.device
+) -> float:
+    """Trains with so many images, in whole batches and at least one, after a warm-up; gives how many a second."""
+    steps = max(1, images // batch_size)
+    student, teacher = student.to(device).train(), teacher.to(device).eval()
+    optimizer = optimizer_of(student)
+    dataset = pictures(data)
+    sampler = RandomSampler(dataset, num_samples=(WARM_UP + steps + AHEAD) * batch_size)
+    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=WORKERS))
+
+    def train(count: int) -> None:
+        for taken, labels in islice(batches, count):
+            step(student, teacher, optimizer, taken.to(device), labels.to(device))
+
+    train(WARM_UP)
+    synchronise(device)
+    start = time.perf_counter()
+    train(steps)
+    synchronise(device)
+    return steps * batch_size / (time.perf_counter() - start)

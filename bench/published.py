@@ -1,0 +1,378 @@
+"""The published table beside our own figures: Markdown from the rows of experiments.yaml in a storage.
+
+python bench/published.py STORAGE [--study FILE] [--set KEY=VALUE ...] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from orchestrator import arrow, results
+from orchestrator.errors import EXIT_USAGE, KdctlError, masked, printable
+from orchestrator.launch import look
+from orchestrator.plan import Plan, PlannedTrial
+from orchestrator.records import State, TrialRecord
+from orchestrator.report import PUBLISHED_COLUMNS, Group, Statistic, tables
+from orchestrator.storage import Storage
+
+STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One of the published tables: `acc` of its runs, each the best of 200 epochs on the test set."""
+
+    student: str
+    teacher: str
+    dataset: str
+    acc: tuple[float, ...]
+
+    @property
+    def statistic(self) -> Statistic:
+        """Mean and deviation of the published runs, worked out as ours are."""
+        return _over(self.acc)
+
+    def has(self, trial: PlannedTrial) -> bool:
+        """Whether a trial belongs into this table."""
+        config = trial.config
+        pair = (config.student, config.teacher.student if config.teacher else None)
+        return config.method == "logit" and (*pair, config.dataset) == (self.student, self.teacher, self.dataset)
+
+
+PUBLISHED = (
+    Published("resnet_32_20", "resnet_32_20", "cifar10", (92.52, 92.49, 92.53)),
+    Published("resnet_32_20", "resnet_32_20", "cifar100", (69.26, 69.27, 69.10)),
+    Published("resnet_32_110", "resnet_32_110", "cifar10", (94.23, 94.31, 94.03)),
+    Published("resnet_32_110", "resnet_32_110", "cifar100", (72.50, 71.40, 71.42)),
+)
+
+# What the published runs were trained with, teachers and students alike. It stands here and not in a study file, as a
+# file that somebody changed must not make its runs comparable.
+RECIPE: Mapping[str, Any] = {
+    "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
+    "gamma": 0.1, "crop_padding": 4, "flip": True, "limit_train": None, "limit_test": None, "holdout": 0,
+    "weights": None,
+}  # fmt: skip
+OPTIONS: Mapping[str, Any] = {"ce_weight": 1.0, "match": "logits"}
+
+_INTRODUCTION = """\
+`acc` is the published tables' convention, ours and theirs alike: the best test accuracy of all epochs. It is picked on
+the test set, so it flatters; the last epoch's accuracy involves no pick, and was not published. Ours are measured over
+all 10,000 test images but where a run is marked, the published over 9,984 of them. The published runs stand in their
+order and belong to none of our seeds. Deviations are those of a sample (n − 1)."""
+
+
+def _over(values: Sequence[float]) -> Statistic:
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values)
+    return Statistic(mean, (spread / (len(values) - 1)) ** 0.5 if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A planned study with the rows that its storage holds, by trial id."""
+
+    plan: Plan
+    rows: Mapping[str, TrialRecord]
+
+    @classmethod
+    def read(cls, file: str | Path, storage: Storage, settings: Sequence[str]) -> Study:
+        """Raises KdctlError where the file is faulty, a row is damaged, or there is no row of this study."""
+        plan = look(file, storage.place.address, settings)
+        rows = {row.trial_id: row for row in results.read_trials(storage, [trial.trial_id for trial in plan.trials])}
+        for row in rows.values():
+            if not _is_sound(row):
+                shown = storage.place.shown(storage.trial_row(row.trial_id))
+                raise KdctlError(f"{shown} holds no row of kdctl's; launch its study again, which writes it anew")
+        if not rows:
+            others = len(storage.place.entries(storage.trial_rows))
+            hint = f"; {others} trials are there, of other studies or settings: give the --set of the launch"
+            raise KdctlError(
+                f"{storage.place.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
+                "first (make table DATA=...), or name the storage it was launched with"
+            )
+        return cls(plan, rows)
+
+    def state(self, trial: PlannedTrial) -> str:
+        """The state of a trial's row, `missing` where it has none."""
+        row = self.rows.get(trial.trial_id)
+        return str(row.state) if row else "missing"
+
+
+def _is_sound(row: TrialRecord) -> bool:
+    """Whether a row has what every row of kdctl's has, in whatever state."""
+    try:
+        recipe = json.loads(row.recipe)
+        return isinstance(recipe, dict) and isinstance(recipe["teacher"], dict | None) and row.start_time is not None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+# Text of rows in Markdown.
+
+# What Markdown, its tables and its links would take for their own, but not the _ and : of names and messages.
+_SPECIAL = re.compile(r"[\\`*\[\]<>|&#~@$!]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def escaped(text: str) -> str:
+    """Any text on one line, shown as it is by Markdown: what has a meaning there becomes an entity."""
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", printable(" ".join(text.split())))
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+# One of the four tables.
+
+
+def section(wanted: Published, study: Study) -> str:
+    """One published table: its runs in the published columns, then ours beside theirs."""
+    trials = [trial for trial in study.plan.trials if wanted.has(trial)]
+    heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (published: {wanted.statistic.mean:.1f})"
+    if not trials:
+        return f"{heading}\n\nmissing: the study has no such trial; published {_listed(wanted)}"
+    runs = _grid(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
+    parts = [heading, runs, _comparison(wanted, trials, study), "\n".join(_remarks(trials, study))]
+    return "\n\n".join(parts)
+
+
+def _listed(wanted: Published) -> str:
+    return f"{', '.join(map(_percent, wanted.acc))}, mean {wanted.statistic}"
+
+
+def _run(no: int, trial: PlannedTrial, study: Study) -> list[str]:
+    """A run in the published columns. What is not known says why, and is not guessed."""
+    config, state = trial.config, study.state(trial)
+    cells = [str(no), config.method, config.dataset, config.student, config.teacher.student if config.teacher else "-"]
+    row = study.rows.get(trial.trial_id)
+    if row is None:
+        return [*cells, state, state, state, str(config.epochs), str(config.lr), str(config.batch_size)]
+    start = row.start_time.strftime("%Y-%m-%d %H:%M:%S")
+    measured = [_acc(row), str(row.epoch)] if row.state is State.FINISHED else [f"**{state}**", "-"]
+    cells = [str(no), *map(escaped, (row.method, row.dataset, row.student, row.teacher or "-"))]
+    return [*cells, start, *measured, str(row.nepoch), str(row.lr), str(row.batch_size)]
+
+
+def _acc(row: TrialRecord) -> str:
+    return _percent(row.acc) + (" **not comparable**" if differences(row) else "")
+
+
+def _comparison(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> str:
+    header = (
+        "run", "seed", "ours, best epoch (picked on the test set)", "ours, last epoch", "agreement with the teacher",
+        "published, best epoch (picked on the test set)",
+    )  # fmt: skip
+    lines = []
+    for no, (trial, acc) in enumerate(zip_longest(trials, wanted.acc), 1):
+        ours = _measured(trial, study) if trial else ["-"] * 4
+        lines.append([str(no), *ours, _percent(acc)])
+    return _grid(header, [*lines, *_means(wanted, trials, study)])
+
+
+def _measured(trial: PlannedTrial, study: Study) -> list[str]:
+    row, seed = study.rows.get(trial.trial_id), str(trial.config.seed)
+    if row is None or row.state is not State.FINISHED:
+        return [seed, *[study.state(trial)] * 3]
+    return [seed, _acc(row), _percent(row.last_acc), _percent(row.agreement)]
+
+
+def _means(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> Iterator[list[str]]:
+    """A line for each setting, as runs that differ in more than their seeds have no common mean."""
+    label = "mean ± std (n)"
+    groups = _groups(trials, study)
+    if not groups:
+        yield [label, "", "missing", "missing", "missing", str(wanted.statistic)]
+    for group in groups:
+        name = f"{label}, {escaped(group.label)}" if len(groups) > 1 else label
+        ours = [_mean(group, column) for column in ("acc", "last_acc", "agreement")]
+        mark = " **not comparable**" if differences(group.rows[0]) else ""
+        yield [name, "", ours[0] + mark, *ours[1:], str(wanted.statistic)]
+
+
+def _groups(trials: Sequence[PlannedTrial], study: Study) -> list[Group]:
+    rows = [study.rows[trial.trial_id] for trial in trials if trial.trial_id in study.rows]
+    return [group for table in tables(rows) for group in table.groups]
+
+
+def _mean(group: Group, column: str) -> str:
+    return str(group.statistic(column) or "-")
+
+
+def _remarks(trials: Sequence[PlannedTrial], study: Study) -> Iterator[str]:
+    teachers = dict.fromkeys(trial.teacher_id for trial in trials)
+    for teacher in study.plan.trials:
+        if teacher.trial_id in teachers:
+            yield f"- teacher {_teacher(teacher, study)}"
+    counts = Counter(study.state(trial) for trial in trials)
+    yield f"- {len(trials)} runs: " + ", ".join(f"{counts[state]} {state}" for state in _states(counts))
+    unlike = dict.fromkeys(
+        text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := differences(row))
+    )
+    yield from (f"- **not comparable with the published figure**: {escaped(text)}" for text in unlike)
+
+
+def _teacher(trial: PlannedTrial, study: Study) -> str:
+    row, config = study.rows.get(trial.trial_id), trial.config
+    name = f"{config.student} seed {config.seed} (`base`: cross-entropy alone)"
+    if row is None or row.state is not State.FINISHED:
+        return f"{name}: {study.state(trial)}"
+    return (
+        f"{name}: best epoch {_percent(row.acc)} (picked on the test set), last epoch {_percent(row.last_acc)} (n=1); "
+        "the last epoch's weights teach"
+    )
+
+
+def _states(counts: Mapping[str, int]) -> list[str]:
+    """The states to tell of: those that matter even where there are none, and what else there is."""
+    return ["finished", "failed", "missing", *sorted(set(counts) - {"finished", "failed", "missing"})]
+
+
+def differences(row: TrialRecord) -> str:
+    """How the training of a run, or of its teacher, was another than the published; empty where it was not."""
+    recipe = json.loads(row.recipe)
+    own = {**recipe, "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
+    found = list(_unlike({**RECIPE, "options": OPTIONS}, own, ""))
+    return "; ".join(found + list(_unlike({**RECIPE, "options": {}}, recipe.get("teacher") or {}, "teacher.")))
+
+
+def _unlike(wanted: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in wanted.items():
+        if own.get(name) != value:
+            yield f"{prefix}{name} {_value(own.get(name))}, not {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return " and ".join(map(str, value)) or "none"
+    return "unset" if value is None else json.dumps(value)
+
+
+# The whole page.
+
+
+def render(study: Study) -> str:
+    """The four tables, and what they cost on which machines."""
+    parts = ["# The published table", _INTRODUCTION, *(section(wanted, study) for wanted in PUBLISHED), _cost(study)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cost(study: Study) -> str:
+    trials, rows = study.plan.trials, list(study.rows.values())
+    counts = Counter(map(study.state, trials))
+    told = ", ".join(f"{counts[state]} {state}" for state in _states(counts))
+    lines = [f"- study {escaped(study.plan.study)}: n = {len(trials)} trials, teachers included: {told}"]
+    lines += [f"- {line}" for line in _unfinished(study)]
+    lines += [f"- wall time: {_wall(rows)}", *(f"- {line}" for line in _hours(rows)), *_machines(rows)]
+    return "## The study\n\n" + "\n".join(lines)
+
+
+def _unfinished(study: Study) -> Iterator[str]:
+    for trial in study.plan.trials:
+        row = study.rows.get(trial.trial_id)
+        if row is None or row.state is not State.FINISHED:
+            reason = f": {escaped(row.error)}" if row and row.error else ""
+            yield f"{trial.title()} {study.state(trial)}{reason}"
+
+
+def _wall(rows: Sequence[TrialRecord]) -> str:
+    ends = [row.end_time for row in rows if row.end_time]
+    if not ends:
+        return "-, no trial has ended"
+    passed = max(ends) - min(row.start_time for row in rows)
+    return f"{timedelta(seconds=round(passed.total_seconds()))} (h:mm:ss) from first start to last end, pauses included"
+
+
+def _hours(rows: Sequence[TrialRecord]) -> Iterator[str]:
+    """The time of the trials by what they were trained on."""
+    devices: dict[str, list[float]] = {}
+    for row in rows:
+        if row.state is State.FINISHED and row.device is not None and row.seconds is not None:
+            devices.setdefault(row.device, []).append(row.seconds)
+    for device, seconds in sorted(devices.items()):
+        unit = "CPU-hours" if device.startswith("cpu") else "GPU-hours"
+        yield (
+            f"{sum(seconds) / 3600:.3f} {unit} on {escaped(device)}: the sum over {len(seconds)} trials; those that "
+            "shared it count in full, unfinished ones do not count"
+        )
+
+
+def _machines(rows: Sequence[TrialRecord]) -> Iterator[str]:
+    hosts = {row.host for row in rows if row.host is not None}
+    yield f"- machines: {len(hosts)}, trials that went on from a checkpoint: {sum(row.resumed > 0 for row in rows)}"
+    for title, column in (("kdctl", "kdctl_version"), ("torch", "torch_version"), ("Ray", "ray_version")):
+        yield f"- {title}: {_told([getattr(row, column) for row in rows])}"
+    yield f"- commit: {_told([row.git_commit for row in rows])}"
+    asked = [json.loads(row.recipe).get("precision") for row in rows]
+    yield f"- precision: {_told([value if value is None else str(value) for value in asked])}"
+
+
+def _told(values: Sequence[str | None]) -> str:
+    """What the trials have in common, or how many have what."""
+    found = Counter(values)
+    shown = {escaped(name): count for name, count in sorted(found.items(), key=str) if name is not None}
+    if len(found) == 1 and shown:
+        return next(iter(shown))
+    none = [f"unknown or unused ({found[None]} trials)"] if found[None] else []
+    return ", ".join([*(f"{name} ({count} trials)" for name, count in shown.items()), *none])
+
+
+def write(folder: Path, text: str, study: Study, storage: Storage) -> None:
+    """The page and the rows behind it, to be kept with the sources. Raises KdctlError where it cannot be written."""
+    files = (
+        "\nThe rows behind this page: [trials.parquet](trials.parquet), one a trial, and "
+        "[epochs.parquet](epochs.parquet), one an epoch.\n"
+    )
+    trials = [asdict(row) for row in study.rows.values()]
+    epochs = results.read_epochs(storage, list(study.rows))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trials.parquet").write_bytes(_parquet(results.TRIAL_COLUMNS, trials))
+        (folder / "epochs.parquet").write_bytes(_parquet(results.EPOCH_COLUMNS, epochs))
+        (folder / "README.md").write_text(text + files, encoding="utf-8")
+    except OSError as error:
+        raise KdctlError(f"{folder} cannot be written ({error.strerror or error}); name another with --out") from None
+
+
+def _parquet(columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]]) -> bytes:
+    types = {name: kind for name, (kind, _) in columns.items()}
+    return arrow.to_parquet(types, rows, {"kdctl_schema": results.SCHEMA_VERSION})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("storage", help="the folder or bucket that the study was launched with")
+    parser.add_argument("--study", default=STUDY, metavar="FILE", help="experiments.yaml unless told otherwise")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as it was launched with")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the page and its rows there too")
+    options = parser.parse_args(arguments)
+    try:
+        storage = Storage.at(options.storage)
+        study = Study.read(options.study, storage, options.set)
+        text = render(study)
+        if options.out:
+            write(options.out, text, study, storage)
+    except KdctlError as error:
+        print(masked(str(error)), file=sys.stderr)
+        return EXIT_USAGE
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
