@@ -26,7 +26,7 @@ Build = Callable[[int, int], bytes]  # the answers from one number up to another
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """The slices of one table. `made_from` is everything that can change a byte of it."""
+    """The slices of one table. `made_from` is everything that can change a byte of them, where they are made too."""
 
     storage: Storage
     key: TableKey
@@ -59,7 +59,8 @@ class Slices:
 
         `check` is called between two slices and while others build the last ones; it may raise.
         """
-        while not is_done() and (missing := self.missing()):
+        # Asked in this order: who puts the table together removes the slices once it is there.
+        while (missing := self.missing()) and not is_done():
             check()
             # Any of them: who begins at the same end as the others would meet them at every slice.
             number = random.choice(missing)  # noqa: S311
@@ -68,7 +69,7 @@ class Slices:
                 time.sleep(random.uniform(*_PAUSE) if len(missing) == 1 else 0.0)  # noqa: S311
                 continue
             with lease:
-                if number in self.missing():
+                if number in self.missing() and not is_done():
                     content = build(*self.bounds()[number])
                     lease.check()
                     self.storage.place.write(self.names()[number], content)

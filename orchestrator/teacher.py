@@ -29,6 +29,9 @@ from orchestrator.views import ViewSpace
 TABLE_FORMAT = 2  # raise it when the same key would hold other bytes
 # Small enough for the caches of a CPU, large enough to keep a GPU busy.
 _BUILD_BATCHES = {"cpu": 500, "cuda": 5000}
+# What an answer may be off by, as a share of the largest one: float16 as stored, and sums in another order. A GPU
+# multiplies float32 as TF32, of ten bits, whose roundings add up over a hundred layers.
+_ROUNDING = {"cpu": 2.0**-11, "cuda": 2.0**-7}
 _SHARE = 1 / 8  # of the free memory of a GPU that one table may take
 _SAMPLE = 1000  # random (view, image) pairs that a check asks about
 
@@ -232,30 +235,32 @@ def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
 
 def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage, check: Check) -> None:
     """Builds the slices that are left, together with whoever else does, and puts them together unless another did."""
-    slices = Slices(storage, key, wanted, 2 * wanted["shape"][-1])
+    device = data.train.labels.device.type
+    slices = Slices(storage, key, {**wanted, "device": device}, 2 * wanted["shape"][-1])
     questions = _Questions(key, model, data, check)
     try:
         slices.build(questions.ask, check, lambda: _is_whole(key, wanted, storage))
         with waiting(storage, table_resource(key), check):
             if not _is_whole(key, wanted, storage):
-                _join(slices, model, data)
+                _join(slices, wanted, model, data)
             slices.drop()
     except TeacherError:
         slices.drop()  # what is wrong is not to be used again
         raise
 
 
-def _join(slices: Slices, model: ResNet, data: Data) -> None:
-    key, storage, wanted = slices.key, slices.storage, slices.made_from
+def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data) -> None:
+    key, storage = slices.key, slices.storage
+    rounding = _ROUNDING[data.train.labels.device.type]
     with storage.place.building(storage.table(key)) as part:
         with part.open("wb") as file:  # not mapped: a disk that is full would then kill the process
             shape = tuple(wanted["shape"])
             np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
             slices.join(file)
-        error = compare(torch.from_numpy(np.load(part, mmap_mode="c")), key, model, data)
+        error = compare(torch.from_numpy(np.load(part, mmap_mode="c")), key, model, data, rounding)
         size = part.stat().st_size
-    facts = {"made_from": wanted, "key": key_facts(key), "largest_difference": error, "bytes": size}
-    write_json(storage, storage.table_facts(key), facts)
+    facts = {"made_from": wanted, "key": key_facts(key), "bytes": size}
+    write_json(storage, storage.table_facts(key), {**facts, "rounding": rounding, "largest_difference": error})
 
 
 class _Questions:
@@ -288,11 +293,11 @@ class _Questions:
 
 
 @torch.no_grad()
-def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
+def compare(table: Tensor, key: TableKey, model: ResNet, data: Data, rounding: float = _ROUNDING["cpu"]) -> float:
     """Asks the teacher live about random views of random images; returns the largest difference to the table.
 
-    Raises TeacherError where one is more than the rounding to float16: half a unit in its last place (2⁻¹¹ of the
-    value) and as much again, relative to the largest answer, for sums that were added in another order.
+    Raises TeacherError where one is more than the rounding to float16, half a unit in its last place (2⁻¹¹ of the
+    value), and `rounding` of the largest answer, for what was multiplied and added another way.
     """
     device = data.train.labels.device
     generator = torch.Generator().manual_seed(secrets.randbits(63))  # other pairs at every check
@@ -304,7 +309,7 @@ def compare(table: Tensor, key: TableKey, model: ResNet, data: Data) -> float:
     live = LiveTeacher(model, (key.answers,))(batch)[key.answers]
     stored = table[view.cpu(), index.cpu()].float().to(device)
     difference = (live - stored).abs()
-    allowed = 2.0**-11 * (live.abs() + live.abs().max())
+    allowed = 2.0**-11 * live.abs() + rounding * live.abs().max()
     wrong = ~(difference <= allowed)  # so that a NaN is wrong
     if wrong.any():
         raise TeacherError(
@@ -336,4 +341,12 @@ def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, dev
         shown = storage.place.shown(storage.table(key))
         raise TeacherError(f"{shown} was made from something else than this teacher; remove it and its .json beside it")
     table = _map(key, wanted["shape"], storage)
-    return compare(table, key, load_teacher(config, storage, device), data)
+    return compare(table, key, load_teacher(config, storage, device), data, _rounding(key, storage, device))
+
+
+def _rounding(key: TableKey, storage: Storage, device: torch.device) -> float:
+    """What a table may be off by, given where it was built and where it is looked at."""
+    facts = read_json(storage, storage.table_facts(key))
+    recorded = facts.get("rounding") if isinstance(facts, dict) else None
+    # One that is damaged shall not let everything pass.
+    return max(value for value in _ROUNDING.values() if value in (recorded, _ROUNDING[device.type]))
