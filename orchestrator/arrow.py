@@ -17,6 +17,8 @@ TYPES = {
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
 
+_COMPRESSED = 16  # rows from which on a file is compressed
+
 
 class UnreadableFile(Exception):
     """A file that is not the Parquet that was wanted; the message says why."""
@@ -27,7 +29,9 @@ def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], fa
     schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
     table = pa.Table.from_pylist(list(rows), schema=schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # Most files hold one row, which nothing repeats: dictionaries and compression would only make them slower to write.
+    compression = "zstd" if len(rows) >= _COMPRESSED else "none"
+    pq.write_table(table, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
@@ -36,14 +40,18 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
 
     Raises UnreadableFile for a damaged file, and where a column has another type.
     """
-    table = _read(pa.BufferReader(content))
-    present = [name for name in columns if name in table.column_names]
-    missing = dict.fromkeys(name for name in columns if name not in present)
     with _naming_damage():
+        file = _open(pa.BufferReader(content))
+        schema = file.schema_arrow
+        present = [name for name in columns if name in schema.names]
+        missing = dict.fromkeys(name for name in columns if name not in present)
         for name in present:
-            if table.schema.field(name).type != TYPES[columns[name]]:
-                raise TypeError(f"{name} is of type {table.schema.field(name).type}")
-        return [{**missing, **row} for row in table.select(present).to_pylist()]
+            if schema.field(name).type != TYPES[columns[name]]:
+                raise TypeError(f"{name} is of type {schema.field(name).type}")
+        rows = file.read(columns=present, use_threads=False).to_pylist()  # threads pay for larger files than these
+        if len(rows) != file.metadata.num_rows:  # the footer has no checksum, but says it twice
+            raise ValueError(f"{len(rows)} rows of {file.metadata.num_rows}")
+        return [{**missing, **row} for row in rows] if missing else rows
 
 
 def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
@@ -51,7 +59,8 @@ def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
 
     Raises UnreadableFile where it is damaged or has other columns.
     """
-    table = _read(path)
+    with _naming_damage():
+        table = _open(path).read()
     try:
         images = table.column("img").combine_chunks().field("bytes").to_pylist()
         labels = table.column(label).to_pylist()
@@ -62,10 +71,9 @@ def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
     return images, labels
 
 
-def _read(source: Path | pa.BufferReader) -> pa.Table:
-    with _naming_damage():
-        # One file at a time, not a dataset: a folder name like `a=b` is no column here.
-        return pq.ParquetFile(source, memory_map=False, page_checksum_verification=True).read()
+def _open(source: Path | pa.BufferReader) -> pq.ParquetFile:
+    # One file at a time, not a dataset: a folder name like `a=b` is no column here.
+    return pq.ParquetFile(source, memory_map=False, page_checksum_verification=True)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,24 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
 
     found = look(file, storage, settings)
     _warn(found.warnings)
-    click.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False) if as_json else _plan_text(found))
+    if not as_json:
+        click.echo(_plan_text(found))
+        return
+    sys.stdout.writelines(f"{line}\n" for line in _plan_json(found))  # `echo` would flush every line
+    sys.stdout.flush()
+
+
+def _plan_json(plan: Plan) -> Iterator[str]:
+    """The lines of a plan as JSON: one a trial, as a plan of all may not fit the memory, and this is faster."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    facts = replace(plan, trials=()).to_json()
+    del facts["trials"]
+    yield "{"
+    yield encode(facts)[1:-1] + ', "trials": ['
+    last = len(plan.trials)
+    for number, trial in enumerate(plan.trials, 1):
+        yield encode(trial.to_json()) + ("," if number < last else "")
+    yield "]}"
 
 
 def _plan_text(plan: Plan) -> str:

@@ -108,8 +108,7 @@ def _find(teacher_id: str, teachers: list[StoredTeacher]) -> StoredTeacher:
 
 
 def _config(row: TrialRecord) -> TrialConfig:
-    """A teacher's config, from its row."""
+    """A teacher's config, from its row, whose recipe also says how it was run."""
     columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
-    recipe = json.loads(row.recipe)
-    recipe.pop("teacher_answers")
+    recipe = {name: value for name, value in json.loads(row.recipe).items() if name in TrialConfig.__slots__}
     return TrialConfig.from_json({**recipe, **columns})

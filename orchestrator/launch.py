@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from orchestrator import results
 from orchestrator.errors import Interrupted
 from orchestrator.leases import LAUNCH, acquire, trial_resource
-from orchestrator.plan import Plan, PlannedTrial, make_plan
+from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
 from orchestrator.spec import load_study
@@ -47,9 +47,9 @@ class Outcome:
 def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings: Sequence[str] = ()) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
     place = Storage.at(storage)
-    study = load_study(study_file, settings)
-    trial_ids = [trial.trial_id for trial in make_plan(study).trials]  # a storage may hold many other studies
-    return make_plan(study, results.read_states(place, trial_ids), list(place.tables()))
+    plan = make_plan(load_study(study_file, settings))
+    trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
+    return beside(plan, results.read_states(place, trial_ids), list(place.tables()))
 
 
 def launch(

@@ -112,8 +112,6 @@ class Plan:
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
     """The plan of a study, given what its storage holds: the state of each trial, and the finished teacher tables."""
-    states = states or {}
-    ids = _Ids()
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
@@ -124,30 +122,41 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
                 teachers[config.teacher] = None
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
-    everything = [*teachers, *(config for config in configs if config not in teachers)]
-    cache = _decide(everything, ids, states, tables)
-    trials = tuple(
-        PlannedTrial(
-            ids[config],
-            "teacher" if config in teachers else "student",
-            config,
-            ids[config.teacher] if config.teacher else None,
-            _state(states.get(ids[config])),
-            decision,
-            key if decision == "table" else None,
-        )
-        for config, (decision, key) in zip(everything, cache, strict=True)
-    )
+    ids = {config: config.trial_id() for config in teachers}
+    trials = [_planned("teacher", config, trial_id, None) for config, trial_id in ids.items()]
+    for config in configs:
+        if config not in ids:
+            teacher_id = ids[config.teacher] if config.teacher else None
+            trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = tuple(map(str, study.warnings))
-    return Plan(study.name, str(study.source), trials, study.resources, weights, warnings)
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings)
+    return beside(plan, states or {}, tables)
 
 
-class _Ids(dict[TrialConfig, str]):
-    """Trial ids, each worked out once."""
+def beside(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
+    """The same trials beside what a storage holds, see `make_plan`.
 
-    def __missing__(self, config: TrialConfig) -> str:
-        self[config] = config.trial_id(self[config.teacher] if config.teacher else None)
-        return self[config]
+    A table costs one forward pass a view of an image, a live teacher one an epoch of an image: where students that
+    share a table have more epochs to come than it has views, the table is the smaller cost.
+    """
+    wanted = [_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
+    to_come: Counter[TableKey] = Counter()
+    for trial, key in zip(plan.trials, wanted, strict=True):
+        if key and trial.config.teacher_cache != "live" and states.get(trial.trial_id) is not State.FINISHED:
+            to_come[key] += trial.config.epochs
+    trials = []
+    for trial, key in zip(plan.trials, wanted, strict=True):
+        config = trial.config
+        decision = _decision(config, key, to_come, tables) if config.teacher else None
+        state = _state(states.get(trial.trial_id))
+        table = key if decision == "table" else None
+        trials.append(PlannedTrial(trial.trial_id, trial.role, config, trial.teacher_id, state, decision, table))
+    return replace(plan, trials=tuple(trials))
+
+
+def _planned(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
+    """A trial of which no storage knows yet."""
+    return PlannedTrial(trial_id, role, config, teacher_id, "new", None, None)
 
 
 def _state(state: State | None) -> str:
@@ -230,25 +239,6 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     facts = DATASETS[config.dataset]
     images = (config.limit_train or facts.train) - config.holdout
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
-
-
-def _decide(
-    configs: list[TrialConfig], ids: _Ids, states: Mapping[str, State], tables: Collection[TableKey]
-) -> list[tuple[str | None, TableKey | None]]:
-    """`table` or `live` for every trial with a teacher.
-
-    A table costs one forward pass a view of an image, a live teacher one an epoch of an image: where students that
-    share a table have more epochs to come than it has views, the table is the smaller cost.
-    """
-    wanted = [_table_key(config, ids[config.teacher] if config.teacher else None) for config in configs]
-    to_come: Counter[TableKey] = Counter()
-    for config, key in zip(configs, wanted, strict=True):
-        if key and config.teacher_cache != "live" and states.get(ids[config]) is not State.FINISHED:
-            to_come[key] += config.epochs
-    return [
-        (_decision(config, key, to_come, tables) if config.teacher else None, key)
-        for config, key in zip(configs, wanted, strict=True)
-    ]
 
 
 def _decision(

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,7 +38,13 @@ from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
 _PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
 _LOOK = 1.0  # seconds between two looks at Ray's processes and machines
+_GATHER = 0.25  # seconds of a trial's reports that Tune hears of at once: each result costs it milliseconds
 _NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is left that fits
+
+_KINDS: Mapping[str, Callable[..., Report]] = {
+    kind.__name__: kind for kind in (EpochRecord, Notice, TrialRecord, Elsewhere)
+}
+_LAST = (TrialRecord.__name__, Elsewhere.__name__)  # what a trial ends with
 
 
 def run_ray(run: Run, watch: Watch, say: Say) -> None:
@@ -167,7 +173,7 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
 
 
 class TrialWorker(tune.Trainable):
-    """Trains a trial, an epoch a step; then the same process takes the next one, its images still on the device."""
+    """Trains a trial, an epoch or several a step; then its process takes the next one, its images still there."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Gets ready for a first trial."""
@@ -179,10 +185,14 @@ class TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, a notice, or the end of the trial."""
-        report = next(self._reports)
-        is_last = isinstance(report, TrialRecord | Elsewhere)
-        return {"report": type(report).__name__, "content": asdict(report), "done": is_last}
+        """What comes of the trial in a moment: short epochs together, and with the last one its end."""
+        start = time.monotonic()
+        reports: list[tuple[str, dict[str, Any]]] = []
+        for report in self._reports:
+            reports.append((type(report).__name__, asdict(report)))
+            if isinstance(report, Notice | TrialRecord | Elsewhere) or time.monotonic() - start > _GATHER:
+                break
+        return {"reports": reports, "done": reports[-1][0] in _LAST}
 
     def cleanup(self) -> None:
         """Lets go of the trial."""
@@ -290,10 +300,11 @@ class Watcher(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch, a notice, or the end of a trial."""
-        if "report" in result:
-            with self._giving_up():
-                self._conductor.note(_job(trial), _report(result["report"], result["content"]))
+        """Epochs, a notice, or the end of a trial."""
+        job = _job(trial)
+        with self._giving_up():
+            for kind, content in result.get("reports", ()):
+                self._conductor.note(job, _KINDS[kind](**content))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker that died."""
@@ -328,7 +339,3 @@ def _story(trial: Trial) -> str:
 
 def _job(trial: Trial) -> Job:
     return Job.from_json(trial.config["job"])
-
-
-def _report(kind: str, content: dict[str, Any]) -> Report:
-    return {report.__name__: report for report in (EpochRecord, Notice, TrialRecord, Elsewhere)}[kind](**content)

@@ -107,7 +107,8 @@ def _settings(row: TrialRecord) -> dict[str, Any]:
         else:
             flat[name] = value
     flat.pop("teacher.seed", None)
-    flat.pop("teacher_answers", None)  # how a trial was run, not what it is
+    for name in ("teacher_answers", "arithmetic"):  # how a trial was run, not what it is
+        flat.pop(name, None)
     return flat
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -73,6 +74,7 @@ EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {
 
 _Row = TypeVar("_Row")
 _FACTS = {"kdctl_schema": SCHEMA_VERSION}
+_FEW = 16  # trials up to which their files are asked for by name; for more, a listing says which there are
 
 
 def _types(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
@@ -143,17 +145,32 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
 
 
 def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
+    if trial_ids is not None and len(trial_ids) <= _FEW:
+        return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
     found = {PurePosixPath(entry.name).stem: entry.name for entry in storage.place.entries(folder)}
     wanted = sorted(found) if trial_ids is None else [trial_id for trial_id in trial_ids if trial_id in found]
     return [found[trial_id] for trial_id in wanted if found[trial_id].endswith(".parquet")]
 
 
 def _contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
-    """Each file with its content; a bucket answers slowly, but many questions at once."""
-    if not names:
+    """Each file that there is with its content; a bucket answers slowly, but many questions at once."""
+    if len(names) <= 1:
+        contents: Iterable[bytes | None] = (_content(storage, name) for name in names)
+        yield from _present(names, contents)
         return
     with ThreadPoolExecutor(16) as pool:
-        yield from zip(names, pool.map(storage.place.read, names), strict=True)
+        yield from _present(names, pool.map(partial(_content, storage), names))
+
+
+def _present(names: list[str], contents: Iterable[bytes | None]) -> Iterable[tuple[str, bytes]]:
+    return ((name, content) for name, content in zip(names, contents, strict=True) if content is not None)
+
+
+def _content(storage: Storage, name: str) -> bytes | None:
+    try:
+        return storage.place.read(name)
+    except FileNotFoundError:  # it never was there, or went while we looked
+        return None
 
 
 def _read(

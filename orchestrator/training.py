@@ -93,6 +93,7 @@ class Course:
     seconds: float = 0.0
     with_teacher: bool = False
     arithmetic: str = "float32"
+    tested: Score | None = None  # how it did at the end of its last epoch, where this process saw that
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
 
     @classmethod
@@ -208,7 +209,7 @@ def train(
             seconds=trained + time.perf_counter() - evaluation,
             images_per_second=len(data.train) / trained,
         )
-        course.epoch, course.images, course.seconds = course.epoch + 1, 0, 0.0
+        course.epoch, course.images, course.seconds, course.tested = course.epoch + 1, 0, 0.0, test
         course.sums.zero_()
         yield record
 

@@ -30,7 +30,7 @@ from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
-from orchestrator.training import Answers, Check, Course, Score, evaluate, fresh_model, has_bfloat16, train
+from orchestrator.training import Answers, Course, Score, evaluate, fresh_model, has_bfloat16, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +290,10 @@ class _Attempt:
         return teacher.LiveTeacher(teacher.load_teacher(trial.config.teacher, self._storage, self._device), needs)
 
     def _finish(self, model: ResNet) -> TrialRecord:
-        final = _final(self._job, self._storage, self._device, model, self.check)
+        images = data.load(self._job.trial.config, self._storage, self._device)
+        tested = self._course.tested if self._course else None  # not where the last epoch was another process's
+        score = tested or evaluate(model, images.test, images, self.check)
+        final = _final(self._job, self._storage, self._device, score)
         self._flush()
         size, digest = teacher.save_weights(model, self._storage, self._id)
         finished = _measured(self._row, self._epochs, final, model)
@@ -356,16 +359,14 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _final(job: Job, storage: Storage, device: torch.device, model: ResNet, check: Check) -> dict[str, Any]:
-    """What is measured with the final weights: `last_acc`, `top5`, and how the student compares with its teacher."""
+def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> dict[str, Any]:
+    """What the final weights are worth: `last_acc`, `top5`, and how the student compares with its teacher."""
     config = job.trial.config
-    images = data.load(config, storage, device)
-    score = evaluate(model, images.test, images, check)
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
         taught = _teacher_score(config.teacher, config.limit_test, storage, device)
         alike = int((score.said == taught.said).sum())
-        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(images.test)}
+        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.said)}
     return row
 
 

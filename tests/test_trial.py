@@ -709,7 +709,7 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     assert files(storage, "results", "trials", "checkpoints") == before
 
 
-@pytest.mark.parametrize("step", ["evaluate", "teacher.save_weights"])
+@pytest.mark.parametrize("step", ["_final", "teacher.save_weights"])
 def test_a_failure_of_who_lost_the_lease_is_no_row(
     step: str, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,235 @@
+"""What kdctl adds to a trial: a study of trials so short that little but overhead is left, against plain Ray Tune.
+
+python bench/overhead.py [--trials 100] [--function-trials 8] [--repeats 3] [--places 2] [--images 64]
+
+Three ways to do the same training, each a process of its own, in turn:
+
+- `kdctl launch`: the whole command on Ray, with a lease, a row, the epochs and the weights of every trial on disk;
+- `raw class`: a Tune class trainable by hand, its actors reused (`reuse_actors=True`), which keeps nothing but metrics;
+- `raw function`: a Tune function trainable by hand, a process a trial, as most scripts have it; of fewer trials.
+
+The raw ones get their images ready-made and have Tune's files for every trial (CSV, JSON, TensorBoard) switched off.
+All train with the same functions, one epoch of `--images` images, tested once; kdctl tests a second time at the end.
+
+`wall a trial` is the whole command divided by the number of trials. `start-up` ends when the first trial starts in its
+worker, Python's imports behind it. `end` begins when the last trial is done. Of the rest,
+
+    overhead a trial = (wall − start-up − work) / trials,
+
+where work is what training alone takes: its median in one process with nothing beside it, times trials, divided by the
+places they share. What trials lose by competing for the cores with Ray, or with kdctl, is therefore overhead.
+`overhead without the end` leaves out the end of the command as well, which does not grow with the number of trials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import described, spread
+
+import losses
+import models
+from orchestrator import data, results
+from orchestrator.datasets import DATASETS
+from orchestrator.plan import make_plan
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.spec import load_study
+from orchestrator.storage import Storage
+from orchestrator.teacher import no_answers
+from orchestrator.training import Course, fresh_model, train
+
+STUDY = """
+study: overhead
+recipe: {{epochs: 1, batch_size: 32, crop_padding: 1, flip: false, limit_train: {images}, limit_test: {images}}}
+experiments:
+  - {{method: base, dataset: digits, student: resnet_32_8, seed: {seeds}}}
+"""
+CPU = torch.device("cpu")
+RAY = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+ALONE = 20  # trainings in one process, of which the median is the work of a trial
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One run: its wall time, and when its first trial started and its last one was done, in seconds from its start."""
+
+    wall: float
+    first: float
+    last: float
+    trials: int
+
+    def overhead(self, work: float, end: float) -> float:
+        """Seconds a trial from the first one's start until `end`, without the work of a trial."""
+        return (end - self.first) / self.trials - work
+
+
+def by_hand(config: TrialConfig, images: data.Data) -> EpochRecord:
+    """The training of one trial as a script would have it."""
+    model = fresh_model(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
+    course = Course.start(model, config)
+    *_, last = train(course, losses.build(config.method), images, config, no_answers)
+    return last
+
+
+def configs(folder: Path, trials: int, images: int) -> list[TrialConfig]:
+    """The trials of the study, which is written into a folder."""
+    file = folder / "overhead.yaml"
+    file.write_text(STUDY.format(images=images, seeds=list(range(trials))))
+    return [trial.config for trial in make_plan(load_study(file)).trials]
+
+
+def prepared(folder: Path) -> Storage:
+    """A storage in a folder that holds the images."""
+    storage = Storage.at(folder)
+    storage.prepare()
+    data.prepare("digits", None, storage)
+    return storage
+
+
+def raw(kind: str, trials: Sequence[TrialConfig], images: data.Data, places: int) -> list[dict[str, Any]]:
+    """The trials on Ray Tune by hand; gives what each reported."""
+    import ray
+    from ray import tune
+
+    def function(config: dict[str, Any], images: data.Data) -> None:
+        began = time.time()
+        torch.set_num_threads(1)
+        record = by_hand(TrialConfig.from_json(config["trial"]), images)
+        tune.report({"acc": record.test_acc, "began": began, "ended": time.time()})
+
+    class Reused(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any], images: data.Data) -> None:
+            self.began, self.images = time.time(), images
+            torch.set_num_threads(1)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.began = time.time()
+            return True
+
+        def step(self) -> dict[str, Any]:
+            record = by_hand(TrialConfig.from_json(self.config["trial"]), self.images)
+            return {"acc": record.test_acc, "began": self.began, "ended": time.time(), "done": True}
+
+    ray.init(num_cpus=places, **RAY)
+    is_class = kind == "class"
+    trainable = tune.with_parameters(Reused if is_class else function, images=images)
+    with tempfile.TemporaryDirectory() as folder:
+        found = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 1}),
+            param_space={"trial": tune.grid_search([config.to_json() for config in trials])},
+            tune_config=tune.TuneConfig(reuse_actors=is_class, max_concurrent_trials=places),
+            run_config=tune.RunConfig(
+                name="raw",
+                storage_path=folder,
+                verbose=0,
+                # A class without checkpoints has to say so; a function has none unless it reports one.
+                **({"checkpoint_config": tune.CheckpointConfig(checkpoint_at_end=False)} if is_class else {}),
+            ),
+        ).fit()
+        if found.errors:
+            raise found.errors[0]
+        return [result.metrics for result in found]
+
+
+def run_raw(kind: str, trials: int, options: argparse.Namespace, storage: Storage) -> Times:
+    """A run of `raw` in a process of its own, which prints when its trials were trained."""
+    command = [sys.executable, __file__, "--raw", kind, "--storage", storage.place.address, "--trials", str(trials)]
+    command += ["--images", str(options.images), "--places", str(options.places)]
+    environment = {**os.environ, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environment |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    began, start = time.time(), time.perf_counter()
+    said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    wall = time.perf_counter() - start
+    first, last, count = json.loads(said.splitlines()[-1])
+    return Times(wall, first - began, last - began, count)
+
+
+def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
+    """`kdctl launch` of the study into a storage of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        configs(Path(folder), trials, options.images)
+        storage = prepared(Path(folder, "runs"))
+        command = [sys.executable, "-m", "orchestrator.cli", "launch", str(Path(folder, "overhead.yaml"))]
+        command += ["--storage", storage.place.address, "--max-concurrent", str(options.places)]
+        command += ["--set", "resources.gpus_per_trial=0"]
+        began, start = time.time(), time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        wall = time.perf_counter() - start
+        rows = results.read_trials(storage)
+    first = min(row.start_time for row in rows).timestamp()
+    last = max(row.end_time for row in rows if row.end_time).timestamp()
+    return Times(wall, first - began, last - began, len(rows))
+
+
+def work(trials: Sequence[TrialConfig], images: data.Data) -> float:
+    """Seconds that the training of a trial takes with nothing beside it."""
+    torch.set_num_threads(1)
+    taken = []
+    for number in range(ALONE):
+        start = time.perf_counter()
+        by_hand(trials[number % len(trials)], images)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def table(runs: dict[str, list[Times]], share: float) -> None:
+    """Prints what came of all runs; `share` is the wall time of a trial's work."""
+    print("| way | trials | n | wall a trial, ms | start-up, s | end, s | overhead a trial, ms | without the end, ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for way, found in runs.items():
+        columns = [
+            spread([1000 * times.wall / times.trials for times in found]),
+            spread([times.first for times in found]),
+            spread([times.wall - times.last for times in found]),
+            spread([1000 * times.overhead(share, times.wall) for times in found]),
+            spread([1000 * times.overhead(share, times.last) for times in found]),
+        ]
+        print(f"| {way} | {found[0].trials} | {len(found)} | {' | '.join(columns)} |")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--function-trials", type=int, default=8, help="of the function trainable; 0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--places", type=int, default=2, help="how many trials are trained at a time")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--raw", choices=("class", "function"), help=argparse.SUPPRESS)  # for the child processes
+    parser.add_argument("--storage", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = prepared(Path(options.storage or folder))
+        trials = configs(Path(folder), options.trials, options.images)
+        images = data.load(trials[0], storage, CPU)
+        if options.raw:
+            reports = raw(options.raw, trials, images, options.places)
+            print(json.dumps([min(r["began"] for r in reports), max(r["ended"] for r in reports), len(reports)]))
+            return 0
+        alone = work(trials, images)
+        runs: dict[str, list[Times]] = {}
+        for _ in range(options.repeats):
+            runs.setdefault("kdctl launch", []).append(run_kdctl(options.trials, options))
+            runs.setdefault("raw class, reused", []).append(run_raw("class", options.trials, options, storage))
+        if options.function_trials:
+            runs["raw function"] = [run_raw("function", options.function_trials, options, storage)]
+        print(described(), end="\n\n")
+        print(f"{options.places} trials at a time; the training of one takes {1000 * alone:.1f} ms alone.", end="\n\n")
+        table(runs, alone / options.places)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

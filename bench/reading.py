@@ -1,0 +1,116 @@
+"""What reading many epochs costs: all rows of the `epochs` table of a storage, one Parquet file a trial.
+
+python bench/reading.py [--trials 50 500 5000] [--epochs 200] [--repeats 3]
+
+Each way is a fresh process; the files were just written, and so are in memory. The time is without Python's start and
+imports, `peak` is the largest resident memory of the process, of which pyarrow's import is some 70 MiB.
+
+- `dataset`: pyarrow.dataset over the folder, into one table;
+- `one column`: the same for the column test_acc alone;
+- `one file`: the same rows in a single Parquet file, which is what the many files cost beside;
+- `read_epochs`, `read_states`: what kdctl reads with, as Python's dicts and states, damage noticed; `read_trials` is
+  the one behind `kdctl results`, a row a trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from machine import described, spread
+
+from orchestrator import results
+from orchestrator.records import EpochRecord, State, TrialRecord
+from orchestrator.storage import Storage
+
+EPOCH = EpochRecord(1, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3)
+ROW = TrialRecord(
+    no=1, method="base", dataset="cifar10", student="resnet_32_20", teacher=None, start_time=datetime.now(UTC),
+    acc=200 / 3, epoch=1, nepoch=200, lr=0.1, batch_size=128, trial_id="", study="reading", state=State.FINISHED,
+    error=None, failure=None, seed=0, last_acc=200 / 3, selected_acc=None, top5=100.0, teacher_id=None,
+    teacher_acc=None, agreement=None, params=272_474, seconds=1000 / 3, images_per_second=1e3, device="cpu, 1 threads",
+    host="host", recipe="{}", kdctl_version="0.1.0", torch_version="2.11.0", ray_version=None, git_commit=None,
+    end_time=datetime.now(UTC), resumed=0, weights_bytes=1, weights_sha256="0" * 64,
+)  # fmt: skip
+READ = {
+    "dataset": "len(ds.dataset(epochs).to_table())",
+    "one column": "len(ds.dataset(epochs).to_table(columns=['test_acc']))",
+    "one file": "len(pq.read_table(whole))",
+    "read_epochs": "len(results.read_epochs(storage))",
+    "read_trials": "len(results.read_trials(storage))",
+    "read_states": "len(results.read_states(storage))",
+}
+RUN = """
+import sys, time
+from pathlib import Path
+import pyarrow.dataset as ds, pyarrow.parquet as pq
+from orchestrator import results
+from orchestrator.storage import Storage
+storage = Storage.at(sys.argv[1])
+epochs, whole = f"{{sys.argv[1]}}/results/epochs", f"{{sys.argv[1]}}/whole.parquet"
+start = time.perf_counter()
+rows = {expression}
+taken = time.perf_counter() - start
+status = Path("/proc/self/status").read_text()  # what getrusage says includes the parent's memory
+print(taken, status.partition("VmHWM:")[2].split()[0], rows)
+"""
+
+
+def fill(folder: Path, trials: int, epochs: int) -> None:
+    """Writes a storage as finished trials leave it, weights of a byte aside, and its epochs in one file as well."""
+    storage = Storage.at(folder)
+    storage.prepare()
+    with patch("os.fsync"):  # none of it needs to outlast the machine
+        _fill(storage, trials, epochs)
+    pq.write_table(ds.dataset(folder / storage.epoch_rows).to_table(), folder / "whole.parquet", compression="zstd")
+
+
+def _fill(storage: Storage, trials: int, epochs: int) -> None:
+    records = [replace(EPOCH, epoch=epoch, train_loss=1 / epoch) for epoch in range(1, epochs + 1)]
+    for number in range(trials):
+        trial_id = f"{number:012x}"
+        results.write_epochs(storage, trial_id, records)
+        results.write_trial(storage, replace(ROW, trial_id=trial_id, no=number + 1, nepoch=epochs))
+        storage.place.write(storage.weights(trial_id), b"0")
+
+
+def read(folder: Path, way: str) -> tuple[float, float, int]:
+    """Seconds of one way to read, the largest resident memory in MiB, and the rows that were read."""
+    program = RUN.format(expression=READ[way])
+    said = subprocess.run([sys.executable, "-c", program, str(folder)], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak, rows = said.stdout.split()
+    return float(seconds), int(peak) / 1024, int(rows)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[50, 500, 5000])
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    print(described(), end="\n\n")
+    print("| files | way | rows | n | s | peak, MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for trials in options.trials:
+        with tempfile.TemporaryDirectory() as name:
+            fill(Path(name), trials, options.epochs)
+            for way in READ:
+                found = [read(Path(name), way) for _ in range(options.repeats)]
+                seconds, peaks, rows = zip(*found, strict=True)
+                files = 1 if way == "one file" else trials
+                columns = f"{rows[0]:,} | {options.repeats} | {spread(seconds)} | {spread(peaks)}"
+                print(f"| {files:,} | {way} | {columns} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
