@@ -8,8 +8,8 @@ the table of the same teacher, and kdctl in bfloat16 with that table. Where the 
 its rounding is put into float32 (`Rounded`: inputs, weights, results and gradients of every convolution, norm and
 sum), which is what such devices compute but for the order of sums; the row then says "rounded as".
 
-The first column of figures is the largest relative difference of the loss to the plain recipe's in the first steps.
-The last is the paired difference of the final accuracies, with its 95 % interval: it should hold nought.
+The first columns of figures are the largest relative difference of the loss to the plain recipe's, in the first step
+and in the first five, in which a rate of 0.1 makes any rounding grow. The last is the paired difference of the final accuracies, with its 95 % interval: it should hold nought.
 """
 
 from __future__ import annotations
@@ -225,14 +225,16 @@ def report(paths: dict[str, Recipe], config: TrialConfig, seeds: int) -> None:
     )
     print("| --- | --- | --- | --- | --- |")
     for name, outcomes in found.items():
-        apart = max(
-            abs(a / b - 1) for o, p in zip(outcomes, base, strict=True) for a, b in zip(o.losses, p.losses, strict=True)
-        )
+        apart = [
+            [abs(a / b - 1) for a, b in zip(outcome.losses, plain_.losses, strict=True)]
+            for outcome, plain_ in zip(outcomes, base, strict=True)
+        ]
+        first, all_ = max(steps[0] for steps in apart), max(max(steps) for steps in apart)
         accuracies = [outcome.acc for outcome in outcomes]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if seeds > 1 else ""
         pairs = [outcome.acc - plain_.acc for outcome, plain_ in zip(outcomes, base, strict=True)]
         mean = f"{statistics.mean(accuracies):.2f}{spread}"
-        print(f"| {name} | {apart:.1e} | {mean} | {_interval(pairs)} | {seeds} |")
+        print(f"| {name} | {first:.1e} | {all_:.1e} | {mean} | {_interval(pairs)} | {seeds} |")
 
 
 def _interval(pairs: Sequence[float]) -> str:

@@ -136,8 +136,8 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
 def beside(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
     """The same trials beside what a storage holds, see `make_plan`.
 
-    A table costs one forward pass a view of an image, a live teacher one an epoch of an image: where students that
-    share a table have more epochs to come than it has views, the table is the smaller cost.
+    A table costs one forward pass a view of an image and some for its check, a live teacher one an epoch of an image:
+    a table pays where the students that share it have epochs enough to come, see `_pays`.
     """
     wanted = [_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
     to_come: Counter[TableKey] = Counter()
@@ -248,4 +248,15 @@ def _decision(
         return "live"
     if config.teacher_cache != "auto":
         return str(config.teacher_cache)
-    return "table" if key in tables or to_come[key] > key.views else "live"
+    return "table" if key in tables or _pays(key, to_come[key]) else "live"
+
+
+# What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. In a step
+# the views are made anyway, and nothing is written.
+_BUILT = 1.25
+_CHECKED = 1000  # answers that a table's check asks for
+
+
+def _pays(key: TableKey, epochs: int) -> bool:
+    """Whether building a table takes less than asking live in so many epochs."""
+    return epochs * key.images > _BUILT * (key.views * key.images + _CHECKED)

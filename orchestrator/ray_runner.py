@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.records import EpochRecord, Failure, TrialRecord
-from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
+from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of, sharing
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
@@ -59,6 +59,10 @@ def run_ray(run: Run, watch: Watch, say: Say) -> None:
         places = _places(run.resources, gpus, nodes)
         most = min(run.max_concurrent or places, places)
         say(described(gpus, run.resources, f"up to {most} at a time on Ray"))
+        if sharing(gpus) > 1:
+            say(
+                "trials that share a GPU take turns in processes of their own; with --inline they run beside one another"
+            )
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
         conductor = Conductor(run, jobs, watch, say, most)
         _fit(run, conductor, gpus, most)
@@ -145,7 +149,7 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
     for node in nodes:
         fit = int(node.get("CPU", 0.0) // resources.cpus_per_trial)
         if gpus:
-            fit = min(fit, int(node.get("GPU", 0.0)) * int(1 // gpus))
+            fit = min(fit, int(node.get("GPU", 0.0)) * sharing(gpus))
         count += fit
     return max(1, count)
 

@@ -222,7 +222,7 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     """
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
-    most = min(run.max_concurrent or sys.maxsize, _at_a_time(gpus))
+    most = min(run.max_concurrent or sys.maxsize, sharing(gpus))
     say(described(gpus, run.resources, "one after another in this process" if most == 1 else f"{most} in this process"))
     run.begun.set()
     conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most)
@@ -233,8 +233,8 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     conductor.conclude()
 
 
-def _at_a_time(gpus: float) -> int:
-    """How many trials share the GPU of this process; where there is none, a trial has all its cores in turn."""
+def sharing(gpus: float) -> int:
+    """How many trials share a GPU; 1 where they use none."""
     return int(1 / gpus + 1e-9) if gpus else 1  # of a tenth there are ten, whatever the rounding
 
 

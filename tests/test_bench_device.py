@@ -111,5 +111,5 @@ def test_accuracy_of_every_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert accuracy.main([*tiny, "--teacher", "resnet_32_8", "--device", "cpu"]) == 0
     head, _, *rows = cells(capsys.readouterr().out)
     assert [name.split(",")[0] for name, *_ in rows] == ["plain float32", "kdctl", "kdctl"]
-    assert [row[-1] for row in rows] == ["2", "2", "2"] and len(head) == 5
+    assert [row[-1] for row in rows] == ["2", "2", "2"] and len(head) == 6
     assert float(rows[0][1]) == 0 <= float(rows[1][1]) < float(rows[2][1]) < 0.1

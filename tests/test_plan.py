@@ -358,27 +358,30 @@ def decisions(plan: Plan) -> list[str | None]:
     return [trial.teacher_cache for trial in plan.trials]
 
 
-# With padding 1 and flips a table has 18 views, so that 18 epochs are not worth one and 19 are.
+# With padding 1 and flips a table has 18 views of 1,297 images; 1.25 · (18 · 1,297 + 1,000) answers are 23.5 epochs'.
 VIEWS = STUDENT | {"crop_padding": 1, "milestones": []}
 
 
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({"epochs": 18}, ["live"]),
-        ({"epochs": 19}, ["table"]),
-        ({"epochs": 9, "seed": [0, 1]}, ["live"] * 2),
-        ({"epochs": 10, "seed": [0, 1]}, ["table"] * 2),
-        ({"epochs": 10, "flip": False}, ["table"]),
-        ({"epochs": 19, "teacher_cache": "live"}, ["live"]),
+        ({"epochs": 23}, ["live"]),
+        ({"epochs": 24}, ["table"]),
+        ({"epochs": 11, "seed": [0, 1]}, ["live"] * 2),
+        ({"epochs": 12, "seed": [0, 1]}, ["table"] * 2),
+        ({"epochs": 12, "flip": False}, ["live"]),
+        ({"epochs": 13, "flip": False}, ["table"]),
+        ({"epochs": 24, "limit_train": 100}, ["live"]),  # the check weighs more where there are few images
+        ({"epochs": 36, "limit_train": 100}, ["table"]),
+        ({"epochs": 24, "teacher_cache": "live"}, ["live"]),
         ({"epochs": 1, "teacher_cache": "table"}, ["table"]),
-        ({"epochs": 10, "teacher_cache": ["auto", "live"]}, ["live"] * 2),  # a live trial needs no table
-        ({"epochs": 10, "teacher_cache": ["auto", "table"]}, ["table"] * 2),
-        ({"epochs": 10, "match": ["logits", "pooled"]}, ["live"] * 2),  # other answers are another table
-        ({"epochs": 10, "limit_train": [100, 200]}, ["live"] * 2),  # so are other images
+        ({"epochs": 12, "teacher_cache": ["auto", "live"]}, ["live"] * 2),  # a live trial needs no table
+        ({"epochs": 12, "teacher_cache": ["auto", "table"]}, ["table"] * 2),
+        ({"epochs": 12, "match": ["logits", "pooled"]}, ["live"] * 2),  # other answers are another table
+        ({"epochs": 18, "limit_train": [100, 200]}, ["live"] * 2),  # so are other images
     ],
 )
-def test_a_table_is_made_where_more_epochs_come_than_it_has_views(
+def test_a_table_is_made_where_epochs_enough_are_to_come(
     plan_of: Planner, change: dict[str, Any], wanted: list[str]
 ) -> None:
     plan = plan_of(VIEWS | change)
@@ -386,13 +389,13 @@ def test_a_table_is_made_where_more_epochs_come_than_it_has_views(
 
 
 def test_methods_share_a_table(plan_of: Planner) -> None:
-    plan = plan_of(VIEWS | {"epochs": 10, "method": ["logit", "st"]})
+    plan = plan_of(VIEWS | {"epochs": 12, "method": ["logit", "st"]})
     (one, other) = students(plan)
     assert one.table == other.table == TableKey(teachers(plan)[0].trial_id, "logits", 1, True, 1297)
 
 
 def test_finished_students_ask_for_nothing(plan_of: Planner) -> None:
-    experiment = VIEWS | {"epochs": 10, "seed": [0, 1]}
+    experiment = VIEWS | {"epochs": 12, "seed": [0, 1]}
     first = students(plan_of(experiment))[0].trial_id
     assert decisions(plan_of(experiment, states={first: State.FINISHED})) == [None, "live", "live"]
     assert decisions(plan_of(experiment, states={first: State.FAILED})) == [None, "table", "table"]

@@ -145,7 +145,7 @@ def timeless(row: TrialRecord) -> TrialRecord:
 @pytest.fixture
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Lets so many trials run at a time on the CPU too."""
-    return lambda count: monkeypatch.setattr(runner, "_at_a_time", lambda gpus: count)
+    return lambda count: monkeypatch.setattr(runner, "sharing", lambda gpus: count)
 
 
 def test_trials_side_by_side_give_what_they_give_alone(
@@ -222,7 +222,7 @@ def test_what_ends_one_thread_ends_the_launch(
 
 @pytest.mark.parametrize(("gpus", "wanted"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
 def test_how_many_share_a_gpu(gpus: float, wanted: int) -> None:
-    assert runner._at_a_time(gpus) == wanted
+    assert runner.sharing(gpus) == wanted
 
 
 # The conductor, told by hand what its trials say.
