@@ -9,7 +9,8 @@ its rounding is put into float32 (`Rounded`: inputs, weights, results and gradie
 sum), which is what such devices compute but for the order of sums; the row then says "rounded as".
 
 The first columns of figures are the largest relative difference of the loss to the plain recipe's, in the first step
-and in the first five, in which a rate of 0.1 makes any rounding grow. The last is the paired difference of the final accuracies, with its 95 % interval: it should hold nought.
+and in the first five, in which a rate of 0.1 makes any rounding grow. The last is the paired difference of the final
+accuracies, with its 95 % interval: it should hold nought.
 """
 
 from __future__ import annotations
