@@ -60,9 +60,7 @@ def run_ray(run: Run, watch: Watch, say: Say) -> None:
         most = min(run.max_concurrent or places, places)
         say(described(gpus, run.resources, f"up to {most} at a time on Ray"))
         if sharing(gpus) > 1:
-            say(
-                "trials that share a GPU take turns in processes of their own; with --inline they run beside one another"
-            )
+            say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
         conductor = Conductor(run, jobs, watch, say, most)
         _fit(run, conductor, gpus, most)
