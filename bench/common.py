@@ -21,7 +21,7 @@ from orchestrator.datasets import DATASETS
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.spec import load_study
-from orchestrator.training import fresh_model
+from orchestrator.training import cpu_facts, fresh_model
 
 TEST_IMAGES = 100  # a test has no part in what is measured
 
@@ -73,7 +73,7 @@ def as_a_trial(device: torch.device) -> Iterator[None]:
 
 def headline(device: torch.device) -> str:
     """One line on the hardware, on what of it torch uses, and on the versions."""
-    facts = torch.cpu.get_capabilities()
+    facts = cpu_facts()
     capabilities = [torch.backends.cpu.get_cpu_capability().lower()]
     capabilities += [name for name in ("avx512_bf16", "amx_bf16") if facts.get(name)]
     line = f"{described()}; torch uses {', '.join(capabilities)}, {torch.get_num_threads()} threads"

@@ -6,16 +6,23 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def described() -> str:
     """One line on the processor, its cores, the memory and the versions."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "pyarrow"))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "ray", "pyarrow"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{os.cpu_count()} cores of {_processor()}, {memory:.0f} GiB"
     return f"{cores}, {platform.system()}; Python {platform.python_version()}, {versions}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # training by itself needs no Ray
+        return "not installed"
 
 
 def _processor() -> str:

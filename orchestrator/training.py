@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -168,8 +168,13 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies in bfloat16 itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    facts = torch.cpu.get_capabilities()
+    facts = cpu_facts()
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+def cpu_facts() -> Mapping[str, Any]:
+    """What this CPU has, by PyTorch's names; nothing where PyTorch is too old to tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def train(

@@ -491,8 +491,13 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
     [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": 1}, True)],
 )
 def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], wanted: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
     assert training.has_bfloat16(CPU) is wanted
+
+
+def test_an_old_pytorch_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert training.has_bfloat16(CPU) is False
 
 
 def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
