@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -164,7 +165,13 @@ def parts(case: Case, ways: dict[str, Way]) -> str:
     views, whole = view_count(case.padding, case.flip), DATASETS[case.dataset].train
     asked = (views * whole + CHECKED) / (views * case.images + CHECKED)  # times as many answers, of all images
     scaled = _pays(cost * asked, gain * whole / case.images)
-    return f"| {case} | {' | '.join(measured)} | {_pays(cost, gain)} | {scaled} | {views + 1} |"
+    return f"| {case} | {' | '.join(measured)} | {_pays(cost, gain)} | {scaled} | {_planned_from(case)} |"
+
+
+def _planned_from(case: Case) -> int:
+    """From how many epochs on the plan takes the table, for the images that were measured."""
+    epochs = range(1, 10 * view_count(case.padding, case.flip))
+    return epochs[bisect_left(epochs, True, key=lambda count: case.planned(count, "auto").teacher_cache == "table")]
 
 
 def _pays(cost: float, gain: float) -> str:

@@ -251,9 +251,9 @@ def _decision(
     return "table" if key in tables or _pays(key, to_come[key]) else "live"
 
 
-# What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. In a step
-# the views are made anyway, and nothing is written.
-_BUILT = 1.25
+# What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. Larger
+# batches and a folded teacher outweigh views and files.
+_BUILT = 0.8
 _CHECKED = 1000  # answers that a table's check asks for
 
 
