@@ -55,13 +55,16 @@ def synchronise(device: torch.device) -> None:
 
 
 @contextmanager
-def as_a_trial(device: torch.device) -> Iterator[None]:
-    """Sets on a GPU what a trial sets before it begins, and takes it back: who else runs here has torch's defaults."""
+def as_a_trial(device: torch.device, is_alone: bool = True) -> Iterator[None]:
+    """Sets on a GPU what a trial sets before it begins, and takes it back: who else runs here has torch's defaults.
+
+    `is_alone` says whether it has the GPU for itself.
+    """
     if device.type == "cpu":
         yield
         return
     synchronise(device)
-    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, is_alone
     try:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # the default one cannot be captured
         with torch.cuda.stream(stream):

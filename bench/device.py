@@ -161,7 +161,7 @@ def _threads(bench: Bench, count: int) -> list[float]:
     barrier, times = threading.Barrier(count + 1), []
 
     def student(seed: int) -> None:
-        with as_a_trial(bench.device):
+        with as_a_trial(bench.device, is_alone=count == 1):
             epochs = bench.epochs(bench.course(seed=seed))
             next(epochs)
             for _ in range(bench.repeats):

@@ -36,6 +36,7 @@ def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Seq
         "seconds": course.seconds,
         "with_teacher": course.with_teacher,
         "arithmetic": course.arithmetic,
+        "asked": course.asked,
         "epochs": [asdict(record) for record in epochs],
     }
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
@@ -71,7 +72,7 @@ def restore_checkpoint(
             reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
             say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
             continue
-        course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic = position
+        course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked = position
         return epochs
     return None
 
@@ -87,12 +88,20 @@ def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
     return record
 
 
-def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool, str]:
+def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool, str, str | None]:
     """Where a course stands; `epoch` is the one after those that are recorded."""
-    match [facts[name] for name in ("epoch", "images", "seconds", "with_teacher", "arithmetic")]:
-        case [int(found), int(images), float(seconds), bool(with_teacher), ("float32" | "bfloat16") as arithmetic]:
-            if found == epoch and images >= 0 and 0 <= seconds < math.inf:
-                return epoch, int(images), seconds, with_teacher, arithmetic
+    match [facts[name] for name in ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked")]:
+        case [
+            int(found),
+            int(images),
+            float(seconds),
+            bool(with_teacher),
+            ("float32" | "bfloat16") as arithmetic,
+            asked,
+        ]:
+            is_known = asked in (None, "table", "live")
+            if found == epoch and images >= 0 and 0 <= seconds < math.inf and is_known:
+                return epoch, int(images), seconds, with_teacher, arithmetic, asked
     raise ValueError("its epochs are not those before it")
 
 

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 _WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and allocate their workspaces
+STREAMS = 32  # PyTorch has so many; after these it hands out the first ones again, to whoever has them still
 _capturing = threading.Lock()  # one capture at a time in a process
+_taking = threading.Lock()
+_free: list[Any] = []  # streams that were made, and that nobody has
 
 
-def use_own_stream(device: torch.device) -> None:
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
     """Gives this thread a CUDA stream of its own: the default one cannot be captured, and serialises all who use it."""
-    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.current_stream(device)
+    with _taking:
+        stream = _free.pop() if _free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    torch.cuda.set_stream(stream)
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(before)
+        with _taking:
+            _free.append(stream)
 
 
 class Repeated:
@@ -61,3 +77,8 @@ class Repeated:
 def new_pool(device: torch.device) -> Any:
     """Memory that the graphs of one training share; None where there are no graphs."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def sharing(gpus: float) -> int:
+    """How many trials share a GPU; 1 where they use none."""
+    return int(1 / gpus + 1e-9) if gpus else 1  # of a tenth there are ten, whatever the rounding

@@ -260,13 +260,13 @@ def acquire(storage: Storage, resource: str, follows: str | None = None) -> Leas
 
 
 @contextmanager
-def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[None]:
+def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[Lease]:
     """Holds a resource, after those who hold it now; `check` is called while it waits, and may raise."""
     while (lease := acquire(storage, resource)) is None:
         check()
         time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all that wait are to ask at once
     with lease:
-        yield
+        yield lease
 
 
 def _resource(name: str) -> str:

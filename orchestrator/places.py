@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -233,8 +234,15 @@ def _forget(part: Path) -> None:
         return  # on a disk that is gone; the error that is on its way says more
 
 
+_masking = threading.Lock()
+
+
 def _umask() -> int:
     # mkstemp makes files private; results are to be shared as any file the user writes.
-    mask = os.umask(0o022)
-    os.umask(mask)
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    with _masking:  # elsewhere it is only told to who sets another one
+        mask = os.umask(0o022)
+        os.umask(mask)
     return mask

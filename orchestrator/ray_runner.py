@@ -31,8 +31,9 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.errors import KdctlError, RayLost, ResourceError
+from orchestrator.graphs import sharing
 from orchestrator.records import EpochRecord, Failure, TrialRecord
-from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of, sharing
+from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 

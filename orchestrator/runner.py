@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 
 from orchestrator import results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
+from orchestrator.graphs import STREAMS, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.schedule import Schedule
@@ -222,7 +222,7 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     """
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
-    most = min(run.max_concurrent or sys.maxsize, sharing(gpus))
+    most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     say(described(gpus, run.resources, "one after another in this process" if most == 1 else f"{most} in this process"))
     run.begun.set()
     conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most)
@@ -231,11 +231,6 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     else:
         _run_side_by_side(run, conductor, most)
     conductor.conclude()
-
-
-def sharing(gpus: float) -> int:
-    """How many trials share a GPU; 1 where they use none."""
-    return int(1 / gpus + 1e-9) if gpus else 1  # of a tenth there are ten, whatever the rounding
 
 
 def _run_in_turn(run: Run, conductor: Conductor) -> None:
@@ -247,21 +242,33 @@ def _run_in_turn(run: Run, conductor: Conductor) -> None:
 def _run_side_by_side(run: Run, conductor: Conductor, most: int) -> None:
     """Each trial has a thread, and on a GPU a CUDA stream: kernels of small models then run beside one another."""
     reports: queue.SimpleQueue[tuple[Job, Report | BaseException | None]] = queue.SimpleQueue()
-    lives = 0
+    lives, failure = 0, None
     while True:
         while lives < most and (job := conductor.start() if lives else conductor.start_or_wait()):
             threading.Thread(target=_train, args=(job, run.stop, reports), daemon=True).start()
             lives += 1
         if not lives:
-            return
+            break
         with suppress(queue.Empty):
             job, report = reports.get(timeout=_POLL)
-            if isinstance(report, BaseException):
-                raise report
-            if report is None:
-                lives -= 1
-            else:
-                conductor.note(job, report)
+            lives -= report is None or isinstance(report, BaseException)
+            failure = failure or _noted(conductor, job, report)
+            if failure:  # the others write their checkpoints first
+                run.stop.set()
+    if failure:
+        raise failure
+
+
+def _noted(conductor: Conductor, job: Job, report: Report | BaseException | None) -> BaseException | None:
+    """Passes on what a thread reports; gives what ends the launch."""
+    if isinstance(report, BaseException):
+        return report
+    try:
+        if report is not None:
+            conductor.note(job, report)
+    except Exception as error:
+        return error
+    return None
 
 
 def _train(

@@ -10,10 +10,11 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.leases import acquire, table_resource
 from orchestrator.records import TableKey
 from orchestrator.storage import Storage
@@ -68,7 +69,8 @@ class Slices:
             if lease is None:
                 time.sleep(random.uniform(*_PAUSE) if len(missing) == 1 else 0.0)  # noqa: S311
                 continue
-            with lease:
+            # A worker that stood still leaves the slice to who took it over meanwhile.
+            with lease, suppress(LeaseLost):
                 if number in self.missing() and not is_done():
                     content = build(*self.bounds()[number])
                     lease.check()

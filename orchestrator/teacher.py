@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import models
 from models.resnet import WIDTHS, ResNet
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import StorageError, TeacherError
-from orchestrator.leases import table_resource, waiting
+from orchestrator.errors import LeaseLost, StorageError, TeacherError
+from orchestrator.leases import Lease, table_resource, waiting
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.slices import Slices
 from orchestrator.storage import Storage, key_facts, read_json, write_json
@@ -239,17 +240,20 @@ def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], sto
     slices = Slices(storage, key, {**wanted, "device": device}, 2 * wanted["shape"][-1])
     questions = _Questions(key, model, data, check)
     try:
-        slices.build(questions.ask, check, lambda: _is_whole(key, wanted, storage))
-        with waiting(storage, table_resource(key), check):
-            if not _is_whole(key, wanted, storage):
-                _join(slices, wanted, model, data)
-            slices.drop()
+        while not _is_whole(key, wanted, storage):
+            check()
+            slices.build(questions.ask, check, lambda: _is_whole(key, wanted, storage))
+            # Who stood still, or finds slices gone that another took for wrong, begins again with what there is.
+            with suppress(LeaseLost), waiting(storage, table_resource(key), check) as lease:
+                if not _is_whole(key, wanted, storage) and not slices.missing():
+                    _join(slices, wanted, model, data, lease)
+                    slices.drop()
     except TeacherError:
         slices.drop()  # what is wrong is not to be used again
         raise
 
 
-def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data) -> None:
+def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data, lease: Lease) -> None:
     key, storage = slices.key, slices.storage
     rounding = _ROUNDING[data.train.labels.device.type]
     with storage.place.building(storage.table(key)) as part:
@@ -259,6 +263,8 @@ def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data) -> 
             slices.join(file)
         error = compare(torch.from_numpy(np.load(part, mmap_mode="c")), key, model, data, rounding)
         size = part.stat().st_size
+        lease.check()
+    lease.check()
     facts = {"made_from": wanted, "key": key_facts(key), "bytes": size}
     write_json(storage, storage.table_facts(key), {**facts, "rounding": rounding, "largest_difference": error})
 

@@ -93,6 +93,7 @@ class Course:
     seconds: float = 0.0
     with_teacher: bool = False
     arithmetic: str = "float32"
+    asked: str | None = None  # how its teacher is: by `table` or `live`
     tested: Score | None = None  # how it did at the end of its last epoch, where this process saw that
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
 
@@ -185,6 +186,13 @@ def train(
     Raises DivergedError at the first epoch whose mean loss is not finite, and what `check` raises.
     """
     steps = Steps(course, loss, data, config, answers)
+    try:
+        yield from _epochs(course, steps, data, config, check)
+    finally:
+        steps.close()
+
+
+def _epochs(course: Course, steps: Steps, data: Data, config: TrialConfig, check: Check) -> Iterator[EpochRecord]:
     while course.epoch <= config.epochs:
         start = time.perf_counter()
         try:
@@ -247,6 +255,10 @@ class Steps:
             course.images += size
         if course.epoch < config.epochs:  # the device has its hands full by now, and the host is free
             self._prepare(course.epoch + 1)
+
+    def close(self) -> None:
+        """Lets go of what lies on the device: a captured step and its training would otherwise keep one another."""
+        self._steps.clear()
 
     def _prepare(self, epoch: int) -> None:
         draw = self._feed.prepare(epoch)
@@ -375,9 +387,10 @@ def evaluate(model: ResNet, images: Images, data: Data, check: Check = unchecked
         hits = best == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
+    answers = torch.cat(said)  # before the device is waited for, as another thread may read them
     total, right, among5 = sums.tolist()
     # Whole numbers of images over the number of images: no accuracy has more digits than it was measured with.
-    return Score(total / len(images), 100 * right / len(images), 100 * among5 / len(images), torch.cat(said))
+    return Score(total / len(images), 100 * right / len(images), 100 * among5 / len(images), answers)
 
 
 _drawing = threading.Lock()  # weights are drawn from the one generator that all threads share

@@ -25,7 +25,7 @@ from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
-from orchestrator.graphs import use_own_stream
+from orchestrator.graphs import own_stream, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
@@ -181,8 +181,9 @@ class _Attempt:
         """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
         try:
             self._find_device()
-            model = yield from self._fit()
-            return self._finish(model)
+            with own_stream(self._device):
+                model = yield from self._fit()
+                return self._finish(model)
         except Stopped:
             return self._stop()
         except LeaseLost:
@@ -194,8 +195,9 @@ class _Attempt:
         torch.set_num_threads(self._job.threads)
         self._device = torch.device("cuda" if self._job.gpus else "cpu")
         if self._device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes never change: the fastest kernels are looked for once
-            use_own_stream(self._device)
+            # Shapes never change, so the fastest kernels are looked for once. Looking waits for the whole device, which
+            # would break off the capture of a neighbour.
+            torch.backends.cudnn.benchmark = sharing(self._job.gpus) == 1
         self._row = replace(self._row, device=_device_name(self._device))
 
     def check(self) -> None:
@@ -218,15 +220,17 @@ class _Attempt:
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
         course = Course.start(model, config)
         yield from self._resume(course)
+        course.asked = self._job.trial.teacher_cache
         self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
         self._course = course
-        answers = self._answers(images)
+        answers, said = self._answers(images), False
         for record in train(course, loss, images, config, answers, self.check):
             self._epochs.append(record)
             self._keep(course)
-            if course.uncaptured and record is self._epochs[0]:
+            if course.uncaptured and not said:
+                said = True
                 yield Notice(f"trains without CUDA graphs, and so more slowly: {course.uncaptured}")
             yield record
         return model
@@ -244,13 +248,12 @@ class _Attempt:
             yield Notice("goes on in float32, as this device lacks the bfloat16 that it began in")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
-        if before:
-            self._ask_as_before(before)
+        self._ask_as_before(course)
         yield Notice(f"goes on in epoch {course.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
 
-    def _ask_as_before(self, before: TrialRecord) -> None:
+    def _ask_as_before(self, course: Course) -> None:
         """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
-        answers = json.loads(before.recipe).get("teacher_answers")
+        answers = course.asked
         if answers != self._job.trial.teacher_cache:
             trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
             self._job = replace(self._job, trial=trial)

@@ -84,8 +84,8 @@ def assert_same(one: Course, other: Course) -> None:
     assert position(one) == position(other)
 
 
-def position(course: Course) -> tuple[int, int, float, bool, str]:
-    return course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic
+def position(course: Course) -> tuple[int, int, float, bool, str, str | None]:
+    return course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked
 
 
 @pytest.fixture
@@ -103,15 +103,15 @@ def test_what_is_saved_is_restored(saved: Saved) -> None:
     course, again = saved.save(3, 65), saved.fresh()
     assert saved.restore(again) == ([replace(EPOCH, epoch=1), replace(EPOCH, epoch=2)], [])
     assert_same(again, course)
-    assert position(again) == (3, 65, 65 / 7, True, "float32")
+    assert position(again) == (3, 65, 65 / 7, True, "float32", None)
 
 
-def test_what_a_course_reckons_in_is_restored(saved: Saved) -> None:
+def test_what_a_course_reckons_in_and_how_it_asks_are_restored(saved: Saved) -> None:
     course, again = saved.fresh(), saved.fresh()
-    course.arithmetic = "bfloat16"
+    course.arithmetic, course.asked = "bfloat16", "table"
     save_checkpoint(saved.storage, ID, course, [])
     assert saved.restore(again) == ([], [])
-    assert again.arithmetic == "bfloat16"
+    assert (again.arithmetic, again.asked) == ("bfloat16", "table")
 
 
 def test_without_a_checkpoint_a_course_is_fresh(saved: Saved) -> None:
@@ -314,8 +314,9 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
     *fact("seconds", math.nan, math.inf, -math.inf, -1.0, "0", None, 0, [1]),
     *fact("with_teacher", None, 0, 1, "yes", []),
     *fact("arithmetic", None, 32, "float16", "", ["float32"]),
+    *fact("asked", 1, "", "maybe", ["table"]),
     *fact("epochs", [], None, 7, "ab", {}, {"a": 1}, [[]], [None], [{}], ["epoch"], [asdict(EPOCH)] * 2),
-    *map(without, ("trial_id", "epoch", "images", "seconds", "with_teacher", "arithmetic", "epochs")),
+    *map(without, ("trial_id", "epoch", "images", "seconds", "with_teacher", "arithmetic", "asked", "epochs")),
     *(epoch(**{name: value}) for name in ("lr", "train_loss", "seconds") for value in (None, "1", [], {}, True)),
     *(epoch(**changes) for changes in ({"epoch": 2}, {"epoch": 1.0}, {"epoch": True}, {"later": 1}, {"kd_loss": "x"})),
     *tensor("model.fc.bias", None, torch.zeros(11), torch.zeros(1), torch.zeros(()), torch.zeros(10).double()),
@@ -418,6 +419,7 @@ NEARLY = st.fixed_dictionaries(
         "seconds": NUMBERS,
         "with_teacher": st.booleans() | JSON,
         "arithmetic": st.just("float32") | JSON,
+        "asked": st.just("live") | JSON,
         "epochs": st.lists(st.fixed_dictionaries(dict.fromkeys(EpochRecord.__slots__, NUMBERS)), max_size=2) | JSON,
     }
 )

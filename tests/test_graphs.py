@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +87,8 @@ def test_a_cpu_runs_it_every_time(device: Device) -> None:
         work()
     assert device.told == ["run"] * 6
     assert work.failure is None and graphs.new_pool(CPU) is None
-    graphs.use_own_stream(CPU)  # there is none to be had
+    with graphs.own_stream(CPU):
+        pass  # there is none to be had
 
 
 def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,19 +117,53 @@ def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch
     assert failed == [] and device.told.count("replay") == 2
 
 
-def test_a_thread_leaves_the_default_stream_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    current: dict[str, str] = {"stream": "default"}
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every stream that was made; a thread begins with the default one."""
     made: list[str] = []
+    current = threading.local()
 
     def make(device: torch.device) -> str:
         made.append(f"own {len(made)}")
         return made[-1]
 
-    setting: Callable[[str], None] = lambda stream: current.update(stream=stream)  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current["stream"])
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: getattr(current, "stream", "default"))
     monkeypatch.setattr(torch.cuda, "Stream", make)
-    monkeypatch.setattr(torch.cuda, "set_stream", setting)
-    graphs.use_own_stream(GPU)
-    graphs.use_own_stream(GPU)
-    assert made == ["own 0"] and current["stream"] == "own 0"
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(current, "stream", stream))
+    monkeypatch.setattr(graphs, "_free", [])
+    return made
+
+
+def test_a_thread_has_a_stream_of_its_own_for_a_while(streams: list[str]) -> None:
+    with graphs.own_stream(GPU):
+        assert torch.cuda.current_stream(GPU) == "own 0"  # type: ignore[comparison-overlap]
+        with graphs.own_stream(GPU):
+            assert torch.cuda.current_stream(GPU) == "own 1"  # type: ignore[comparison-overlap]
+        assert torch.cuda.current_stream(GPU) == "own 0"  # type: ignore[comparison-overlap]
+    assert torch.cuda.current_stream(GPU) == "default"  # type: ignore[comparison-overlap]
+
+
+def test_no_two_threads_have_one_stream_and_few_are_made(streams: list[str]) -> None:
+    held: set[Any] = set()
+    guard, failed = threading.Lock(), []
+
+    def train() -> None:
+        for _ in range(50):
+            with graphs.own_stream(GPU):
+                mine = torch.cuda.current_stream(GPU)
+                with guard:
+                    failed.append(mine) if mine in held else held.add(mine)
+                with guard:
+                    held.discard(mine)
+
+    threads = [threading.Thread(target=train) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failed == [] and len(streams) <= 4  # of 200 trials
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
+def test_how_many_share_a_gpu(gpus: float, wanted: int) -> None:
+    assert graphs.sharing(gpus) == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -220,9 +221,19 @@ def test_what_ends_one_thread_ends_the_launch(
         run(storage, small(make_config), small(make_config, seed=1))
 
 
-@pytest.mark.parametrize(("gpus", "wanted"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
-def test_how_many_share_a_gpu(gpus: float, wanted: int) -> None:
-    assert runner.sharing(gpus) == wanted
+def test_an_error_lets_the_others_write_their_checkpoints(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
+) -> None:
+    side_by_side(2)
+    configs = [small(make_config, seed=seed, epochs=200) for seed in range(2)]
+
+    def watch(job: Job, record: EpochRecord | TrialRecord) -> None:
+        raise StorageError("the disk is full")
+
+    with taken(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
+        run_inline(Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), watch, print)
+    assert set(results.read_states(storage).values()) == {State.STOPPED}
+    assert not [thread for thread in threading.enumerate() if "_train" in thread.name]
 
 
 # The conductor, told by hand what its trials say.
