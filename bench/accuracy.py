@@ -221,10 +221,8 @@ def report(paths: dict[str, Recipe], config: TrialConfig, seeds: int) -> None:
             found[name].append(path(replace(config, seed=seed)))
             print(f"seed {seed}, {name}: {found[name][-1].acc:.2f} %", file=sys.stderr, flush=True)
     base = next(iter(found.values()))
-    print(
-        "| path | loss of the first steps, largest relative difference | final accuracy, mean ± std | difference | n |"
-    )
-    print("| --- | --- | --- | --- | --- |")
+    print(f"| path | loss of step 1 | of {STEPS} steps | final accuracy, mean ± std | difference | n |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, outcomes in found.items():
         apart = [
             [abs(a / b - 1) for a, b in zip(outcome.losses, plain_.losses, strict=True)]

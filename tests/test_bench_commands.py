@@ -41,10 +41,9 @@ def test_reading() -> None:
 
 @pytest.mark.timeout(290)
 def test_overhead() -> None:
-    options = ("--trials", "2", "--function-trials", "1", "--repeats", "1", "--images", "32")
+    options = ("--trials", "2", "--function-trials", "0", "--repeats", "1", "--images", "32")  # it takes seconds
     _, rows = table("overhead.py", *options)
     assert [row[:3] for row in rows] == [
         ["kdctl launch", "2", "1"],
         ["raw class, reused", "2", "1"],
-        ["raw function", "1", "1"],
     ]
