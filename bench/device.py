@@ -229,7 +229,7 @@ def profile(bench: Bench) -> None:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if bench.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as found:
+        with torch.profiler.profile(activities=activities, acc_events=True) as found:
             next(epochs)
     is_gpu = bench.device.type == "cuda"
     times: dict[str, float] = defaultdict(float)
