@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(torch.cuda, "graph", device.graph)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "mine")
     return device
+
+
+def in_threads(count: int, work: Callable[[], None]) -> None:
+    """Does it in so many threads, and waits for them."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
 
 
 def repeated(device: Device, calls: int) -> Repeated:
@@ -109,11 +118,7 @@ def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=train) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    in_threads(2, train)
     assert failed == [] and device.told.count("replay") == 2
 
 
@@ -156,11 +161,7 @@ def test_no_two_threads_have_one_stream_and_few_are_made(streams: list[str]) -> 
                 with guard:
                     held.discard(mine)
 
-    threads = [threading.Thread(target=train) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    in_threads(4, train)
     assert failed == [] and len(streams) <= 4  # of 200 trials
 
 
