@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -51,9 +51,13 @@ class Slices:
 
     def missing(self) -> list[int]:
         """The numbers of those that are not there whole."""
-        sizes = self.storage.place.sizes(self.names())
-        wanted = [(end - start) * self.width for start, end in self.bounds()]
-        return [number for number, (size, bytes_) in enumerate(zip(sizes, wanted, strict=True)) if size != bytes_]
+        return self._missing(range(len(self.bounds())))
+
+    def _missing(self, numbers: Sequence[int]) -> list[int]:
+        names, bounds = self.names(), self.bounds()
+        sizes = self.storage.place.sizes([names[number] for number in numbers])
+        wanted = [(bounds[number][1] - bounds[number][0]) * self.width for number in numbers]
+        return [number for number, size, whole in zip(numbers, sizes, wanted, strict=True) if size != whole]
 
     def build(self, build: Build, check: Callable[[], None], is_done: Callable[[], bool]) -> None:
         """Builds what is missing and nobody else has in hand, until nothing is or `is_done` says so.
@@ -71,20 +75,16 @@ class Slices:
                 continue
             # A worker that stood still leaves the slice to who took it over meanwhile.
             with lease, suppress(LeaseLost):
-                if number in self.missing() and not is_done():
+                if self._missing([number]) and not is_done():
                     content = build(*self.bounds()[number])
                     lease.check()
                     self.storage.place.write(self.names()[number], content)
 
     def join(self, file: BinaryIO) -> None:
         """Appends all of them to a file. Raises StorageError where one is gone."""
-        for content in self._contents():
-            file.write(content)
-
-    def _contents(self) -> Iterator[bytes]:
         for name in self.names():
             try:
-                yield self.storage.place.read(name)
+                file.write(self.storage.place.read(name))
             except FileNotFoundError:
                 shown = self.storage.place.shown(name)
                 raise StorageError(f"{shown} was removed meanwhile; launch again, which builds it anew") from None
