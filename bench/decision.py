@@ -27,9 +27,9 @@ from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.records import EpochRecord, view_count
-from orchestrator.report import Statistic
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
+from orchestrator.summary import Statistic
 from orchestrator.training import Answers, Course, fresh_model, train
 
 RUN = 10  # epochs that are really trained both ways

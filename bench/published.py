@@ -22,8 +22,9 @@ from orchestrator.errors import EXIT_USAGE, KdctlError, masked, printable
 from orchestrator.launch import look
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import PUBLISHED_COLUMNS, Group, Statistic, tables
+from orchestrator.report import PUBLISHED_COLUMNS
 from orchestrator.storage import Storage
+from orchestrator.summary import Group, Statistic, tables
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 

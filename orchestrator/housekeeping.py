@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
-from orchestrator import results
+from orchestrator import results, studies
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.places import MARKER, PART, Entry, Place
@@ -152,22 +152,9 @@ def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
     for entry in storage.place.entries(storage.plans):
-        wanted += _remembered(storage, entry.name)
+        wanted += studies.tables(storage, entry.name)
     states = results.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
     return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
-
-
-def _remembered(storage: Storage, name: str) -> list[tuple[str, TableKey]]:
-    """The trials of the last launch of a study, each with its table; those without one are left out."""
-    try:
-        trials = read_json(storage, name)["trials"]
-        return [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
-    except (TypeError, KeyError, AttributeError):
-        # Without it nobody knows which tables are of use, and to build one anew may take an hour.
-        raise StorageError(
-            f"{storage.place.shown(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
-            "launch the study again, or remove that file where nobody needs it"
-        ) from None
 
 
 def _leftovers(storage: Storage) -> Iterator[Piece]:

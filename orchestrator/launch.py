@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import socket
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -12,14 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import results
-from orchestrator.errors import Interrupted
+from orchestrator import results, studies
+from orchestrator.errors import Interrupted, masked
 from orchestrator.leases import LAUNCH, acquire, trial_resource
 from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
 from orchestrator.spec import load_study
-from orchestrator.storage import Storage, key_facts, write_json
+from orchestrator.storage import Storage
+from orchestrator.studies import Launched
 from orchestrator.supervisor import end_in_time, is_supervised
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ def launch(
         progress.say(warning)
     if to_do:
         place.prepare()
-        _train(plan, to_do, place, since, Path(data), progress, inline, max_concurrent, address)
+        launched = _launched(plan, since, settings, Path(data), inline=inline)
+        _train(plan, to_do, place, launched, progress, max_concurrent, address)
     rows = results.read_trials(place, [trial.trial_id for trial in plan.trials])
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
@@ -135,10 +138,8 @@ def _train(
     plan: Plan,
     to_do: Sequence[PlannedTrial],
     storage: Storage,
-    since: datetime,
-    data: Path,
+    launched: Launched,
     progress: Progress,
-    inline: bool,
     max_concurrent: int | None,
     address: str | None,
 ) -> None:
@@ -146,18 +147,17 @@ def _train(
     from orchestrator.runner import Run, run_inline
 
     begun, stop = threading.Event(), threading.Event()
-    resource = f"{LAUNCH}{secrets.token_hex(6)}"
-    lease = acquire(storage, resource)
+    lease = acquire(storage, launched.resource)
     assert lease, "nobody else knows its name"
     with lease, stopping(lambda name: _ask(begun, stop, progress, name)):
         lease.sweep()
-        _remember(plan, storage)
+        studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
-            datasets.prepare(name, data, storage)
+            datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
-        jobs = _jobs(plan, to_do, storage, resource, since)
+        jobs = _jobs(plan, to_do, storage, launched)
         run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun)
-        if inline:
+        if launched.executor == "inline":
             run_inline(run, progress.watch, progress.say)
         else:
             from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
@@ -165,11 +165,18 @@ def _train(
             run_ray(run, progress.watch, progress.say)
 
 
-def _remember(plan: Plan, storage: Storage) -> None:
-    """Notes what this study wants, so that `kdctl clean` knows which tables are of use."""
-    name = storage.plan(hashlib.sha256(plan.study.encode()).hexdigest()[:12])
-    trials = {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials}
-    write_json(storage, name, {"study": plan.study, "trials": trials})
+def _launched(plan: Plan, since: datetime, settings: Sequence[str], data: Path, *, inline: bool) -> Launched:
+    """What others are to know of this launch. Secrets do not belong into a study file, but are masked all the same."""
+    return Launched(
+        resource=f"{LAUNCH}{secrets.token_hex(6)}",
+        since=since,
+        host=socket.gethostname(),
+        executor="inline" if inline else "ray",
+        file=masked(plan.source),
+        text=masked(Path(plan.source).read_text(encoding="utf-8", errors="replace")),
+        settings=tuple(map(masked, settings)),
+        data=str(data),
+    )
 
 
 def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name: str) -> None:
@@ -181,7 +188,7 @@ def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name
         end_in_time()
 
 
-def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, resource: str, since: datetime) -> list[Job]:
+def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched) -> list[Job]:
     from orchestrator.trial import Job
 
     wanted = {trial.trial_id for trial in to_do}
@@ -196,8 +203,8 @@ def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, resource:
             weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,
             ray_version=None,
-            launch=resource,
-            since=since.isoformat(),
+            launch=launched.resource,
+            since=launched.since.isoformat(),
             checkpoint_seconds=plan.resources.checkpoint_seconds,
         )
         for no, trial in enumerate(plan.trials, 1)

@@ -5,122 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import models
 from orchestrator.datasets import DATASETS
 from orchestrator.records import State, TrialRecord
+from orchestrator.summary import Group, tables
 
 PUBLISHED_COLUMNS = (
     *("no", "method", "dataset", "student", "teacher", "start_time"),
     *("acc", "epoch", "nepoch", "lr", "batch_size"),
 )
 FORMATS = ("table", "markdown", "csv", "json")
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """Mean and sample standard deviation (n − 1) over n runs; `std` is None for a single one."""
-
-    mean: float
-    std: float | None
-    n: int
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.2f}"
-        return f"{self.mean:.2f}{spread} (n={self.n})"
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Runs that differ in their seeds alone."""
-
-    label: str
-    rows: tuple[TrialRecord, ...]
-
-    def statistic(self, column: str) -> Statistic | None:
-        """Over the finished runs; None where there are none, or where the column is empty."""
-        values = [getattr(row, column) for row in self.rows if row.state is State.FINISHED]
-        values = [value for value in values if value is not None]
-        if not values:
-            return None
-        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
-
-@dataclass(frozen=True, slots=True)
-class PairTable:
-    """All runs of one student under one teacher on one dataset."""
-
-    dataset: str
-    student: str
-    teacher: str | None
-    groups: tuple[Group, ...]
-
-    @property
-    def title(self) -> str:
-        """As published, like `ResNet20>>20/Cifar10 (92.5)`: teacher's depth, student's depth, mean acc."""
-        student = models.parse(self.student)
-        pair = f"{student.title}{student.depth}"
-        if self.teacher:
-            teacher = models.parse(self.teacher)
-            pair = f"{teacher.title}{teacher.depth}>>{student.depth}"
-        return f"{pair}/{DATASETS[self.dataset].title} ({self._means()})"
-
-    def _means(self) -> str:
-        means = [(group.label, group.statistic("acc")) for group in self.groups]
-        if len(means) == 1:
-            return f"{means[0][1].mean:.1f}" if means[0][1] else "-"
-        # Several methods or settings are not one result, so each has its own mean.
-        return ", ".join(f"{label} {statistic.mean:.1f}" if statistic else f"{label} -" for label, statistic in means)
-
-
-def tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
-    """Rows sorted into tables, and within a table into groups that differ in their seeds alone."""
-    pairs: dict[tuple[str, str, str | None], list[TrialRecord]] = {}
-    for row in rows:
-        pairs.setdefault((row.dataset, row.student, row.teacher), []).append(row)
-    return [PairTable(*pair, _groups(members)) for pair, members in pairs.items()]
-
-
-def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
-    settings: dict[str, dict[str, Any]] = {}
-    members: dict[str, list[TrialRecord]] = {}
-    for row in rows:
-        flat = _settings(row)
-        key = json.dumps(flat, sort_keys=True)
-        settings[key] = flat
-        members.setdefault(key, []).append(row)
-    labels = _labels(list(settings.values()))
-    return tuple(Group(label, tuple(found)) for label, found in zip(labels, members.values(), strict=True))
-
-
-def _settings(row: TrialRecord) -> dict[str, Any]:
-    """What distinguishes one result from another: everything but the seeds, the teacher's included."""
-    flat: dict[str, Any] = {"method": row.method}
-    for name, value in json.loads(row.recipe).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items() if inner is not None}
-        else:
-            flat[name] = value
-    flat.pop("teacher.seed", None)
-    for name in ("teacher_answers", "arithmetic"):  # how a trial was run, not what it is
-        flat.pop(name, None)
-    return flat
-
-
-def _labels(settings: list[dict[str, Any]]) -> list[str]:
-    """The method, and where that is not enough the settings that differ between groups of the same method."""
-    labels = []
-    for own in settings:
-        rivals = [other for other in settings if other["method"] == own["method"]]
-        names = sorted({name for other in rivals for name in other} - {"method"})
-        differing = [name for name in names if any(other.get(name) != own.get(name) for other in rivals)]
-        labels.append(" ".join([own["method"], *(f"{name}={own.get(name)}" for name in differing)]))
-    return labels
 
 
 def render(rows: Sequence[TrialRecord], form: str = "table") -> str:

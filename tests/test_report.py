@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import FORMATS, PUBLISHED_COLUMNS, Statistic, render, tables
+from orchestrator.report import FORMATS, PUBLISHED_COLUMNS, render
+from orchestrator.summary import Statistic, tables
 
 START = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 

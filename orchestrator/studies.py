@@ -1,0 +1,131 @@
+"""What the storage remembers of each study: the plan of its last launch, and how to launch it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.plan import Plan
+from orchestrator.records import TableKey
+from orchestrator.storage import Storage, key_facts, read_json, write_json
+from orchestrator.suggest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A trial of a study as a reader of the storage needs it before it has a row.
+
+    `answers` is how the plan asks its teacher: table, live, or None without one. `is_cached` says whether it was
+    finished before the launch.
+    """
+
+    trial_id: str
+    role: str
+    title: str
+    teacher_id: str | None
+    epochs: int
+    answers: str | None
+    is_cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC."""
+
+    resource: str
+    since: datetime
+    host: str
+    executor: str
+    file: str
+    text: str
+    settings: tuple[str, ...]
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study that was launched with this storage: its trials in the order of the plan, and its last launch."""
+
+    name: str
+    members: tuple[Member, ...]
+    launched: Launched
+
+
+def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
+    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
+    members = [
+        Member(
+            trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
+            trial.state == "finished",
+        )
+        for trial in plan.trials
+    ]  # fmt: skip
+    facts = {
+        "study": plan.study,
+        "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
+        "members": [[getattr(member, name) for name in Member.__slots__] for member in members],
+        "launched": {**asdict(launched), "since": launched.since.isoformat()},
+    }
+    write_json(storage, storage.plan(_digest(plan.study)), facts)
+
+
+def _digest(study: str) -> str:
+    return hashlib.sha256(study.encode()).hexdigest()[:12]
+
+
+def remembered(storage: Storage) -> list[StoredStudy]:
+    """Every study of a storage, the one that was launched last first; damaged ones are left out."""
+    found = [_study(read_json(storage, entry.name)) for entry in storage.place.entries(storage.plans)]
+    return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
+
+
+def find(storage: Storage, name: str | None = None) -> StoredStudy:
+    """A study by its name, or the one that was launched last. Raises KdctlError where there is none."""
+    if name is not None and (study := _study(read_json(storage, storage.plan(_digest(name))))):
+        return study
+    known = remembered(storage)
+    if not known:
+        raise KdctlError(
+            f"{storage.place.shown('')} holds no study yet; launch one with `kdctl launch FILE`, or name its storage "
+            "with --storage"
+        )
+    if name is None:
+        return known[0]
+    names = [study.name for study in known]
+    raise KdctlError(f"no study {name!r} in this storage; {nearest(name, names)} There is: {', '.join(names[:20])}")
+
+
+def _study(data: Any) -> StoredStudy | None:
+    try:
+        members = tuple(Member(*fields) for fields in data["members"])
+        facts = data["launched"]
+        since = datetime.fromisoformat(facts["since"])
+        launched = Launched(**{**facts, "since": since, "settings": tuple(facts["settings"])})
+        return StoredStudy(data["study"], members, launched)
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
+    """The trials of a remembered study that ask a table, each with its key; `name` is that of its file.
+
+    Raises StorageError where the file is damaged: without it nobody knows which tables are of use.
+    """
+    try:
+        trials: Mapping[str, Any] = read_json(storage, name)["trials"]
+        yield from [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
+    except (TypeError, KeyError, AttributeError):
+        raise StorageError(
+            f"{storage.place.shown(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
+            "launch the study again, or remove that file where nobody needs it"
+        ) from None
+
+
+def command(study: StoredStudy, options: Sequence[str] = ()) -> list[str]:
+    """The words of the command line that launches a study again."""
+    settings = [word for setting in study.launched.settings for word in ("--set", setting)]
+    return ["kdctl", "launch", study.launched.file, *settings, *options]
