@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from s3 import ENVIRONMENT, Server
 
 from orchestrator import data
@@ -85,3 +87,22 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def s3_address(s3_server: Server, s3_environment: None) -> str:
     """A storage in a new bucket, which holds nothing."""
     return f"s3://{s3_server.make_bucket()}/some/folder?endpoint_override={s3_server.endpoint}&scheme=http"
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# As root it has no sandbox; and it is to ask nobody for anything.
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real browser: the Chromium of this machine."""
+    if CHROMIUM is None:
+        reason = "there is no Chromium here; install one (Debian: apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()

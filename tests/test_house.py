@@ -40,6 +40,7 @@ FLOORS = {
     "orchestrator.schema": 4,
     "orchestrator.leases": 4,
     "orchestrator.studies": 5,
+    "orchestrator.events": 6,
     "orchestrator.data": 5,
     "orchestrator.slices": 5,
     "orchestrator.graphs": 0,
