@@ -1,4 +1,4 @@
-"""What a launch tells while it runs: one line an event on standard error, for a terminal and a log file alike."""
+"""What a launch tells while it runs, for a log file or a person: one line an event on standard error."""
 
 from __future__ import annotations
 
@@ -7,54 +7,50 @@ import time
 from contextlib import suppress
 
 from orchestrator.errors import masked
+from orchestrator.events import Event, Launch
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.trial import Job
 
 _PAUSE = 2.0  # seconds between two lines of one trial, so that short epochs do not flood a log
 
 
-class Progress:
-    """Counts trials and prints lines; `quiet` prints none."""
+class Lines:
+    """Prints events, and counts trials."""
 
-    def __init__(self, trials: int, ended: int, *, quiet: bool = False) -> None:
-        self._trials = trials
-        self._ended = ended
-        self._quiet = quiet
+    def __init__(self) -> None:
+        self._trials = self._ended = 0
         self._last: dict[str, float] = {}
-        if ended:
-            self.say(f"{ended} of {trials} trials are finished in this storage and not trained again")
 
-    def say(self, text: str) -> None:
-        """One line with the time of day."""
-        if not self._quiet:
-            with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
-                print(f"{time.strftime('%H:%M:%S')} {masked(text)}", file=sys.stderr, flush=True)
+    def __call__(self, event: Event) -> None:
+        """One line with the time of day, for most events; some more for a trial that failed."""
+        if isinstance(event.facts, Launch):
+            self._trials = len(event.facts.members)
+            self._ended = sum(member.is_cached for member in event.facts.members)
+        if isinstance(event.facts, EpochRecord) and not self._is_due(event, event.facts):
+            return
+        of = f"{event.trial.trial_id} {event.trial.title()}: " if event.trial else ""
+        self._say(f"{self._count(event)}{of}{event.text}")
+        if event.log:
+            self._say(f"{of}the end of its log, {event.log_name}:", *(f"    {line}" for line in event.log))
 
-    def watch(self, job: Job, record: EpochRecord | TrialRecord) -> None:
-        """An epoch, or the end of a trial, or where one stopped."""
-        if isinstance(record, EpochRecord):
-            self._epoch(job, record)
-            return
-        if record.state is State.STOPPED:  # it has not ended: the next launch goes on with it
-            self.say(f"{job.trial.trial_id} {job.trial.title()}: {record.error}")
-            return
+    def _count(self, event: Event) -> str:
+        if not isinstance(event.facts, TrialRecord) or event.facts.state is State.STOPPED:
+            return ""  # one that stopped has not ended: the next launch goes on with it
         self._ended += 1
-        count = f"[{self._ended}/{self._trials}]"
-        self.say(f"{count} {job.trial.trial_id} {job.trial.title()}: {_outcome(record)}")
+        return f"[{self._ended}/{self._trials}] "
 
-    def _epoch(self, job: Job, record: EpochRecord) -> None:
-        key, now = job.trial.trial_id, time.monotonic()
-        is_last = record.epoch == job.trial.config.epochs
-        if is_last or now - self._last.get(key, -_PAUSE) >= _PAUSE:
-            self._last[key] = now
-            self.say(
-                f"{key} {job.trial.title()}: epoch {record.epoch}/{job.trial.config.epochs}, "
-                f"acc {record.test_acc:.2f} %, {record.images_per_second:,.0f} images/s"
-            )
+    def _is_due(self, event: Event, record: EpochRecord) -> bool:
+        assert event.trial
+        key, now = event.trial.trial_id, time.monotonic()
+        if record.epoch < event.trial.config.epochs and now - self._last.get(key, -_PAUSE) < _PAUSE:
+            return False
+        self._last[key] = now
+        return True
+
+    def _say(self, text: str, *more: str) -> None:
+        with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
+            now = time.strftime("%H:%M:%S")
+            print("\n".join([f"{now} {masked(text)}", *map(masked, more)]), file=sys.stderr, flush=True)
 
 
-def _outcome(record: TrialRecord) -> str:
-    if record.state is not State.FINISHED:
-        return f"{record.state}: {record.error}"
-    best = f"best acc {record.acc:.2f} % in epoch {record.epoch}" if record.epoch else f"acc {record.acc:.2f} %"
-    return f"finished, {best}, last {record.last_acc:.2f} %"
+def quiet(event: Event) -> None:
+    """Says nothing."""
