@@ -41,6 +41,7 @@ FLOORS = {
     "orchestrator.leases": 4,
     "orchestrator.studies": 5,
     "orchestrator.events": 6,
+    "orchestrator.lookup": 6,
     "orchestrator.trial_ids": 6,
     "orchestrator.data": 5,
     "orchestrator.slices": 5,
