@@ -7,38 +7,61 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.commands.options import json_option, set_option, storage_option
+from orchestrator.commands import colours, completing
+from orchestrator.commands.layout import Group
+from orchestrator.commands.options import json_option, set_option, storage_option, study_argument
 
 
 @click.command()
-@click.argument("file", type=click.Path(), required=False)
+@study_argument
 @storage_option
 @set_option
 @click.option(
-    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True
-)
-def results(file: str | None, storage: str, settings: Sequence[str], form: str) -> None:
-    """Print the result tables of a study FILE, or of everything in the storage."""
+    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True,
+    help="How to print them.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool) -> None:
+    """Print the result tables of a STUDY, or of everything in the storage.
+
+    STUDY is a study file, or the name of a study that was launched with this storage.
+
+    \b
+    Examples:
+      kdctl results
+      kdctl results experiments.yaml
+      kdctl results my-digits --format markdown > results.md
+      kdctl results --json | python -m json.tool
+    """
+    from orchestrator import lookup
     from orchestrator import results as stored
-    from orchestrator.launch import look
     from orchestrator.report import render
     from orchestrator.storage import Storage
 
-    wanted = None if file is None else [trial.trial_id for trial in look(file, storage, settings).trials]
-    rows = stored.read_trials(Storage.at(storage), wanted)
+    place = Storage.at(storage)
+    wanted = None if study is None else lookup.study(place, study, settings).trial_ids
+    rows = stored.read_trials(place, wanted)
     if wanted is None:
         rows.sort(key=lambda row: (row.study, row.no))
     if not rows:
         click.echo(f"no trials in {storage}; launch a study, or name another storage with --storage", err=True)
-    click.echo(render(rows, form), nl=False)
+    form = "json" if as_json else form
+    text = render(rows, form)
+    click.echo(colours.states(text) if form == "table" else text, nl=False)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @storage_option
 @json_option
 @click.pass_context
 def teachers(context: click.Context, storage: str, as_json: bool) -> None:
-    """List the cached teachers, or verify one of them."""
+    """List the cached teachers, or verify one of them.
+
+    \b
+    Examples:
+      kdctl teachers
+      kdctl teachers --storage /mnt/shared/runs --json
+    """
     context.obj = storage
     if context.invoked_subcommand is None:
         _list_teachers(storage, as_json)
@@ -66,18 +89,36 @@ def _list_teachers(storage: str, as_json: bool) -> None:
 
 
 @teachers.command()
-@click.argument("teacher_id")
-@click.option("--storage", metavar="DIR", help="Folder of trials, teachers and results, as for `kdctl teachers`.")
+@click.argument("teacher_id", shell_complete=completing.teachers)
+@click.option(
+    "--storage", metavar="PLACE", shell_complete=completing.folders,
+    help="Folder or bucket of trials, teachers and results, as for `kdctl teachers`.",
+)  # fmt: skip
+@json_option
 @click.pass_obj
-def verify(outer: str, teacher_id: str, storage: str | None) -> None:
-    """Ask teacher TEACHER_ID live about random views and compare its tables."""
+def verify(outer: str, teacher_id: str, storage: str | None, as_json: bool) -> None:
+    """Ask teacher TEACHER_ID live about random views and compare its tables.
+
+    The beginning of its id is enough. Ends with 1 where a table does not say what the teacher says.
+
+    \b
+    Examples:
+      kdctl teachers verify 1f3a
+      kdctl teachers verify 1f3a --json
+    """
     from orchestrator.inventory import verify_teacher
     from orchestrator.storage import Storage
 
     verdicts = verify_teacher(teacher_id, Storage.at(storage or outer))
+    if as_json:
+        facts = [
+            {"table": verdict.table.name, "largest_difference": verdict.largest_difference} for verdict in verdicts
+        ]
+        click.echo(json.dumps(facts, indent=1))
+        return
     for verdict in verdicts:
         click.echo(
             f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}"
         )
     if not verdicts:
-        click.echo("this teacher has no table, so there is nothing to compare; its students asked it live")
+        click.echo("this teacher has no table, so there is nothing to compare; its students asked it live", err=True)
