@@ -14,7 +14,7 @@ _STYLES = {
     **{"bad": _BAD, "failed": _BAD},
 }
 _VERDICT = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
-_STATE = re.compile(r"\b(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
+_STATE = re.compile(r"(?<=  )(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
 _OUTCOME = re.compile(r"^(\w{12} seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
 _GUESS = re.compile(r"[Dd]id you mean [^?\n]+\?")
 

@@ -42,10 +42,6 @@ class Bash(BashComplete):
         .replace("IFS=',' read type value", "IFS=',' read -r type value")
     )
 
-    def format_completion(self, item: CompletionItem[str]) -> str:
-        """As Click does, with blanks as a person would type them."""
-        return super().format_completion(item).replace(" ", "\\ ")
-
 
 def script(shell: str, command: click.Command) -> str:
     """The script that makes a shell (one of `SHELLS`) ask."""
@@ -141,9 +137,10 @@ def _experiments(context: click.Context) -> int:
     from orchestrator import document
     from orchestrator.errors import StudyError
 
+    named = [context.params.get("file"), *context.args]  # Click leaves it in args where an option wants its value
     try:
-        root = document.read(Path(context.params["file"])).value
-    except (StudyError, TypeError, KeyError):
+        root = document.read(Path(next(filter(None, named), ""))).value
+    except StudyError:
         return 1
     listed = root["experiments"].value if isinstance(root, dict) and "experiments" in root else None
     return len(listed) if isinstance(listed, list) else 1
