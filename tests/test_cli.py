@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from terminal import Terminal
 
 from orchestrator import cli, report
 from orchestrator.errors import Interrupted
@@ -397,6 +398,60 @@ def test_kdctl_alone_tells_somebody_new_where_to_begin(run: Run) -> None:
     lines = [line.split("  ")[0] for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
     assert lines[1:] == ["kdctl init", "kdctl launch experiments.yaml", "kdctl results experiments.yaml"]
     assert lines[0].startswith("kdctl runs knowledge-distillation studies")
+
+
+# Asking first.
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def litter(storage: Storage) -> Path:
+    """A file in the storage that nobody needs."""
+    name = storage.trial_epochs("0123456789ab")
+    storage.place.write(name, b"epochs of no trial")
+    return Path(storage.place.path(name))
+
+
+@pytest.mark.parametrize(("answer", "is_there"), [("n", True), ("", True), ("y", False)])
+def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, answer: str, is_there: bool) -> None:
+    with Terminal([str(KDCTL), "clean", "--storage", storage.place.address], folder, environment()) as terminal:
+        terminal.wait_for("Free 1 file, 18 B? [y/N]: ")
+        terminal.type(f"{answer}\n")
+    assert terminal.code == 0 and litter.exists() is is_there
+    assert ("nothing was removed" if is_there else "freed 1 file, 18 B") in terminal.shown
+
+
+def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
+    run: Run, folder: Path, storage: Storage, litter: Path
+) -> None:
+    command = [str(KDCTL), "clean", "--storage", storage.place.address]
+    with Terminal([*command, "--json"], folder, environment()) as terminal:
+        pass
+    assert json.loads(terminal.shown)["freed"] is False and litter.exists()
+    code, out, err = run(*command[1:])
+    assert code == 0 and "nothing was removed; the same command with --yes" in err and litter.exists()
+    assert run(*command[1:], "--yes")[1] == out and not litter.exists()
+
+
+@pytest.mark.parametrize(("answer", "is_kept"), [("n", True), ("y", False)])
+def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool) -> None:
+    with Terminal([str(KDCTL), "init", "study.yaml"], folder, environment()) as terminal:
+        terminal.wait_for("study.yaml is there already; overwrite it? [y/N]: ")
+        terminal.type(f"{answer}\n")
+    assert terminal.code == 0 and ((folder / "study.yaml").read_text() == STUDY) is is_kept
+    assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.shown
+
+
+def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> None:
+    code, out, err = run("init")
+    lines = [line.split("   ")[0].split() for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
+    assert (code, out) == (0, "") and [words[1] for words in lines] == ["plan", "launch", "results"]
+    assert "7 trials of study my-digits: 7 new" in run(*lines[0][1:])[1]
+    assert run("init", "--yes", "--dataset", "cifar100")[0] == 0
+    assert "cifar100" in run("plan", "experiments.yaml")[1]
 
 
 # In a shell.

@@ -78,10 +78,12 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(completing.SHELLS))
+@click.argument("shell", metavar="SHELL", type=click.Choice(completing.SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes commands, options, study files, studies and trial ids on Tab.
+
+    SHELL is bash, zsh or fish.
 
     \b
     bash: put this line into ~/.bashrc
