@@ -13,7 +13,7 @@ from orchestrator.plan import make_plan
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
 from orchestrator.studies import Member
-from orchestrator.suggest import nearest
+from orchestrator.suggest import nearest, nearest_file
 
 _SHOWN = 20  # names in one message
 
@@ -69,6 +69,11 @@ def _neither(storage: Storage, text: str, known: list[str]) -> str:
     shown, place = printable(shorten(text)), storage.place.shown("")
     head = f"{shown}: there is no such file, and no study of this name in {place}"
     if not known:
-        return f"{head}, which remembers none; check the path, or name another storage with --storage"
+        return f"{head}, which remembers none; {printable(nearest_file(Path(text)))}; or name another storage with --storage"
     listed = ", ".join([*known[:_SHOWN], *(["…"] if len(known) > _SHOWN else [])])
-    return f"{head}; {nearest(text, known)} It remembers: {listed}"
+    return f"{head}, which remembers {listed}; {_guess(text, known)}"
+
+
+def _guess(text: str, known: list[str]) -> str:
+    file = printable(nearest_file(Path(text)))
+    return file if file.startswith("did") else nearest(text, known)

@@ -135,10 +135,11 @@ def next_steps(path: Path, dataset: str) -> str:
     small = " --set recipe.epochs=2 --set recipe.limit_train=1000 --set recipe.limit_test=500"
     launch = f"kdctl launch {file}{'' if dataset == 'digits' else small}"
     takes = "about a minute" if dataset == "digits" else "a small try, some minutes; without --set: all of it"
+    # What was launched with --set are other trials than those that the file names; the study's name means them.
     lines = {
         f"kdctl plan {file}": "what will be trained",
         launch: f"train it ({takes})",
-        f"kdctl results {file}": "its tables",
+        f"kdctl results {file if dataset == 'digits' else f'my-{dataset}'}": "its tables",
     }
     width = max(map(len, lines))
     return "\n".join(f"  {line:<{width}}   {meaning}" for line, meaning in lines.items())

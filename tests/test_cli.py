@@ -189,6 +189,13 @@ def test_results_of_a_study_by_its_name(run: Run, trained: Storage) -> None:
     assert by_file == by_name and by_name[0] == 0 and len(by_name[1].splitlines()) == 4
 
 
+def test_results_of_other_settings_than_those_of_the_launch(run: Run, trained: Storage) -> None:
+    words = ["--storage", trained.place.address, "--set", "recipe.epochs=9"]
+    code, out, err = run("results", "study.yaml", *words)
+    assert (code, out) == (0, "no trials yet\n") and "with other settings: none of these 3 trials has begun" in err
+    assert "`kdctl results tiny` prints" in err
+
+
 def test_json_is_a_format(run: Run, trained: Storage) -> None:
     words = ["results", "--storage", trained.place.address]
     assert run(*words, "--json") == run(*words, "--format", "json")
@@ -257,6 +264,7 @@ def test_storage_and_data_come_from_the_environment(
     ("words", "message"),
     [
         (["check", "nowhere.yaml"], "there is no such file"),
+        (["check", "studdy.yaml"], "there is no such file; did you mean study.yaml?"),
         (["check", "."], "this is a folder"),
         (["plan", "empty.yaml"], "the file is empty"),
         (["launch", "binary.yaml"], "not UTF-8"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.commands import colours, completing
 from orchestrator.commands.layout import Group
 from orchestrator.commands.options import json_option, set_option, storage_option, study_argument
+
+if TYPE_CHECKING:
+    from orchestrator.lookup import Found
 
 
 @click.command()
@@ -39,15 +43,27 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     from orchestrator.storage import Storage
 
     place = Storage.at(storage)
-    wanted = None if study is None else lookup.study(place, study, settings).trial_ids
-    rows = stored.read_trials(place, wanted)
-    if wanted is None:
+    found = None if study is None else lookup.study(place, study, settings)
+    rows = stored.read_trials(place, found.trial_ids if found else None)
+    if found is None:
         rows.sort(key=lambda row: (row.study, row.no))
     if not rows:
-        click.echo(f"no trials in {storage}; launch a study, or name another storage with --storage", err=True)
+        click.echo(_nothing(storage, found), err=True)
     form = "json" if as_json else form
     text = render(rows, form)
     click.echo(colours.states(text) if form == "table" else text, nl=False)
+
+
+def _nothing(storage: str, found: Found | None) -> str:
+    from orchestrator.storage import Storage
+    from orchestrator.studies import remembered
+
+    if found and found.name in {study.name for study in remembered(Storage.at(storage))}:
+        return (
+            f"study {found.name} was launched with {storage}, but with other settings: none of these "
+            f"{len(found.members):,} trials has begun; `kdctl results {found.name}` prints those of its last launch"
+        )
+    return f"no trials in {storage}; launch a study, or name another storage with --storage"
 
 
 @click.group(cls=Group, invoke_without_command=True)
@@ -86,6 +102,8 @@ def _list_teachers(storage: str, as_json: bool) -> None:
         for teacher in found
     ]  # fmt: skip
     click.echo(aligned(header, rows))
+    if not found:
+        click.echo(f"no teachers in {storage}; launch a study, or name another storage with --storage", err=True)
 
 
 @teachers.command()
