@@ -69,11 +69,11 @@ def _neither(storage: Storage, text: str, known: list[str]) -> str:
     shown, place = printable(shorten(text)), storage.place.shown("")
     head = f"{shown}: there is no such file, and no study of this name in {place}"
     if not known:
-        return f"{head}, which remembers none; {printable(nearest_file(Path(text)))}; or name another storage with --storage"
+        return f"{head}, which remembers none; name another storage with --storage, or {_guess(text, [])}"
     listed = ", ".join([*known[:_SHOWN], *(["…"] if len(known) > _SHOWN else [])])
     return f"{head}, which remembers {listed}; {_guess(text, known)}"
 
 
 def _guess(text: str, known: list[str]) -> str:
     file = printable(nearest_file(Path(text)))
-    return file if file.startswith("did") else nearest(text, known)
+    return nearest(text, known) if known and not file.startswith("did") else file

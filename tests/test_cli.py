@@ -203,8 +203,9 @@ def test_json_is_a_format(run: Run, trained: Storage) -> None:
 
 def test_a_verdict_on_a_teacher_is_json_for_programs(run: Run, trained: Storage) -> None:
     (key,) = list(trained.tables())
-    words = ["teachers", "--storage", trained.place.address, "verify", key.teacher_id[:5], "--json"]
-    code, out, err = run(*words)
+    words = ["teachers", "--storage", trained.place.address]
+    assert set(json.loads(run(*words, "--json", "verify", key.teacher_id)[1])[0]) == {"table", "largest_difference"}
+    code, out, err = run(*words, "verify", key.teacher_id[:5], "--json")
     (found,) = json.loads(out)
     assert (code, err) == (0, "") and found["table"] == key.name and 0 <= found["largest_difference"] < 0.1
 

@@ -78,7 +78,7 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
       kdctl teachers
       kdctl teachers --storage /mnt/shared/runs --json
     """
-    context.obj = storage
+    context.obj = storage, as_json
     if context.invoked_subcommand is None:
         _list_teachers(storage, as_json)
 
@@ -114,7 +114,7 @@ def _list_teachers(storage: str, as_json: bool) -> None:
 )  # fmt: skip
 @json_option
 @click.pass_obj
-def verify(outer: str, teacher_id: str, storage: str | None, as_json: bool) -> None:
+def verify(outer: tuple[str, bool], teacher_id: str, storage: str | None, as_json: bool) -> None:
     """Ask teacher TEACHER_ID live about random views and compare its tables.
 
     The beginning of its id is enough. Ends with 1 where a table does not say what the teacher says.
@@ -127,8 +127,8 @@ def verify(outer: str, teacher_id: str, storage: str | None, as_json: bool) -> N
     from orchestrator.inventory import verify_teacher
     from orchestrator.storage import Storage
 
-    verdicts = verify_teacher(teacher_id, Storage.at(storage or outer))
-    if as_json:
+    verdicts = verify_teacher(teacher_id, Storage.at(storage or outer[0]))
+    if as_json or outer[1]:
         facts = [
             {"table": verdict.table.name, "largest_difference": verdict.largest_difference} for verdict in verdicts
         ]
