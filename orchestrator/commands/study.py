@@ -120,6 +120,16 @@ def launch(
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
+    if address and address.lower().startswith(("http://", "https://")):
+        from orchestrator.commands.jobs import submit
+
+        source = click.get_current_context().get_parameter_source("data")
+        given = None if source is click.core.ParameterSource.DEFAULT else data  # else the cluster has its own
+        submit(
+            file, address, storage=storage, data=given, settings=settings, max_concurrent=max_concurrent,
+            skip_failed=skip_failed,
+        )  # fmt: skip
+        return
     is_child = is_supervised()
     if is_child:
         follow_parent()
