@@ -23,6 +23,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -58,11 +59,6 @@ if [ "$here" != "$KDCTL_EXPECTED" ]; then
 fi
 exec kdctl "$@"
 """
-
-
-def is_dashboard(address: str | None) -> bool:
-    """Whether an address is that of a dashboard, to which a study is handed, and not one of a cluster to join."""
-    return address is not None and address.lower().startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +175,15 @@ class Cluster:
             )
         return found
 
-    def find(self, name: str | None = None) -> ClusterJob:
+    def find(self, name: str | None = None, *, is_running: bool = False) -> ClusterJob:
         """A job by its id, by how its id begins, or the newest of a study; the newest of all without a name.
 
+        With `is_running`, one that has not ended goes before newer ones that have.
         Raises ClusterError where there is none, or where several begin like that.
         """
         known = self.jobs()
+        if is_running:
+            known.sort(key=lambda job: job.is_over)
         if not known:
             raise ClusterError(
                 f"no study was handed to the cluster at {self.address} yet; {_how_to_submit(self.address)}"
@@ -282,21 +281,25 @@ def _asking(address: str, *, has_token: bool) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ClusterError(_how_to_log_in(address, str(error), has_token=has_token)) from None
-    except (TimeoutError, ConnectionError) as error:
-        raise ClusterError(_unreachable(address, error)) from None
+    except (ValueError, KeyError, TypeError, ClientError) as error:
+        raise ClusterError(_is_no_ray(address, error)) from None
+    except OSError as error:  # `requests` has its errors below it; one with a response was answered
+        is_answered = getattr(error, "response", None) is not None
+        raise ClusterError((_is_no_ray if is_answered else _unreachable)(address, error)) from None
     except RuntimeError as error:
-        raise ClusterError(f"the cluster at {address} refused: {_reason(error)}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        # `requests` has its errors below OSError and ValueError; the others are answers that Ray would not give.
-        if "Timeout" in type(error).__name__:
-            raise ClusterError(_unreachable(address, error)) from None
-        raise ClusterError(
-            f"what answers at {address} does not speak as a Ray dashboard does ({_reason(error)}); wanted its address, "
-            "like http://127.0.0.1:8265, which `ray start --head` prints"
-        ) from None
+        if "Version check returned 404" in str(error):
+            raise ClusterError(_is_no_ray(address, "it has no /api/version")) from None
+        raise ClusterError(f"the cluster at {address} could not do it: {_reason(error)}") from None
 
 
-def _unreachable(address: str, error: Exception) -> str:
+def _is_no_ray(address: str, error: object) -> str:
+    return (
+        f"what answers at {address} does not speak as a Ray dashboard does ({_reason(error)}); wanted its address, "
+        "like http://127.0.0.1:8265, which `ray start --head` prints"
+    )
+
+
+def _unreachable(address: str, error: object) -> str:
     return (
         f"no Ray dashboard answers at {address} ({_reason(error)}); start the cluster with `ray start --head`, see "
         "docs/clusters.md, or reach it through a tunnel (`ssh -L 8265:127.0.0.1:8265 HOST`)"
@@ -311,7 +314,7 @@ def _how_to_log_in(address: str, said: str, *, has_token: bool) -> str:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: object) -> str:
     """The first line of what went wrong; of a traceback, which Ray sends too, the last."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = lines[-1 if any("Traceback" in line for line in lines) else 0]

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from orchestrator.jobs import ClusterJob
 
 
+def is_dashboard(address: str) -> bool:
+    """Whether an address is that of a dashboard, which takes a study, and not that of a cluster to join."""
+    return address.lower().startswith(("http://", "https://"))
+
+
 def submit(
     file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
     max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
@@ -119,7 +124,7 @@ def stop_job(address: str, name: str | None = None, yes: bool = False) -> None:
     from orchestrator.jobs import Cluster
 
     cluster = Cluster(address)
-    job = cluster.find(name)
+    job = cluster.find(name, is_running=True)
     if job.is_over:
         click.echo(f"job {job.job_id} had ended already: {_state(job)}", err=True)
         return

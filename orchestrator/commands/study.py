@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
+from orchestrator.commands.jobs import is_dashboard, submit
 from orchestrator.commands.options import data_option, json_option, say_how_to_resume, set_option, storage_option, warn
 from orchestrator.errors import EXIT_TRIALS
 
@@ -120,14 +122,10 @@ def launch(
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
-    if address and address.lower().startswith(("http://", "https://")):
-        from orchestrator.commands.jobs import submit
-
-        source = click.get_current_context().get_parameter_source("data")
-        given = None if source is click.core.ParameterSource.DEFAULT else data  # else the cluster has its own
+    if address and is_dashboard(address):
         submit(
-            file, address, storage=storage, data=given, settings=settings, max_concurrent=max_concurrent,
-            skip_failed=skip_failed,
+            file, address, storage=storage, data=_named("data", data), settings=settings,
+            max_concurrent=max_concurrent, skip_failed=skip_failed,
         )  # fmt: skip
         return
     is_child = is_supervised()
@@ -147,6 +145,12 @@ def launch(
     _print_outcome(outcome, storage)
     if not outcome.is_complete:
         sys.exit(EXIT_TRIALS)
+
+
+def _named(option: str, value: str) -> str | None:
+    """The value of an option, or None where it is only its default."""
+    is_default = click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+    return None if is_default else value
 
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
