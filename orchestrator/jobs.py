@@ -13,9 +13,10 @@ import shlex
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -79,7 +80,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """A study on a cluster. `state` is waiting, running, finished, failed or stopped; times are UTC."""
+    """A study on a cluster. `state` is waiting, running, finished, failed or stopped; times are UTC.
+
+    `exit_code` is that of `kdctl launch`; `reason` says why it could not even be started.
+    """
 
     job_id: str
     study: str
@@ -91,7 +95,7 @@ class ClusterJob:
     since: datetime | None
     ended: datetime | None
     exit_code: int | None
-    message: str = field(repr=False)
+    reason: str | None
 
     @property
     def is_over(self) -> bool:
@@ -107,6 +111,7 @@ class ClusterJob:
             "since": self.since and self.since.isoformat(),
             "ended": self.ended and self.ended.isoformat(),
             "exit_code": self.exit_code,
+            "reason": self.reason,
             "storage": self.storage,
             "file": self.file,
             "command": self.command,
@@ -214,7 +219,8 @@ class Cluster:
         lines: AsyncIterator[str] = self._client.tail_job_logs(job.job_id)
         try:
             while True:
-                with self._asking():
+                with self._asking(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # Ray's client calls aiohttp in an old way
                     try:
                         text = loop.run_until_complete(anext(lines))
                     except StopAsyncIteration:
@@ -387,6 +393,7 @@ def _read(details: JobDetails) -> ClusterJob | None:
     if _MARK not in facts or details.submission_id is None:
         return None
     is_stopped = details.driver_exit_code == EXIT_INTERRUPTED  # through the storage, or by a signal of its machine
+    is_stillborn = details.status is JobStatus.FAILED and details.driver_exit_code is None
     return ClusterJob(
         job_id=details.submission_id,
         study=facts.get("study", ""),
@@ -398,7 +405,7 @@ def _read(details: JobDetails) -> ClusterJob | None:
         since=_time(details.start_time),
         ended=_time(details.end_time),
         exit_code=details.driver_exit_code,
-        message=details.message or "",
+        reason=_reason(details.message) if is_stillborn else None,
     )
 
 

@@ -95,8 +95,9 @@ def status_of_jobs(address: str, as_json: bool = False) -> None:
 
 
 def _state(job: ClusterJob) -> str:
-    is_worth_a_look = job.state == "failed" and job.exit_code is not None
-    return f"failed (exit code {job.exit_code})" if is_worth_a_look else job.state
+    if job.reason:
+        return f"failed to start: {job.reason[:80]}"
+    return f"failed (exit code {job.exit_code})" if job.state == "failed" else job.state
 
 
 def _took(job: ClusterJob) -> str:
