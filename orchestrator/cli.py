@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, jobs, read, study
+from orchestrator.commands import care, read, study
 from orchestrator.commands.options import say_how_to_resume
 from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost, masked
 
@@ -45,29 +45,6 @@ for _command in (
     care.doctor,
 ):
     cli.add_command(_command)
-
-
-@cli.command("jobs-status", hidden=True)
-@click.option("--address", required=True)
-@click.option("--json", "as_json", is_flag=True)
-def _status(address: str, as_json: bool) -> None:
-    jobs.status_of_jobs(address, as_json)
-
-
-@cli.command("jobs-logs", hidden=True)
-@click.argument("name", required=False)
-@click.option("--address", required=True)
-@click.option("--follow", is_flag=True)
-def _logs(name: str | None, address: str, follow: bool) -> None:
-    jobs.print_log(address, name, follow)
-
-
-@cli.command("jobs-stop", hidden=True)
-@click.argument("name", required=False)
-@click.option("--address", required=True)
-@click.option("--yes", is_flag=True)
-def _stop(name: str | None, address: str, yes: bool) -> None:
-    jobs.stop_job(address, name, yes)
 
 
 def main() -> None:
