@@ -251,7 +251,7 @@ def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
     before = datetime.now(UTC).timestamp() * 1000
     dashboard.add("kdctl-0", {**MINE, "storage": str(folder / "runs")}, start_time=1, end_time=int(before - 3_600_000))
     small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
-    launch("study.yaml", inline=True, storage="runs", settings=small, quiet=True)
+    launch("study.yaml", inline=True, storage="runs", settings=small)
     rows = {job.job_id: jobs.progress(job) for job in Cluster(dashboard.address).jobs()}
     assert rows == {"kdctl-1": (1, 1), "kdctl-0": None}
     status_of_jobs(dashboard.address)
