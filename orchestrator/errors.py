@@ -132,6 +132,10 @@ class ResourceError(KdctlError):
     """Resources that this machine or cluster can never give."""
 
 
+class ClusterError(KdctlError):
+    """A Ray cluster that cannot be reached through its dashboard, or that refuses what it is asked for."""
+
+
 class RayLost(KdctlError):
     """Ray's own processes died under a launch."""
 

@@ -28,7 +28,7 @@ FLOORS = {
     "orchestrator.document": 1,
     "orchestrator.arrow": 1,
     "orchestrator.places": 1,
-    "orchestrator.signals": 1,
+    "orchestrator.signals": 2,
     "orchestrator.supervisor": 1,
     "orchestrator.bucket": 2,
     "orchestrator.views": 2,
@@ -63,21 +63,23 @@ FLOORS = {
     "orchestrator.runner": 10,
     "orchestrator.ray_runner": 11,
     "orchestrator.launch": 12,
+    "orchestrator.jobs": 6,
     "orchestrator.commands": 0,
     "orchestrator.commands.colours": 0,
     "orchestrator.commands.layout": 1,
     "orchestrator.commands.completing": 7,
     "orchestrator.commands.options": 13,
-    "orchestrator.commands.study": 14,
+    "orchestrator.commands.jobs": 14,
+    "orchestrator.commands.study": 15,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
-    "orchestrator.cli": 15,
+    "orchestrator.cli": 16,
 }
 
 COMMANDS = ("orchestrator.cli", *(name for name in FLOORS if name.startswith("orchestrator.commands.")))
 
 DOORS = {
-    "ray": ("orchestrator.ray_runner",),
+    "ray": ("orchestrator.ray_runner", "orchestrator.jobs"),
     "click": COMMANDS,
     "pyarrow": ("orchestrator.arrow", "orchestrator.bucket"),
     "yaml": ("orchestrator.document",),

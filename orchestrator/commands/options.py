@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -88,5 +89,7 @@ def warn(warnings: Sequence[object]) -> None:
 
 def say_how_to_resume() -> None:
     """Says the command line that goes on with what was stopped."""
+    # A job on a cluster was launched by another command line, on another machine.
+    command = os.environ.get("KDCTL_COMMAND") or shlex.join(["kdctl", *sys.argv[1:]])
     with suppress(OSError):  # nobody may read it any more
-        click.echo(f"go on with:  kdctl {masked(shlex.join(sys.argv[1:]))}", err=True)
+        click.echo(f"go on with:  {masked(command)}", err=True)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from orchestrator.commands import colours
 from orchestrator.commands.completing import study_files
+from orchestrator.commands.jobs import is_dashboard, submit
 from orchestrator.commands.options import (
     agrees,
     data_option,
@@ -205,6 +207,12 @@ def launch(
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
+    if address and is_dashboard(address):
+        submit(
+            file, address, storage=storage, data=_named("data", data), settings=settings,
+            max_concurrent=max_concurrent, skip_failed=skip_failed,
+        )  # fmt: skip
+        return
     is_child = is_supervised()
     if is_child:
         follow_parent()
@@ -222,6 +230,12 @@ def launch(
     _print_outcome(outcome, storage)
     if not outcome.is_complete:
         sys.exit(EXIT_TRIALS)
+
+
+def _named(option: str, value: str) -> str | None:
+    """The value of an option, or None where it is only its default."""
+    is_default = click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+    return None if is_default else value
 
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
