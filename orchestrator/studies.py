@@ -57,13 +57,7 @@ class StoredStudy:
 
 def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
     """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
-    members = [
-        Member(
-            trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
-            trial.state == "finished",
-        )
-        for trial in plan.trials
-    ]  # fmt: skip
+    members = members_of(plan)
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
@@ -71,6 +65,17 @@ def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
         "launched": {**asdict(launched), "since": launched.since.isoformat()},
     }
     write_json(storage, storage.plan(_digest(plan.study)), facts)
+
+
+def members_of(plan: Plan) -> tuple[Member, ...]:
+    """The trials of a plan as a launch of it remembers them."""
+    return tuple(
+        Member(
+            trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
+            trial.state == "finished",
+        )
+        for trial in plan.trials
+    )  # fmt: skip
 
 
 def _digest(study: str) -> str:

@@ -46,6 +46,12 @@ FLOORS = {
     "orchestrator.graphs": 0,
     "orchestrator.summary": 2,
     "orchestrator.report": 5,
+    "orchestrator.published": 3,
+    "orchestrator.markdown": 1,
+    "orchestrator.charts": 1,
+    "orchestrator.facts": 6,
+    "orchestrator.figures": 7,
+    "orchestrator.page": 8,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
     "orchestrator.checkpoints": 7,
@@ -76,6 +82,7 @@ DOORS = {
     "sklearn": ("orchestrator.data",),
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
+    "jinja2": ("orchestrator.page",),
     "duckdb": (),  # no module yet; name it here when there is one
 }
 
