@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
+import models
 from orchestrator import results, studies
+from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.storage import Storage
@@ -103,7 +105,9 @@ def _is_sound(row: TrialRecord) -> bool:
     """Whether a row has what every row of kdctl's has, in whatever state."""
     try:
         recipe = json.loads(row.recipe)
-        return isinstance(recipe, dict) and isinstance(recipe.get("teacher"), dict | None)
+        for model in filter(None, (row.student, row.teacher)):
+            models.parse(model)
+        return row.dataset in DATASETS and isinstance(recipe, dict) and isinstance(recipe.get("teacher"), dict | None)
     except (ValueError, TypeError, RecursionError):
         return False
 

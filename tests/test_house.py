@@ -70,6 +70,7 @@ FLOORS = {
     "orchestrator.commands.study": 14,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.report": 14,
     "orchestrator.cli": 15,
 }
 
