@@ -46,6 +46,7 @@ svg.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans
 svg.chart text{fill:var(--ink);font-variant-numeric:tabular-nums}
 svg.chart .soft{fill:var(--soft)}
 svg.chart .own{fill:var(--c)}
+svg.chart .small{font-size:10.5px}
 svg.chart .grid{stroke:var(--rule);stroke-width:1}
 svg.chart .axis{stroke:var(--soft);stroke-width:1}
 svg.chart .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}
@@ -89,6 +90,7 @@ class Rule:
 
     label: str
     slot: int
+    note: str
     value: float
 
 
@@ -191,6 +193,7 @@ class Scale:
     start: float
     end: float
     is_log: bool = False
+    is_whole: bool = False  # whole numbers, like epochs
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False) -> Scale:
@@ -211,7 +214,8 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round numbers within it."""
-        return log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        found = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        return [value for value in found if value == round(value)] if self.is_whole else found
 
 
 def cut(text: str, limit: int) -> str:
@@ -326,16 +330,16 @@ def _legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *
             _line(group, "line", 8, y, 34, y).set("stroke-dasharray", _DASHES[slot])
         else:
             _mark(group, slot, 21, y)
-        _text(group, "", 42, y + 4, f"{cut(label, 60 - len(note))}  {note}".rstrip())
+        _text(group, "", 42, y + 4, f"{cut(label, 60 - len(note))}{': ' * bool(note)}{note}")
 
 
 def curves(words: Words, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
     """Lines with bands over x from `start` on. The runs are drawn where the whole x is."""
-    legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, "") for r in rules]
+    legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, r.note) for r in rules]
     chart = Chart(words, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
     pieces = [_piece(curve, start) for curve in found]
-    x = Scale.over((value for piece in pieces for value in piece.x), _LEFT, WIDTH - 84)
-    x = Scale(min((piece.x[0] for piece in pieces if piece.x), default=0.0), x.high, x.start, x.end)
+    at = [value for piece in pieces for value in piece.x]
+    x = Scale(min(at, default=0.0), max(at, default=1.0) + 0.01, _LEFT, WIDTH - 118, is_whole=True)
     values = [value for piece in pieces for value in _values(piece)] + [rule.value for rule in rules]
     y = Scale.over(values, _TOP + _HEIGHT, _TOP + 8)
     _frame(chart, x, y)
@@ -398,7 +402,7 @@ def _listed(values: Sequence[float | None]) -> str:
 def _direct_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: float, y: Scale) -> None:
     places = spread([end for _, _, end in ends], 13, y.end, y.start)
     for (label, slot, _), place in zip(ends, places, strict=True):
-        _text(_add(chart.root, "g", f"label k{slot}"), "own", x, place + 4, cut(label, 12))
+        _text(_add(chart.root, "g", f"label k{slot}"), "own small", x, place + 4, cut(label, 19))
 
 
 def scatter(words: Words, points: Sequence[Point], *, is_log: bool = False) -> Chart:
@@ -451,7 +455,7 @@ def dots(words: Words, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart
         _line(group, "line", x(rule.value), top, x(rule.value), bottom).set("stroke-dasharray", _DASHES[rule.slot])
     for number, row in enumerate(rows):
         _draw_row(chart, row, x, top + number * pitch)
-    _legend(chart, [(rule.label, rule.slot, "") for rule in rules], bottom + _AXIS + 6, is_line=True)
+    _legend(chart, [(rule.label, rule.slot, rule.note) for rule in rules], bottom + _AXIS + 6, is_line=True)
     return chart
 
 

@@ -56,8 +56,14 @@ class Pair:
     def label(self, entry: Compared) -> str:
         """A setting's label, with its teacher where there are several."""
         teachers = {other.table.teacher for other in self.entries if other.table.teacher}
-        many = len(teachers) > 1 and entry.table.teacher
-        return f"{entry.group.label} ← {model_title(entry.table.teacher)}" if many else entry.group.label  # type: ignore[arg-type]
+        many = len(teachers) > 1
+        label = label_of(entry.group)
+        return f"{label} ← {model_title(entry.table.teacher)}" if many and entry.table.teacher else label
+
+
+def label_of(group: Group) -> str:
+    """Its label as a person reads it: the options of a method by their names alone."""
+    return group.label.replace(" options.", " ")
 
 
 def model_title(name: str) -> str:
@@ -94,13 +100,13 @@ def chosen(entries: Sequence[Compared], limit: int) -> list[Compared]:
 
 
 def _slots(entries: Sequence[Compared]) -> list[int]:
-    """A place in the palette for each: grey for the first base, a colour for each other."""
-    free, slots, has_base = iter(charts.METHODS * len(entries)), [], False
-    for entry in entries:
-        is_first = entry.group.method == "base" and not has_base
-        has_base = has_base or is_first
-        slots.append(charts.BASE if is_first else next(free))
-    return slots
+    """A place in the palette for each: grey for the first base, a colour for each other; what finished comes first."""
+    free = iter(charts.METHODS * len(entries))
+    slots: dict[int, int] = {}
+    for entry in sorted(entries, key=lambda entry: not entry.group.finished):
+        is_base = entry.group.method == "base" and charts.BASE not in slots.values()
+        slots[id(entry)] = charts.BASE if is_base else next(free)
+    return [slots[id(entry)] for entry in entries]
 
 
 def _more(shown: int, of: int) -> str:
@@ -120,7 +126,7 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
     for model, by_id in sorted(found.items())[:2]:
         statistic = Statistic.over(list(by_id.values()))
         assert statistic, "there is one"
-        rules.append(Rule(f"teacher {model_title(model)}, last epoch, {statistic} %", charts.TEACHER, statistic.mean))
+        rules.append(Rule(f"teacher {model_title(model)}", charts.TEACHER, str(statistic), statistic.mean))
     return rules
 
 
@@ -135,13 +141,13 @@ def learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     epochs = results.epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
     for pair in wanted:
         entries = shown[pair.slug]
-        lines = _curves(pair, entries, epochs)
-        if any(line.x for line in lines):
+        lines = [line for line in _curves(pair, entries, epochs) if line.x]
+        if lines:
             yield _learning_figure(pair, entries, lines)
 
 
 def _learning_figure(pair: Pair, entries: Sequence[Compared], lines: Sequence[Curve]) -> Figure:
-    last = max(line.x[-1] for line in lines if line.x)
+    last = max(line.x[-1] for line in lines)
     rules = _teacher_rules(pair)
     told = "; ".join(f"{line.label} {line.note}" for line in lines)
     words = Words(f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {told}", "epoch", "acc, %")
@@ -202,8 +208,8 @@ def _curve(
     return Curve(
         label, slot, f"n={len(done)}", tuple(map(float, numbers)),
         tuple(one.mean if one else None for one in at) if done else (),
-        tuple(one.mean - one.std if one and one.std is not None else None for one in at),
-        tuple(one.mean + one.std if one and one.std is not None else None for one in at),
+        tuple(max(one.mean - one.std, 0.0) if one and one.std is not None else None for one in at),
+        tuple(min(one.mean + one.std, 100.0) if one and one.std is not None else None for one in at),
         tuple(runs),
     )  # fmt: skip
 
@@ -232,7 +238,7 @@ def standings(found: Sequence[Pair]) -> Iterator[Figure]:
         rules = _teacher_rules(pair)
         base = next((row for row in rows if row.slot == charts.BASE), None)
         if base:
-            rules.append(Rule(f"{base.label}, {base.note} %", charts.BASE, base.mean))
+            rules.append(Rule(base.label, charts.BASE, base.note, base.mean))
         caption = "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots: runs."
         yield Figure(
             f"standing-{pair.slug}", pair.title, caption + _more(len(shown), len(entries)),
@@ -245,7 +251,7 @@ def _row(label: str, slot: int, group: Group) -> Row:
     assert statistic, "only those that have one are shown"
     values = tuple(row.last_acc for row in group.finished if row.last_acc is not None)
     low, high = statistic.interval() or (statistic.mean, statistic.mean)
-    return Row(label, slot, str(statistic), values[:MAX_DOTS], statistic.mean, low, high)
+    return Row(label, slot, str(statistic), values[:MAX_DOTS], statistic.mean, max(low, 0.0), min(high, 100.0))
 
 
 # Accuracy against cost.
@@ -257,7 +263,10 @@ def costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
         own = [pair for pair in found if pair.dataset == dataset]
         labels = {id(entry): f"{model_title(p.student)} {p.label(entry)}" for p in own for entry in p.entries}
         entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
-        shown = chosen(entries, MAX_SERIES)
+        taught = [entry for entry in entries if _has_taught(facts, entry.group)][:2]
+        others = [entry for entry in entries if entry not in taught]
+        kept = {id(entry) for entry in [*taught, *chosen(others, MAX_SERIES - len(taught))]}
+        shown = [entry for entry in entries if id(entry) in kept]
         title = DATASETS[dataset].title
         panels = []
         for column, name, unit in (("seconds", "training time of one run", "s"), ("params", "parameters", "")):
@@ -287,8 +296,11 @@ def _point(facts: Facts, group: Group, label: str, slot: int, column: str, unit:
     x, y = group.statistic(column), group.statistic("last_acc")
     if x is None or y is None:
         return None
-    taught = any(row.trial_id in facts.teacher_ids for row in group.finished)
-    at = f"{charts.short(x.mean)}{' ' + unit if unit else ''}"
+    at = f"{x.mean:,.1f} {unit}" if unit else charts.short(x.mean)
     note = f"{at}, {y.mean:.2f} % (n={y.n})"
-    slot = charts.TEACHER if taught else slot
+    slot = charts.TEACHER if _has_taught(facts, group) else slot
     return Point(label, slot, note, x.mean, y.mean, x.std or 0.0, y.std or 0.0)
+
+
+def _has_taught(facts: Facts, group: Group) -> bool:
+    return any(row.trial_id in facts.teacher_ids for row in group.rows)

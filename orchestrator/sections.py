@@ -47,6 +47,10 @@ class Table:
     notes: tuple[str, ...] = ()
     folded: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return any(row[column].value is not None for row in self.rows)
+
     @property
     def is_printed(self) -> bool:
         """Whether it is on paper though it is folded on a screen."""
@@ -180,7 +184,7 @@ def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -
     rows = []
     for entry in kept:
         group = entry.group
-        cells = [Cell(group.label), _of(len(group.finished), len(group.rows))]
+        cells = [Cell(figures.label_of(group)), _of(len(group.finished), len(group.rows))]
         cells += [_mean(group.statistic(column)) for _, column in columns]
         cells += [_difference(entry)] if has_base else []
         cells += [_published_cell(table, group)] if has_published else []
@@ -201,12 +205,16 @@ def _mean(found: Statistic | None, digits: int = 2) -> Cell:
 
 def _difference(entry: Compared) -> Cell:
     found = entry.group.difference(entry.base, "last_acc") if entry.base else None
-    return Cell("-") if found is None else Cell(_signed(found), f"n={found.n}", found.mean)
+    return _signed(found)
 
 
-def _signed(found: Statistic) -> str:
+def _signed(found: Statistic | None) -> Cell:
+    """A difference with its interval."""
+    if found is None:
+        return Cell("-")
     interval = found.interval()
-    return f"{found.mean:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    shown = f"[{interval[0]:+.2f}, {interval[1]:+.2f}], " if interval else ""
+    return Cell(f"{found.mean:+.2f}", f"{shown}n={found.n}", found.mean)
 
 
 def _published(table: PairTable, group: Group, *, any_method: bool = False) -> Statistic | None:
@@ -226,7 +234,7 @@ def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
     if any(_published(table, group) for group in groups):
         yield "Published runs were tested on 9,984 of the 10,000 test images and belong to none of our seeds."
     told = dict.fromkeys(
-        f"Not comparable with the published figure ({group.label}): {text}."
+        f"Not comparable with the published figure ({figures.label_of(group)}): {text}."
         for group in groups
         if _published(table, group) and (text := differences(group.rows[0]))
     )
@@ -273,49 +281,43 @@ def _standings(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
         "All accuracies here are those after the last epoch, of students, base and teachers alike: these are the "
         "weights that teach. The gap closed is the mean difference of student and base over that of teacher and base, "
         "both on the seeds that student and base share; it says nothing where the teacher is not clearly better than "
-        "base, so it stands only where the 95 % interval of the teacher's lead is above 0."
+        "base, so it stands only where the 95 % interval of the teacher's lead is above 0. Bars end at 0 and 100 %."
     )
     yield from figures.standings(found)
-    rows = [
-        _standing(pair, entry)
-        for pair in taught[: figures.MAX_PAIRS]
-        for entry in figures.chosen([entry for entry in pair.entries if entry.table.teacher], figures.MAX_SERIES)
-    ]
-    header = (
-        "student",
-        "setting",
-        "base, %",
-        "student, %",
-        "teacher, %",
-        "student − base",
-        "gap closed",
-        "agreement, %",
-    )
-    yield Table("The gap to the teacher", header, tuple(rows))
+    for pair in taught[: figures.MAX_PAIRS]:
+        entries = [entry for entry in pair.entries if entry.table.teacher]
+        rows = tuple(_standing(pair, entry) for entry in figures.chosen(entries, figures.MAX_SERIES))
+        yield Table(f"The gap to the teacher, {pair.title}", _STANDING, rows)
+
+
+_STANDING = (
+    "setting", "student, %", "base, %", "teacher, %", "student − base", "teacher − base", "gap closed", "agreement, %",
+)  # fmt: skip
 
 
 def _standing(pair: Pair, entry: Compared) -> tuple[Cell, ...]:
     group, base = entry.group, entry.base
     teachers = {row.teacher_id: row.teacher_acc for row in group.finished if row.teacher_acc is not None}
+    lead = _lead(group, base) if base else None
     return (
-        Cell(pair.title), Cell(pair.label(entry)), _mean(base.statistic("last_acc") if base else None),
-        _mean(group.statistic("last_acc")), _mean(Statistic.over(list(teachers.values()))), _difference(entry),
-        _gap_closed(group, base), _mean(group.statistic("agreement")),
+        Cell(pair.label(entry)), _mean(group.statistic("last_acc")), _mean(base.statistic("last_acc") if base else None),
+        _mean(Statistic.over(list(teachers.values()))), _difference(entry), _signed(lead), _gap_closed(entry, lead), _mean(group.statistic("agreement")),
     )  # fmt: skip
 
 
-def _gap_closed(group: Group, base: Group | None) -> Cell:
-    """The share of the teacher's lead over base that the student has made up."""
-    if base is None or (ours := group.difference(base, "last_acc")) is None:
-        return Cell("-", "no base")
+def _lead(group: Group, base: Group) -> Statistic | None:
+    """What the teacher is ahead of base, over the seeds that student and base share."""
     teachers, bases = group.by_seed("teacher_acc"), base.by_seed("last_acc")
     both = sorted(teachers.keys() & bases.keys() & group.by_seed("last_acc").keys())
-    lead = Statistic.over([teachers[seed] - bases[seed] for seed in both])
-    if lead is None:
-        return Cell("-", "teacher unknown")
-    interval = lead.interval()
-    if interval is None or interval[0] <= 0:
-        return Cell("-", f"lead {_signed(lead)}, n={lead.n}")
+    return Statistic.over([teachers[seed] - bases[seed] for seed in both])
+
+
+def _gap_closed(entry: Compared, lead: Statistic | None) -> Cell:
+    """The share of the teacher's lead over base that the student has made up."""
+    ours = entry.group.difference(entry.base, "last_acc") if entry.base else None
+    interval = lead.interval() if lead else None
+    if ours is None or lead is None or interval is None or interval[0] <= 0:
+        return Cell("-")
     share = 100 * ours.mean / lead.mean
     return Cell(f"{share:.0f} %", f"n={lead.n}", share)
 
@@ -437,7 +439,8 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
         ("device", "device"), ("machine", "host"), ("kdctl", "kdctl_version"), ("torch", "torch_version"),
         ("Ray", "ray_version"), ("commit of the file", "git_commit"),
     ):  # fmt: skip
-        yield name, told(getattr(row, column) for row in rows)
+        values = [getattr(row, column) for row in rows]
+        yield name, told(values) if any(values) else ""
     recipes = [json.loads(row.recipe) for row in rows]
     yield "arithmetic", told(_word(recipe.get("arithmetic")) for recipe in recipes)
     yield (
