@@ -272,7 +272,7 @@ def _number(value: float | str) -> str:
 
 
 def _text(parent: Element, css: str, x: float, y: float, text: str, anchor: str = "start") -> None:
-    _add(parent, "text", css, x=x, y=y, text_anchor=anchor).text = text
+    _add(parent, "text", css, x=x, y=y, text_anchor=anchor).text = printable(text)
 
 
 def _line(parent: Element, css: str, x1: float, y1: float, x2: float, y2: float) -> Element:
@@ -330,7 +330,7 @@ def _legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *
             _line(group, "line", 8, y, 34, y).set("stroke-dasharray", _DASHES[slot])
         else:
             _mark(group, slot, 21, y)
-        _text(group, "", 42, y + 4, f"{cut(label, 60 - len(note))}{': ' * bool(note)}{note}")
+        _text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
 
 
 def curves(words: Words, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
@@ -462,7 +462,7 @@ def dots(words: Words, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart
 def _draw_row(chart: Chart, row: Row, x: Scale, top: float) -> None:
     group = _add(chart.root, "g", f"row k{row.slot}", data_tip=cut(f"{row.label}: {row.note}", 200))
     middle = top + 27
-    label = cut(row.label, 62 - len(row.note))
+    label = cut(row.label, max(62 - len(row.note), 8))
     # Rules run behind the words, not through them.
     _add(group, "rect", "paper", x=10, y=top + 3, width=len(label) * _LETTER, height=13)
     _add(

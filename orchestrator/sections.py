@@ -300,8 +300,9 @@ def _standing(pair: Pair, entry: Compared) -> tuple[Cell, ...]:
     teachers = {row.teacher_id: row.teacher_acc for row in group.finished if row.teacher_acc is not None}
     lead = _lead(group, base) if base else None
     return (
-        Cell(pair.label(entry)), _mean(group.statistic("last_acc")), _mean(base.statistic("last_acc") if base else None),
-        _mean(Statistic.over(list(teachers.values()))), _difference(entry), _signed(lead), _gap_closed(entry, lead), _mean(group.statistic("agreement")),
+        Cell(pair.label(entry)), _mean(group.statistic("last_acc")),
+        _mean(base.statistic("last_acc") if base else None), _mean(Statistic.over(list(teachers.values()))),
+        _difference(entry), _signed(lead), _gap_closed(entry, lead), _mean(group.statistic("agreement")),
     )  # fmt: skip
 
 
