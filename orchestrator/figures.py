@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -53,10 +54,13 @@ class Pair:
         """For the name of a figure."""
         return f"{self.dataset}-{self.student.replace('_', '-')}"
 
+    @cached_property
+    def _teachers(self) -> set[str]:
+        return {entry.table.teacher for entry in self.entries if entry.table.teacher}
+
     def label(self, entry: Compared) -> str:
         """A setting's label, with its teacher where there are several."""
-        teachers = {other.table.teacher for other in self.entries if other.table.teacher}
-        many = len(teachers) > 1
+        many = len(self._teachers) > 1
         label = label_of(entry.group)
         return f"{label} ← {model_title(entry.table.teacher)}" if many and entry.table.teacher else label
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from orchestrator import charts, markdown
 from orchestrator.charts import Chart, cut
-from orchestrator.errors import KdctlError, masked, printable
+from orchestrator.errors import KdctlError, looking_once, masked, printable
 from orchestrator.facts import Facts
 from orchestrator.figures import Figure
 from orchestrator.sections import Code, Section, Table, Text, caution, head, sections
@@ -33,8 +33,9 @@ def render(facts: Facts, form: str, stem: str = "report") -> dict[str, str]:
 
     Raises StorageError where epochs cannot be read.
     """
-    found = sections(facts)
-    return _html(facts, found, stem) if form == "html" else _markdown(facts, found, stem)
+    with looking_once():
+        found = sections(facts)
+        return _html(facts, found, stem) if form == "html" else _markdown(facts, found, stem)
 
 
 def _shown(text: str) -> str:

@@ -47,9 +47,10 @@ class Table:
     notes: tuple[str, ...] = ()
     folded: str = ""
 
-    def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers."""
-        return any(row[column].value is not None for row in self.rows)
+    @property
+    def numbers(self) -> list[bool]:
+        """Whether each column holds numbers."""
+        return [any(row[place].value is not None for row in self.rows) for place in range(len(self.header))]
 
     @property
     def is_printed(self) -> bool:

@@ -37,6 +37,7 @@ COMMANDS = [
     ["doctor"],
     ["plan"],
     ["launch"],
+    ["report"],
     ["results"],
     ["teachers"],
     ["teachers", "verify"],

@@ -76,7 +76,7 @@ def test_hostile_text_is_never_markup(text: str, form: str, tmp_path: Path) -> N
         outside = re.sub(r"^(`{3,}).*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
         assert set(re.findall(r"<(\w+)", outside)) <= {"details", "summary", "report"}
         assert "](http" not in outside and "<script" not in outside
-    assert "\u202e" not in shown and "49 " not in shown.split("<main>")[0][-400:]
+    assert "\u202e" not in shown and "49 {%" not in shown
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))
@@ -204,7 +204,7 @@ def test_a_study_file_is_reported_before_anything_ran(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "a.yaml").write_text(
-        "study: of a file\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]"
+        "study: of-a-file\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]"
     )
     assert run(monkeypatch, "a.yaml", "--set", "recipe.epochs=3") == 0
     text = (here / "report.html").read_text()
@@ -243,10 +243,10 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     rows = [row(1, seed=0), *study()]
     long = "an error of a kind that goes on and on " * 100
     for no in range(5000 - len(rows)):
-        state = State.FAILED if no % 10 == 0 else State.FINISHED
-        options = {"temperature": no // 5, "note": "x" * 50}
-        student = ("resnet_32_8", "resnet_32_14", "resnet_32_20", "resnet_32_26")[no % 4]
-        own = {"seed": no % 5, "state": state, "options": options, "student": student, "error": long}
+        state = State.FAILED if no % 11 == 0 else State.FINISHED
+        options = {"temperature": no // 50, "note": "x" * 50}
+        student = f"resnet_32_{8 + 6 * (no % 10)}"  # more pairs than there are figures
+        own = {"seed": no // 10 % 5, "state": state, "options": options, "student": student, "error": long}
         rows.append(row(1000 + no, "st", 60 + no % 37, **own))
     fill(storage, rows[:1], epochs=200)
     content = storage.place.read(storage.trial_epochs(rows[0].trial_id))

@@ -203,7 +203,7 @@ def test_how_to_run_it_again_is_all_there(storage: Storage) -> None:
     assert found["trials"] == "7 of 8 trials finished; 1 failed"
     assert (found["torch"], found["device"], found["machine"]) == ("2.11.0", "cpu, 1 threads", "here")
     assert "Ray" not in found  # nothing used it
-    assert [cell[0].text for cell in table(section, "Trials").rows][0] == TEACHER
+    assert table(section, "Trials").rows[0][0].text == TEACHER
 
 
 def test_unlike_values_are_counted() -> None:
