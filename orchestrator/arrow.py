@@ -42,7 +42,8 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
     """
     with _naming_damage():
         table = _table(content, columns)
-        missing = dict.fromkeys(name for name in columns if name not in table.column_names)
+        present = set(table.column_names)
+        missing = dict.fromkeys(name for name in columns if name not in present)
         rows = table.to_pylist()
         return [{**missing, **row} for row in rows] if missing else rows
 
@@ -54,8 +55,8 @@ def columns_from_parquet(content: bytes, columns: Mapping[str, str]) -> dict[str
     """
     with _naming_damage():
         table = _table(content, columns)
-        none = [None] * table.num_rows
-        return {name: table.column(name).to_pylist() if name in table.column_names else none for name in columns}
+        present, none = set(table.column_names), [None] * table.num_rows
+        return {name: table.column(name).to_pylist() if name in present else none for name in columns}
 
 
 def _table(content: bytes, columns: Mapping[str, str]) -> pa.Table:

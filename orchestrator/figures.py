@@ -157,8 +157,8 @@ def _learning_figure(pair: Pair, entries: Sequence[Compared], lines: Sequence[Cu
     words = Words(f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {told}", "epoch", "acc, %")
     panels = [charts.curves(words, lines, rules)]
     caption = "Line: mean over the finished runs; band: ± 1 sample standard deviation, where there are two and more."
-    if last >= 4:
-        start = round(last * _ZOOM)
+    if last >= 8:
+        start = round(last * _ZOOM) + 1  # what a milestone there changed has just happened
         zoom = Words(f"{pair.title}: epochs {start:g} to {last:g}", words.description, words.x, words.y)
         panels.append(charts.curves(zoom, lines, rules, start))
         caption += " On the right the last quarter of the training."

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from orchestrator.summary import Compared, Group, PairTable, Statistic, compared
 # What bounds the size of a page. Texts from outside are cut where they are written, see `page`.
 MAX_TABLES = 40
 MAX_SETTINGS = 300  # rows over all tables of settings
+MAX_INLINE = 40  # rows of one of them
 MAX_LISTED = 1_000  # single runs, over all tables of runs
 MAX_UNFINISHED = 200
 MAX_IDS = 2_000
@@ -82,18 +83,14 @@ class Section:
     blocks: tuple[Text | Table | Figure | Code, ...]
 
 
-@dataclass(slots=True)
-class _Budget:
-    """How much of a kind may still be shown."""
-
-    left: int
-    hidden: int = field(default=0)
-
-    def take(self, wanted: int) -> int:
-        given = min(wanted, self.left)
-        self.left -= given
-        self.hidden += wanted - given
-        return given
+def shares(wanted: Sequence[int], total: int) -> list[int]:
+    """How many rows each table gets of so many: all it wants, or as many as any other that wants more."""
+    given, left = [0] * len(wanted), total
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    for number, index in enumerate(order):
+        given[index] = min(wanted[index], left // (len(order) - number))
+        left -= given[index]
+    return given
 
 
 def sections(facts: Facts) -> list[Section]:
@@ -151,26 +148,23 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
         yield Text("No trial has begun yet.")
         return
     yield from _READING
-    settings, runs = _Budget(MAX_SETTINGS), _Budget(MAX_LISTED)
     entries: dict[tuple[str, str, str | None], list[Compared]] = {}
     for entry in compared(found):
         entries.setdefault((entry.table.dataset, entry.table.student, entry.table.teacher), []).append(entry)
     shown = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
-    for table in shown:
-        own = entries[(table.dataset, table.student, table.teacher)]
-        yield _settings_table(table, own, settings.take(len(own)))
-        ordered = [row for group in table.groups for row in group.rows]
-        if count := runs.take(len(ordered)):
-            yield _runs_table(table, ordered[:count], len(ordered))
-    hidden = [f"{len(found) - len(shown):,} more tables"] if len(found) > len(shown) else []
-    hidden += [f"{settings.hidden:,} more settings"] if settings.hidden else []
-    hidden += [f"{runs.hidden:,} more single runs"] if runs.hidden else []
-    if hidden:
-        yield Text(f"And {', '.join(hidden)} that are not on this page; all are in the storage: {MORE}.")
+    runs = [[row for group in table.groups for row in group.rows] for table in shown]
+    listed = shares([len(own) for own in runs], MAX_LISTED)
+    settings = shares([min(len(table.groups), MAX_INLINE) for table in shown], MAX_SETTINGS)
+    for table, own, few, many in zip(shown, runs, listed, settings, strict=True):
+        yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
+        if few:
+            yield _runs_table(table, own[:few], len(own))
+    if len(found) > len(shown):
+        yield Text(f"And {len(found) - len(shown):,} more tables that are not on this page: {MORE}.")
 
 
 def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -> Table:
-    kept = figures.chosen(entries, limit) if limit else []
+    kept = figures.chosen(entries, limit)
     columns = [("best epoch, %", "acc"), ("last epoch, %", "last_acc")]
     columns += [
         (name, column)
@@ -190,7 +184,10 @@ def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -
         cells += [_difference(entry)] if has_base else []
         cells += [_published_cell(table, group)] if has_published else []
         rows.append(tuple(cells))
-    return Table(table.name, tuple(header), tuple(rows), tuple(_notes(table, [entry.group for entry in kept])))
+    notes = [*_notes(table, [entry.group for entry in kept])]
+    if len(kept) < len(entries):
+        notes.append(f"{len(kept)} of {len(entries):,} settings, the best of the last epoch; the others: {MORE}.")
+    return Table(table.name, tuple(header), tuple(rows), tuple(notes))
 
 
 def _of(done: int, count: int) -> Cell:
@@ -253,7 +250,11 @@ def _runs_table(table: PairTable, rows: Sequence[TrialRecord], count: int) -> Ta
         )
         for no, row in enumerate(rows, 1)
     )  # fmt: skip
-    some = f"{len(rows):,} of {count:,} runs" if len(rows) < count else f"{count:,} run{'s' * (count > 1)}"
+    some = (
+        f"{len(rows):,} of {count:,} runs (the others: {MORE})"
+        if len(rows) < count
+        else f"{count:,} run{'s' * (count > 1)}"
+    )
     return Table(f"Runs of {table.name}", header, cells, folded=f"{some} of {table.name}")
 
 

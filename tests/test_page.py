@@ -259,5 +259,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     text = html(own)
     assert 200_000 < len(text.encode()) < LIMIT
     assert len(asked) < 1000  # no epochs are read but those that are drawn
-    assert "more settings" in text and "more single runs" in text and "kdctl query" in text
+    assert (
+        " settings, the best of the last epoch; the others: kdctl query" in text and "(the others: kdctl query)" in text
+    )
     assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT

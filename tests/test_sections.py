@@ -190,8 +190,10 @@ def test_bounds_are_kept_and_told(storage: Storage, monkeypatch: pytest.MonkeyPa
     blocks = [block for block in found["results"].blocks if isinstance(block, Table)]
     assert sum(len(block.rows) for block in blocks if not block.folded) <= 5
     assert sum(len(block.rows) for block in blocks if block.folded) == 8
-    said = [block.text for block in found["results"].blocks if isinstance(block, Text)][-1]
-    assert "more settings" in said and "27 more single runs" in said
+    assert any(
+        "settings, the best of the last epoch; the others: kdctl query" in note for b in blocks for note in b.notes
+    )
+    assert any("4 of 30 runs (the others: kdctl query)" in block.folded for block in blocks)
     assert table(found["unfinished"], "Trials that did not finish").notes == ("And 2 more: kdctl query.",)
     assert len(table(found["again"], "Trials").rows) == 3
 
@@ -225,3 +227,17 @@ def test_facts_keep_the_order_of_the_plan(storage: Storage) -> None:
     own: Facts = facts(storage, rows[::-1])
     assert [one.trial_id for one in own.ordered] == [one.trial_id for one in rows[::-1]]
     assert own.teacher_ids == {TEACHER}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "total", "given"),
+    [
+        ([3, 5], 10, [3, 5]),
+        ([3, 50, 50], 20, [3, 8, 9]),
+        ([9, 9, 9], 5, [1, 2, 2]),
+        ([], 5, []),
+        ([1, 4000], 1000, [1, 999]),
+    ],
+)
+def test_no_table_takes_the_room_of_another(wanted: list[int], total: int, given: list[int]) -> None:
+    assert sections.shares(wanted, total) == given
