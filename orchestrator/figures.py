@@ -161,7 +161,7 @@ def _learning_figure(pair: Pair, entries: Sequence[Compared], lines: Sequence[Cu
         start = round(last * _ZOOM) + 1  # what a milestone there changed has just happened
         zoom = Words(f"{pair.title}: epochs {start:g} to {last:g}", words.description, words.x, words.y)
         panels.append(charts.curves(zoom, lines, rules, start))
-        caption += " On the right the last quarter of the training."
+        caption += " The second panel is the last quarter of the training."
     caption += _drawn(entries, lines)
     return Figure(f"curves-{pair.slug}", pair.title, caption + _more(len(entries), len(pair.entries)), tuple(panels))
 
