@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,65 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import arrow, results
-from orchestrator.errors import EXIT_USAGE, KdctlError, masked, printable
+from orchestrator.errors import EXIT_USAGE, KdctlError, masked
 from orchestrator.launch import look
+from orchestrator.markdown import escaped, grid
 from orchestrator.plan import Plan, PlannedTrial
+from orchestrator.published import PUBLISHED, Published, differences
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import PUBLISHED_COLUMNS
 from orchestrator.storage import Storage
-from orchestrator.summary import Group, Statistic, tables
+from orchestrator.summary import Group, tables
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One of the published tables: `acc` of its runs, each the best of 200 epochs on the test set."""
-
-    student: str
-    teacher: str
-    dataset: str
-    acc: tuple[float, ...]
-
-    @property
-    def statistic(self) -> Statistic:
-        """Mean and deviation of the published runs, worked out as ours are."""
-        return _over(self.acc)
-
-    def has(self, trial: PlannedTrial) -> bool:
-        """Whether a trial belongs into this table."""
-        config = trial.config
-        pair = (config.student, config.teacher.student if config.teacher else None)
-        return config.method == "logit" and (*pair, config.dataset) == (self.student, self.teacher, self.dataset)
-
-
-PUBLISHED = (
-    Published("resnet_32_20", "resnet_32_20", "cifar10", (92.52, 92.49, 92.53)),
-    Published("resnet_32_20", "resnet_32_20", "cifar100", (69.26, 69.27, 69.10)),
-    Published("resnet_32_110", "resnet_32_110", "cifar10", (94.23, 94.31, 94.03)),
-    Published("resnet_32_110", "resnet_32_110", "cifar100", (72.50, 71.40, 71.42)),
-)
-
-# What the published runs were trained with, teachers and students alike. It stands here and not in a study file, as a
-# file that somebody changed must not make its runs comparable.
-RECIPE: Mapping[str, Any] = {
-    "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
-    "gamma": 0.1, "crop_padding": 4, "flip": True, "limit_train": None, "limit_test": None, "holdout": 0,
-    "weights": None,
-}  # fmt: skip
-OPTIONS: Mapping[str, Any] = {"ce_weight": 1.0, "match": "logits"}
 
 _INTRODUCTION = """\
 `acc` is the published tables' convention, ours and theirs alike: the best test accuracy of all epochs. It is picked on
 the test set, so it flatters; the last epoch's accuracy involves no pick, and was not published. Ours are measured over
 all 10,000 test images but where a run is marked, the published over 9,984 of them. The published runs stand in their
 order and belong to none of our seeds. Deviations are those of a sample (n − 1)."""
-
-
-def _over(values: Sequence[float]) -> Statistic:
-    mean = sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values)
-    return Statistic(mean, (spread / (len(values) - 1)) ** 0.5 if len(values) > 1 else None, len(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +76,6 @@ def _is_sound(row: TrialRecord) -> bool:
         return False
 
 
-# Text of rows in Markdown.
-
-# What Markdown, its tables and its links would take for their own, but not the _ and : of names and messages.
-_SPECIAL = re.compile(r"[\\`*\[\]<>|&#~@$!]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
-
-
-def escaped(text: str) -> str:
-    """Any text on one line, shown as it is by Markdown: what has a meaning there becomes an entity."""
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", printable(" ".join(text.split())))
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
-
-
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -143,13 +85,18 @@ def _percent(value: float | None) -> str:
 
 def section(wanted: Published, study: Study) -> str:
     """One published table: its runs in the published columns, then ours beside theirs."""
-    trials = [trial for trial in study.plan.trials if wanted.has(trial)]
+    trials = [trial for trial in study.plan.trials if _has(wanted, trial)]
     heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (published: {wanted.statistic.mean:.1f})"
     if not trials:
         return f"{heading}\n\nmissing: the study has no such trial; published {_listed(wanted)}"
-    runs = _grid(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
+    runs = grid(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
     parts = [heading, runs, _comparison(wanted, trials, study), "\n".join(_remarks(trials, study))]
     return "\n\n".join(parts)
+
+
+def _has(wanted: Published, trial: PlannedTrial) -> bool:
+    config, teacher = trial.config, trial.config.teacher
+    return wanted.is_of(config.method, config.dataset, config.student, teacher.student if teacher else None)
 
 
 def _listed(wanted: Published) -> str:
@@ -182,7 +129,7 @@ def _comparison(wanted: Published, trials: Sequence[PlannedTrial], study: Study)
     for no, (trial, acc) in enumerate(zip_longest(trials, wanted.acc), 1):
         ours = _measured(trial, study) if trial else ["-"] * 4
         lines.append([str(no), *ours, _percent(acc)])
-    return _grid(header, [*lines, *_means(wanted, trials, study)])
+    return grid(header, [*lines, *_means(wanted, trials, study)])
 
 
 def _measured(trial: PlannedTrial, study: Study) -> list[str]:
@@ -241,26 +188,6 @@ def _teacher(trial: PlannedTrial, study: Study) -> str:
 def _states(counts: Mapping[str, int]) -> list[str]:
     """The states to tell of: those that matter even where there are none, and what else there is."""
     return ["finished", "failed", "missing", *sorted(set(counts) - {"finished", "failed", "missing"})]
-
-
-def differences(row: TrialRecord) -> str:
-    """How the training of a run, or of its teacher, was another than the published; empty where it was not."""
-    recipe = json.loads(row.recipe)
-    own = {**recipe, "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
-    found = list(_unlike({**RECIPE, "options": OPTIONS}, own, ""))
-    return "; ".join(found + list(_unlike({**RECIPE, "options": {}}, recipe.get("teacher") or {}, "teacher.")))
-
-
-def _unlike(wanted: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for name, value in wanted.items():
-        if own.get(name) != value:
-            yield f"{prefix}{name} {_value(own.get(name))}, not {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return " and ".join(map(str, value)) or "none"
-    return "unset" if value is None else json.dumps(value)
 
 
 # The whole page.

@@ -41,17 +41,36 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
     Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     with _naming_damage():
-        file = _open(pa.BufferReader(content))
-        schema = file.schema_arrow
-        present = [name for name in columns if name in schema.names]
+        table = _table(content, columns)
+        present = set(table.column_names)
         missing = dict.fromkeys(name for name in columns if name not in present)
-        for name in present:
-            if schema.field(name).type != TYPES[columns[name]]:
-                raise TypeError(f"{name} is of type {schema.field(name).type}")
-        rows = file.read(columns=present, use_threads=False).to_pylist()  # threads pay for larger files than these
-        if len(rows) != file.metadata.num_rows:  # the footer has no checksum, but says it twice
-            raise ValueError(f"{len(rows)} rows of {file.metadata.num_rows}")
+        rows = table.to_pylist()
         return [{**missing, **row} for row in rows] if missing else rows
+
+
+def columns_from_parquet(content: bytes, columns: Mapping[str, str]) -> dict[str, list[Any]]:
+    """What `from_parquet` reads, a list a column instead of a mapping a row: for many rows many times as fast.
+
+    Raises UnreadableFile as that does.
+    """
+    with _naming_damage():
+        table = _table(content, columns)
+        present, none = set(table.column_names), [None] * table.num_rows
+        return {name: table.column(name).to_pylist() if name in present else none for name in columns}
+
+
+def _table(content: bytes, columns: Mapping[str, str]) -> pa.Table:
+    """The given columns of a Parquet file, but those that it lacks. Raises whatever Arrow does, or TypeError."""
+    file = _open(pa.BufferReader(content))
+    schema = file.schema_arrow
+    present = [name for name in columns if name in schema.names]
+    for name in present:
+        if schema.field(name).type != TYPES[columns[name]]:
+            raise TypeError(f"{name} is of type {schema.field(name).type}")
+    table = file.read(columns=present, use_threads=False)  # threads pay for larger files than these
+    if present and table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but says it twice
+        raise ValueError(f"{table.num_rows} rows of {file.metadata.num_rows}")
+    return table
 
 
 def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, study
+from orchestrator.commands import care, read, report, study
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -64,6 +64,7 @@ for _command in (
     study.schema,
     read.results,
     read.teachers,
+    report.report,
     care.clean,
     care.doctor,
     care.completion,

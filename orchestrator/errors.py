@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -86,11 +88,26 @@ def masked(text: str) -> str:
     """Text with `***` for credentials in URLs and for the values of environment variables that hold secrets."""
     text = _USER.sub("://***@", text)
     text = _QUERY.sub(r"\1***", text)
-    secrets = _secrets()
+    known = _known.get()
+    secrets = _secrets() if known is None else known
     # Again and again, as what stands around a mask may spell another secret; every turn leaves a shorter text.
     while found := next((secret for secret in secrets if secret in text), None):
         text = text.replace(found, "***")
     return text
+
+
+# The secrets of the environment, where it was looked at already.
+_known: ContextVar[list[str] | None] = ContextVar("_known", default=None)
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Within, the environment is searched for secrets once, not for every text: for pages of many texts."""
+    token = _known.set(_secrets())
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 def _secrets() -> list[str]:

@@ -65,17 +65,17 @@ def _mean_line(group: Group) -> str:
     ]
     if selected := group.statistic("selected_acc"):
         parts.append(f"selected on the held-out split {selected}")
-    return f"{group.label}: " + ", ".join(parts) + _cut(group.rows[0])
+    return f"{group.label}: " + ", ".join(parts) + (f"; {left}" if (left := data_cut(group.rows[0])) else "")
 
 
-def _cut(row: TrialRecord) -> str:
-    """What part of the dataset was used, where that is not all of it."""
+def data_cut(row: TrialRecord) -> str:
+    """What part of the dataset was used, where that is not all of it; empty where it is."""
     facts, recipe = DATASETS[row.dataset], json.loads(row.recipe)
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
     test = recipe.get("limit_test") or facts.test
     if (train, test) == (facts.train, facts.test):
         return ""
-    return f"; trained on {train:,} of {facts.train:,} images, tested on {test:,} of {facts.test:,}"
+    return f"trained on {train:,} of {facts.train:,} images, tested on {test:,} of {facts.test:,}"
 
 
 def _cells(row: TrialRecord) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import PurePosixPath
@@ -122,6 +123,21 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
     return _read(storage, storage.epoch_rows, trial_ids, EPOCH_COLUMNS, dict)
 
 
+def epoch_columns(
+    storage: Storage, trial_ids: Collection[str], names: Collection[str]
+) -> dict[str, dict[str, list[Any]]]:
+    """Some columns of the epochs of each of the given trials that has any: trial id → column → values.
+
+    For long studies many times as fast as `read_epochs`. Raises StorageError that names a damaged file.
+    """
+    types = {name: EPOCH_COLUMNS[name][0] for name in names}
+    found: dict[str, dict[str, list[Any]]] = {}
+    for name, content in _contents(storage, _names(storage, storage.epoch_rows, trial_ids)):
+        with _naming_file(storage, name):
+            found[PurePosixPath(name).stem] = arrow.columns_from_parquet(content, types)
+    return found
+
+
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
     """The state of each trial that has a row. A finished one without whole weights counts as running: not done.
 
@@ -182,12 +198,18 @@ def _read(
 ) -> list[_Row]:
     rows: list[_Row] = []
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
-        try:
+        with _naming_file(storage, name):
             found = arrow.from_parquet(content, _types(columns))
             if any(row["trial_id"] != PurePosixPath(name).stem for row in found):
                 raise arrow.UnreadableFile("holds rows of another trial")
             rows += map(make, found)
-        except arrow.UnreadableFile as error:
-            shown = storage.place.shown(name)
-            raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None
     return rows
+
+
+@contextmanager
+def _naming_file(storage: Storage, name: str) -> Iterator[None]:
+    try:
+        yield
+    except arrow.UnreadableFile as error:
+        shown = storage.place.shown(name)
+        raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None

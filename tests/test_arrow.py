@@ -206,3 +206,18 @@ def test_images_of_another_table_are_refused(file: Path) -> None:
     file.write_bytes(written([ROW]))
     with pytest.raises(arrow.UnreadableFile, match="img.bytes"):
         arrow.read_images(file, "label")
+
+
+@settings(deadline=None)
+@given(st.lists(VALUES, max_size=5))
+def test_columns_are_those_of_the_rows(rows: list[dict[str, Any]]) -> None:
+    wanted = {**COLUMNS, "later": "int"}  # which a file of an earlier version lacks
+    found = arrow.columns_from_parquet(written(rows), wanted)
+    assert found == {name: [row.get(name) for row in rows] for name in wanted}
+
+
+def test_columns_of_damage_are_unreadable() -> None:
+    with pytest.raises(arrow.UnreadableFile, match="Parquet"):
+        arrow.columns_from_parquet(written([ROW])[:-9], COLUMNS)
+    with pytest.raises(arrow.UnreadableFile, match="of type"):
+        arrow.columns_from_parquet(written([ROW]), {"name": "int"})

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator import errors
-from orchestrator.errors import MAX_SHOWN, Fault, KdctlError, StudyError, masked, printable
+from orchestrator.errors import MAX_SHOWN, Fault, KdctlError, StudyError, looking_once, masked, printable
 from orchestrator.records import Failure
 from orchestrator.suggest import nearest
 
@@ -165,3 +165,11 @@ def test_a_text_without_secrets_is_escaped_alone(text: str) -> None:
 @pytest.mark.parametrize("part", ["://", "://a:", "?", "?token", "&token" * 9, "a", "@", ":", "://a:b "])
 def test_masking_takes_no_time(part: str) -> None:
     masked(part * 20_000)  # the time limit of a test would end what backtracks
+
+
+def test_a_page_of_many_texts_looks_at_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "correct horse")
+    with looking_once():
+        monkeypatch.delenv("SOME_PASSWORD")
+        assert masked("a correct horse") == "a ***"
+    assert masked("a correct horse") == "a correct horse"

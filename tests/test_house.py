@@ -51,6 +51,13 @@ FLOORS = {
     "orchestrator.graphs": 0,
     "orchestrator.summary": 2,
     "orchestrator.report": 5,
+    "orchestrator.published": 3,
+    "orchestrator.markdown": 1,
+    "orchestrator.charts": 1,
+    "orchestrator.facts": 6,
+    "orchestrator.figures": 7,
+    "orchestrator.sections": 8,
+    "orchestrator.page": 9,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
     "orchestrator.checkpoints": 7,
@@ -73,6 +80,7 @@ FLOORS = {
     "orchestrator.commands.study": 15,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.report": 14,
     "orchestrator.cli": 16,
 }
 
@@ -86,6 +94,7 @@ DOORS = {
     "sklearn": ("orchestrator.data",),
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
+    "jinja2": ("orchestrator.page",),
     "duckdb": (),  # no module yet; name it here when there is one
 }
 

@@ -1,0 +1,72 @@
+"""The command that writes a study's report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands.options import set_option, storage_option
+
+if TYPE_CHECKING:
+    from orchestrator.facts import Facts
+    from orchestrator.storage import Storage
+
+
+@click.command()
+@click.argument("study", metavar="[FILE|STUDY]", required=False)
+@storage_option
+@set_option
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="The file to write; report.html or report.md in this folder unless told otherwise.",
+)  # fmt: skip
+@click.option("--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True)
+def report(study: str | None, storage: str, settings: Sequence[str], output: Path | None, form: str) -> None:
+    """Write a study's report: one HTML file that needs no network, or Markdown with its figures beside it.
+
+    Of a study FILE, of a STUDY by its name, or of the study that was launched last. It may still run. Prints the
+    name of the file. A report that is there is replaced, any other file is not.
+
+    \b
+    Examples:
+      kdctl report
+      kdctl report experiments.yaml --output resnet.html
+      kdctl report digits --storage s3://bucket/runs
+      kdctl report --format markdown --output docs/results.md
+    """
+    from orchestrator.page import FORMATS, render, write
+    from orchestrator.sections import head
+    from orchestrator.storage import Storage
+
+    path = output or Path(f"report{FORMATS[form]}")
+    if path.suffix != FORMATS[form]:
+        raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
+    facts: Facts = _facts(study, Storage.at(storage), settings)
+    write(path.parent, render(facts, form, path.stem))
+    click.echo(f"study {facts.name}: {head(facts)}", err=True)
+    click.echo(path)
+
+
+def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Facts:
+    """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
+    from datetime import UTC, datetime
+
+    from orchestrator import facts, studies
+    from orchestrator.launch import look
+
+    now = datetime.now(UTC)
+    if study is not None and (study.endswith((".yaml", ".yml")) or Path(study).is_file()):
+        plan = look(study, storage.place.address, settings)
+        words = [word for setting in settings for word in ("--set", setting)]
+        text = Path(study).read_text(encoding="utf-8", errors="replace")
+        source = facts.Source(("kdctl", "launch", study, *words), text, None, None)
+        return facts.gather(storage, plan.study, studies.members(plan), source, now)
+    if settings:
+        raise click.UsageError("--set changes a study file; name the file, or remove --set")
+    if study is None and not studies.remembered(storage):
+        return facts.gather(storage, "everything in the storage", None, None, now)
+    found = studies.find(storage, study)
+    return facts.gather(storage, found.name, found.members, facts.Source.of(found), now)

@@ -1,0 +1,124 @@
+"use strict";
+(() => {
+  const tip = document.getElementById("tip");
+  const show = (text, x, y) => {
+    tip.textContent = text;
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = Math.max(4, Math.min(x + 14, innerWidth - box.width - 4)) + "px";
+    tip.style.top = (y + 18 + box.height < innerHeight ? y + 18 : Math.max(4, y - box.height - 10)) + "px";
+  };
+  const hide = () => { tip.hidden = true; };
+
+  // The names of lines and marks are their titles; while this script tells them, the browser need not.
+  const take = (element) => {
+    const title = element.querySelector(":scope > title");
+    const text = title ? title.textContent : "";
+    if (title) title.remove();
+    return text;
+  };
+
+  const points = (path) => [...path.getAttribute("d").matchAll(/[ML]([\d.-]+),([\d.-]+)/g)].map((m) => [+m[1], +m[2]]);
+  const nearest = (list, value) =>
+    list.reduce((best, one, index) => (Math.abs(one - value) < Math.abs(list[best] - value) ? index : best), 0);
+
+  for (const svg of document.querySelectorAll("svg.chart")) {
+    svg.setAttribute("aria-label", take(svg));
+    for (const group of svg.querySelectorAll("[data-tip]")) {
+      for (const mark of group.querySelectorAll(".mark")) take(mark);
+      group.addEventListener("pointermove", (event) => show(group.dataset.tip, event.clientX, event.clientY));
+      group.addEventListener("pointerleave", hide);
+    }
+    if (svg.classList.contains("curves")) follow(svg);
+  }
+
+  function follow(svg) {
+    const lines = [...svg.querySelectorAll(".series > path[data-y]")].map((path) => ({
+      path, name: take(path), points: points(path), isRun: path.classList.contains("run"),
+      x: path.parentNode.dataset.x.split(" "), at: path.parentNode.dataset.at.split(" ").map(Number),
+      y: path.dataset.y.split(" "),
+    }));
+    const all = [...new Set(lines.flatMap((line) => line.at))].sort((a, b) => a - b);
+    if (!all.length) return;
+    const cursor = svg.querySelector(".frame .axis").cloneNode();
+    cursor.setAttribute("class", "cursor");
+    svg.append(cursor);
+    let place = all.length - 1;
+    const clear = () => {
+      hide();
+      cursor.setAttribute("visibility", "hidden");
+      for (const line of lines) line.path.classList.remove("on");
+    };
+    const tell = (x, y, clientX, clientY) => {
+      const text = [];
+      let closest = null;
+      for (const line of lines) {
+        line.path.classList.remove("on");
+        const index = nearest(line.at, x);
+        if (Math.abs(line.at[index] - x) > 6 || line.y[index] === "-") continue;
+        if (!text.length) text.push("epoch " + line.x[index]);
+        if (!line.isRun) { text.push(line.name + ": " + line.y[index] + " %"); continue; }
+        const point = line.points[nearest(line.points.map((one) => one[0]), x)];
+        const far = Math.abs(point[1] - y);
+        if (!closest || far < closest.far) closest = { far, line, index };
+      }
+      if (closest && closest.far < 14) {
+        closest.line.path.classList.add("on");
+        text.push(closest.line.name + ": " + closest.line.y[closest.index] + " %");
+      }
+      const top = svg.viewBox.baseVal.height;
+      for (const [name, value] of [["x1", x], ["x2", x], ["y1", 12], ["y2", Math.min(242, top)]])
+        cursor.setAttribute(name, value);
+      cursor.setAttribute("visibility", "visible");
+      if (text.length) show(text.join("\n"), clientX, clientY);
+    };
+    const scale = () => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    const move = (event) => {
+      const box = svg.getBoundingClientRect(), one = scale();
+      place = nearest(all, (event.clientX - box.left) / one);
+      tell(all[place], (event.clientY - box.top) / one, event.clientX, event.clientY);
+    };
+    const step = (by) => {
+      place = Math.max(0, Math.min(all.length - 1, place + by));
+      const box = svg.getBoundingClientRect();
+      tell(all[place], -100, box.left + all[place] * scale(), box.top + 20);
+    };
+    clear();
+    svg.setAttribute("tabindex", "0");
+    svg.addEventListener("pointermove", move);
+    svg.addEventListener("pointerleave", clear);
+    svg.addEventListener("blur", clear);
+    svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) step(0); });
+    svg.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (by) { event.preventDefault(); step(by); }
+      if (event.key === "Escape") clear();
+    });
+  }
+
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.v === undefined ? cell.textContent.trim() : Number(cell.dataset.v);
+  };
+  const compare = (a, b) => {
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+    return typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+  };
+  for (const table of document.querySelectorAll("table")) {
+    if (table.tBodies[0].rows.length < 2) continue;
+    [...table.tHead.rows[0].cells].forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending";
+        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((a, b) => compare(value(a, column), value(b, column)) * (down ? -1 : 1));
+        table.tBodies[0].append(...rows);
+      });
+    });
+  }
+})();
