@@ -41,6 +41,7 @@ FLOORS = {
     "orchestrator.leases": 4,
     "orchestrator.studies": 5,
     "orchestrator.events": 6,
+    "orchestrator.board": 7,
     "orchestrator.data": 5,
     "orchestrator.slices": 5,
     "orchestrator.graphs": 0,
