@@ -375,6 +375,16 @@ def eta_text(eta: Eta | None) -> str:
     return f"about {low}" if low == high else f"{low} to {high}"
 
 
+def said(standing: Standing) -> str:
+    """Where a trial stands, in a line."""
+    name = f"{standing.member.trial_id} {standing.member.title}: {standing.stage}"
+    if standing.stage is Stage.RUNNING and standing.acc is not None:
+        return f"{name}, epoch {standing.epoch}/{standing.member.epochs}, acc {standing.acc:.2f} %"
+    if standing.stage is Stage.FINISHED and standing.acc is not None:
+        return f"{name}, last {standing.acc:.2f} %"
+    return f"{name}, {standing.reason}" if standing.reason else name
+
+
 def age(board: Board, now: datetime | None = None) -> float:
     """Seconds since the launch began, up to its end."""
     return ((board.ended or now or datetime.now(UTC)) - board.since).total_seconds()

@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, study
+from orchestrator.commands import care, read, study, watch
 from orchestrator.commands.options import say_how_to_resume
 from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost, masked
 
@@ -39,6 +39,8 @@ for _command in (
     study.plan,
     study.launch,
     study.schema,
+    watch.status,
+    watch.logs,
     read.results,
     read.teachers,
     care.clean,

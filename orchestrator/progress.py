@@ -1,60 +1,136 @@
-"""What a launch tells while it runs: one line an event on standard error, for a terminal and a log file alike."""
+"""What a launch tells while it runs: a line an event, a JSON object an event, failures alone, or a live view."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
-from orchestrator.errors import masked
+from orchestrator.board import Board
+from orchestrator.errors import masked, printable
+from orchestrator.events import Event, Kind, Launch, Tell
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.trial import Job
 
 _PAUSE = 2.0  # seconds between two lines of one trial, so that short epochs do not flood a log
 
 
-class Progress:
-    """Counts trials and prints lines; `quiet` prints none."""
+class Lines:
+    """Writes events as lines, on standard error unless told otherwise, and counts trials.
 
-    def __init__(self, trials: int, ended: int, *, quiet: bool = False) -> None:
-        self._trials = trials
-        self._ended = ended
-        self._quiet = quiet
+    `keeps` says which events are written.
+    """
+
+    def __init__(
+        self, write: Callable[[str], None] | None = None, keeps: Callable[[Event], bool] = lambda event: True
+    ) -> None:
+        self._write = write or (lambda text: written(sys.stderr, text))
+        self._keeps = keeps
+        self._trials = self._ended = 0
         self._last: dict[str, float] = {}
-        if ended:
-            self.say(f"{ended} of {trials} trials are finished in this storage and not trained again")
 
-    def say(self, text: str) -> None:
-        """One line with the time of day."""
-        if not self._quiet:
-            with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
-                print(f"{time.strftime('%H:%M:%S')} {masked(text)}", file=sys.stderr, flush=True)
+    def __call__(self, event: Event) -> None:
+        """One line with the time of day, for most events; some more for a trial that failed."""
+        if isinstance(event.facts, Launch):
+            self._trials = len(event.facts.members)
+            self._ended = sum(member.is_cached for member in event.facts.members)
+        count = self._count(event)
+        if not self._keeps(event) or (isinstance(event.facts, EpochRecord) and not self._is_due(event, event.facts)):
+            return
+        of = f"{event.trial.trial_id} {event.trial.title()}: " if event.trial else ""
+        lines = [f"{count}{of}{event.text}", *(f"    {line}" for line in event.log)]
+        if event.log_name:
+            lines.append(f"    its log: {event.log_name}")
+        self._write("\n".join([f"{time.strftime('%H:%M:%S')} {printable(lines[0])}", *map(printable, lines[1:])]))
 
-    def watch(self, job: Job, record: EpochRecord | TrialRecord) -> None:
-        """An epoch, or the end of a trial, or where one stopped."""
-        if isinstance(record, EpochRecord):
-            self._epoch(job, record)
-            return
-        if record.state is State.STOPPED:  # it has not ended: the next launch goes on with it
-            self.say(f"{job.trial.trial_id} {job.trial.title()}: {record.error}")
-            return
+    def _count(self, event: Event) -> str:
+        if not isinstance(event.facts, TrialRecord) or event.facts.state is State.STOPPED:
+            return ""  # one that stopped has not ended: the next launch goes on with it
         self._ended += 1
-        count = f"[{self._ended}/{self._trials}]"
-        self.say(f"{count} {job.trial.trial_id} {job.trial.title()}: {_outcome(record)}")
+        return f"[{self._ended}/{self._trials}] "
 
-    def _epoch(self, job: Job, record: EpochRecord) -> None:
-        key, now = job.trial.trial_id, time.monotonic()
-        is_last = record.epoch == job.trial.config.epochs
-        if is_last or now - self._last.get(key, -_PAUSE) >= _PAUSE:
-            self._last[key] = now
-            self.say(
-                f"{key} {job.trial.title()}: epoch {record.epoch}/{job.trial.config.epochs}, "
-                f"acc {record.test_acc:.2f} %, {record.images_per_second:,.0f} images/s"
-            )
+    def _is_due(self, event: Event, record: EpochRecord) -> bool:
+        assert event.trial
+        key, now = event.trial.trial_id, time.monotonic()
+        if record.epoch < event.trial.config.epochs and now - self._last.get(key, -_PAUSE) < _PAUSE:
+            return False
+        self._last[key] = now
+        return True
 
 
-def _outcome(record: TrialRecord) -> str:
-    if record.state is not State.FINISHED:
-        return f"{record.state}: {record.error}"
-    best = f"best acc {record.acc:.2f} % in epoch {record.epoch}" if record.epoch else f"acc {record.acc:.2f} %"
-    return f"finished, {best}, last {record.last_acc:.2f} %"
+def quiet(event: Event) -> None:
+    """Says nothing."""
+
+
+def written(stream: TextIO | None, text: str) -> None:
+    """Writes a line at once. A reader that left is no error: what is trained matters more."""
+    with suppress(OSError, ValueError):
+        if stream is not None:
+            stream.write(f"{masked(text)}\n")
+            stream.flush()
+
+
+def is_failure(event: Event) -> bool:
+    """Whether a trial failed, or lost its worker."""
+    has_failed = isinstance(event.facts, TrialRecord) and event.facts.state is State.FAILED
+    return has_failed or event.kind is Kind.RETRY
+
+
+def is_news(event: Event) -> bool:
+    """Whether an event scrolls by above a live view, which shows all others by itself."""
+    has_stopped = isinstance(event.facts, TrialRecord) and event.facts.state is State.STOPPED
+    return is_failure(event) or has_stopped or event.kind in (Kind.LAUNCH, Kind.NOTE, Kind.NOTICE, Kind.END)
+
+
+@contextmanager
+def telling(*, as_json: bool = False, quiet: bool = False) -> Iterator[Tell]:
+    """What shows the events that it is told of: as JSON on standard output, else on standard error.
+
+    A launch that is `quiet` says what fails, and no more. Any other one draws a live view on a terminal, and writes a
+    line an event elsewhere.
+    """
+    if as_json:
+        yield lambda event: written(sys.stdout, json.dumps(event.to_json(), ensure_ascii=False))
+    elif quiet:
+        yield Lines(keeps=is_failure)
+    elif is_terminal(sys.stderr):
+        with _drawing(sys.stderr) as tell:
+            yield tell
+    else:
+        yield Lines()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a live view can be drawn there."""
+    with suppress(OSError, ValueError):
+        return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return False
+
+
+@contextmanager
+def _drawing(stream: TextIO) -> Iterator[Tell]:
+    from orchestrator.live import Frames, Live  # few launches need it
+
+    live = Live(Frames(stream))
+    news: list[str] = []
+    lines = Lines(lambda text: news.extend(text.splitlines()), is_news)
+
+    def tell(event: Event) -> None:
+        lines(event)
+        live.show(lambda board: _after(board, event), tuple(news))
+        news.clear()
+
+    try:
+        yield tell
+    finally:
+        live.close()
+
+
+def _after(board: Board | None, event: Event) -> Board | None:
+    if board is None or event.kind is Kind.LAUNCH:
+        return Board.launched(event) if event.kind is Kind.LAUNCH else None
+    board.take(event)
+    return board

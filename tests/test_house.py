@@ -42,6 +42,8 @@ FLOORS = {
     "orchestrator.studies": 5,
     "orchestrator.events": 6,
     "orchestrator.board": 7,
+    "orchestrator.live": 8,
+    "orchestrator.follow": 8,
     "orchestrator.data": 5,
     "orchestrator.slices": 5,
     "orchestrator.graphs": 0,
@@ -64,6 +66,7 @@ FLOORS = {
     "orchestrator.commands.study": 14,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.watch": 14,
     "orchestrator.cli": 15,
 }
 
@@ -77,6 +80,7 @@ DOORS = {
     "sklearn": ("orchestrator.data",),
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
+    "rich": ("orchestrator.live",),
     "duckdb": (),  # no module yet; name it here when there is one
 }
 

@@ -100,6 +100,8 @@ def _plan_text(plan: Plan) -> str:
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
 @click.option("--skip-failed", is_flag=True, help="Leave trials that failed; otherwise they are tried again.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an event, and no tables, for programs.")
+@click.option("--quiet", is_flag=True, help="Say nothing on the way but what fails.")
 def launch(
     file: str,
     data: str,
@@ -109,12 +111,15 @@ def launch(
     inline: bool,
     max_concurrent: int | None,
     skip_failed: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train what is not finished of a study FILE, then print its results.
 
     Launching the same file again goes on where the last launch ended, however it ended.
     """
     from orchestrator.launch import launch as run
+    from orchestrator.progress import telling
     from orchestrator.spec import load_study
     from orchestrator.supervisor import clear_session, follow_parent, is_supervised, supervise
 
@@ -127,14 +132,16 @@ def launch(
         load_study(file, settings)  # a fault of the file needs no second process
         sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), say_how_to_resume))
     try:
-        outcome = run(
-            file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-            max_concurrent=max_concurrent, skip_failed=skip_failed,
-        )  # fmt: skip
+        with telling(as_json=as_json, quiet=quiet) as tell:
+            outcome = run(
+                file, data=data, storage=storage, address=address, inline=inline, settings=settings,
+                max_concurrent=max_concurrent, skip_failed=skip_failed, tell=tell,
+            )  # fmt: skip
     finally:
         if is_child:
             clear_session()
-    _print_outcome(outcome, storage)
+    if not as_json:
+        _print_outcome(outcome, storage)
     if not outcome.is_complete:
         sys.exit(EXIT_TRIALS)
 
