@@ -135,7 +135,7 @@ def _hits(board: Board) -> list[Text]:
     found, built = board.tables()
     parts = []
     if board.cached():
-        parts.append(f"{board.cached()} trials were finished before")
+        parts.append(f"{board.cached()} finished before this launch")
     if found:
         parts.append(f"{found} found their teacher's table")
     if built:
@@ -246,22 +246,27 @@ class Frames:
         width, height = self._size()
         # One row is the cursor's; without one column to spare some terminals would wrap.
         frame = self.rendered(lines_of(board, width - 1, height - 1, eta, now or datetime.now(UTC)), width - 1)
-        out = ["\x1b[?25l", self._over(width, height), "\x1b[J"]
-        out += [f"{note}\n" for note in notes]
-        out += [f"{text}\x1b[0m\n" for text, _ in frame]
-        self._write("".join([*out, "\x1b[?25h"]))
+        out = ["\x1b[?25l", self._over(width, height), *(_note(note, width) for note in notes)]
+        out += [f"{text}\x1b[0m\x1b[K\n" for text, _ in frame]
+        self._write("".join([*out, "\x1b[J\x1b[?25h"]))
         self._lengths = [length for _, length in frame]
 
     def end(self, notes: Sequence[str] = ()) -> None:
         """Takes the frame away; notes stay."""
         width, height = self._size()
-        self._write("".join([self._over(width, height), "\x1b[J", *(f"{note}\n" for note in notes)]))
+        over = self._over(width, height)
+        # Line by line: to erase a whole screen at once makes some terminals keep it in their history.
+        erased = "\x1b[K\n" * self._rows(width, height)
+        self._write("".join([over, erased, over, *(_note(note, width) for note in notes)]))
         self._lengths = []
 
+    def _rows(self, width: int, height: int) -> int:
+        """How many rows the frame that stands there takes: a terminal that became narrower has broken its lines."""
+        return min(height - 1, sum(max(1, -(-length // max(1, width))) for length in self._lengths))
+
     def _over(self, width: int, height: int) -> str:
-        """To the first line of what stands there: a terminal that became narrower has broken its lines."""
-        rows = sum(max(1, -(-length // max(1, width))) for length in self._lengths)
-        rows = min(rows, height - 1)
+        """To the first row of the frame that stands there."""
+        rows = self._rows(width, height)
         return f"\r\x1b[{rows}A" if rows else "\r"
 
     def rendered(self, rows: Sequence[Text], width: int) -> list[tuple[str, int]]:
@@ -283,6 +288,12 @@ class Frames:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def _note(text: str, width: int) -> str:
+    # Where it ends at the edge the cursor stands on its last character still, which is not to be erased.
+    rest = "" if text and cell_len(text) % width == 0 else "\x1b[K"
+    return f"\x1b[K{text}{rest}\n"
 
 
 def terminal_size(stream: TextIO) -> tuple[int, int]:

@@ -38,8 +38,12 @@ class Terminal:
             self.is_plain = argument in ("", "0")
         elif command == "A":
             self.row = max(self.top, self.row - int(argument))
+        elif command == "K":
+            assert argument == "" and self.column < self.width, "the last character would go"
+            self.rows[self.row] = self.rows[self.row][: self.column]
         elif command == "J":
             assert self.column == 0 and argument == ""
+            assert self.row > self.top, "tmux would take it for `clear`, and keep the screen in its history"
             self.rows = [*self.rows[: self.row], ""]
             self._follows = {row for row in self._follows if row < self.row}
         else:
