@@ -172,7 +172,7 @@ def _is_ours(storage: Storage, entry: Entry) -> bool:
     folder = PurePosixPath(entry.name).parent
     key = TableKey(folder.name, "", 0, False, 0)
     named = (storage.weights(folder.name), storage.table(key), storage.dataset("", ""))
-    flat = {".", storage.leases, storage.plans, storage.trial_rows, storage.epoch_rows}
+    flat = {".", storage.leases, storage.plans, storage.logs, storage.stops, storage.trial_rows, storage.epoch_rows}
     return str(folder) in flat | {storage.checkpoints(folder.name), *(str(PurePosixPath(n).parent) for n in named)}
 
 

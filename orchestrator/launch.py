@@ -7,16 +7,20 @@ import secrets
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import results, studies
+from orchestrator import events, results, stops, studies
 from orchestrator.errors import Interrupted, masked
+from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
 from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
+from orchestrator.progress import Lines
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
 from orchestrator.spec import load_study
@@ -25,7 +29,6 @@ from orchestrator.studies import Launched
 from orchestrator.supervisor import end_in_time, is_supervised
 
 if TYPE_CHECKING:
-    from orchestrator.progress import Progress
     from orchestrator.trial import Job
 
 DEFAULT_STORAGE = "runs"
@@ -64,36 +67,62 @@ def launch(
     settings: Sequence[str] = (),
     max_concurrent: int | None = None,
     skip_failed: bool = False,
-    quiet: bool = False,
+    tell: Tell | None = None,
 ) -> Outcome:
     """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
-    StorageError where the storage fails later, and Interrupted after Ctrl-C or SIGTERM. A trial that fails raises
-    nothing: it is a row. Progress goes to standard error unless `quiet`.
+    StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
+    fails raises nothing: it is a row. `tell` is called with every event, in this thread; unless told otherwise they
+    are lines on standard error.
     """
-    from orchestrator.progress import Progress  # imports torch, which a faulty study file need not wait for
-
     since = datetime.now(UTC)
+    tell = tell or Lines()
     place = Storage.at(storage)
     plan = look(study_file, storage, settings)
     damaged = _drop_damaged_teachers(plan, place)
     if damaged:
         plan = look(study_file, storage, settings)
     to_do = _to_do(plan, skip_failed=skip_failed)
-    finished = sum(trial.state == "finished" for trial in plan.trials)
-    progress = Progress(len(plan.trials), finished, quiet=quiet)
+    launched = _launched(plan, since, settings, Path(data), inline=inline)
+    tell(_begin(plan, launched))
     for warning in (*plan.warnings, *damaged):
-        progress.say(warning)
-    if to_do:
-        place.prepare()
-        launched = _launched(plan, since, settings, Path(data), inline=inline)
-        _train(plan, to_do, place, launched, progress, max_concurrent, address)
-    rows = results.read_trials(place, [trial.trial_id for trial in plan.trials])
+        tell(Event(Kind.NOTE, warning))
+    try:
+        if to_do:
+            place.prepare()
+            _train(plan, to_do, place, launched, tell, max_concurrent, address)
+    except Interrupted:
+        tell(_end(plan, _rows(plan, place), since))
+        raise
+    rows = _rows(plan, place)
+    tell(_end(plan, rows, since))
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return Outcome(plan, tuple(rows), trained)
+
+
+def _rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
+    return results.read_trials(storage, [trial.trial_id for trial in plan.trials])
+
+
+def _begin(plan: Plan, launched: Launched) -> Event:
+    members = studies.members(plan)
+    finished = sum(member.is_cached for member in members)
+    text = f"study {plan.study}: {len(members):,} trials"
+    if finished:
+        text = f"{finished} of {len(members)} trials are finished in this storage and not trained again"
+    return Event(Kind.LAUNCH, text, facts=events.Launch(plan.study, launched.executor, members))
+
+
+def _end(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
+    counted = Counter(row.state for row in rows)
+    states = {state: counted[state] for state in State if counted[state]}
+    seconds = (datetime.now(UTC) - since).total_seconds()
+    counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "none begun"
+    text = f"study {plan.study}: of {len(plan.trials):,} trials {counts}; this launch took {seconds:,.0f} s"
+    return Event(Kind.END, text, facts=events.Outcome(states, seconds))
 
 
 def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
@@ -139,7 +168,7 @@ def _train(
     to_do: Sequence[PlannedTrial],
     storage: Storage,
     launched: Launched,
-    progress: Progress,
+    tell: Tell,
     max_concurrent: int | None,
     address: str | None,
 ) -> None:
@@ -149,7 +178,7 @@ def _train(
     begun, stop = threading.Event(), threading.Event()
     lease = acquire(storage, launched.resource)
     assert lease, "nobody else knows its name"
-    with lease, stopping(lambda name: _ask(begun, stop, progress, name)):
+    with lease, stopping(lambda name: _ask(begun, stop, tell, name)), _hearing(storage, launched, stop):
         lease.sweep()
         studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
@@ -158,11 +187,11 @@ def _train(
         jobs = _jobs(plan, to_do, storage, launched)
         run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun)
         if launched.executor == "inline":
-            run_inline(run, progress.watch, progress.say)
+            run_inline(run, tell)
         else:
             from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
 
-            run_ray(run, progress.watch, progress.say)
+            run_ray(run, tell)
 
 
 def _launched(plan: Plan, since: datetime, settings: Sequence[str], data: Path, *, inline: bool) -> Launched:
@@ -179,11 +208,24 @@ def _launched(plan: Plan, since: datetime, settings: Sequence[str], data: Path, 
     )
 
 
-def _ask(begun: threading.Event, stop: threading.Event, progress: Progress, name: str) -> None:
+@contextmanager
+def _hearing(storage: Storage, launched: Launched, stop: threading.Event) -> Iterator[None]:
+    """While this lasts, who sees the storage can ask the launch to stop, see `stops`."""
+    ended = threading.Event()
+    thread = stops.listen(storage, launched.resource, stop.set, ended)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        stops.clear(storage, launched.resource)
+
+
+def _ask(begun: threading.Event, stop: threading.Event, tell: Tell, name: str) -> None:
     if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{name}: stopped before anything was trained")
     stop.set()
-    progress.say(f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once")
+    tell(Event(Kind.NOTE, f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once"))
     if is_supervised():
         end_in_time()
 

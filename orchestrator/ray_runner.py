@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,35 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.errors import KdctlError, RayLost, ResourceError
+from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
 from orchestrator.records import EpochRecord, Failure, TrialRecord
-from orchestrator.runner import Conductor, Run, Say, Watch, described, gpus_of
+from orchestrator.runner import Conductor, Run, described, gpus_of
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
 _PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
 _LOOK = 1.0  # seconds between two looks at Ray's processes and machines
 _GATHER = 0.25  # seconds of a trial's reports that Tune hears of at once: each result costs it milliseconds
+_LAST_WORDS = 50  # lines of a dead worker's standard error that its trial's log keeps
 _NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is left that fits
 
 _KINDS: Mapping[str, Callable[..., Report]] = {
-    kind.__name__: kind for kind in (EpochRecord, Notice, TrialRecord, Elsewhere)
+    kind.__name__: kind for kind in (Begun, EpochRecord, Notice, TrialRecord, Elsewhere)
 }
 _LAST = (TrialRecord.__name__, Elsewhere.__name__)  # what a trial ends with
 
 
-def run_ray(run: Run, watch: Watch, say: Say) -> None:
+def run_ray(run: Run, tell: Tell) -> None:
     """Runs the trials as one Tune experiment, on a cluster of its own or on the one at `run.address`.
 
     Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails,
     RayLost where Ray's own processes die, and Interrupted after a signal.
     """
+
+    def say(text: str) -> None:
+        tell(Event(Kind.NOTE, text))
+
     with _cluster(run.address, say) as nodes:
         run.begun.set()
         gpus = gpus_of(run.resources, nodes)
@@ -63,13 +69,13 @@ def run_ray(run: Run, watch: Watch, say: Say) -> None:
         if sharing(gpus) > 1:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        conductor = Conductor(run, jobs, watch, say, most)
+        conductor = Conductor(run, jobs, tell, most)
         _fit(run, conductor, gpus, most)
     conductor.conclude()
 
 
 @contextmanager
-def _cluster(address: str | None, say: Say) -> Iterator[list[dict[str, float]]]:
+def _cluster(address: str | None, say: Callable[[str], None]) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _stay_on_this_machine(not address)
@@ -193,7 +199,7 @@ class TrialWorker(tune.Trainable):
         reports: list[tuple[str, dict[str, Any]]] = []
         for report in self._reports:
             reports.append((type(report).__name__, asdict(report)))
-            if isinstance(report, Notice | TrialRecord | Elsewhere) or time.monotonic() - start > _GATHER:
+            if isinstance(report, Begun | Notice | TrialRecord | Elsewhere) or time.monotonic() - start > _GATHER:
                 break
         return {"reports": reports, "done": reports[-1][0] in _LAST}
 
@@ -316,8 +322,10 @@ class Watcher(tune.Callback):
         failure = Failure.OUT_OF_MEMORY if is_memory else Failure.LOST_WORKER
         where = "its machine" if "node has died" in story else "its worker process"
         cause = "killed for want of memory" if is_memory else "lost"
+        job = _job(trial)
         with self._giving_up():
-            self._conductor.lost(_job(trial), failure, f"{where} was {cause}")
+            words = _last_words(self._conductor.begun(job.trial.trial_id))
+            self._conductor.lost(job, failure, f"{where} was {cause}", words)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -338,6 +346,18 @@ def _story(trial: Trial) -> str:
         return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
     except OSError:
         return ""
+
+
+def _last_words(begun: Begun | None) -> str:
+    """What a dead worker left on its standard error, where that is on this machine: a crash of native code, say."""
+    node = ray._private.worker._global_node
+    if begun is None or node is None or begun.host != socket.gethostname():
+        return ""
+    lines = []
+    for path in sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{begun.pid}.err")):
+        with suppress(OSError):
+            lines += path.read_text(errors="replace").splitlines()[-_LAST_WORDS:]
+    return "\n".join(line for line in lines if not line.startswith(":"))  # Ray's marks of jobs and actors
 
 
 def _job(trial: Trial) -> Job:

@@ -6,15 +6,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import torch
 
-from orchestrator import results
+from orchestrator import logs, results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
+from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import STREAMS, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
@@ -23,13 +24,11 @@ from orchestrator.spec import Resources
 from orchestrator.storage import Storage
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
 
-Watch = Callable[[Job, EpochRecord | TrialRecord], None]  # told of every epoch, and of every trial that ends
-Say = Callable[[str], None]
-
 _PAUSE = 2.0  # seconds before a trial that another launch trains is asked about again
 _BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further one; more than a worker needs to notice
 _POLL = 0.2  # seconds between two looks where nothing can start yet
 _LOOK = 5.0  # seconds between two looks at the leases of what runs
+_LAST_LINES = 20  # of the log of a trial that failed, which its event holds
 _SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
 
 
@@ -55,13 +54,13 @@ class Run:
 class Conductor:
     """Deals the trials of a run, and takes note of what comes of them: one for every executor."""
 
-    def __init__(self, run: Run, jobs: Sequence[Job], watch: Watch, say: Say, most: int | None = None) -> None:
+    def __init__(self, run: Run, jobs: Sequence[Job], tell: Tell, most: int | None = None) -> None:
         self._run = run
         self._schedule = Schedule(jobs, run.ready, most)
-        self._watch = watch
-        self._say = say
+        self._tell = tell
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
+        self._begun: dict[str, Begun] = {}
         self._left = {job.trial.trial_id for job in jobs}
         self._seen: dict[str, float] = {}  # when the lease of a live trial was last seen, on the monotonic clock
         self._looked = time.monotonic()
@@ -107,17 +106,22 @@ class Conductor:
 
     def note(self, job: Job, report: Report) -> None:
         """Takes note of what a trial said."""
+        trial = job.trial
         if isinstance(report, Notice):
-            self._say(f"{job.trial.trial_id} {job.trial.title()}: {report.text}")
+            self._tell(Event(Kind.NOTICE, report.text, trial))
+        elif isinstance(report, Begun):
+            self._begun[trial.trial_id] = report
+            self._tell(Event(Kind.STARTED, _where(report), trial, report))
         elif isinstance(report, EpochRecord):
-            self._watch(job, report)
-        elif not self.is_live(job):
-            return  # a late word of an attempt that was given up
-        elif isinstance(report, Elsewhere):
+            self._tell(Event(Kind.EPOCH, _how_good(report, trial.config.epochs), trial, report))
+        elif self.is_live(job):  # and no late word of an attempt that was given up
+            self._note_end(job, report)
+
+    def _note_end(self, job: Job, report: Elsewhere | TrialRecord) -> None:
+        if isinstance(report, Elsewhere):
             if job.trial.trial_id not in self._elsewhere:
-                self._say(
-                    f"{job.trial.trial_id} {job.trial.title()}: another launch trains it; its result is waited for"
-                )
+                text = "another launch trains it; its result is waited for"
+                self._tell(Event(Kind.ELSEWHERE, text, job.trial))
             self._elsewhere.add(job.trial.trial_id)
             self._schedule.again(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
@@ -125,12 +129,20 @@ class Conductor:
         elif not self._retry(job, report.failure, report.error, report.end_time):
             self._end(job, report)
 
-    def lost(self, job: Job, failure: Failure, reason: str) -> None:
-        """Takes note of a worker that died: its row says so, as it could not."""
+    def begun(self, trial_id: str) -> Begun | None:
+        """Where the last attempt at a trial began; None before the first."""
+        return self._begun.get(trial_id)
+
+    def lost(self, job: Job, failure: Failure, reason: str, last_words: str = "") -> None:
+        """Takes note of a worker that died: its row and its log say so, as it could not.
+
+        `last_words` is what it said outside of the log, as on its standard error.
+        """
         if not self.is_live(job):
             return
         # Its process may still be there, cut off from Ray: what it holds is not to keep the next attempt waiting.
         self._run.lease.evict(trial_resource(job.trial.trial_id))
+        logs.append(self._run.storage, job.trial.trial_id, "\n".join(filter(None, (reason, last_words))))
         if self.is_stopping:
             self._schedule.end(job.row(State.STOPPED))
         elif not self._retry(job, failure, reason):
@@ -146,10 +158,9 @@ class Conductor:
             return False
         self._attempts[job.trial.trial_id] = attempts + 1
         seconds = _BACK_OFF * 2.0**attempts
-        self._say(
-            f"{job.trial.trial_id} {job.trial.title()}: {reason}; tried again in {seconds:g} s from its last "
-            f"checkpoint ({attempts + 1} of {self._run.resources.retries})"
-        )
+        of = f"{attempts + 1} of {self._run.resources.retries}"
+        text = f"{reason}; tried again in {seconds:g} s from its last checkpoint ({of})"
+        self._tell(Event(Kind.RETRY, text, job.trial))
         # `since` makes it another job: what the earlier attempt may still say is not taken for its word.
         since = max(datetime.now(UTC), ended or datetime.now(UTC))  # the worker's clock may be ahead of ours
         self._schedule.again(replace(job, since=since.isoformat()), seconds)
@@ -172,7 +183,7 @@ class Conductor:
 
     def _end(self, job: Job, record: TrialRecord) -> None:
         """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""
-        self._watch(job, record)
+        self._tell(self._ended(job, record))
         if record.state is not State.STOPPED:
             self._left.discard(record.trial_id)
         if record.failure is Failure.STORAGE:
@@ -185,6 +196,13 @@ class Conductor:
             row = replace(row, end_time=datetime.now(UTC))
             self._write(row)
             self._end(dependant, row)
+
+    def _ended(self, job: Job, record: TrialRecord) -> Event:
+        if record.state is not State.FAILED:
+            return Event(Kind.ENDED, _outcome(record), job.trial, record)
+        log = tuple(logs.read(self._run.storage, record.trial_id)[-_LAST_LINES:])
+        where = logs.where(self._run.storage, record.trial_id)
+        return Event(Kind.ENDED, _outcome(record), job.trial, record, log, where)
 
     def is_live(self, job: Job) -> bool:
         """Whether this attempt at a trial is the one that is waited for."""
@@ -215,7 +233,26 @@ class Conductor:
             raise Interrupted("stopped; what was trained is kept, and the same command goes on from there")
 
 
-def run_inline(run: Run, watch: Watch, say: Say) -> None:
+def _where(begun: Begun) -> str:
+    hit = {None: "", True: ", the table is there", False: ", the table is to be built"}[begun.is_hit]
+    asks = f", teacher's answers: {begun.answers}{hit}" if begun.answers else ""
+    return f"started on {begun.host}, {begun.device}{asks}"
+
+
+def _how_good(record: EpochRecord, epochs: int) -> str:
+    return f"epoch {record.epoch}/{epochs}, acc {record.test_acc:.2f} %, {record.images_per_second:,.0f} images/s"
+
+
+def _outcome(record: TrialRecord) -> str:
+    if record.state is State.STOPPED:
+        return record.error or "stopped"
+    if record.state is not State.FINISHED:
+        return f"{record.state}: {record.error}"
+    best = f"best acc {record.acc:.2f} % in epoch {record.epoch}" if record.epoch else f"acc {record.acc:.2f} %"
+    return f"finished, {best}, last {record.last_acc:.2f} %"
+
+
+def run_inline(run: Run, tell: Tell) -> None:
     """Runs the trials in this process: one after another, or where each takes a share of a GPU, so many at a time.
 
     Raises ResourceError where it has too few GPUs, StorageError where the storage fails, Interrupted after a signal.
@@ -223,9 +260,10 @@ def run_inline(run: Run, watch: Watch, say: Say) -> None:
     found = float(torch.cuda.device_count())
     gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
     most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
-    say(described(gpus, run.resources, "one after another in this process" if most == 1 else f"{most} in this process"))
+    how = "one after another in this process" if most == 1 else f"{most} in this process"
+    tell(Event(Kind.NOTE, described(gpus, run.resources, how)))
     run.begun.set()
-    conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], watch, say, most)
+    conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], tell, most)
     if most == 1:
         _run_in_turn(run, conductor)
     else:

@@ -114,6 +114,18 @@ class Storage:
         """What the last launch of a study wanted."""
         return f"{self.plans}/{digest}.json"
 
+    logs = "logs"  # the folder of the logs of trials
+
+    def log(self, trial_id: str) -> str:
+        """The log of one trial, text."""
+        return f"{self.logs}/{trial_id}.log"
+
+    stops = "stops"  # the folder of requests to stop
+
+    def stop(self, resource: str) -> str:
+        """What stands there while the launch that holds this lease is asked to stop."""
+        return f"{self.stops}/{resource}.json"
+
     # What is there.
 
     def tables(self) -> Iterator[TableKey]:

@@ -55,19 +55,23 @@ class StoredStudy:
     launched: Launched
 
 
-def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
-    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
-    members = [
+def members(plan: Plan) -> tuple[Member, ...]:
+    """The trials of a plan, in its order."""
+    return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
             trial.state == "finished",
         )
         for trial in plan.trials
-    ]  # fmt: skip
+    )  # fmt: skip
+
+
+def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
+    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
-        "members": [[getattr(member, name) for name in Member.__slots__] for member in members],
+        "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
         "launched": {**asdict(launched), "since": launched.since.isoformat()},
     }
     write_json(storage, storage.plan(_digest(plan.study)), facts)
@@ -101,11 +105,11 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
 
 def _study(data: Any) -> StoredStudy | None:
     try:
-        members = tuple(Member(*fields) for fields in data["members"])
+        trials = tuple(Member(*fields) for fields in data["members"])
         facts = data["launched"]
         since = datetime.fromisoformat(facts["since"])
         launched = Launched(**{**facts, "since": since, "settings": tuple(facts["settings"])})
-        return StoredStudy(data["study"], members, launched)
+        return StoredStudy(data["study"], trials, launched)
     except (TypeError, KeyError, ValueError):
         return None
 

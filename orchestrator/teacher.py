@@ -198,6 +198,11 @@ def open_table(
     return TableTeacher(table.to(device), key.answers)
 
 
+def has_table(key: TableKey, storage: Storage) -> bool:
+    """Whether a table stands there, without a look into it."""
+    return None not in storage.place.sizes([storage.table(key), storage.table_facts(key)])
+
+
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
     facts = DATASETS[config.dataset]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,8 +27,10 @@ from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.events import Begun
 from orchestrator.graphs import own_stream, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
+from orchestrator.logs import Log
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
@@ -118,7 +122,7 @@ class Elsewhere:
     trial_id: str
 
 
-Report = EpochRecord | Notice | TrialRecord | Elsewhere
+Report = Begun | EpochRecord | Notice | TrialRecord | Elsewhere
 _FLUSH = 2.0  # seconds between two writings of a trial's epochs, as short ones would spend their time on files
 
 
@@ -175,6 +179,7 @@ class _Attempt:
         self._row = replace(job.row(State.RUNNING), host=socket.gethostname(), torch_version=torch.__version__)
         self._epochs: list[EpochRecord] = []
         self._course: Course | None = None
+        self._log = Log(storage, self._id)
         self._flushed = self._saved = time.monotonic()
 
     def run(self) -> Generator[Report, None, TrialRecord]:
@@ -182,7 +187,7 @@ class _Attempt:
         try:
             self._find_device()
             with own_stream(self._device):
-                model = yield from self._fit()
+                model = yield from self._noting(self._fit())
                 return self._finish(model)
         except Stopped:
             return self._stop()
@@ -190,6 +195,17 @@ class _Attempt:
             raise
         except Exception as error:  # a trial's failure is a row, and the study goes on
             return self._fail(error)
+
+    def _noting(self, reports: Generator[Report, None, ResNet]) -> Generator[Report, None, ResNet]:
+        """Passes reports on, and writes them down in the trial's log."""
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                model: ResNet = end.value
+                return model
+            self._log.add(_told(report, self._job.trial.config.epochs))
+            yield report
 
     def _find_device(self) -> None:
         torch.set_num_threads(self._job.threads)
@@ -215,6 +231,7 @@ class _Attempt:
             assert job.weights is not None
             self._write_row(self._row)
             self._flush()
+            yield self._begun(0)
             return teacher.load_weights(Path(job.weights), config.student, classes, self._device)
         loss = losses.build(config.method, **dict(config.options))
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
@@ -224,6 +241,7 @@ class _Attempt:
         self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
+        yield self._begun(course.epoch)
         self._course = course
         answers, said = self._answers(images), False
         for record in train(course, loss, images, config, answers, self.check):
@@ -234,6 +252,12 @@ class _Attempt:
                 yield Notice(f"trains without CUDA graphs, and so more slowly: {course.uncaptured}")
             yield record
         return model
+
+    def _begun(self, epoch: int) -> Begun:
+        table = self._job.trial.table
+        is_hit = None if table is None else teacher.has_table(table, self._storage)
+        answers = self._job.trial.teacher_cache
+        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit)
 
     def _resume(self, course: Course) -> Generator[Report]:
         notices: list[str] = []
@@ -271,6 +295,7 @@ class _Attempt:
     def _flush(self) -> None:
         self._lease.check()
         results.write_epochs(self._storage, self._id, self._epochs)
+        self._log.flush()
         self._flushed = time.monotonic()
 
     def _save(self, course: Course) -> None:
@@ -301,6 +326,10 @@ class _Attempt:
         size, digest = teacher.save_weights(model, self._storage, self._id)
         finished = _measured(self._row, self._epochs, final, model)
         finished = replace(finished, weights_bytes=size, weights_sha256=digest, end_time=datetime.now(UTC))
+        self._log.add(
+            f"finished: best test accuracy {finished.acc} % in epoch {finished.epoch}, last {finished.last_acc} %"
+        )
+        self._log.flush()
         self._write_row(finished)  # last of all: a finished row stands for everything it needs
         drop_checkpoints(self._storage, self._id)
         return finished
@@ -309,12 +338,14 @@ class _Attempt:
         """Keeps what was trained, and says where it stopped."""
         where = "before its first epoch"
         try:
+            self._log.add("is asked to stop")
             if self._course is not None:
                 last = self._job.trial.config.epochs
                 where = f"in epoch {min(self._course.epoch, last)} of {last}"
                 self._save(self._course)
-                self._flush()
             row = self._ended(State.STOPPED, f"stopped {where}; the same command goes on from there")
+            self._log.add(row.error or "")
+            self._flush()
             self._write_row(row)
         except StorageError as error:
             return self._ended(State.STOPPED, f"stopped {where}, without a checkpoint: {error}")
@@ -324,6 +355,9 @@ class _Attempt:
         after = f" (after epoch {len(self._epochs)})" if self._epochs else ""
         # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
         failed = self._ended(State.FAILED, _described(error) + after, _failure(error))
+        self._log.add(f"failed: {failed.error}")
+        if failed.failure is Failure.ERROR:  # nobody foresaw it: the whole story may help
+            self._log.add("".join(traceback.format_exception(error)))
         with suppress(StorageError):  # a full disk may be why; the row that stands there is not a finished one
             self._flush()
             self._write_row(failed)
@@ -331,6 +365,23 @@ class _Attempt:
 
     def _ended(self, state: State, error: str, failure: Failure | None = None) -> TrialRecord:
         return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
+
+
+def _told(report: Report, epochs: int) -> str:
+    """A report as a line of the trial's log."""
+    if isinstance(report, EpochRecord):
+        val = "" if report.val_acc is None else f", held-out accuracy {report.val_acc:.2f} %"
+        return (
+            f"epoch {report.epoch}/{epochs}: lr {report.lr:g}, loss {report.train_loss:.5g}, test accuracy "
+            f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
+        )
+    if isinstance(report, Begun):
+        asks = f", its teacher's answers: {report.answers}" if report.answers else ""
+        return (
+            f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
+            f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"
+        )
+    return report.text if isinstance(report, Notice) else ""
 
 
 # PyTorch has many words and types for it: of its own allocators, of CUDA before they are asked, of cuBLAS.

@@ -27,6 +27,7 @@ from chaos import numbers
 from s3 import ENVIRONMENT, Server
 
 from orchestrator.launch import launch
+from orchestrator.progress import quiet
 
 STUDY = """\
 study: hosts
@@ -126,7 +127,7 @@ def main() -> int:
         try:
             server.start()
             storage = f"s3://{server.make_bucket()}/runs?endpoint_override={server.endpoint}&scheme=http"
-            launch(study, storage=Path(folder) / "undisturbed", inline=True, quiet=True)
+            launch(study, storage=Path(folder) / "undisturbed", inline=True, tell=quiet)
             start_ray(folder, environment)
             command = [BIN / "kdctl", "launch", study, "--storage", storage, "--address", f"{HEAD}:6399"]
             with subprocess.Popen(

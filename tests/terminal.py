@@ -41,6 +41,7 @@ class Terminal:
         elif command == "K":
             assert argument == "" and self.column < self.width, "the last character would go"
             self.rows[self.row] = self.rows[self.row][: self.column]
+            self._follows -= {self.row} if self.column == 0 else set()
         elif command == "J":
             assert self.column == 0 and argument == ""
             assert self.row > self.top, "tmux would take it for `clear`, and keep the screen in its history"
@@ -57,6 +58,7 @@ class Terminal:
 
     def _put(self, text: str) -> None:
         assert "\t" not in text and all(character.isprintable() for character in text), text
+        self._follows -= {self.row} if self.column == 0 else set()
         for character in text:
             if self.column >= self.width:
                 self._grow()

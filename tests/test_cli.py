@@ -19,6 +19,7 @@ import pytest
 from orchestrator import cli, report
 from orchestrator.errors import Interrupted
 from orchestrator.launch import launch
+from orchestrator.progress import quiet
 from orchestrator.storage import Storage
 
 KDCTL = Path(sys.executable).with_name("kdctl")
@@ -64,7 +65,7 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     storage = Storage.at(place / "runs")
     storage.prepare()
     shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(storage.place.address, "datasets"))
-    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, quiet=True).is_complete
+    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, tell=quiet).is_complete
     return storage
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.launch import launch
 from orchestrator.plan import make_plan
+from orchestrator.progress import quiet
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
 
@@ -94,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     for name in ("runs", "runs-from-python"):
         shutil.copytree(Path(digits_storage.place.address, "datasets"), place / name / "datasets")
     outcome = launch(
-        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, quiet=True
+        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, tell=quiet
     )
     assert outcome.is_complete
     return place

@@ -21,6 +21,7 @@ from orchestrator.housekeeping import Kind, find, free, sized
 from orchestrator.launch import launch, look
 from orchestrator.leases import EXPIRES, Lease, acquire
 from orchestrator.places import MARKER, Entry, Folder
+from orchestrator.progress import quiet
 from orchestrator.records import State, TableKey, TrialRecord
 from orchestrator.storage import Storage, key_facts, write_json
 
@@ -417,9 +418,9 @@ def test_a_bucket_is_freed_too(s3_address: str) -> None:
 def test_a_launch_makes_again_what_was_freed(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     where = folder(storage)
-    assert launch(tmp_path / "study.yaml", storage=where, inline=True, quiet=True).is_complete
+    assert launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet).is_complete
     assert set(by_kind(free(storage))) == {Kind.TABLE}  # the study is finished, so nobody asks it any more
-    again = launch(tmp_path / "study.yaml", storage=where, inline=True, quiet=True, settings=["experiments[0].seed=7"])
+    again = launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet, settings=["experiments[0].seed=7"])
     assert again.is_complete and len(list(storage.tables())) == 1
 
 

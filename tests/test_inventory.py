@@ -16,6 +16,7 @@ from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, TeacherError
 from orchestrator.inventory import list_teachers, verify_teacher
 from orchestrator.launch import launch
+from orchestrator.progress import quiet
 from orchestrator.storage import Storage
 
 # Two teachers, one of which is asked for a table, as there are more epochs to come than views.
@@ -36,7 +37,7 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("trained")
     (folder / "study.yaml").write_text(STUDY)
     storage = Storage.at(shutil.copytree(digits_storage.place.address, folder / "runs"))
-    assert launch(folder / "study.yaml", storage=storage.place.address, inline=True, quiet=True).is_complete
+    assert launch(folder / "study.yaml", storage=storage.place.address, inline=True, tell=quiet).is_complete
     return storage
 
 

@@ -20,6 +20,7 @@ from orchestrator import data, results
 from orchestrator.errors import DataError, StudyError
 from orchestrator.launch import Outcome, launch, look
 from orchestrator.plan import Plan
+from orchestrator.progress import quiet
 from orchestrator.records import State
 from orchestrator.storage import Storage
 
@@ -42,7 +43,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def train(study: Path, storage: Storage, *settings: str) -> Outcome:
-    return launch(study, storage=storage.place.address, inline=True, settings=settings, quiet=True)
+    return launch(study, storage=storage.place.address, inline=True, settings=settings, tell=quiet)
 
 
 def root_of(storage: Storage) -> Path:
@@ -81,7 +82,7 @@ def test_a_new_seed_trains_the_new_alone(study: Path, storage: Storage) -> None:
     assert (outcome.rows[-1].seed, outcome.rows[-1].no) == (7, 4)
     after = files(root_of(storage))
     assert [name for name in before if after[name] != before[name] and not name.startswith("plans/")] == []
-    assert {Path(name).parts[0] for name in set(after) - set(before)} == {"trials", "results"}
+    assert {Path(name).parts[0] for name in set(after) - set(before)} == {"trials", "results", "logs"}
 
 
 def test_lost_weights_are_trained_again(study: Path, storage: Storage) -> None:
@@ -135,7 +136,7 @@ def test_missing_images_are_refused_before_anything_is_written(
             storage=storage.place.address,
             inline=True,
             settings=["experiments[0].dataset=cifar10"],
-            quiet=True,
+            tell=quiet,
         )
     assert results.read_trials(storage) == []
     assert not any(name.startswith(("results", "trials")) for name in files(root_of(storage)))
@@ -143,7 +144,7 @@ def test_missing_images_are_refused_before_anything_is_written(
 
 def test_a_faulty_study_makes_no_storage(study: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="recipe.epochs"):
-        launch(study, storage=tmp_path / "runs", inline=True, settings=["recipe.epochs=0"], quiet=True)
+        launch(study, storage=tmp_path / "runs", inline=True, settings=["recipe.epochs=0"], tell=quiet)
     assert not (tmp_path / "runs").exists()
 
 
@@ -205,13 +206,13 @@ def test_an_experiment_that_was_removed_stays_in_the_storage(study: Path, storag
 
 def test_what_failed_is_left_where_that_is_asked(study: Path, storage: Storage) -> None:
     broken = ["recipe.lr=1e6", "recipe.epochs=3", "experiments[0].lr=0.05"]
-    first = launch(study, storage=storage.place.address, inline=True, settings=broken, quiet=True)
+    first = launch(study, storage=storage.place.address, inline=True, settings=broken, tell=quiet)
     states = {row.method: row.state for row in first.rows if row.lr == 1e6}
     assert states == {"base": State.FAILED, "logit": State.SKIPPED}
 
     def again(*, skip_failed: bool) -> Outcome:
         return launch(
-            study, storage=storage.place.address, inline=True, settings=broken, quiet=True, skip_failed=skip_failed
+            study, storage=storage.place.address, inline=True, settings=broken, tell=quiet, skip_failed=skip_failed
         )
 
     left = again(skip_failed=True)
@@ -226,7 +227,7 @@ def test_what_failed_is_left_and_the_rest_trained(study: Path, storage: Storage)
     first = train(study, storage, *broken)
     outcome = launch(
         study, storage=storage.place.address, inline=True, settings=[*broken, "experiments[0].seed=[0, 1, 2]"],
-        quiet=True, skip_failed=True,
+        tell=quiet, skip_failed=True,
     )  # fmt: skip
     assert outcome.trained == 1 and not outcome.is_complete
     assert ends(first).items() <= ends(outcome).items()

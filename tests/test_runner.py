@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator import data, results, runner
 from orchestrator.errors import Interrupted, RayLost, ResourceError, StorageError
+from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import Lease, acquire
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
@@ -49,13 +51,26 @@ def taken(storage: Storage, resource: str) -> Lease:
     return lease
 
 
+def telling(watch: Callable[[str, EpochRecord | TrialRecord], None], say: Callable[[str], None] = print) -> Tell:
+    """Passes records on to one, and what is said to the other; where a trial started is neither."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event.facts, EpochRecord | TrialRecord):
+            assert event.trial
+            watch(event.trial.trial_id, event.facts)
+        elif event.kind is not Kind.STARTED:
+            say(f"{event.trial.trial_id} {event.trial.title()}: {event.text}" if event.trial else event.text)
+
+    return tell
+
+
 def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Seen:
     """Runs trials in this process; returns what the watcher was told."""
     seen: Seen = []
     with taken(storage, "launch-test") as lease:
         jobs = jobs_of(storage, *configs)
         order = Run(jobs, ready, storage, ON_CPU, lease)
-        run_inline(order, lambda job, record: seen.append((job.trial.trial_id, record)), print)
+        run_inline(order, telling(lambda *told: seen.append(told)))
     return seen
 
 
@@ -117,15 +132,15 @@ def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_co
     configs = [small(make_config, seed=seed, epochs=3) for seed in range(3)]
     seen: Seen = []
 
-    def watch(job: Job, record: EpochRecord | TrialRecord) -> None:
-        seen.append((job.trial.trial_id, record))
+    def watch(*told: Any) -> None:
+        seen.append(told)
         if len(seen) == 6:  # the second epoch of the second trial
             order.stop.set()
 
     with taken(storage, "launch-test") as lease:
         order = Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
         with pytest.raises(Interrupted, match="the same command goes on from there"):
-            run_inline(order, watch, print)
+            run_inline(order, telling(watch))
     states = results.read_states(storage)
     assert [states.get(config.trial_id()) for config in configs] == [State.FINISHED, State.STOPPED, None]
     again = run(storage, *configs)
@@ -203,7 +218,7 @@ def test_a_stop_ends_all_that_run_side_by_side(
     with taken(storage, "launch-test") as lease:
         order = Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
         with pytest.raises(Interrupted):
-            run_inline(order, lambda job, record: order.stop.set(), print)
+            run_inline(order, telling(lambda *told: order.stop.set()))
     states = results.read_states(storage)
     assert [states.get(config.trial_id()) for config in configs] == [State.STOPPED, State.STOPPED, None]
 
@@ -227,11 +242,11 @@ def test_an_error_lets_the_others_write_their_checkpoints(
     side_by_side(2)
     configs = [small(make_config, seed=seed, epochs=200) for seed in range(2)]
 
-    def watch(job: Job, record: EpochRecord | TrialRecord) -> None:
+    def watch(*told: Any) -> None:
         raise StorageError("the disk is full")
 
     with taken(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
-        run_inline(Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), watch, print)
+        run_inline(Run(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), telling(watch))
     assert set(results.read_states(storage).values()) == {State.STOPPED}
     assert not [thread for thread in threading.enumerate() if "_train" in thread.name]
 
@@ -246,9 +261,7 @@ class Stage:
         self.run = Run(jobs, frozenset(), storage, resources, lease)
         self.seen: Seen = []
         self.said: list[str] = []
-        self.conductor = Conductor(
-            self.run, jobs, lambda job, record: self.seen.append((job.trial.trial_id, record)), self.said.append
-        )
+        self.conductor = Conductor(self.run, jobs, telling(lambda *told: self.seen.append(told), self.said.append))
 
     def start(self) -> Job:
         """The next trial, which may wait for its time."""
@@ -453,18 +466,18 @@ def test_an_inline_run_takes_over_what_another_launch_trained(
     (row,) = (record for _, record in run(storage, other) if isinstance(record, TrialRecord))
     (job,) = jobs_of(storage, config)
 
-    def watch(watched: Job, record: EpochRecord | TrialRecord) -> None:
-        seen.append((watched.trial.trial_id, record))
-
     def say(text: str) -> None:
         if "another launch trains it" in text:  # which ends just now
             storage.place.write(storage.weights(config.trial_id()), b"weights")
-            results.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7))
+            results.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0))
             lease.release()
 
     seen: Seen = []
     with taken(storage, "launch-test") as mine:
-        run_inline(Run(jobs_of(storage, config, other), frozenset(), storage, ON_CPU, mine), watch, say)
+        run_inline(
+            Run(jobs_of(storage, config, other), frozenset(), storage, ON_CPU, mine),
+            telling(lambda *told: seen.append(told), say),
+        )
     assert [type(record) for _, record in seen] == [TrialRecord, TrialRecord], "nothing was trained"
     assert {trial_id for trial_id, _ in seen} == {config.trial_id(), other.trial_id()}
     assert row in [record for _, record in seen]
@@ -595,7 +608,7 @@ def test_what_can_never_be_given_is_refused(resources: Resources, nodes: list[di
 def test_impossible_resources_train_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with taken(storage, "launch-test") as lease, pytest.raises(ResourceError, match="2 GPUs"):
-        run_inline(Run([], frozenset(), storage, Resources(2), lease), lambda job, record: None, print)
+        run_inline(Run([], frozenset(), storage, Resources(2), lease), print)
 
 
 def test_it_is_said_what_a_trial_trains_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import models
-from orchestrator import data, leases, results, trial
+from orchestrator import data, leases, logs, results, trial
 from orchestrator.errors import DataError, DivergedError, StorageError, TeacherError
+from orchestrator.events import Begun
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TableKey, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
@@ -58,7 +60,7 @@ def run(job: Job) -> tuple[list[EpochRecord], TrialRecord]:
     """The records of a trial: its epochs, and its own."""
     *epochs, last = run_trial(job)
     assert isinstance(last, TrialRecord)
-    assert all(isinstance(epoch, EpochRecord) for epoch in epochs)
+    assert all(isinstance(epoch, Begun | EpochRecord) for epoch in epochs)
     return [epoch for epoch in epochs if isinstance(epoch, EpochRecord)], last
 
 
@@ -121,11 +123,12 @@ def test_the_running_row_is_first_and_the_finished_one_last(
     seen = []
     for record in run_trial(job):
         row = results.read_trial(storage, trial_id)
-        assert row
+        assert row, "from the first report on"
         seen.append(
             (row.state, file_of(storage, storage.weights(trial_id)).exists(), len(results.read_epochs(storage)))
         )
-    assert seen == [(State.RUNNING, False, 1), (State.RUNNING, False, 2), (State.FINISHED, True, 2)]
+    running = [(State.RUNNING, False, epochs) for epochs in range(3)]
+    assert seen == [*running, (State.FINISHED, True, 2)]
     assert record == row
     assert results.read_states(storage) == {trial_id: State.FINISHED}
 
@@ -568,7 +571,7 @@ def test_a_trial_that_goes_on_asks_its_teacher_as_before(
 
 def test_where_it_stopped_is_told(storage: Storage, make_config: MakeConfig, taught: Storage) -> None:
     job = job_of(make_config(epochs=3), storage)
-    assert [type(report) for report in reports(job, After(7))] == [EpochRecord, TrialRecord]
+    assert [type(report) for report in reports(job, After(7))] == [Begun, EpochRecord, TrialRecord]
     assert (results.read_states(storage), len(results.read_epochs(storage))) == ({job.trial.trial_id: State.STOPPED}, 1)
     assert reports(job, After(5)).last.error == "stopped in epoch 3 of 3; the same command goes on from there"
     again = reports(job)
@@ -603,7 +606,7 @@ def test_a_trial_that_is_killed_goes_on_from_its_last_checkpoint(storage: Storag
     wanted = result(job, storage)
     forget(job, storage)
     running = run_trial(job)
-    assert [next(running), next(running)]
+    assert [next(running), next(running), next(running)]  # where it began, and two epochs
     running.close()
     again = reports(job)
     assert again.notices == ["goes on in epoch 3 of 4, from its checkpoint"]
@@ -678,7 +681,7 @@ def test_a_trial_that_is_finished_is_not_trained_again(storage: Storage, make_co
     assert reports(replace(job, since=since)) == [row]
     assert files(storage, "results", "trials") == before
     storage.place.delete(storage.weights(row.trial_id))
-    assert len(reports(job)) == 2, "without its weights it is not finished"
+    assert len(reports(job)) == 3, "without its weights it is not finished"
 
 
 def test_a_failure_is_anothers_news_only_after_our_launch_began(storage: Storage, make_config: MakeConfig) -> None:
@@ -700,7 +703,7 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     job = replace(job_of(make_config(epochs=5), storage), checkpoint_seconds=0.0)
     is_lost = False
     running = run_trial(job, lambda: stop and is_lost)
-    assert isinstance(next(running), EpochRecord)
+    assert isinstance(next(running), Begun) and isinstance(next(running), EpochRecord)
     for entry in storage.place.entries(storage.leases):
         storage.place.delete(entry.name)  # as who takes it over does
     is_lost = True
@@ -770,3 +773,39 @@ def test_a_row_before_anything_was_measured(digits_storage: Storage, make_config
         assert getattr(row, name) == getattr(config, name)
     unmeasured = {f.name for f in fields(row) if getattr(row, f.name) is None}
     assert unmeasured >= {"acc", "epoch", "last_acc", "selected_acc", "top5", "teacher_acc", "agreement", "params"}
+
+
+# Its log.
+
+
+def test_a_log_tells_where_how_and_how_well(storage: Storage, make_config: MakeConfig) -> None:
+    job = job_of(make_config(epochs=2), storage)
+    row = reports(job).last
+    begins, first, second, finished = logs.read(storage, row.trial_id)
+    assert f"begins in epoch 1 of 2 on cpu, 1 threads, process {os.getpid()} on " in begins and "kdctl " in begins
+    assert " epoch 1/2: lr 0.05, loss " in first and " epoch 2/2: " in second and "images/s" in second
+    assert finished.endswith(f", last {row.last_acc} %") and "finished: best test accuracy" in finished
+
+
+def test_a_log_goes_on_where_the_trial_does(storage: Storage, make_config: MakeConfig) -> None:
+    job = job_of(make_config(epochs=3), storage)
+    reports(job, After(7))
+    reports(job)
+    text = "\n".join(logs.read(storage, job.trial.trial_id))
+    asked, stopped, goes_on = (text.index(part) for part in ("is asked to stop", "stopped in epoch 2", "goes on in"))
+    assert asked < stopped < goes_on < text.index("begins in epoch 2 of 3")
+
+
+def test_what_nobody_foresaw_leaves_its_whole_story(
+    storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a thing that cannot be")
+
+    monkeypatch.setattr(trial, "_final", fail)
+    job = job_of(make_config(), storage)
+    assert reports(job).last.state is State.FAILED
+    lines = logs.read(storage, job.trial.trial_id)
+    assert any("failed: LookupError: a thing that cannot be" in line for line in lines)
+    assert any("Traceback" in line for line in lines) and 'raise LookupError("a thing that cannot be")' in lines[-2]
+    assert lines[-1].strip() == "LookupError: a thing that cannot be"
