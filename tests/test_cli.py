@@ -42,6 +42,8 @@ COMMANDS = [
     ["teachers"],
     ["teachers", "verify"],
     ["schema"],
+    ["status"],
+    ["logs"],
 ]
 
 

@@ -182,6 +182,8 @@ def _echo(lines: Sequence[str]) -> None:
 
 def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
     """What a log holds that it did not at the last look; its first lines may have been dropped since."""
+    if not before:
+        return now
     some = list(before[-10:])
     for end in range(len(now), len(some) - 1, -1):
         if list(now[end - len(some) : end]) == some:
