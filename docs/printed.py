@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import click
 
 import losses
-from orchestrator import cli, keys, results, schema
+from orchestrator import cli, errors, keys, results, schema
 from orchestrator.keys import Key
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/columns.md")
+PAGES = ("README.md", "docs/columns.md", "docs/commands.md")
 SCHEMA = "docs/study.schema.json"
 _BLOCK = re.compile(r"(<!-- printed: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,20 +36,60 @@ def _column_table(columns: Mapping[str, tuple[str, str]]) -> str:
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
 
 
+def _commands() -> Iterator[tuple[str, str, click.Command]]:
+    """Every command with its section and its words, subcommands after their group."""
+    for section, names in cli.cli.sections():
+        for name in names:
+            command = cli.cli.commands[name]
+            yield section, f"kdctl {name}", command
+            if isinstance(command, click.Group):
+                for inner, subcommand in command.commands.items():
+                    yield section, f"kdctl {name} {inner}", subcommand
+
+
 def _command_table() -> str:
     rows = []
-    for name, command in sorted(cli.cli.commands.items()):
-        arguments = " ".join(
-            f"[{p.human_readable_name}]" if not p.required else p.human_readable_name
-            for p in command.params
-            if isinstance(p, click.Argument)
-        )
-        rows.append(f"| `{f'kdctl {name} {arguments}'.strip()}` | {command.get_short_help_str(limit=200)} |")
+    for _, words, command in _commands():
+        context = click.Context(command)
+        metavars = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
+        call = " ".join([words, *metavars]).replace("|", "\\|")
+        rows.append(f"| `{call}` | {command.get_short_help_str(limit=200)} |")
     return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
+def _command_reference() -> str:
+    """What `--help` prints of each command, in a terminal 100 columns wide."""
+    lines, last = [], ""
+    for section, words, command in _commands():
+        if section != last:
+            lines.append(f"## {section}\n")
+        last = section
+        lines.append(f"### {words}\n\n```text\n{_help(words, command)}\n```\n")
+    return "\n".join(lines).rstrip()
+
+
+def _help(words: str, command: click.Command) -> str:
+    context: click.Context | None = None
+    found: click.Command = cli.cli
+    for word in words.split():
+        if context is not None:
+            assert isinstance(found, click.Group)
+            found = found.commands[word]
+        context = click.Context(found, parent=context, info_name=word, terminal_width=100, **cli.cli.context_settings)
+    assert context and found is command
+    with context:
+        return command.get_help(context)
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code} | {meaning} |" for code, meaning in errors.EXIT_CODES.items()]
+    return "\n".join(["| code | meaning |", "|---|---|", *rows])
 
 
 _PRINTERS: Mapping[str, Callable[[], str]] = {
     "commands": _command_table,
+    "command-reference": _command_reference,
+    "exit-codes": _exit_codes,
     "recipe-keys": lambda: _key_table(keys.RECIPE_KEYS),
     "experiment-keys": lambda: _key_table(keys.STUDENT_KEYS),
     "teacher-keys": lambda: _key_table(keys.TEACHER_KEYS),
@@ -66,12 +105,7 @@ def printed(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}{_PRINTERS[match[2]]()}\n{match[3]}", text)
 
 
-def schema_text() -> str:
-    """What `kdctl schema` prints."""
-    return json.dumps(schema.study_schema(), indent=1, ensure_ascii=False) + "\n"
-
-
 if __name__ == "__main__":
     for page in PAGES:
         (ROOT / page).write_text(printed((ROOT / page).read_text()))
-    (ROOT / SCHEMA).write_text(schema_text())
+    (ROOT / SCHEMA).write_text(schema.schema_text())

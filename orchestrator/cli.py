@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -11,30 +12,52 @@ import traceback
 import click
 
 from orchestrator.commands import care, read, study, watch
+from orchestrator.commands.colours import colour, guesses
+from orchestrator.commands.completing import PATIENCE, VARIABLE
+from orchestrator.commands.layout import WELCOME, Sections
 from orchestrator.commands.options import say_how_to_resume
-from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost, masked
+from orchestrator.errors import (
+    EXIT_BUG,
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_USAGE,
+    KdctlError,
+    RayLost,
+    masked,
+)
 
 # Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
 
-_EPILOG = (
-    "Exit codes: 0 all done, 1 some trial failed or was skipped, 2 wrong usage or study file, 3 a bug, 130 interrupted."
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+@click.group(
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+    invoke_without_command=True,
 )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG)
 @click.version_option(package_name="kdctl")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Knowledge-distillation studies: one YAML file in, a finished study out.
 
     \b
-    Example:
-      kdctl plan experiments.yaml
-      kdctl launch experiments.yaml --data ./data
-      kdctl results
+    Examples:
+      kdctl init                        # write a study file that runs
+      kdctl plan experiments.yaml       # what would be trained
+      kdctl launch experiments.yaml     # train it; the same line again goes on
+      kdctl results experiments.yaml    # its tables
     """
+    context.color = colour()
+    if context.invoked_subcommand is None:
+        click.echo(WELCOME, err=True)
+        sys.exit(EXIT_USAGE)
 
 
 for _command in (
+    study.init,
     study.check,
     study.plan,
     study.launch,
@@ -45,39 +68,63 @@ for _command in (
     read.teachers,
     care.clean,
     care.doctor,
+    care.completion,
 ):
     cli.add_command(_command)
 
 
 def main() -> None:
     """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    if VARIABLE in os.environ:
+        _offer()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        usage = io.StringIO()
-        error.show(usage)
-        click.echo(masked(usage.getvalue()), err=True, nl=False)
-        sys.exit(EXIT_USAGE)
-    except RayLost:
-        os._exit(EXIT_LOST)  # Ray's own end would wait for processes that are gone; the supervisor knows what to do
-    except KdctlError as error:
-        click.echo(masked(str(error)), err=True)
-        if error.exit_code == EXIT_INTERRUPTED:
-            say_how_to_resume()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
-        if sys.argv[1:2] == ["launch"]:
-            say_how_to_resume()
-        sys.exit(EXIT_INTERRUPTED)
+    except (click.ClickException, KdctlError, KeyboardInterrupt, click.Abort) as error:
+        sys.exit(_told(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
         sys.exit(1)
     except Exception:
         _report_bug()
         sys.exit(EXIT_BUG)
+
+
+def _told(error: BaseException) -> int:
+    """Says what a person can act on; returns the exit code."""
+    match error:
+        case RayLost():
+            os._exit(EXIT_LOST)  # Ray's own end would wait for processes that are gone; the supervisor knows what to do
+        case KdctlError():
+            _say(str(error))
+            if error.exit_code == EXIT_INTERRUPTED:
+                say_how_to_resume()
+            return error.exit_code
+        case click.ClickException():
+            usage = io.StringIO()
+            error.show(usage)
+            _say(usage.getvalue().rstrip("\n"))
+            return EXIT_USAGE
+    click.echo("stopped", err=True)
+    if sys.argv[1:2] == ["launch"]:
+        say_how_to_resume()
+    return EXIT_INTERRUPTED
+
+
+def _say(message: str) -> None:
+    click.echo(guesses(masked(message)), err=True, color=colour())
+
+
+def _offer() -> None:
+    """Answers a shell that completes a line, and ends: in time, and without a word about what went wrong."""
+    sys.stderr = io.StringIO()
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        cli(prog_name="kdctl", complete_var=VARIABLE)
+    except Exception:
+        sys.exit(1)
 
 
 def _report_bug() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import Fault, StudyError
+from orchestrator.suggest import nearest_file
 
 MAX_BYTES = 1 << 20  # a study file is a few kilobytes; 100,000 seeds written out are 700
 MAX_NODES = 200_000  # after aliases are followed
@@ -88,7 +89,7 @@ def read(path: Path, faults: list[Fault] | None = None) -> Node:
     except IsADirectoryError:
         raise StudyError([start.fault("", "this is a folder; name the study file in it")]) from None
     except FileNotFoundError:
-        raise StudyError([start.fault("", "there is no such file; check the path")]) from None
+        raise StudyError([start.fault("", f"there is no such file; {nearest_file(path)}")]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError([start.fault("", f"the file cannot be read ({reason}); check the path")]) from None

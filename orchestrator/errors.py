@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 EXIT_TRIALS = 1  # some trial failed or was skipped
@@ -13,6 +14,15 @@ EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
 EXIT_BUG = 3
 EXIT_LOST = 75  # only between a launch and its supervisor: Ray's own processes died
 EXIT_INTERRUPTED = 130
+
+# What a command may end with, as its help and the docs say it.
+EXIT_CODES: Mapping[int, str] = {
+    0: "all done",
+    EXIT_TRIALS: "some trial failed or was skipped, or a check found something bad",
+    EXIT_USAGE: "wrong usage, study file, data or storage",
+    EXIT_BUG: "a bug, with a log to send",
+    EXIT_INTERRUPTED: "interrupted, and the same command goes on",
+}
 
 MAX_SHOWN = 100  # faults in one message
 
@@ -39,6 +49,12 @@ class Fault:
         place = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
         text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
         return printable(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs; line and column are null where a `--set` is the place."""
+        line, column = (self.line, self.column) if self.line else (None, None)
+        place = {"file": printable(self.source), "line": line, "column": column}
+        return {**place, "path": printable(self.path), "message": printable(self.message)}
 
 
 def printable(text: str) -> str:
@@ -114,6 +130,10 @@ class StorageError(KdctlError):
 
 class ResourceError(KdctlError):
     """Resources that this machine or cluster can never give."""
+
+
+class ClusterError(KdctlError):
+    """A Ray cluster that cannot be reached through its dashboard, or that refuses what it is asked for."""
 
 
 class RayLost(KdctlError):

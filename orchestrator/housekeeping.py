@@ -311,6 +311,11 @@ def total(pieces: Sequence[Piece]) -> int:
     return sum(piece.entry.size for piece in pieces)
 
 
+def counted(pieces: Sequence[Piece]) -> str:
+    """How many files and how large, in a sentence."""
+    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {sized(total(pieces))}"
+
+
 def sized(size: float) -> str:
     """A number of bytes for a person, in decimal units: 1.5 GB is 1,500,000,000."""
     for unit in ("B", "kB", "MB"):

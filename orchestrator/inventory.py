@@ -11,7 +11,7 @@ from orchestrator import results
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
-from orchestrator.suggest import nearest
+from orchestrator.trial_ids import choose, title_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +94,15 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[Verdict]:
     return verdicts
 
 
-def _find(teacher_id: str, teachers: list[StoredTeacher]) -> StoredTeacher:
-    found = [stored for stored in teachers if stored.teacher_id.startswith(teacher_id)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(stored.teacher_id for stored in found)
-        raise KdctlError(f"{teacher_id!r} is the beginning of several teachers: {names}; write more digits")
+def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
     if not teachers:
         raise KdctlError("this storage holds no teacher yet; launch a study first, or name its storage with --storage")
-    known = [stored.teacher_id for stored in teachers]
-    raise KdctlError(f"no teacher {teacher_id!r}; {nearest(teacher_id, known)} `kdctl teachers` lists them")
+    known = {stored.teacher_id: stored for stored in teachers}
+
+    def titles(ids: Sequence[str]) -> list[str]:
+        return [title_of(known[teacher_id].row) for teacher_id in ids]
+
+    return known[choose(text.strip().lower(), list(known), titles, "teacher", "`kdctl teachers` lists them")]
 
 
 def _config(row: TrialRecord) -> TrialConfig:

@@ -47,6 +47,9 @@ _NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is lef
 _KINDS: Mapping[str, Callable[..., Report]] = {
     kind.__name__: kind for kind in (Begun, EpochRecord, Notice, TrialRecord, Elsewhere)
 }
+_MAY_LEAVE = bool(
+    ray_constants.ENABLE_RAY_CLUSTER
+)  # whether the environment lets Ray use other addresses than loopback
 _LAST = (TrialRecord.__name__, Elsewhere.__name__)  # what a trial ends with
 
 
@@ -103,12 +106,16 @@ def _cluster(address: str | None, say: Callable[[str], None]) -> Iterator[list[d
 
 
 def _stay_on_this_machine(is_own: bool) -> None:
-    """Lets a cluster of our own listen on the loopback address alone; one that is joined is where it is."""
-    ray_constants.ENABLE_RAY_CLUSTER = not is_own
+    """Lets a cluster of our own listen on the loopback address alone; one that is joined is where it is.
+
+    A job on a cluster that does so as well has that from its environment.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = not is_own and _MAY_LEAVE
     if is_own:
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         # Its agents would stay for a minute after a launch that was killed.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    if is_own or not _MAY_LEAVE:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     else:
         os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,11 @@ def study_schema() -> dict[str, Any]:
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
     return {**head, **_object(parts, ["study", "experiments"])}
+
+
+def schema_text() -> str:
+    """The same as a file holds it."""
+    return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _schemas(known: Mapping[str, Key]) -> dict[str, Any]:

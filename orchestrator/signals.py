@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED
+from orchestrator.supervisor import has_parent
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,7 +19,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def stopping(ask: Callable[[str], None]) -> Iterator[None]:
     """While this lasts, a first signal calls `ask` with its name; a second one ends the process.
 
-    In another thread than the main one, where Python hears no signals, nothing changes.
+    Under a supervisor it is the supervisor that ends this process: whoever signals both, as Ray does to stop a job,
+    is heard twice here and means it once. In another thread than the main one, where Python hears no signals, nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -27,6 +30,8 @@ def stopping(ask: Callable[[str], None]) -> Iterator[None]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal asked
+        if asked and has_parent():
+            return
         if asked:
             os._exit(EXIT_INTERRUPTED)
         asked = True

@@ -100,7 +100,7 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
     if name is None:
         return known[0]
     names = [study.name for study in known]
-    raise KdctlError(f"no study {name!r} in this storage; {nearest(name, names)} There is: {', '.join(names[:20])}")
+    raise KdctlError(f"no study {name!r} in this storage; there is {', '.join(names[:20])}; {nearest(name, names)}")
 
 
 def _study(data: Any) -> StoredStudy | None:

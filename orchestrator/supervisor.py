@@ -35,11 +35,16 @@ def is_supervised() -> bool:
     return os.environ.get(_PARENT, "").isdecimal()
 
 
+def has_parent() -> bool:
+    """Whether this process is the child of a supervisor that is still there."""
+    return os.environ.get(_PARENT) == str(os.getppid())
+
+
 def follow_parent() -> None:
     """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(os.environ[_PARENT]):
+    if not has_parent():
         os.kill(os.getpid(), signal.SIGTERM)
 
 

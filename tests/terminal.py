@@ -1,98 +1,58 @@
-"""A terminal that understands what a live view says, and breaks lines anew when it becomes narrower, as most do."""
+"""A command in a terminal of its own, for tests: what it shows, and what is typed."""
 
 from __future__ import annotations
 
-import re
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
 
-_PIECE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r\n)|([\r\n])|([^\x1b\r\n]+)")
+PATIENCE = 30.0  # seconds for what must come, on a busy machine
 
 
 class Terminal:
-    """Rows of text, the cursor, and whether it is seen. Only what a live view needs; all else is refused."""
+    """Runs a command on a pseudo-terminal, all three streams; `code` is its exit code after the block."""
 
-    def __init__(self, width: int, height: int) -> None:
-        self.width, self.height = width, height
-        self.rows: list[str] = [""]  # those that scrolled away included
-        self.row = self.column = self.top = 0  # `top` is the first row on the screen
-        self.is_seen = True
-        self.is_plain = True
-        self._follows: set[int] = set()  # rows that go on with the one before
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        self.shown = ""
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
 
-    def feed(self, text: str) -> None:
-        """Takes what was written to it."""
-        while text:
-            piece = _PIECE.match(text)
-            assert piece, f"unknown to this terminal: {text[:20]!r}"
-            self._take(piece)
-            text = text[piece.end() :]
+    def __enter__(self) -> Terminal:
+        return self
 
-    def _take(self, piece: re.Match[str]) -> None:
-        argument, command, both, control, plain = piece.groups()
-        if plain:
-            self._put(plain)
-        elif both or control:
-            self.column = 0
-            if control != "\r":
-                self._grow()
-        elif command == "m":
-            self.is_plain = argument in ("", "0")
-        elif command == "A":
-            self.row = max(self.top, self.row - int(argument))
-        elif command == "K":
-            assert argument == "" and self.column < self.width, "the last character would go"
-            self.rows[self.row] = self.rows[self.row][: self.column]
-            self._follows -= {self.row} if self.column == 0 else set()
-        elif command == "J":
-            assert self.column == 0 and argument == ""
-            assert self.row > self.top, "tmux would take it for `clear`, and keep the screen in its history"
-            self.rows = [*self.rows[: self.row], ""]
-            self._follows = {row for row in self._follows if row < self.row}
-        else:
-            assert argument == "?25" and command in "hl", piece[0]
-            self.is_seen = command == "h"
+    def type(self, text: str) -> None:
+        """Types."""
+        os.write(self._master, text.encode())
 
-    def _grow(self) -> None:
-        self.row += 1
-        self.rows += [""] * (self.row + 1 - len(self.rows))
-        self.top = max(self.top, len(self.rows) - self.height)  # what scrolled away stays there
+    def wait_for(self, text: str, since: int = 0) -> int:
+        """Waits until a text is shown after so many characters; returns how many there are. Raises TimeoutError."""
+        end = time.monotonic() + PATIENCE
+        while text not in self.shown[since:]:
+            if not self._read(end - time.monotonic()):
+                raise TimeoutError(f"{text!r} did not come after {self.shown[since:]!r}")
+        return len(self.shown)
 
-    def _put(self, text: str) -> None:
-        assert "\t" not in text and all(character.isprintable() for character in text), text
-        self._follows -= {self.row} if self.column == 0 else set()
-        for character in text:
-            if self.column >= self.width:
-                self._grow()
-                self.column = 0
-                self._follows.add(self.row)
-            before = self.rows[self.row].ljust(self.column)
-            self.rows[self.row] = before[: self.column] + character + before[self.column + 1 :]
-            self.column += 1
+    def _read(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], max(seconds, 0))
+        try:
+            got = os.read(self._master, 65536) if ready else b""
+        except OSError:  # the other end is closed
+            got = b""
+        self.shown += got.decode(errors="replace").replace("\r\n", "\n").replace("\a", "")
+        return bool(got)
 
-    def resize(self, width: int, height: int) -> None:
-        """Another size: what is too wide now goes on in the next row, and what was broken is put together."""
-        assert self.column == 0 and self.row == len(self.rows) - 1
-        lines: list[str] = []
-        first = 0  # the line that the screen begins in
-        for number, row in enumerate(self.rows[:-1]):
-            if number in self._follows:
-                lines[-1] += row
-            else:
-                lines.append(row)
-            first = len(lines) - 1 if number <= self.top else first
-        self.width, self.height, self.rows, self._follows, self.top = width, height, [], set(), 0
-        for number, line in enumerate(lines):
-            self.top = len(self.rows) if number == first else self.top
-            parts = [line[at : at + width] for at in range(0, max(1, len(line)), width)]
-            self._follows |= set(range(len(self.rows) + 1, len(self.rows) + len(parts)))
-            self.rows += parts
-        self.rows.append("")
-        self.row = len(self.rows) - 1
-        self.top = max(self.top, len(self.rows) - height)
-
-    def screen(self) -> list[str]:
-        """What is seen."""
-        return [row.rstrip() for row in self.rows[self.top :]]
-
-    def all(self) -> str:
-        """What is seen, and what scrolled away."""
-        return "\n".join(row.rstrip() for row in self.rows)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._process.kill()
+        while self._read(PATIENCE):
+            pass
+        self.code = self._process.wait(PATIENCE)
+        os.close(self._master)

@@ -9,12 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from terminal import Terminal
 
 from orchestrator import cli, report
 from orchestrator.errors import Interrupted
@@ -31,20 +32,16 @@ experiments:
   - {method: logit, dataset: digits, student: resnet_32_8, teacher: resnet_32_8, teacher_cache: table}
 resources: {gpus_per_trial: 0}
 """
-COMMANDS = [
-    [],
-    ["check"],
-    ["clean"],
-    ["doctor"],
-    ["plan"],
-    ["launch"],
-    ["results"],
-    ["teachers"],
-    ["teachers", "verify"],
-    ["schema"],
-    ["status"],
-    ["logs"],
-]
+
+
+def every(command: click.Command = cli.cli, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command there is, subcommands too."""
+    yield words
+    for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from every(inner, (*words, name))
+
+
+COMMANDS = list(every())
 
 
 @pytest.fixture
@@ -116,6 +113,27 @@ def test_check_tells_every_fault_with_its_place(run: Run, folder: Path) -> None:
     assert "did you mean logit?" in err
 
 
+def test_check_tells_programs_every_fault(run: Run, folder: Path) -> None:
+    (folder / "bad.yaml").write_text(STUDY.replace("epochs: 1", "epochs: 0").replace("logit", "logits"))
+    code, out, err = run("check", "bad.yaml", "--json", "--set", "recipe.lr=x")
+    found = json.loads(out)
+    assert (code, err) == (2, "") and found["good"] is False and found["study"] is None
+    assert [set(fault) for fault in found["faults"]] == [{"file", "line", "column", "path", "message"}] * 3
+    places = [(fault["file"], fault["line"], fault["column"], fault["path"]) for fault in found["faults"]]
+    assert places == [
+        ("--set recipe.lr=x", None, None, "recipe.lr"),
+        ("bad.yaml", 2, 18, "recipe.epochs"),
+        ("bad.yaml", 5, 14, "experiments[1].method"),
+    ]
+
+
+def test_check_tells_programs_that_a_study_is_good(run: Run) -> None:
+    code, out, err = run("check", "study.yaml", "--json", "--set", "recipe.milestones=[5]")
+    found = json.loads(out)
+    assert (code, err) == (0, "") and len(found.pop("warnings")) == 1
+    assert found == {"file": "study.yaml", "good": True, "study": "tiny", "trials": 3, "faults": []}
+
+
 def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
     before = listed(folder)
     code, out, err = run("plan", "study.yaml")
@@ -164,6 +182,33 @@ def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None
         "experiments[0].seed=[0, 8]",
     )
     assert [line["seed"] for line in csv.DictReader(io.StringIO(out))] == ["0", "0"]  # seed 8 has no row yet
+
+
+def test_results_of_a_study_by_its_name(run: Run, trained: Storage) -> None:
+    words = ["--storage", trained.place.address, "--format", "csv"]
+    by_file, by_name = run("results", "study.yaml", *words), run("results", "tiny", *words)
+    assert by_file == by_name and by_name[0] == 0 and len(by_name[1].splitlines()) == 4
+
+
+def test_results_of_other_settings_than_those_of_the_launch(run: Run, trained: Storage) -> None:
+    words = ["--storage", trained.place.address, "--set", "recipe.epochs=9"]
+    code, out, err = run("results", "study.yaml", *words)
+    assert (code, out) == (0, "no trials yet\n") and "with other settings: none of these 3 trials has begun" in err
+    assert "`kdctl results tiny` prints" in err
+
+
+def test_json_is_a_format(run: Run, trained: Storage) -> None:
+    words = ["results", "--storage", trained.place.address]
+    assert run(*words, "--json") == run(*words, "--format", "json")
+
+
+def test_a_verdict_on_a_teacher_is_json_for_programs(run: Run, trained: Storage) -> None:
+    (key,) = list(trained.tables())
+    words = ["teachers", "--storage", trained.place.address]
+    assert set(json.loads(run(*words, "--json", "verify", key.teacher_id)[1])[0]) == {"table", "largest_difference"}
+    code, out, err = run(*words, "verify", key.teacher_id[:5], "--json")
+    (found,) = json.loads(out)
+    assert (code, err) == (0, "") and found["table"] == key.name and 0 <= found["largest_difference"] < 0.1
 
 
 def test_results_of_nothing(run: Run, folder: Path) -> None:
@@ -221,6 +266,7 @@ def test_storage_and_data_come_from_the_environment(
     ("words", "message"),
     [
         (["check", "nowhere.yaml"], "there is no such file"),
+        (["check", "studdy.yaml"], "there is no such file; did you mean study.yaml?"),
         (["check", "."], "this is a folder"),
         (["plan", "empty.yaml"], "the file is empty"),
         (["launch", "binary.yaml"], "not UTF-8"),
@@ -229,8 +275,16 @@ def test_storage_and_data_come_from_the_environment(
         (["plan", "study.yaml", "--set", "recipe.epoch=1"], "did you mean epochs?"),
         (["plan", "study.yaml", "--set", "epochs"], "wanted PATH=VALUE"),
         (["check"], "Missing argument 'FILE'"),
-        (["check", "study.yaml", "--sett", "a=b"], "No such option"),
-        (["lunch"], "No such command"),
+        (["check", "study.yaml", "--sett", "a=b"], "Did you mean '--set'?"),
+        (["lanch"], "No such command 'lanch'; did you mean launch?"),
+        (["xyzzy"], "No such command 'xyzzy'; choose one of them"),
+        (["teachers", "verfy"], "No such command 'verfy'; did you mean verify?"),
+        (["results", "tyni"], "there is no such file, and no study of this name"),
+        (["completion", "tcsh"], "'tcsh' is not one of"),
+        (["init", "study.yaml"], "is there already; name another file, or overwrite this one with --yes"),
+        (["init", "none/study.yaml"], "cannot be written"),
+        (["init", "."], "is there already"),
+        (["init", ".", "--yes"], "it is a folder"),
         (["results", "--format", "html"], "'html' is not one of"),
         (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
         (["launch", "study.yaml", "--inline", "--address", "auto"], "remove --address"),
@@ -337,15 +391,77 @@ def test_no_secret_is_in_the_log_of_a_bug(run: Run, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_helps(run: Run, words: list[str]) -> None:
+def test_every_command_helps(run: Run, words: tuple[str, ...]) -> None:
     code, out, err = run(*words, "--help")
     assert (code, err) == (0, "") and out.startswith("Usage: ")
     assert " ".join(["kdctl", *words]) in out.splitlines()[0]
     assert run(*words, "-h")[1] == out
 
 
-def test_every_command_is_known_to_these_tests() -> None:
-    assert set(cli.cli.commands) <= {words[0] for words in COMMANDS if words}
+def test_the_commands_are_found() -> None:
+    assert {(), ("launch",), ("teachers", "verify")} <= set(COMMANDS)
+
+
+def test_kdctl_alone_tells_somebody_new_where_to_begin(run: Run) -> None:
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    lines = [line.split("  ")[0] for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
+    assert lines[1:] == ["kdctl init", "kdctl launch experiments.yaml", "kdctl results experiments.yaml"]
+    assert lines[0].startswith("kdctl runs knowledge-distillation studies")
+
+
+# Asking first.
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def litter(storage: Storage) -> Path:
+    """A file in the storage that nobody needs."""
+    name = storage.trial_epochs("0123456789ab")
+    storage.place.write(name, b"epochs of no trial")
+    return Path(storage.place.path(name))
+
+
+@pytest.mark.parametrize(("answer", "is_there"), [("n", True), ("", True), ("y", False)])
+def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, answer: str, is_there: bool) -> None:
+    with Terminal([str(KDCTL), "clean", "--storage", storage.place.address], folder, environment()) as terminal:
+        terminal.wait_for("Free 1 file, 18 B? [y/N]: ")
+        terminal.type(f"{answer}\n")
+    assert terminal.code == 0 and litter.exists() is is_there
+    assert ("nothing was removed" if is_there else "freed 1 file, 18 B") in terminal.shown
+
+
+def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
+    run: Run, folder: Path, storage: Storage, litter: Path
+) -> None:
+    command = [str(KDCTL), "clean", "--storage", storage.place.address]
+    with Terminal([*command, "--json"], folder, environment()) as terminal:
+        pass
+    assert json.loads(terminal.shown)["freed"] is False and litter.exists()
+    code, out, err = run(*command[1:])
+    assert code == 0 and "nothing was removed; the same command with --yes" in err and litter.exists()
+    assert run(*command[1:], "--yes")[1] == out and not litter.exists()
+
+
+@pytest.mark.parametrize(("answer", "is_kept"), [("n", True), ("y", False)])
+def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool) -> None:
+    with Terminal([str(KDCTL), "init", "study.yaml"], folder, environment()) as terminal:
+        terminal.wait_for("study.yaml is there already; overwrite it? [y/N]: ")
+        terminal.type(f"{answer}\n")
+    assert terminal.code == 0 and ((folder / "study.yaml").read_text() == STUDY) is is_kept
+    assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.shown
+
+
+def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> None:
+    code, out, err = run("init")
+    lines = [line.split("   ")[0].split() for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
+    assert (code, out) == (0, "") and [words[1] for words in lines] == ["plan", "launch", "results"]
+    assert "7 trials of study my-digits: 7 new" in run(*lines[0][1:])[1]
+    assert run("init", "--yes", "--dataset", "cifar100")[0] == 0
+    assert "cifar100" in run("plan", "experiments.yaml")[1]
 
 
 # In a shell.

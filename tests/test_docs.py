@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,16 +13,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from lines import calls, exists, understood
 
 from orchestrator.launch import launch
 from orchestrator.plan import make_plan
 from orchestrator.progress import quiet
+from orchestrator.schema import schema_text
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
+ALL = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
+PAGES = pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
 SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
 
 
@@ -48,10 +55,10 @@ def test_a_stale_block_is_noticed() -> None:
 
 
 def test_the_schema_is_the_printed_one() -> None:
-    assert (ROOT / PRINTER.SCHEMA).read_text() == PRINTER.schema_text(), "run `make docs`"
+    assert (ROOT / PRINTER.SCHEMA).read_text() == schema_text(), "run `make docs`"
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+@PAGES
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
@@ -74,17 +81,44 @@ def test_the_study_files_expand_as_the_docs_say(file: str, trials: int) -> None:
     assert len(make_plan(study).trials) == trials
 
 
-def test_commands_in_the_readme_exist() -> None:
-    from orchestrator.cli import cli
+@pytest.mark.parametrize("line", SHELL)
+def test_every_line_of_shell_in_the_readme_is_understood(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert is_target(words[1])
+    elif words[0] == "source":
+        assert words[1] == ".venv/bin/activate"  # which `make` makes
+    else:
+        (call,) = calls(line)
+        understood(call)
 
-    named = set(re.findall(r"^kdctl ([a-z]+)", README, re.MULTILINE)) | set(re.findall(r"`kdctl ([a-z]+)", README))
-    assert {"plan", "launch", "results", "teachers", "schema"} <= named <= set(cli.commands)
+
+def is_target(name: str) -> bool:
+    return re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE) is not None
 
 
-def test_make_targets_in_the_readme_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make ([a-z]+)(?=[`\s])", README)) - {"and"}:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+@PAGES
+def test_commands_and_targets_in_the_docs_exist(page: Path) -> None:
+    prose = re.sub(r"```.*?```|<!-- printed.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    spans = re.findall(r"`((?:kdctl|make) [^`]+)`", prose)
+    for span in spans:
+        words = " ".join(span.split())  # a span may go on in the next line
+        if words.startswith("make "):
+            assert is_target(words.split()[1]), words
+        else:
+            assert all(map(exists, calls(words))), words
+
+
+def test_the_readme_names_the_commands() -> None:
+    named = {call[0] for line in SHELL for call in calls(line)} | set(re.findall(r"`kdctl ([a-z]+)", README))
+    assert {"plan", "launch", "results", "teachers", "clean", "doctor"} <= named
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if re.match(r"kdctl (plan|results|check|teachers)", line)])
+def test_lines_of_the_readme_that_train_nothing_run(line: str, folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +126,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     """A folder as a reader of the README has it: the examples, and results in `runs`."""
     place = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "examples", place / "examples")
+    shutil.copy(ROOT / "experiments.yaml", place)
     for name in ("runs", "runs-from-python"):
         shutil.copytree(Path(digits_storage.place.address, "datasets"), place / name / "datasets")
     outcome = launch(

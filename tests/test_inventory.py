@@ -99,7 +99,7 @@ def test_a_good_table_is_verified(trained: Storage) -> None:
 
 def test_a_teacher_without_a_table_has_nothing_to_compare(trained: Storage) -> None:
     result = teachers(trained, "verify", by_seed(trained)[9])
-    assert result.exit_code == 0 and "no table" in result.stdout
+    assert (result.exit_code, result.stdout) == (0, "") and "no table" in result.stderr
 
 
 def test_an_unknown_teacher_is_refused(trained: Storage) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from orchestrator import data, results
-from orchestrator.errors import DataError, StudyError
+from orchestrator import data, results, stops, studies
+from orchestrator.errors import DataError, Interrupted, StudyError
+from orchestrator.events import Event, Kind
 from orchestrator.launch import Outcome, launch, look
 from orchestrator.plan import Plan
 from orchestrator.progress import quiet
@@ -351,6 +352,25 @@ def test_the_first_signal_stops_with_a_checkpoint(
     (row,) = [row for row in results.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
     assert "from its checkpoint" in go_on(long, storage, undisturbed)
+
+
+def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stops, "BEAT", 0.01)
+    told: list[Event] = []
+
+    def tell(event: Event) -> None:
+        told.append(event)
+        if event.kind is Kind.EPOCH and not stops.is_requested(storage, studies.find(storage).launched.resource):
+            stops.request(storage, studies.find(storage).launched.resource)
+
+    settings = ["recipe.epochs=3000"]
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        launch(study, storage=storage.place.address, inline=True, settings=settings, tell=tell)
+    (row,) = results.read_trials(storage)
+    assert row.state is State.STOPPED
+    assert [told[0].kind, told[-2].kind, told[-1].kind] == [Kind.LAUNCH, Kind.ENDED, Kind.END]
+    assert told[-1].facts and told[-1].to_json()["states"] == {"stopped": 1}
+    assert list(storage.place.entries(storage.stops)) == [], "the next launch is not asked"
 
 
 def test_the_second_signal_ends_at_once(long: Path, storage: Storage, undisturbed: dict[str, object]) -> None:

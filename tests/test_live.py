@@ -25,7 +25,7 @@ from board_events import at, end, ended, epoch, launch, planned, played, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import until
-from terminal import Terminal
+from screen import Terminal
 
 from orchestrator.board import Board, Eta
 from orchestrator.events import Event, Kind

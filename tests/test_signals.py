@@ -93,3 +93,35 @@ def test_in_another_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert seen == before
+
+
+SUPERVISED = """
+import os, signal, sys
+from orchestrator import supervisor
+if supervisor.is_supervised():
+    supervisor.follow_parent()
+    from orchestrator.signals import stopping
+    asked = []
+    with stopping(lambda name: (asked.append(name), print(name, flush=True))):
+        print("ready", os.getpid(), flush=True)
+        while not asked:
+            signal.pause()
+        print("written", sys.stdin.readline(), flush=True)
+"""
+
+
+def test_who_signals_a_launch_and_its_supervisor_means_it_once() -> None:
+    # As Ray does to stop a job: every process of it gets a SIGTERM, and the supervisor passes its own on.
+    command = [sys.executable, "-c", SUPERVISED]
+    start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "KDCTL_SUPERVISOR": str(os.getpid())}
+    with subprocess.Popen(command, env=environment, **start) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline().startswith("ready")
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.readline() == "SIGTERM\n"
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate("the checkpoint\n")
+            assert (process.returncode, out) == (0, "written the checkpoint\n\n")
+        finally:
+            process.kill()

@@ -258,7 +258,7 @@ def test_logs_by_the_beginning_of_an_id(folder: Storage) -> None:
     assert said[0].endswith(" one") and said[1] == r"    two \x1b[2J"
     assert run("logs", "abc", "--lines", "1", *address).stdout.splitlines() == said[1:]
     for words, expected in (
-        (("logs", "ab"), "begins the ids of 2 trials"),
+        (("logs", "ab"), "is the beginning of 2 trials"),
         (("logs", "abx"), "no trial 'abx'"),
         (("logs", "abd"), "has no log"),
     ):

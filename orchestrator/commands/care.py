@@ -9,20 +9,27 @@ from pathlib import Path
 
 import click
 
-from orchestrator.commands.options import data_option, json_option, storage_option
+from orchestrator.commands import colours, completing
+from orchestrator.commands.options import agrees, data_option, is_terminal, json_option, storage_option, yes_option
 from orchestrator.errors import EXIT_TRIALS
 
 
 @click.command()
-@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(), shell_complete=completing.study_files)
 @storage_option
 @json_option
-@click.option("--yes", is_flag=True, help="Free it; without this nothing is removed.")
+@yes_option
 def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
-    """Show what can be freed in a storage: what no launch needs any more.
+    """Show what can be freed in a storage, what no launch needs any more, and free it once you agree.
 
     Rows, weights of trials and datasets always stay. So do tables that some trial to come will use: one of the last
-    launch of each study, or of a FILE.
+    launch of each study, or of a FILE. On a terminal it asks; without one, or with --json, only --yes frees.
+
+    \b
+    Examples:
+      kdctl clean
+      kdctl clean experiments.yaml --yes
+      kdctl clean --storage /mnt/shared/runs --json
     """
     from orchestrator import housekeeping
     from orchestrator.launch import look
@@ -35,8 +42,13 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
         click.echo(json.dumps(facts, indent=1))
         return
     click.echo(housekeeping.text(found))
+    if found and not yes and is_terminal():
+        if not agrees(f"Free {housekeeping.counted(found)}?"):
+            click.echo("nothing was removed", err=True)
+            return
+        found, yes = housekeeping.free(Storage.at(storage), plans), True
     if yes:
-        click.echo(f"freed {len(found):,} files, {housekeeping.sized(housekeeping.total(found))}", err=True)
+        click.echo(f"freed {housekeeping.counted(found)}", err=True)
     elif found:
         click.echo("nothing was removed; the same command with --yes frees this", err=True)
 
@@ -49,11 +61,43 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
     """Check this machine, the storage and the data: what is wrong, and what to do.
 
     Ends with 0 when nothing is bad, be there warnings or not, and with 1 otherwise.
+
+    \b
+    Examples:
+      kdctl doctor
+      kdctl doctor --storage /mnt/shared/runs --data ~/images
+      kdctl doctor --json
     """
     from orchestrator.doctor import examine, is_fit, text
 
     found = examine(storage, Path(data))
     facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
-    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else text(found))
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else colours.verdicts(text(found)))
     if not is_fit(found):
         sys.exit(EXIT_TRIALS)
+
+
+@click.command()
+@click.argument("shell", metavar="SHELL", type=click.Choice(completing.SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that completes commands, options, study files, studies and trial ids on Tab.
+
+    SHELL is bash, zsh or fish.
+
+    \b
+    bash: put this line into ~/.bashrc
+      eval "$(kdctl completion bash)"
+    zsh: put this line into ~/.zshrc, after compinit
+      eval "$(kdctl completion zsh)"
+    fish: once, and again after an update
+      kdctl completion fish > ~/.config/fish/completions/kdctl.fish
+
+    Trials and studies are those of the storage that the line names (--storage, KDCTL_STORAGE, or runs); a bucket is not
+    asked, as it may be slow. kdctl must be found on the PATH.
+
+    \b
+    Examples:
+      eval "$(kdctl completion bash)"    # for this terminal alone
+    """
+    click.echo(completing.script(shell, context.find_root().command), nl=False)

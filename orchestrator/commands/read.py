@@ -4,42 +4,81 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import json_option, set_option, storage_option
+from orchestrator.commands import colours, completing
+from orchestrator.commands.layout import Group
+from orchestrator.commands.options import json_option, set_option, storage_option, study_argument
+
+if TYPE_CHECKING:
+    from orchestrator.lookup import Found
 
 
 @click.command()
-@click.argument("file", type=click.Path(), required=False)
+@study_argument
 @storage_option
 @set_option
 @click.option(
-    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True
-)
-def results(file: str | None, storage: str, settings: Sequence[str], form: str) -> None:
-    """Print the result tables of a study FILE, or of everything in the storage."""
+    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True,
+    help="How to print them.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool) -> None:
+    """Print the result tables of a STUDY, or of everything in the storage.
+
+    STUDY is a study file, or the name of a study that was launched with this storage.
+
+    \b
+    Examples:
+      kdctl results
+      kdctl results experiments.yaml
+      kdctl results my-digits --format markdown > results.md
+      kdctl results --json | python -m json.tool
+    """
+    from orchestrator import lookup
     from orchestrator import results as stored
-    from orchestrator.launch import look
     from orchestrator.report import render
     from orchestrator.storage import Storage
 
-    wanted = None if file is None else [trial.trial_id for trial in look(file, storage, settings).trials]
-    rows = stored.read_trials(Storage.at(storage), wanted)
-    if wanted is None:
+    place = Storage.at(storage)
+    found = None if study is None else lookup.study(place, study, settings)
+    rows = stored.read_trials(place, found.trial_ids if found else None)
+    if found is None:
         rows.sort(key=lambda row: (row.study, row.no))
     if not rows:
-        click.echo(f"no trials in {storage}; launch a study, or name another storage with --storage", err=True)
-    click.echo(render(rows, form), nl=False)
+        click.echo(_nothing(storage, found), err=True)
+    form = "json" if as_json else form
+    text = render(rows, form)
+    click.echo(colours.states(text) if form == "table" else text, nl=False)
 
 
-@click.group(invoke_without_command=True)
+def _nothing(storage: str, found: Found | None) -> str:
+    from orchestrator.storage import Storage
+    from orchestrator.studies import remembered
+
+    if found and found.name in {study.name for study in remembered(Storage.at(storage))}:
+        return (
+            f"study {found.name} was launched with {storage}, but with other settings: none of these "
+            f"{len(found.members):,} trials has begun; `kdctl results {found.name}` prints those of its last launch"
+        )
+    return f"no trials in {storage}; launch a study, or name another storage with --storage"
+
+
+@click.group(cls=Group, invoke_without_command=True)
 @storage_option
 @json_option
 @click.pass_context
 def teachers(context: click.Context, storage: str, as_json: bool) -> None:
-    """List the cached teachers, or verify one of them."""
-    context.obj = storage
+    """List the cached teachers, or verify one of them.
+
+    \b
+    Examples:
+      kdctl teachers
+      kdctl teachers --storage /mnt/shared/runs --json
+    """
+    context.obj = storage, as_json
     if context.invoked_subcommand is None:
         _list_teachers(storage, as_json)
 
@@ -63,21 +102,41 @@ def _list_teachers(storage: str, as_json: bool) -> None:
         for teacher in found
     ]  # fmt: skip
     click.echo(aligned(header, rows))
+    if not found:
+        click.echo(f"no teachers in {storage}; launch a study, or name another storage with --storage", err=True)
 
 
 @teachers.command()
-@click.argument("teacher_id")
-@click.option("--storage", metavar="DIR", help="Folder of trials, teachers and results, as for `kdctl teachers`.")
+@click.argument("teacher_id", shell_complete=completing.teachers)
+@click.option(
+    "--storage", metavar="PLACE", shell_complete=completing.folders,
+    help="Folder or bucket of trials, teachers and results, as for `kdctl teachers`.",
+)  # fmt: skip
+@json_option
 @click.pass_obj
-def verify(outer: str, teacher_id: str, storage: str | None) -> None:
-    """Ask teacher TEACHER_ID live about random views and compare its tables."""
+def verify(outer: tuple[str, bool], teacher_id: str, storage: str | None, as_json: bool) -> None:
+    """Ask teacher TEACHER_ID live about random views and compare its tables.
+
+    The beginning of its id is enough. Ends with 1 where a table does not say what the teacher says.
+
+    \b
+    Examples:
+      kdctl teachers verify 1f3a
+      kdctl teachers verify 1f3a --json
+    """
     from orchestrator.inventory import verify_teacher
     from orchestrator.storage import Storage
 
-    verdicts = verify_teacher(teacher_id, Storage.at(storage or outer))
+    verdicts = verify_teacher(teacher_id, Storage.at(storage or outer[0]))
+    if as_json or outer[1]:
+        facts = [
+            {"table": verdict.table.name, "largest_difference": verdict.largest_difference} for verdict in verdicts
+        ]
+        click.echo(json.dumps(facts, indent=1))
+        return
     for verdict in verdicts:
         click.echo(
             f"{verdict.table.name}: says what the teacher says, largest difference {verdict.largest_difference:.3g}"
         )
     if not verdicts:
-        click.echo("this teacher has no table, so there is nothing to compare; its students asked it live")
+        click.echo("this teacher has no table, so there is nothing to compare; its students asked it live", err=True)

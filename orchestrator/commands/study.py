@@ -7,44 +7,124 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from orchestrator.commands.options import data_option, json_option, say_how_to_resume, set_option, storage_option, warn
-from orchestrator.errors import EXIT_TRIALS
+from orchestrator.commands import colours
+from orchestrator.commands.completing import study_files
+from orchestrator.commands.jobs import is_dashboard, submit
+from orchestrator.commands.options import (
+    agrees,
+    data_option,
+    file_argument,
+    is_terminal,
+    json_option,
+    say_how_to_resume,
+    set_option,
+    storage_option,
+    warn,
+    yes_option,
+)
+from orchestrator.datasets import DATASETS
+from orchestrator.errors import EXIT_TRIALS, EXIT_USAGE, KdctlError, StudyError, masked
 
 if TYPE_CHECKING:
+    from orchestrator.errors import Fault
     from orchestrator.launch import Outcome
     from orchestrator.plan import Plan
 
 
 @click.command()
-@click.argument("file", type=click.Path())
-@set_option
-def check(file: str, settings: Sequence[str]) -> None:
-    """Check a study FILE: all faults at once, each with its place and its cure."""
-    from orchestrator.plan import make_plan
-    from orchestrator.spec import load_study
+@click.argument("file", type=click.Path(), default="experiments.yaml", shell_complete=study_files)
+@click.option(
+    "--dataset", type=click.Choice(tuple(DATASETS)), default="digits", show_default=True,
+    help="What to train on; digits needs no download and takes about a minute.",
+)  # fmt: skip
+@yes_option
+def init(file: str, dataset: str, yes: bool) -> None:
+    """Write a commented study file that runs as it is, by default experiments.yaml.
 
-    study = load_study(file, settings)
-    warn(study.warnings)
-    click.echo(f"{file}: study {study.name} is good, {len(make_plan(study).trials)} trials")
+    Beside it goes the schema that editors complete and check the file with, unless one is there.
+
+    \b
+    Examples:
+      kdctl init
+      kdctl init cifar.yaml --dataset cifar10
+    """
+    from orchestrator import starter
+
+    path = Path(file)
+    if path.exists() and not yes:
+        if not is_terminal():
+            raise KdctlError(f"{file} is there already; name another file, or overwrite this one with --yes")
+        if not agrees(f"{file} is there already; overwrite it?"):
+            click.echo("nothing was written", err=True)
+            return
+    written = starter.write(path, dataset)
+    click.echo(f"wrote {' and '.join(map(str, written))}; next:\n\n{starter.next_steps(path, dataset)}", err=True)
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@file_argument
+@set_option
+@json_option
+def check(file: str, settings: Sequence[str], as_json: bool) -> None:
+    """Check a study FILE: all faults at once, each with its place and its cure.
+
+    With --json the faults are data, on standard output; the exit code is 2 all the same.
+
+    \b
+    Examples:
+      kdctl check experiments.yaml
+      kdctl check experiments.yaml --set recipe.epochs=2
+      kdctl check experiments.yaml --json
+    """
+    from orchestrator.plan import make_plan
+    from orchestrator.spec import load_study
+
+    try:
+        study = load_study(file, settings)
+        count = len(make_plan(study).trials)
+    except StudyError as error:
+        if not as_json:
+            raise
+        click.echo(_check_json(file, None, 0, error.faults, ()))
+        sys.exit(EXIT_USAGE)
+    if as_json:
+        click.echo(_check_json(file, study.name, count, (), study.warnings))
+        return
+    warn(study.warnings)
+    click.echo(f"{file}: study {study.name} is good, {count} trials")
+
+
+def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
+    facts = {"file": file, "good": not faults, "study": study, "trials": trials}
+    told = {"faults": [fault.to_json() for fault in faults], "warnings": [fault.to_json() for fault in warnings]}
+    return masked(json.dumps({**facts, **told}, indent=1, ensure_ascii=False))
+
+
+@click.command()
+@file_argument
 @storage_option
 @set_option
 @json_option
 def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> None:
-    """Print what a launch of FILE would run; trains and writes nothing."""
+    """Print what a launch of FILE would run; trains and writes nothing.
+
+    \b
+    Examples:
+      kdctl plan experiments.yaml
+      kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
+      kdctl plan experiments.yaml --storage /mnt/shared/runs --json
+    """
     from orchestrator.launch import look
 
     found = look(file, storage, settings)
     warn(found.warnings)
     if not as_json:
-        click.echo(_plan_text(found))
+        click.echo(colours.states(_plan_text(found)))
         return
     sys.stdout.writelines(f"{line}\n" for line in _plan_json(found))  # `echo` would flush every line
     sys.stdout.flush()
@@ -90,7 +170,7 @@ def _plan_text(plan: Plan) -> str:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@file_argument
 @data_option
 @storage_option
 @set_option
@@ -117,28 +197,47 @@ def launch(
     """Train what is not finished of a study FILE, then print its results.
 
     Launching the same file again goes on where the last launch ended, however it ended.
+
+    \b
+    Examples:
+      kdctl launch experiments.yaml
+      kdctl launch experiments.yaml --data ~/images --storage /mnt/shared/runs
+      kdctl launch experiments.yaml --set recipe.epochs=2 --set recipe.limit_train=256    # a small try
+      kdctl launch experiments.yaml --inline                                              # without Ray
     """
-    from orchestrator.launch import launch as run
-    from orchestrator.progress import telling
     from orchestrator.spec import load_study
-    from orchestrator.supervisor import clear_session, follow_parent, is_supervised, supervise
+    from orchestrator.supervisor import follow_parent, is_supervised, supervise
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
-    is_child = is_supervised()
-    if is_child:
+    if address and is_dashboard(address):
+        submit(
+            file, address, storage=storage, data=_named("data", data), settings=settings,
+            max_concurrent=max_concurrent, skip_failed=skip_failed,
+        )  # fmt: skip
+        return
+    if is_supervised():
         follow_parent()
     elif not inline:
         load_study(file, settings)  # a fault of the file needs no second process
         sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), say_how_to_resume))
+    _train(
+        file, storage, as_json=as_json, quiet=quiet, data=data, address=address, inline=inline, settings=settings,
+        max_concurrent=max_concurrent, skip_failed=skip_failed,
+    )  # fmt: skip
+
+
+def _train(file: str, storage: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Launches in this process, shows how it goes, and prints what came of it."""
+    from orchestrator.launch import launch as run
+    from orchestrator.progress import telling
+    from orchestrator.supervisor import clear_session, is_supervised
+
     try:
         with telling(as_json=as_json, quiet=quiet) as tell:
-            outcome = run(
-                file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-                max_concurrent=max_concurrent, skip_failed=skip_failed, tell=tell,
-            )  # fmt: skip
+            outcome = run(file, storage=storage, tell=tell, **options)
     finally:
-        if is_child:
+        if is_supervised():
             clear_session()
     if not as_json:
         _print_outcome(outcome, storage)
@@ -146,11 +245,17 @@ def launch(
         sys.exit(EXIT_TRIALS)
 
 
+def _named(option: str, value: str) -> str | None:
+    """The value of an option, or None where it is only its default."""
+    is_default = click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
+    return None if is_default else value
+
+
 def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator.report import render
     from orchestrator.storage import Storage
 
-    click.echo(render(outcome.rows))
+    click.echo(colours.states(render(outcome.rows)))
     is_bucket = "://" in storage
     folder = Storage.at(storage).place.shown("results") if is_bucket else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
@@ -173,7 +278,14 @@ def _python() -> str:
 
 @click.command()
 def schema() -> None:
-    """Print the JSON Schema of study files, for editors."""
-    from orchestrator.schema import study_schema
+    """Print the JSON Schema of study files, for editors.
 
-    click.echo(json.dumps(study_schema(), indent=1, ensure_ascii=False))
+    An editor with YAML support finds it by the first line of a study file: `# yaml-language-server: $schema=PATH`.
+
+    \b
+    Examples:
+      kdctl schema > study.schema.json
+    """
+    from orchestrator.schema import schema_text
+
+    click.echo(schema_text(), nl=False)

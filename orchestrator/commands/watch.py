@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.options import json_option, storage_option
+from orchestrator.commands.options import json_option, storage_option, study_argument, trial_argument
 
 if TYPE_CHECKING:
     from orchestrator.board import Board
@@ -24,7 +23,7 @@ _FRAME = 0.25  # seconds between two frames on a terminal, which may have change
 
 
 @click.command()
-@click.argument("study", required=False, metavar="[STUDY|FILE]")
+@study_argument
 @storage_option
 @json_option
 @click.option("--watch", is_flag=True, help="Follow the study until its launch ends.")
@@ -34,17 +33,18 @@ def status(study: str | None, storage: str, as_json: bool, watch: bool) -> None:
     Without a name it is the study that was launched last.
 
     \b
-    Example:
+    Examples:
       kdctl status
       kdctl status experiments.yaml --watch
       kdctl status --storage s3://bucket/folder --json
     """
+    from orchestrator import lookup
     from orchestrator.follow import Follower
     from orchestrator.storage import Storage
     from orchestrator.studies import find, remembered
 
     place = Storage.at(storage)
-    found = find(place, _name(study))
+    found = find(place, lookup.study(place, study).name if study else None)
     others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
     follower = Follower(place, found)
     if watch:
@@ -53,15 +53,6 @@ def status(study: str | None, storage: str, as_json: bool, watch: bool) -> None:
         _print(follower.look(), as_json=as_json)
     if others:
         click.echo(f"also in this storage: {', '.join(others[:20])}; name one to see it", err=True)
-
-
-def _name(study: str | None) -> str | None:
-    """The study's name, also where its file was named."""
-    if study is None or not Path(study).is_file():
-        return study
-    from orchestrator.spec import load_study
-
-    return load_study(study).name
 
 
 def _print(board: Board, *, as_json: bool) -> None:
@@ -143,7 +134,7 @@ def _draw(follower: Follower, storage: Storage) -> None:
 
 
 @click.command()
-@click.argument("trial")
+@trial_argument
 @storage_option
 @click.option("--lines", type=click.IntRange(min=1), metavar="N", help="Print the last N lines alone.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the trial ends.")
@@ -151,16 +142,17 @@ def logs(trial: str, storage: str, lines: int | None, follow: bool) -> None:
     """Print the log of a TRIAL, which may be named by the beginning of its id.
 
     \b
-    Example:
+    Examples:
       kdctl logs 3f2a
       kdctl logs 3f2a --lines 20 --follow
     """
     from orchestrator import logs as stored
     from orchestrator.errors import KdctlError, printable
     from orchestrator.storage import Storage
+    from orchestrator.trial_ids import resolve
 
     place = Storage.at(storage)
-    trial_id = _resolved(place, trial)
+    trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)
     if not shown and not follow:
         raise KdctlError(f"trial {trial_id} has no log in this storage: it has not begun, or its log was removed")
@@ -199,22 +191,3 @@ def _is_over(storage: Storage, trial_id: str) -> bool:
     row = results.read_trial(storage, trial_id)
     ended = row is not None and row.state is not State.RUNNING
     return ended and leases.trial_resource(trial_id) not in leases.held(storage)
-
-
-def _resolved(storage: Storage, text: str) -> str:
-    """The id of the trial that is meant."""
-    from orchestrator.errors import KdctlError
-    from orchestrator.studies import remembered
-    from orchestrator.suggest import nearest
-
-    known = {member.trial_id: member.title for study in remembered(storage) for member in study.members}
-    for folder in (storage.trial_rows, storage.logs):
-        for entry in storage.place.entries(folder):
-            known.setdefault(Path(entry.name).stem, "")
-    found = sorted(trial_id for trial_id in known if trial_id.startswith(text.lower())) if text else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = "\n".join(f"  {trial_id} {known[trial_id]}" for trial_id in found[:20])
-        raise KdctlError(f"{text!r} begins the ids of {len(found)} trials; wanted one of them:\n{some}")
-    raise KdctlError(f"no trial {text!r} in this storage; {nearest(text, known)} `kdctl status` names the trials")

@@ -1,0 +1,50 @@
+"""Colours, where they help and are wanted: on a terminal, and without NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import click
+
+_BAD, _WARNING, _GOOD = "red", "yellow", "green"
+_STYLES = {
+    **{"ok": _GOOD, "finished": _GOOD},
+    **{"warning": _WARNING, "unfinished": _WARNING, "stopped": _WARNING, "skipped": _WARNING},
+    **{"bad": _BAD, "failed": _BAD},
+}
+_VERDICT = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
+_STATE = re.compile(r"(?<=  )(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
+_OUTCOME = re.compile(r"^(\w{12} seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
+_GUESS = re.compile(r"[Dd]id you mean [^?\n]+\?")
+
+
+def colour() -> bool | None:
+    """What `click.echo` is to be told: False where nobody wants colours; None where it looks for a terminal itself.
+
+    https://no-color.org: NO_COLOR counts where it is not empty.
+    """
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
+def verdicts(text: str) -> str:
+    """What the doctor found."""
+    return _VERDICT.sub(_styled, text)
+
+
+def states(text: str) -> str:
+    """A plan, or results."""
+    return _OUTCOME.sub(lambda match: match[1] + _paint(match[2]), _STATE.sub(_styled, text))
+
+
+def guesses(text: str) -> str:
+    """An error that guesses what was meant."""
+    return _GUESS.sub(lambda match: click.style(match[0], bold=True), text)
+
+
+def _styled(match: re.Match[str]) -> str:
+    return _paint(match[1])
+
+
+def _paint(word: str) -> str:
+    return click.style(word, fg=_STYLES[word])

@@ -1,0 +1,138 @@
+"""Studies that run on a cluster as jobs: handed over, listed, read and stopped. Called by `launch`, `status`, `logs`
+and `stop` where `--address` names a dashboard.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands.options import warn
+from orchestrator.errors import masked, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.jobs import ClusterJob
+
+
+def is_dashboard(address: str) -> bool:
+    """Whether an address is that of a dashboard, which takes a study, and not that of a cluster to join."""
+    return address.lower().startswith(("http://", "https://"))
+
+
+def submit(
+    file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
+    max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
+) -> None:  # fmt: skip
+    """Hands a study to a cluster and says how to watch it. `data` is None where nobody named a folder."""
+    from orchestrator.jobs import Cluster, Order
+    from orchestrator.plan import make_plan
+    from orchestrator.spec import load_study
+    from orchestrator.storage import Storage
+
+    study = load_study(file, settings)
+    trials = len(make_plan(study).trials)
+    warn(study.warnings)
+    place = Storage.at(storage).place.address
+    folder = str(Path(data).absolute()) if data is not None else None
+    cluster = Cluster(address)
+    job = cluster.submit(
+        Order(
+            study, place, folder, tuple(settings), max_concurrent, skip_failed,
+            command=masked(shlex.join(["kdctl", *sys.argv[1:]])),
+        )
+    )  # fmt: skip
+    if as_json:
+        facts = {**job.to_json(), "trials": trials, "page": cluster.page(job.job_id)}
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        click.echo(job.job_id)
+    _say_what_is_next(job, cluster.address, cluster.page(job.job_id), trials)
+    for name in [name for name in (place, folder) if name and "://" not in name]:
+        click.echo(f"every machine of the cluster must see the folder {printable(name)} under this name", err=True)
+
+
+def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> None:
+    lines = (
+        f"study {job.study} is on the cluster, {trials} trials; it goes on when you log out",
+        f"watch it:  kdctl status --address {address}",
+        f"its log:   kdctl logs {job.job_id} --address {address} --follow",
+        f"stop it:   kdctl stop {job.job_id} --address {address}",
+        f"its page:  {page}",
+    )
+    click.echo("\n".join(masked(line) for line in lines), err=True)
+
+
+def status_of_jobs(address: str, as_json: bool = False) -> None:
+    """Lists the studies on a cluster, the newest first."""
+    from orchestrator.jobs import Cluster, progress
+    from orchestrator.report import aligned
+
+    found = [(job, progress(job)) for job in Cluster(address).jobs()]
+    if as_json:
+        rows = [{**job.to_json(), "finished": done and done[0], "trials": done and done[1]} for job, done in found]
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    if not found:
+        click.echo(f"no study was handed to this cluster yet: kdctl launch FILE --address {masked(address)}", err=True)
+        return
+    header = ("study", "state", "trials", "since", "took", "job")
+    cells = [
+        (
+            job.study, _state(job), f"{done[0]}/{done[1]}" if done else "-",
+            f"{job.since.astimezone():%Y-%m-%d %H:%M:%S}" if job.since else "-", _took(job), job.job_id,
+        )
+        for job, done in found
+    ]  # fmt: skip
+    click.echo(aligned(header, [tuple(map(printable, row)) for row in cells]))
+
+
+def _state(job: ClusterJob) -> str:
+    if job.reason:
+        return f"failed to start: {job.reason[:80]}"
+    return f"failed (exit code {job.exit_code})" if job.state == "failed" else job.state
+
+
+def _took(job: ClusterJob) -> str:
+    if job.since is None:
+        return "-"
+    seconds = max(0, round(((job.ended or datetime.now(job.since.tzinfo)) - job.since).total_seconds()))
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def print_log(address: str, name: str | None = None, follow: bool = False) -> None:
+    """Prints the log of a job, by its id or its study; of the newest without a name."""
+    from orchestrator.jobs import Cluster
+
+    cluster = Cluster(address)
+    job = cluster.find(name)
+    if not follow:
+        click.echo(cluster.log(job), nl=False)
+        return
+    for text in cluster.follow(job):
+        click.echo(text, nl=False)
+
+
+def stop_job(address: str, name: str | None = None, yes: bool = False) -> None:
+    """Stops a job, by its id or its study; says how it ended, and how to go on."""
+    from orchestrator.jobs import Cluster
+
+    cluster = Cluster(address)
+    job = cluster.find(name, is_running=True)
+    if job.is_over:
+        click.echo(f"job {job.job_id} had ended already: {_state(job)}", err=True)
+        return
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"stop study {job.study}, job {job.job_id}?", abort=True, err=True)
+    click.echo(f"stopping {job.job_id}; what runs writes a checkpoint first", err=True)
+    ended = cluster.stop(job)
+    click.echo(f"job {ended.job_id} has ended: {_state(ended)}", err=True)
+    if ended.state != "finished" and ended.command:
+        click.echo(f"go on with:  {printable(ended.command)}", err=True)

@@ -1,0 +1,67 @@
+"""Colours on a terminal, and none in a pipe, with NO_COLOR, or in a terminal that has none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from terminal import Terminal
+
+from orchestrator.commands import colours
+from orchestrator.doctor import Finding, Verdict, text
+
+KDCTL = str(Path(sys.executable).with_name("kdctl"))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    return {**kept, "TERM": "xterm", **changes}
+
+
+def shown(folder: Path, *words: str, **changes: str) -> str:
+    with Terminal([KDCTL, *words], folder, environment(**changes)) as terminal:
+        pass
+    return terminal.shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_a_terminal_has_colours_where_they_are_wanted(
+    tmp_path: Path, changes: dict[str, str], is_coloured: bool
+) -> None:
+    told = shown(tmp_path, "check", "nowhere.yaml", "--sett", **changes)
+    assert "Did you mean '--set'?" in told and ("\x1b[" in told) is is_coloured
+
+
+def test_a_pipe_has_none(tmp_path: Path) -> None:
+    command = [KDCTL, "check", "nowhere.yaml", "--sett"]
+    piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
+    assert "Did you mean '--set'?" in piped.stderr and "\x1b" not in piped.stdout + piped.stderr
+
+
+def test_the_doctor_is_coloured_on_a_terminal(tmp_path: Path) -> None:
+    assert "\x1b[32mok\x1b[0m" in shown(tmp_path, "doctor", "--storage", "runs")
+
+
+def test_what_the_doctor_finds_has_the_colour_of_its_verdict() -> None:
+    found = [Finding("a", Verdict.OK, "ok"), Finding("b", Verdict.WARNING, "x", "y"), Finding("c", Verdict.BAD, "bad")]
+    plain = text(found)
+    told = colours.verdicts(plain)
+    assert click.unstyle(told) == plain
+    starts = [line.split("m")[0][2:] for line in told.splitlines() if line.startswith("\x1b[")]
+    assert starts == ["32", "33", "31"] and told.count("\x1b[0m") == 3
+
+
+def test_states_are_coloured_where_they_stand() -> None:
+    plain = "0123456789ab  teacher  failed  x  unfinished\nfinished or not\n0123456789ab seed 3 failed: it failed"
+    told = colours.states(plain)
+    assert click.unstyle(told) == plain
+    assert told.splitlines()[0].endswith("failed  x  \x1b[33munfinished\x1b[0m")
+    assert told.splitlines()[1] == "finished or not"
+    assert told.splitlines()[2] == "0123456789ab seed 3 \x1b[31mfailed\x1b[0m: it failed"

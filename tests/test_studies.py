@@ -1,0 +1,89 @@
+"""What a storage remembers of studies: their trials and their last launch, found again by name."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator import studies
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.plan import Plan, make_plan
+from orchestrator.records import State
+from orchestrator.spec import load_study
+from orchestrator.storage import Storage
+from orchestrator.studies import Launched
+
+STUDY = """\
+study: {name}
+recipe: {{epochs: 20}}
+experiments:
+  - {{method: logit, dataset: digits, student: resnet_32_8, teacher: resnet_32_14, seed: [0, 1], teacher_cache: table}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Storage:
+    """An empty storage."""
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    return storage
+
+
+def planned(folder: Path, name: str, *finished: int) -> Plan:
+    """The plan of a study of three trials, of which some are finished."""
+    file = folder / "study.yaml"
+    file.write_text(STUDY.format(name=name))
+    study = load_study(file)
+    ids = [trial.trial_id for trial in make_plan(study).trials]
+    return make_plan(study, {ids[no]: State.FINISHED for no in finished})
+
+
+def launched(day: int = 1, **changes: object) -> Launched:
+    values = {
+        "resource": "launch-1", "since": datetime(2026, 1, day, tzinfo=UTC), "host": "h", "executor": "ray",
+        "file": "study.yaml", "text": "study: …\n", "settings": ("recipe.lr=1e-3",), "data": "data",
+    }  # fmt: skip
+    return Launched(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_study_is_remembered_whole(place: Storage, tmp_path: Path) -> None:
+    plan = planned(tmp_path, "one", 0)
+    studies.remember(place, plan, launched())
+    found = studies.find(place, "one")
+    assert (found.name, found.launched) == ("one", launched())
+    assert found.members == studies.members(plan)
+    assert [member.is_cached for member in found.members] == [True, False, False]
+    teacher, student, _ = found.members
+    assert (teacher.role, student.role) == ("teacher", "student") and student.teacher_id == teacher.trial_id
+    assert student.title == "logit digits resnet_32_8 ← resnet_32_14 seed 0" and student.epochs == 20
+    assert studies.command(found, ["--inline"]) == [
+        *("kdctl", "launch", "study.yaml", "--set", "recipe.lr=1e-3", "--inline")
+    ]
+
+
+def test_the_last_launch_is_the_one_that_counts(place: Storage, tmp_path: Path) -> None:
+    for day, name in ((1, "one"), (3, "two"), (2, "three"), (4, "one")):
+        studies.remember(place, planned(tmp_path, name), launched(day))
+    assert [study.name for study in studies.remembered(place)] == ["one", "two", "three"]
+    assert studies.find(place).launched.since.day == 4
+
+
+def test_a_name_that_nobody_knows_gets_the_nearest(place: Storage, tmp_path: Path) -> None:
+    with pytest.raises(KdctlError, match="holds no study yet; launch one"):
+        studies.find(place)
+    studies.remember(place, planned(tmp_path, "resnet-logit"), launched())
+    with pytest.raises(KdctlError, match="no study 'resnet-logits'.*did you mean resnet-logit?"):
+        studies.find(place, "resnet-logits")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"study": 1, "members": [[1]], "launched": {}}'])
+def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, tmp_path: Path, content: bytes) -> None:
+    studies.remember(place, planned(tmp_path, "one"), launched())
+    (entry,) = place.place.entries(place.plans)
+    assert dict(studies.tables(place, entry.name))
+    place.place.write(entry.name, content)
+    assert studies.remembered(place) == []
+    with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
+        list(studies.tables(place, entry.name))
