@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, report, study
+from orchestrator.commands import care, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -62,6 +62,8 @@ for _command in (
     study.plan,
     study.launch,
     study.schema,
+    watch.status,
+    watch.logs,
     read.results,
     read.teachers,
     report.report,

@@ -30,6 +30,7 @@ from orchestrator.storage import Storage
 BEAT = 2.0  # seconds between two touches
 LAUNCH = "launch-"  # what the names of launches' own leases begin with
 EXPIRES = 30.0  # seconds without one after which a claim is dead
+_SECOND_LOOK = 2.5 * BEAT  # seconds
 _TRIES = 5  # for two that come at once, and both go
 
 
@@ -267,6 +268,36 @@ def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Itera
         time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all that wait are to ask at once
     with lease:
         yield lease
+
+
+def held(storage: Storage) -> dict[str, Holder]:
+    """Every resource with who holds it, for who only reads: nothing is written, and dead claims stay.
+
+    Without a claim of its own a reader does not know the time of the storage. Where by the clock of this machine a
+    claim is dead, and nobody knows of its process, a second look tells whether it is touched still.
+    Raises StorageError.
+    """
+    first = _seen(storage)
+    doubtful = [name for name, (_, entry) in first.items() if abs(time.time() - entry.modified) > EXPIRES]
+    again = first
+    if doubtful:
+        time.sleep(_SECOND_LOOK)
+        again = _seen(storage)
+    found = {}
+    for name, (holder, entry) in again.items():
+        if name not in doubtful or name not in first or entry.modified != first[name][1].modified:
+            found[_resource(name)] = holder
+    return found
+
+
+def _seen(storage: Storage) -> dict[str, tuple[Holder, Entry]]:
+    """Every claim of which the process may be alive."""
+    found = {}
+    for entry in storage.place.entries(storage.leases):
+        holder = _read(storage, entry.name)
+        if holder and not holder.is_gone():
+            found[entry.name] = holder, entry
+    return found
 
 
 def _resource(name: str) -> str:

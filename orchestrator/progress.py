@@ -1,22 +1,34 @@
-"""What a launch tells while it runs, for a log file or a person: one line an event on standard error."""
+"""What a launch tells while it runs: a line an event, a JSON object an event, failures alone, or a live view."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
-from orchestrator.errors import masked
-from orchestrator.events import Event, Launch
+from orchestrator.board import Board
+from orchestrator.errors import masked, printable
+from orchestrator.events import Event, Kind, Launch, Tell
 from orchestrator.records import EpochRecord, State, TrialRecord
 
 _PAUSE = 2.0  # seconds between two lines of one trial, so that short epochs do not flood a log
 
 
 class Lines:
-    """Prints events, and counts trials."""
+    """Writes events as lines, on standard error unless told otherwise, and counts trials.
 
-    def __init__(self) -> None:
+    `keeps` says which events are written.
+    """
+
+    def __init__(
+        self, write: Callable[[str], None] | None = None, keeps: Callable[[Event], bool] = lambda event: True
+    ) -> None:
+        self._write = write or (lambda text: written(sys.stderr, text))
+        self._keeps = keeps
         self._trials = self._ended = 0
         self._last: dict[str, float] = {}
 
@@ -25,12 +37,14 @@ class Lines:
         if isinstance(event.facts, Launch):
             self._trials = len(event.facts.members)
             self._ended = sum(member.is_cached for member in event.facts.members)
-        if isinstance(event.facts, EpochRecord) and not self._is_due(event, event.facts):
+        count = self._count(event)
+        if not self._keeps(event) or (isinstance(event.facts, EpochRecord) and not self._is_due(event, event.facts)):
             return
         of = f"{event.trial.trial_id} {event.trial.title()}: " if event.trial else ""
-        self._say(f"{self._count(event)}{of}{event.text}")
-        if event.log:
-            self._say(f"{of}the end of its log, {event.log_name}:", *(f"    {line}" for line in event.log))
+        lines = [f"{count}{of}{event.text}", *(f"    {line}" for line in event.log)]
+        if event.log_name:
+            lines.append(f"    its log: {event.log_name}")
+        self._write("\n".join([f"{time.strftime('%H:%M:%S')} {printable(lines[0])}", *map(printable, lines[1:])]))
 
     def _count(self, event: Event) -> str:
         if not isinstance(event.facts, TrialRecord) or event.facts.state is State.STOPPED:
@@ -46,11 +60,77 @@ class Lines:
         self._last[key] = now
         return True
 
-    def _say(self, text: str, *more: str) -> None:
-        with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
-            now = time.strftime("%H:%M:%S")
-            print("\n".join([f"{now} {masked(text)}", *map(masked, more)]), file=sys.stderr, flush=True)
-
 
 def quiet(event: Event) -> None:
     """Says nothing."""
+
+
+def written(stream: TextIO | None, text: str) -> None:
+    """Writes a line at once. A reader that left is no error: what is trained matters more."""
+    with suppress(OSError, ValueError):
+        if stream is not None:
+            stream.write(f"{masked(text)}\n")
+            stream.flush()
+
+
+def is_failure(event: Event) -> bool:
+    """Whether a trial failed, or lost its worker."""
+    has_failed = isinstance(event.facts, TrialRecord) and event.facts.state is State.FAILED
+    return has_failed or event.kind is Kind.RETRY
+
+
+def is_news(event: Event) -> bool:
+    """Whether an event scrolls by above a live view, which shows all others by itself."""
+    has_stopped = isinstance(event.facts, TrialRecord) and event.facts.state is State.STOPPED
+    return is_failure(event) or has_stopped or event.kind in (Kind.LAUNCH, Kind.NOTE, Kind.NOTICE, Kind.END)
+
+
+@contextmanager
+def telling(*, as_json: bool = False, quiet: bool = False) -> Iterator[Tell]:
+    """What shows the events that it is told of: as JSON on standard output, else on standard error.
+
+    A launch that is `quiet` says what fails, and no more. Any other one draws a live view on a terminal, and writes a
+    line an event elsewhere.
+    """
+    if as_json:
+        yield lambda event: written(sys.stdout, json.dumps(event.to_json(), ensure_ascii=False))
+    elif quiet:
+        yield Lines(keeps=is_failure)
+    elif is_terminal(sys.stderr):
+        with _drawing(sys.stderr) as tell:
+            yield tell
+    else:
+        yield Lines()
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a live view can be drawn there."""
+    with suppress(OSError, ValueError):
+        return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return False
+
+
+@contextmanager
+def _drawing(stream: TextIO) -> Iterator[Tell]:
+    from orchestrator.live import Frames, Live  # few launches need it
+
+    live = Live(Frames(stream))
+    news: list[str] = []
+    lines = Lines(lambda text: news.extend(text.splitlines()), is_news)
+
+    def tell(event: Event) -> None:
+        lines(event)
+        live.show(lambda board: _after(board, event), tuple(news))
+        news.clear()
+
+    try:
+        yield tell
+    finally:
+        live.close()
+
+
+def _after(board: Board | None, event: Event) -> Board | None:
+    if board is None or event.kind is Kind.LAUNCH:
+        return Board.launched(event) if event.kind is Kind.LAUNCH else None
+    board.take(event)
+    return board

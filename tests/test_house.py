@@ -64,7 +64,10 @@ FLOORS = {
     "orchestrator.inventory": 8,
     "orchestrator.trial": 8,
     "orchestrator.housekeeping": 9,
-    "orchestrator.progress": 7,
+    "orchestrator.progress": 9,
+    "orchestrator.board": 7,
+    "orchestrator.live": 8,
+    "orchestrator.follow": 8,
     "orchestrator.schedule": 9,
     "orchestrator.doctor": 10,
     "orchestrator.runner": 10,
@@ -81,6 +84,7 @@ FLOORS = {
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
     "orchestrator.commands.report": 14,
+    "orchestrator.commands.watch": 14,
     "orchestrator.cli": 16,
 }
 
@@ -95,6 +99,7 @@ DOORS = {
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
     "jinja2": ("orchestrator.page",),
+    "rich": ("orchestrator.live",),
     "duckdb": (),  # no module yet; name it here when there is one
 }
 
@@ -239,8 +244,6 @@ def prints(tree: ast.Module) -> Iterator[ast.Call]:
 @pytest.mark.parametrize("module", sorted(set(SOURCE) - set(COMMANDS)))
 def test_only_the_command_line_prints(module: str) -> None:
     calls = list(prints(SOURCE[module]))
-    if module == "orchestrator.progress":  # its lines go to standard error, which is no data
-        calls = [call for call in calls if "file=sys.stderr" not in ast.unparse(call)]
     assert [call.lineno for call in calls] == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +13,7 @@ import pytest
 from orchestrator import events
 from orchestrator.events import Event, Kind
 from orchestrator.plan import PlannedTrial
-from orchestrator.progress import Lines, quiet
+from orchestrator.progress import Lines, is_terminal, quiet, telling
 from orchestrator.records import EpochRecord, State, TrialConfig
 from orchestrator.studies import Member
 from orchestrator.trial import Job
@@ -81,9 +83,9 @@ def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
         f"{title}: stopped in epoch 3",
         f"[3/5] {title}: finished",
         f"[4/5] {title}: failed: the reason",
-        f"{title}: the end of its log, logs/0123456789ab.log:",
         "    one",
         "    two",
+        "    its log: logs/0123456789ab.log",
     ]
 
 
@@ -105,3 +107,63 @@ class Closed:
 def test_a_reader_that_left_is_no_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Closed())
     Lines()(epoch(job, 1))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_reader_of_any_kind_may_leave(job: Job, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    monkeypatch.setattr("sys.stdout", Closed())
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with telling(as_json=as_json) as tell:
+        tell(epoch(job, 1))
+
+
+def test_json_is_an_object_an_event_on_standard_output(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    with telling(as_json=True) as tell:
+        for event in (launch(5, 2), epoch(job, 1), epoch(job, 2), ended(job, State.FAILED, "failed: \x1b", ("one",))):
+            tell(event)
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and [fact["event"] for fact in found] == ["launch", "epoch", "epoch", "ended"]
+    assert (found[0]["trials"], found[0]["cached"]) == (5, 2)
+    assert (found[2]["trial_id"], found[2]["epoch"], found[2]["test_acc"]) == ("0123456789ab", 2, 12.345)
+    assert (found[3]["state"], found[3]["log"]) == ("failed", ["one"]) and "\x1b" not in out
+
+
+def test_quiet_says_what_fails_and_what_is_tried_again(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    with telling(quiet=True) as tell:
+        for event in (
+            launch(2, 0), epoch(job, 1), ended(job, State.FINISHED, "finished"), Event(Kind.NOTE, "no GPU is used"),
+            Event(Kind.RETRY, "its worker was lost", job.trial), ended(job, State.FAILED, "failed: it broke"),
+        ):  # fmt: skip
+            tell(event)
+    name = "0123456789ab base digits resnet_32_8 seed 0"
+    assert lines(capsys) == [f"{name}: its worker was lost", f"[2/2] {name}: failed: it broke"]
+
+
+def test_what_comes_from_outside_is_shown_and_not_obeyed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    Lines()(Event(Kind.NOTICE, "red \x1b[31m and\nanother line", job.trial))
+    assert lines(capsys)[0].endswith(r": red \x1b[31m and\nanother line")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_only_a_terminal_that_can_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert is_terminal(Terminal()) and not is_terminal(io.StringIO()) and not is_terminal(None)
+    for name in ("dumb", ""):
+        monkeypatch.setenv("TERM", name)
+        assert not is_terminal(Terminal())
+
+
+def test_a_terminal_gets_a_live_view(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stream)
+    with telling() as tell:
+        for event in (Event(Kind.NOTE, "before it begins"), launch(5, 2), Event(Kind.NOTE, "no GPU is used")):
+            tell(event)
+    text = stream.getvalue()
+    assert "before it begins" in text and "no GPU is used" in text and text.endswith("\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import set_option, storage_option
+from orchestrator.commands.options import set_option, storage_option, study_argument
 
 if TYPE_CHECKING:
     from orchestrator.facts import Facts
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("study", metavar="[FILE|STUDY]", required=False)
+@study_argument
 @storage_option
 @set_option
 @click.option(
@@ -54,19 +54,21 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
     from datetime import UTC, datetime
 
-    from orchestrator import facts, studies
-    from orchestrator.launch import look
+    from orchestrator import facts, lookup, studies
 
     now = datetime.now(UTC)
-    if study is not None and (study.endswith((".yaml", ".yml")) or Path(study).is_file()):
-        plan = look(study, storage.place.address, settings)
+    if study is None:
+        if settings:
+            raise click.UsageError("--set changes a study file; name the file, or remove --set")
+        last = next(iter(studies.remembered(storage)), None)
+        if last is None:
+            return facts.gather(storage, "everything in the storage", None, None, now)
+        return facts.gather(storage, last.name, last.members, facts.Source.of(last), now)
+    found = lookup.study(storage, study, settings)
+    if Path(study).is_file():
         words = [word for setting in settings for word in ("--set", setting)]
         text = Path(study).read_text(encoding="utf-8", errors="replace")
         source = facts.Source(("kdctl", "launch", study, *words), text, None, None)
-        return facts.gather(storage, plan.study, studies.members(plan), source, now)
-    if settings:
-        raise click.UsageError("--set changes a study file; name the file, or remove --set")
-    if study is None and not studies.remembered(storage):
-        return facts.gather(storage, "everything in the storage", None, None, now)
-    found = studies.find(storage, study)
-    return facts.gather(storage, found.name, found.members, facts.Source.of(found), now)
+    else:
+        source = facts.Source.of(studies.find(storage, study))
+    return facts.gather(storage, found.name, found.members, source, now)

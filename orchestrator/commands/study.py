@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -180,6 +180,8 @@ def _plan_text(plan: Plan) -> str:
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
 @click.option("--skip-failed", is_flag=True, help="Leave trials that failed; otherwise they are tried again.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an event, and no tables, for programs.")
+@click.option("--quiet", is_flag=True, help="Say nothing on the way but what fails.")
 def launch(
     file: str,
     data: str,
@@ -189,6 +191,8 @@ def launch(
     inline: bool,
     max_concurrent: int | None,
     skip_failed: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train what is not finished of a study FILE, then print its results.
 
@@ -201,9 +205,8 @@ def launch(
       kdctl launch experiments.yaml --set recipe.epochs=2 --set recipe.limit_train=256    # a small try
       kdctl launch experiments.yaml --inline                                              # without Ray
     """
-    from orchestrator.launch import launch as run
     from orchestrator.spec import load_study
-    from orchestrator.supervisor import clear_session, follow_parent, is_supervised, supervise
+    from orchestrator.supervisor import follow_parent, is_supervised, supervise
 
     if inline and (address or max_concurrent):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
@@ -213,21 +216,31 @@ def launch(
             max_concurrent=max_concurrent, skip_failed=skip_failed,
         )  # fmt: skip
         return
-    is_child = is_supervised()
-    if is_child:
+    if is_supervised():
         follow_parent()
     elif not inline:
         load_study(file, settings)  # a fault of the file needs no second process
         sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), say_how_to_resume))
+    _train(
+        file, storage, as_json=as_json, quiet=quiet, data=data, address=address, inline=inline, settings=settings,
+        max_concurrent=max_concurrent, skip_failed=skip_failed,
+    )  # fmt: skip
+
+
+def _train(file: str, storage: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Launches in this process, shows how it goes, and prints what came of it."""
+    from orchestrator.launch import launch as run
+    from orchestrator.progress import telling
+    from orchestrator.supervisor import clear_session, is_supervised
+
     try:
-        outcome = run(
-            file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-            max_concurrent=max_concurrent, skip_failed=skip_failed,
-        )  # fmt: skip
+        with telling(as_json=as_json, quiet=quiet) as tell:
+            outcome = run(file, storage=storage, tell=tell, **options)
     finally:
-        if is_child:
+        if is_supervised():
             clear_session()
-    _print_outcome(outcome, storage)
+    if not as_json:
+        _print_outcome(outcome, storage)
     if not outcome.is_complete:
         sys.exit(EXIT_TRIALS)
 

@@ -1,0 +1,193 @@
+"""Commands that watch a study from its storage: where it stands, and what its trials say."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.commands.options import json_option, storage_option, study_argument, trial_argument
+
+if TYPE_CHECKING:
+    from orchestrator.board import Board
+    from orchestrator.follow import Follower
+    from orchestrator.storage import Storage
+
+_LOOK = 2.0  # seconds between two looks at a storage
+_FRAME = 0.25  # seconds between two frames on a terminal, which may have changed its size
+
+
+@click.command()
+@study_argument
+@storage_option
+@json_option
+@click.option("--watch", is_flag=True, help="Follow the study until its launch ends.")
+def status(study: str | None, storage: str, as_json: bool, watch: bool) -> None:
+    """Show where a STUDY stands, wherever it runs: from its storage alone.
+
+    Without a name it is the study that was launched last.
+
+    \b
+    Examples:
+      kdctl status
+      kdctl status experiments.yaml --watch
+      kdctl status --storage s3://bucket/folder --json
+    """
+    from orchestrator import lookup
+    from orchestrator.follow import Follower
+    from orchestrator.storage import Storage
+    from orchestrator.studies import find, remembered
+
+    place = Storage.at(storage)
+    found = find(place, lookup.study(place, study).name if study else None)
+    others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
+    follower = Follower(place, found)
+    if watch:
+        _follow(follower, place, as_json=as_json)
+    else:
+        _print(follower.look(), as_json=as_json)
+    if others:
+        click.echo(f"also in this storage: {', '.join(others[:20])}; name one to see it", err=True)
+
+
+def _print(board: Board, *, as_json: bool) -> None:
+    from orchestrator.live import printed
+
+    click.echo(json.dumps(_facts(board), ensure_ascii=False) if as_json else printed(board, sys.stdout), nl=as_json)
+
+
+def _facts(board: Board) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    eta = board.eta(now)
+    return {
+        "time": now.isoformat(), "study": board.study, "running": board.is_running, "executor": board.executor,
+        "host": board.host, "since": board.since.isoformat(), "counts": {str(k): n for k, n in board.counts().items()},
+        "done": board.share(), "cached": board.cached(), "seconds_left": eta.low if eta else None,
+        "seconds_left_at_most": eta.high if eta else None,
+        "trials": [standing.to_json() for standing in board.trials.values()],
+    }  # fmt: skip
+
+
+def _boards(follower: Follower, storage: Storage) -> Iterator[Board]:
+    """What each look shows, also of a launch that follows on another; the last one is of a study that does not run."""
+    from orchestrator.follow import Follower
+    from orchestrator.studies import find
+
+    while True:
+        board = follower.look()
+        study = follower.study if board.is_running else find(storage, follower.study.name)
+        if study.launched.resource == follower.study.launched.resource:
+            yield board
+            if not board.is_running:
+                return
+        else:
+            follower = Follower(storage, study)
+
+
+def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
+    from orchestrator.progress import is_terminal
+
+    if not as_json and is_terminal(sys.stdout):
+        _draw(follower, storage)
+        return
+    before: dict[str, str] = {}
+    for board in _boards(follower, storage):
+        said = {trial_id: _said(standing) for trial_id, standing in board.trials.items()}
+        fresh = [text for trial_id, text in said.items() if before.get(trial_id) != text]
+        if as_json and (fresh or not board.is_running):
+            _print(board, as_json=True)
+        elif before:
+            for text in fresh:
+                click.echo(f"{time.strftime('%H:%M:%S')} {text}")
+        else:
+            _print(board, as_json=False)
+        before = said
+        if board.is_running:
+            time.sleep(_LOOK)
+    if not as_json:
+        _print(board, as_json=False)
+
+
+def _said(standing: Any) -> str:
+    from orchestrator.board import said
+
+    return str(said(standing))
+
+
+def _draw(follower: Follower, storage: Storage) -> None:
+    from orchestrator.live import Frames
+
+    frames = Frames(sys.stdout)
+    for board in _boards(follower, storage):
+        until = time.monotonic() + _LOOK
+        eta = board.eta(datetime.now(UTC))
+        while board.is_running and time.monotonic() < until:
+            frames.draw(board, eta)
+            time.sleep(_FRAME)
+    frames.end()
+    _print(board, as_json=False)
+
+
+@click.command()
+@trial_argument
+@storage_option
+@click.option("--lines", type=click.IntRange(min=1), metavar="N", help="Print the last N lines alone.")
+@click.option("--follow", is_flag=True, help="Go on with what is added, until the trial ends.")
+def logs(trial: str, storage: str, lines: int | None, follow: bool) -> None:
+    """Print the log of a TRIAL, which may be named by the beginning of its id.
+
+    \b
+    Examples:
+      kdctl logs 3f2a
+      kdctl logs 3f2a --lines 20 --follow
+    """
+    from orchestrator import logs as stored
+    from orchestrator.errors import KdctlError, printable
+    from orchestrator.storage import Storage
+    from orchestrator.trial_ids import resolve
+
+    place = Storage.at(storage)
+    trial_id = resolve(place, trial)
+    shown = stored.read(place, trial_id)
+    if not shown and not follow:
+        raise KdctlError(f"trial {trial_id} has no log in this storage: it has not begun, or its log was removed")
+    _echo([printable(line) for line in shown[-(lines or len(shown)) :]])
+    while follow:
+        is_over = _is_over(place, trial_id)
+        now = stored.read(place, trial_id)
+        _echo([printable(line) for line in _fresh(shown, now)])
+        shown = now
+        if is_over:
+            return
+        time.sleep(_LOOK / 2)
+
+
+def _echo(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """What a log holds that it did not at the last look; its first lines may have been dropped since."""
+    if not before:
+        return now
+    some = list(before[-10:])
+    for end in range(len(now), len(some) - 1, -1):
+        if list(now[end - len(some) : end]) == some:
+            return now[end:]
+    return now
+
+
+def _is_over(storage: Storage, trial_id: str) -> bool:
+    """Whether a trial has a row that says how it ended, and nobody trains it."""
+    from orchestrator import leases, results
+    from orchestrator.records import State
+
+    row = results.read_trial(storage, trial_id)
+    ended = row is not None and row.state is not State.RUNNING
+    return ended and leases.trial_resource(trial_id) not in leases.held(storage)

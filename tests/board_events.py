@@ -1,0 +1,98 @@
+"""Events of launches that never were, for tests of what shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from conftest import TINY
+
+from orchestrator.events import Begun, Event, Kind, Launch, Outcome
+from orchestrator.plan import PlannedTrial
+from orchestrator.records import EpochRecord, Failure, State, TrialRecord
+from orchestrator.studies import Member
+from orchestrator.trial import Job
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    """So long after the launch began."""
+    return START + timedelta(seconds=seconds)
+
+
+def planned(no: int, *, epochs: int = 10, teacher: PlannedTrial | None = None, depth: int = 8) -> PlannedTrial:
+    """A trial; with a teacher it asks a table."""
+    config = replace(TINY, seed=no, epochs=epochs, student=f"resnet_32_{depth}")
+    if teacher:
+        config = replace(config, method="logit", teacher=teacher.config, teacher_cache="table")
+    role, teacher_id, answers = ("student", teacher.trial_id, "table") if teacher else ("student", None, None)
+    return PlannedTrial(f"{no:012x}", role, config, teacher_id, "new", answers, None)
+
+
+def member(trial: PlannedTrial, *, is_cached: bool = False) -> Member:
+    """The same as a member of a study."""
+    return Member(
+        trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache, is_cached
+    )
+
+
+def launch(*trials: PlannedTrial, cached: tuple[PlannedTrial, ...] = (), executor: str = "ray") -> Event:
+    """The first event."""
+    members = tuple(member(trial, is_cached=trial in cached) for trial in trials)
+    return Event(Kind.LAUNCH, "", facts=Launch("tiny", executor, members), time=at(0))
+
+
+def started(trial: PlannedTrial, seconds: float, *, epoch: int = 1, is_hit: bool | None = None) -> Event:
+    """A worker took it."""
+    facts = Begun("node-1", 4711, "cpu, 1 threads", epoch, trial.teacher_cache, is_hit)
+    return Event(Kind.STARTED, "started", trial, facts, time=at(seconds))
+
+
+def epoch(trial: PlannedTrial, number: int, seconds: float, took: float = 1.0) -> Event:
+    """It ended an epoch, which took so long."""
+    facts = EpochRecord(number, 0.1, 2.0, 2.0, None, 50.0, 1.0, 50.0 + number, None, took, 12345.6)
+    return Event(Kind.EPOCH, f"epoch {number}", trial, facts, time=at(seconds))
+
+
+def row(trial: PlannedTrial, state: State, error: str | None = None) -> TrialRecord:
+    """What comes of it."""
+    found = Job(trial, 1, "tiny", "nowhere", 1, None, None, None).row(state, error)
+    if state is State.FINISHED:
+        found = replace(found, acc=61.0, epoch=2, last_acc=60.0, images_per_second=1000.0, seconds=1.0)
+    return replace(found, failure=Failure.ERROR if state is State.FAILED else None)
+
+
+def ended(trial: PlannedTrial, seconds: float, state: State = State.FINISHED, error: str | None = None) -> Event:
+    """It ended."""
+    log, where = ((), None) if state is not State.FAILED else (("Traceback:", "  it broke"), f"logs/{trial.trial_id}")
+    return Event(Kind.ENDED, str(state), trial, row(trial, state, error), log, where, at(seconds))
+
+
+def end(seconds: float, **states: int) -> Event:
+    """The last event."""
+    counts = {State(name): count for name, count in states.items()}
+    return Event(Kind.END, "over", facts=Outcome(counts, seconds), time=at(seconds))
+
+
+def played(trials: list[PlannedTrial], places: int, pace: dict[str, float]) -> Iterator[Event]:
+    """A whole launch at constant speeds, in the order of time: in the order of the plan, students after teachers."""
+    yield launch(*trials)
+    waiting, done, time = list(trials), set[str](), 0.0
+    lives: list[tuple[float, int, PlannedTrial]] = []
+    while waiting or lives:
+        for trial in list(waiting):
+            if len(lives) < places and (trial.teacher_id is None or trial.teacher_id in done):
+                waiting.remove(trial)
+                yield started(trial, time, is_hit=True if trial.teacher_id else None)
+                lives.append((time + pace[trial.trial_id], 1, trial))
+        lives.sort(key=lambda live: (live[0], live[2].trial_id))
+        time, number, trial = lives.pop(0)
+        yield epoch(trial, number, time, pace[trial.trial_id])
+        if number < trial.config.epochs:
+            lives.append((time + pace[trial.trial_id], number + 1, trial))
+        else:
+            done.add(trial.trial_id)
+            yield ended(trial, time)
+    yield end(time, finished=len(trials))
