@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, report, study, watch
+from orchestrator.commands import care, launch, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -60,7 +60,8 @@ for _command in (
     study.init,
     study.check,
     study.plan,
-    study.launch,
+    launch.launch,
+    launch.stop,
     study.schema,
     watch.status,
     watch.logs,

@@ -68,6 +68,7 @@ def launch(
     max_concurrent: int | None = None,
     skip_failed: bool = False,
     tell: Tell | None = None,
+    dashboard: bool = True,
 ) -> Outcome:
     """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
@@ -75,7 +76,8 @@ def launch(
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
     fails raises nothing: it is a row. `tell` is called with every event, in this thread; unless told otherwise they
-    are lines on standard error.
+    are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
+    own; without it the one that `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """
     since = datetime.now(UTC)
     tell = tell or Lines()
@@ -92,7 +94,7 @@ def launch(
     try:
         if to_do:
             place.prepare()
-            _train(plan, to_do, place, launched, tell, max_concurrent, address)
+            _train(plan, to_do, place, launched, tell, max_concurrent, address, dashboard)
     except Interrupted:
         tell(_end(plan, _rows(plan, place), since))
         raise
@@ -171,6 +173,7 @@ def _train(
     tell: Tell,
     max_concurrent: int | None,
     address: str | None,
+    dashboard: bool,
 ) -> None:
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
@@ -185,7 +188,7 @@ def _train(
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
-        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun)
+        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard)
         if launched.executor == "inline":
             run_inline(run, tell)
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.errors import StorageError
-from orchestrator.leases import BEAT
+from orchestrator.leases import BEAT, Holder, held
 from orchestrator.storage import Storage
+
+PATIENCE = 60.0  # seconds for a launch to stop: an epoch's step, a checkpoint, and the end of Ray
 
 
 def request(storage: Storage, resource: str) -> None:
@@ -19,6 +22,21 @@ def request(storage: Storage, resource: str) -> None:
 def is_requested(storage: Storage, resource: str) -> bool:
     """Whether somebody asked for it. Raises StorageError."""
     return storage.place.entry(storage.stop(resource)) is not None
+
+
+def holder(storage: Storage, resource: str) -> Holder | None:
+    """The process whose launch holds this lease now; None where it has ended. Raises StorageError."""
+    return held(storage).get(resource)
+
+
+def wait(storage: Storage, resource: str) -> bool:
+    """Waits until a launch has ended; False where that takes longer than `PATIENCE`. Raises StorageError."""
+    deadline = time.monotonic() + PATIENCE
+    while holder(storage, resource):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(BEAT / 4)
+    return True
 
 
 def clear(storage: Storage, resource: str) -> None:

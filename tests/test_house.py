@@ -84,7 +84,8 @@ FLOORS = {
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
     "orchestrator.commands.report": 14,
-    "orchestrator.commands.watch": 14,
+    "orchestrator.commands.watch": 15,
+    "orchestrator.commands.launch": 15,
     "orchestrator.cli": 16,
 }
 

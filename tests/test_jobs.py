@@ -220,13 +220,13 @@ def test_the_list_is_of_our_jobs_and_the_newest_comes_first(dashboard: Dashboard
     dashboard.add(
         "kdctl-e", {**MINE, "study": "e"}, start_time=5_000, end_time=6_000, status="FAILED", driver_exit_code=130
     )
-    status_of_jobs(dashboard.address)
+    status_of_jobs(dashboard.address, None, as_json=False)
     out, _ = capsys.readouterr()
     lines = [line.split() for line in out.splitlines() if "kdctl-" in line]
     assert [line[-1] for line in lines] == ["kdctl-e", "kdctl-d", "kdctl-c", "kdctl-b", "kdctl-a"]
     assert "failed to start: no room" in out and "failed (exit code 1)" in out and "1:02:03" in out
     assert lines[0][1] == "stopped" and lines[4][1] == "waiting" and "\x1b" not in out
-    status_of_jobs(dashboard.address, as_json=True)
+    status_of_jobs(dashboard.address, None, as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert rows[3] == {
         "job_id": "kdctl-b", "study": "b", "state": "finished", "since": "1970-01-01T00:00:02+00:00",
@@ -236,7 +236,7 @@ def test_the_list_is_of_our_jobs_and_the_newest_comes_first(dashboard: Dashboard
 
 
 def test_a_cluster_without_a_study_says_how_to_hand_one_over(dashboard: Dashboard, capsys: Any) -> None:
-    status_of_jobs(dashboard.address)
+    status_of_jobs(dashboard.address, None, as_json=False)
     said = capsys.readouterr()
     assert said.out == "" and f"kdctl launch FILE --address {dashboard.address}" in said.err
     with pytest.raises(ClusterError, match="no study was handed"):
@@ -254,7 +254,7 @@ def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
     launch("study.yaml", inline=True, storage="runs", settings=small)
     rows = {job.job_id: jobs.progress(job) for job in Cluster(dashboard.address).jobs()}
     assert rows == {"kdctl-1": (1, 1), "kdctl-0": None}
-    status_of_jobs(dashboard.address)
+    status_of_jobs(dashboard.address, None, as_json=False)
     assert re.search(r"far\.away +running +1/1 ", capsys.readouterr().out)
 
 
@@ -265,7 +265,7 @@ def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
 def test_a_job_is_found(name: str | None, found: str, dashboard: Dashboard, capsys: Any) -> None:
     for number, (job_id, study) in enumerate([("kdctl-a-1", "a"), ("kdctl-b-1", "b"), ("kdctl-b-2", "b")]):
         dashboard.add(job_id, {**MINE, "study": study}, start_time=1_000 + number)
-    print_log(dashboard.address, name)
+    print_log(dashboard.address, name, None, follow=False)
     assert capsys.readouterr().out == f"log of {found}\n"
 
 
@@ -290,11 +290,11 @@ def test_an_unknown_job_gets_the_nearest_known_one(dashboard: Dashboard) -> None
 def test_a_stop_waits_for_the_end_and_says_how_to_go_on(dashboard: Dashboard, capsys: Any) -> None:
     dashboard.add("kdctl-1", MINE, start_time=1)
     dashboard.add("kdctl-2", MINE, start_time=2, status="SUCCEEDED")
-    stop_job(dashboard.address, "far.away")
+    stop_job(dashboard.address, "far.away", yes=False)
     said = capsys.readouterr()
     assert dashboard.stops == ["kdctl-1"], "the one that runs, though another is newer"
     assert said.out == "" and said.err.endswith("job kdctl-1 has ended: stopped\ngo on with:  kdctl launch a.yaml\n")
-    stop_job(dashboard.address, "kdctl-2")
+    stop_job(dashboard.address, "kdctl-2", yes=False)
     assert dashboard.stops == ["kdctl-1"]
     assert "job kdctl-2 had ended already: finished" in capsys.readouterr().err
 
@@ -304,9 +304,9 @@ def test_a_stop_asks_first_on_a_terminal(dashboard: Dashboard, monkeypatch: pyte
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("click.confirm", lambda text, **how: (_ for _ in ()).throw(KeyboardInterrupt(text)))
     with pytest.raises(KeyboardInterrupt, match=r"stop study far\.away, job kdctl-1\?"):
-        stop_job(dashboard.address)
+        stop_job(dashboard.address, None, yes=False)
     assert dashboard.stops == []
-    stop_job(dashboard.address, yes=True)
+    stop_job(dashboard.address, None, yes=True)
     assert dashboard.stops == ["kdctl-1"]
 
 
@@ -458,9 +458,9 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
         pytest.fail(seen)
     lines.close()  # type: ignore[attr-defined]
     launched = [pid for pid, title in titles() if str(folder / "runs") in title]
-    status_of_jobs(cluster)
+    status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +running +0/1 .*{job.job_id}", capsys.readouterr().out)
-    stop_job(cluster, "far.away")
+    stop_job(cluster, "far.away", yes=False)
     assert f"job {job.job_id} has ended: stopped\n" in capsys.readouterr().err
     assert len(launched) == 2, "the launch and its supervisor"
     assert not until(lambda: any(pid in launched for pid, _ in titles()), 0.1), "a process of the job is left"
@@ -472,11 +472,11 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
     again = dashboard.find("far.away")
     assert code == 0 and again.job_id == out.strip() != job.job_id
-    print_log(cluster, again.job_id, follow=True)
+    print_log(cluster, again.job_id, None, follow=True)
     said = capsys.readouterr().out
     assert f"goes on in epoch {stopped[1]} of 200, from its checkpoint" in said
     assert until(lambda: dashboard.job(again.job_id).state == "finished", 30)
-    status_of_jobs(cluster)
+    status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +finished +1/1 .*{again.job_id}", capsys.readouterr().out)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import warn
+from orchestrator.commands.options import agrees, is_terminal, warn
 from orchestrator.errors import masked, printable
 
 if TYPE_CHECKING:
@@ -70,18 +70,19 @@ def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> 
     click.echo("\n".join(masked(line) for line in lines), err=True)
 
 
-def status_of_jobs(address: str, as_json: bool = False) -> None:
-    """Lists the studies on a cluster, the newest first."""
+def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
+    """Lists the studies on a cluster, or the jobs of one, the newest first."""
     from orchestrator.jobs import Cluster, progress
     from orchestrator.report import aligned
 
-    found = [(job, progress(job)) for job in Cluster(address).jobs()]
+    found = [(job, progress(job)) for job in Cluster(address).jobs() if name in (None, job.study, job.job_id)]
     if as_json:
         rows = [{**job.to_json(), "finished": done and done[0], "trials": done and done[1]} for job, done in found]
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     if not found:
-        click.echo(f"no study was handed to this cluster yet: kdctl launch FILE --address {masked(address)}", err=True)
+        what = "no study" if name is None else f"no study {printable(name)}"
+        click.echo(f"{what} was handed to this cluster yet: kdctl launch FILE --address {masked(address)}", err=True)
         return
     header = ("study", "state", "trials", "since", "took", "job")
     cells = [
@@ -107,20 +108,21 @@ def _took(job: ClusterJob) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def print_log(address: str, name: str | None = None, follow: bool = False) -> None:
-    """Prints the log of a job, by its id or its study; of the newest without a name."""
+def print_log(address: str, name: str | None, lines: int | None, *, follow: bool) -> None:
+    """Prints the log of a job, by its id or its study, or its last lines; of the newest without a name."""
     from orchestrator.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name)
     if not follow:
-        click.echo(cluster.log(job), nl=False)
+        whole = cluster.log(job).splitlines(keepends=True)
+        click.echo("".join(whole[-(lines or len(whole)) :]), nl=False)
         return
     for text in cluster.follow(job):
         click.echo(text, nl=False)
 
 
-def stop_job(address: str, name: str | None = None, yes: bool = False) -> None:
+def stop_job(address: str, name: str | None, yes: bool) -> None:
     """Stops a job, by its id or its study; says how it ended, and how to go on."""
     from orchestrator.jobs import Cluster
 
@@ -129,8 +131,9 @@ def stop_job(address: str, name: str | None = None, yes: bool = False) -> None:
     if job.is_over:
         click.echo(f"job {job.job_id} had ended already: {_state(job)}", err=True)
         return
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"stop study {job.study}, job {job.job_id}?", abort=True, err=True)
+    if not yes and is_terminal() and not agrees(f"Stop study {job.study}, job {job.job_id}?"):
+        click.echo("nothing was stopped", err=True)
+        return
     click.echo(f"stopping {job.job_id}; what runs writes a checkpoint first", err=True)
     ended = cluster.stop(job)
     click.echo(f"job {ended.job_id} has ended: {_state(ended)}", err=True)

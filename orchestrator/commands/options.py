@@ -28,8 +28,8 @@ def study_argument(command: Command) -> Command:
 
 
 def trial_argument(command: Command) -> Command:
-    """`TRIAL`, the beginning of a trial's id; see `trial_ids.resolve`."""
-    return click.argument("trial", shell_complete=completing.trials)(command)
+    """`[TRIAL]`, the beginning of a trial's id; see `trial_ids.resolve`."""
+    return click.argument("trial", metavar="[TRIAL]", required=False, shell_complete=completing.trials)(command)
 
 
 def storage_option(command: Command) -> Command:
@@ -64,6 +64,21 @@ def set_option(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """`--json`, for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def address_option(command: Command) -> Command:
+    """`--address` of commands that work on studies which were handed to a cluster."""
+    option = click.option(
+        "--address", metavar="URL", callback=_dashboard,
+        help="Dashboard of the Ray cluster that studies were handed to, like http://HOST:8265.",
+    )  # fmt: skip
+    return option(command)
+
+
+def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+    if address and not address.lower().startswith(("http://", "https://")):
+        raise click.BadParameter(f"{address!r} is no dashboard; wanted its address, like http://127.0.0.1:8265")
+    return address
 
 
 def yes_option(command: Command) -> Command:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="The file to write; report.html or report.md in this folder unless told otherwise.",
 )  # fmt: skip
-@click.option("--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True,
+    help="One HTML file, or Markdown with SVG figures beside it.",
+)  # fmt: skip
 def report(study: str | None, storage: str, settings: Sequence[str], output: Path | None, form: str) -> None:
     """Write a study's report: one HTML file that needs no network, or Markdown with its figures beside it.
 

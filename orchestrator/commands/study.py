@@ -7,32 +7,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from orchestrator.commands import colours
 from orchestrator.commands.completing import study_files
-from orchestrator.commands.jobs import is_dashboard, submit
 from orchestrator.commands.options import (
     agrees,
-    data_option,
     file_argument,
     is_terminal,
     json_option,
-    say_how_to_resume,
     set_option,
     storage_option,
     warn,
     yes_option,
 )
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import EXIT_TRIALS, EXIT_USAGE, KdctlError, StudyError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
 
 if TYPE_CHECKING:
     from orchestrator.errors import Fault
-    from orchestrator.launch import Outcome
     from orchestrator.plan import Plan
 
 
@@ -167,113 +162,6 @@ def _plan_text(plan: Plan) -> str:
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
     return "\n".join([aligned(header, rows), "", f"{len(rows)} trials of study {plan.study}: {counts}"])
-
-
-@click.command()
-@file_argument
-@data_option
-@storage_option
-@set_option
-@click.option(
-    "--address", metavar="ADDR", help="Join a running Ray cluster (auto: the one here) instead of starting one."
-)
-@click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
-@click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
-@click.option("--skip-failed", is_flag=True, help="Leave trials that failed; otherwise they are tried again.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an event, and no tables, for programs.")
-@click.option("--quiet", is_flag=True, help="Say nothing on the way but what fails.")
-def launch(
-    file: str,
-    data: str,
-    storage: str,
-    settings: Sequence[str],
-    address: str | None,
-    inline: bool,
-    max_concurrent: int | None,
-    skip_failed: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Train what is not finished of a study FILE, then print its results.
-
-    Launching the same file again goes on where the last launch ended, however it ended.
-
-    \b
-    Examples:
-      kdctl launch experiments.yaml
-      kdctl launch experiments.yaml --data ~/images --storage /mnt/shared/runs
-      kdctl launch experiments.yaml --set recipe.epochs=2 --set recipe.limit_train=256    # a small try
-      kdctl launch experiments.yaml --inline                                              # without Ray
-    """
-    from orchestrator.spec import load_study
-    from orchestrator.supervisor import follow_parent, is_supervised, supervise
-
-    if inline and (address or max_concurrent):
-        raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
-    if address and is_dashboard(address):
-        submit(
-            file, address, storage=storage, data=_named("data", data), settings=settings,
-            max_concurrent=max_concurrent, skip_failed=skip_failed,
-        )  # fmt: skip
-        return
-    if is_supervised():
-        follow_parent()
-    elif not inline:
-        load_study(file, settings)  # a fault of the file needs no second process
-        sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), say_how_to_resume))
-    _train(
-        file, storage, as_json=as_json, quiet=quiet, data=data, address=address, inline=inline, settings=settings,
-        max_concurrent=max_concurrent, skip_failed=skip_failed,
-    )  # fmt: skip
-
-
-def _train(file: str, storage: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Launches in this process, shows how it goes, and prints what came of it."""
-    from orchestrator.launch import launch as run
-    from orchestrator.progress import telling
-    from orchestrator.supervisor import clear_session, is_supervised
-
-    try:
-        with telling(as_json=as_json, quiet=quiet) as tell:
-            outcome = run(file, storage=storage, tell=tell, **options)
-    finally:
-        if is_supervised():
-            clear_session()
-    if not as_json:
-        _print_outcome(outcome, storage)
-    if not outcome.is_complete:
-        sys.exit(EXIT_TRIALS)
-
-
-def _named(option: str, value: str) -> str | None:
-    """The value of an option, or None where it is only its default."""
-    is_default = click.get_current_context().get_parameter_source(option) is ParameterSource.DEFAULT
-    return None if is_default else value
-
-
-def _print_outcome(outcome: Outcome, storage: str) -> None:
-    from orchestrator.report import render
-    from orchestrator.storage import Storage
-
-    click.echo(colours.states(render(outcome.rows)))
-    is_bucket = "://" in storage
-    folder = Storage.at(storage).place.shown("results") if is_bucket else Path(storage) / "results"
-    click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
-    if is_bucket:
-        return  # DuckDB would need an extension and the credentials
-    query = (
-        "SELECT dataset, student, teacher, method, round(avg(acc), 2) acc, round(stddev(acc), 2) std, count(*) n "  # noqa: S608 - shown
-        f"FROM '{folder}/trials/*.parquet' WHERE state = 'finished' AND study = '{outcome.plan.study}' GROUP BY ALL"
-    )
-    click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
-
-
-def _python() -> str:
-    """The Python that has kdctl, as a person would type it."""
-    try:
-        return str(Path(sys.executable).relative_to(Path.cwd()))
-    except ValueError:
-        return sys.executable
 
 
 @click.command()

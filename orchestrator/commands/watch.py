@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.options import json_option, storage_option, study_argument, trial_argument
+from orchestrator.commands.jobs import print_log, status_of_jobs
+from orchestrator.commands.options import address_option, json_option, storage_option, study_argument, trial_argument
 
 if TYPE_CHECKING:
     from orchestrator.board import Board
@@ -26,15 +27,18 @@ _FRAME = 0.25  # seconds between two frames on a terminal, which may have change
 @study_argument
 @storage_option
 @json_option
+@address_option
 @click.option("--watch", is_flag=True, help="Follow the study until its launch ends.")
-def status(study: str | None, storage: str, as_json: bool, watch: bool) -> None:
+def status(study: str | None, storage: str, as_json: bool, address: str | None, watch: bool) -> None:
     """Show where a STUDY stands, wherever it runs: from its storage alone.
 
-    Without a name it is the study that was launched last.
+    Without a name it is the study that was launched last. With --address it lists the studies that were handed to a
+    cluster.
 
     \b
     Examples:
       kdctl status
+      kdctl status --address http://127.0.0.1:8265
       kdctl status experiments.yaml --watch
       kdctl status --storage s3://bucket/folder --json
     """
@@ -43,6 +47,11 @@ def status(study: str | None, storage: str, as_json: bool, watch: bool) -> None:
     from orchestrator.storage import Storage
     from orchestrator.studies import find, remembered
 
+    if address and watch:
+        raise click.UsageError(f"follow a job by its log: kdctl logs {study or 'STUDY'} --address {address} --follow")
+    if address:
+        status_of_jobs(address, study, as_json=as_json)
+        return
     place = Storage.at(storage)
     found = find(place, lookup.study(place, study).name if study else None)
     others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
@@ -136,22 +145,35 @@ def _draw(follower: Follower, storage: Storage) -> None:
 @click.command()
 @trial_argument
 @storage_option
+@address_option
 @click.option("--lines", type=click.IntRange(min=1), metavar="N", help="Print the last N lines alone.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the trial ends.")
-def logs(trial: str, storage: str, lines: int | None, follow: bool) -> None:
+def logs(trial: str | None, storage: str, address: str | None, lines: int | None, follow: bool) -> None:
     """Print the log of a TRIAL, which may be named by the beginning of its id.
+
+    With --address it is the log of a study that was handed to a cluster, of its job or by its name.
 
     \b
     Examples:
       kdctl logs 3f2a
       kdctl logs 3f2a --lines 20 --follow
+      kdctl logs resnet-logit --address http://127.0.0.1:8265 --follow
     """
+    from orchestrator.storage import Storage
+
+    if address:
+        print_log(address, trial, lines, follow=follow)
+    elif trial is None:
+        raise click.UsageError("Missing argument 'TRIAL'; `kdctl status` lists the trials with their ids")
+    else:
+        _print_log(Storage.at(storage), trial, lines, follow=follow)
+
+
+def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
     from orchestrator import logs as stored
     from orchestrator.errors import KdctlError, printable
-    from orchestrator.storage import Storage
     from orchestrator.trial_ids import resolve
 
-    place = Storage.at(storage)
     trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)
     if not shown and not follow:
