@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, study
+from orchestrator.commands import care, cluster, read, study
 from orchestrator.commands.options import say_how_to_resume
 from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost, masked
 
@@ -43,6 +43,9 @@ for _command in (
     read.teachers,
     care.clean,
     care.doctor,
+    cluster.up,
+    cluster.down,
+    cluster.dashboard,
 ):
     cli.add_command(_command)
 

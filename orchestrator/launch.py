@@ -65,13 +65,16 @@ def launch(
     max_concurrent: int | None = None,
     skip_failed: bool = False,
     quiet: bool = False,
+    dashboard: bool = True,
 ) -> Outcome:
     """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C or SIGTERM. A trial that fails raises
-    nothing: it is a row. Progress goes to standard error unless `quiet`.
+    nothing: it is a row. Progress goes to standard error unless `quiet`. `address` is that of a Ray cluster, `auto` the
+    one here, `local` one of the launch's own; without it the one that `kdctl up` keeps, or one of its own, which has a
+    `dashboard`.
     """
     from orchestrator.progress import Progress  # imports torch, which a faulty study file need not wait for
 
@@ -89,7 +92,7 @@ def launch(
     if to_do:
         place.prepare()
         launched = _launched(plan, since, settings, Path(data), inline=inline)
-        _train(plan, to_do, place, launched, progress, max_concurrent, address)
+        _train(plan, to_do, place, launched, progress, max_concurrent, address, dashboard)
     rows = results.read_trials(place, [trial.trial_id for trial in plan.trials])
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
@@ -142,6 +145,7 @@ def _train(
     progress: Progress,
     max_concurrent: int | None,
     address: str | None,
+    dashboard: bool,
 ) -> None:
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
@@ -156,7 +160,7 @@ def _train(
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
-        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun)
+        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard)
         if launched.executor == "inline":
             run_inline(run, progress.watch, progress.say)
         else:

@@ -38,7 +38,8 @@ class Run:
     """What to run: jobs in the order of the plan, and teachers that the storage already holds.
 
     `lease` is the launch's own: as long as it is held, workers work. `begun` is set once something may be trained,
-    `stop` by who wants the launch to end.
+    `stop` by who wants the launch to end. `address` is that of a Ray cluster, `dashboard` whether one
+    of our own has one.
     """
 
     jobs: Sequence[Job]
@@ -50,6 +51,7 @@ class Run:
     max_concurrent: int | None = None
     address: str | None = None
     begun: threading.Event = field(default_factory=threading.Event)
+    dashboard: bool = True
 
 
 class Conductor:

@@ -31,6 +31,8 @@ FLOORS = {
     "orchestrator.signals": 1,
     "orchestrator.supervisor": 1,
     "orchestrator.bucket": 2,
+    "orchestrator.cluster": 2,
+    "orchestrator.ray_session": 3,
     "orchestrator.views": 2,
     "orchestrator.keys": 2,
     "orchestrator.storage": 3,
@@ -63,13 +65,14 @@ FLOORS = {
     "orchestrator.commands.study": 14,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.cluster": 14,
     "orchestrator.cli": 15,
 }
 
 COMMANDS = ("orchestrator.cli", *(name for name in FLOORS if name.startswith("orchestrator.commands.")))
 
 DOORS = {
-    "ray": ("orchestrator.ray_runner",),
+    "ray": ("orchestrator.ray_runner", "orchestrator.ray_session"),
     "click": COMMANDS,
     "pyarrow": ("orchestrator.arrow", "orchestrator.bucket"),
     "yaml": ("orchestrator.document",),

@@ -95,8 +95,12 @@ def _plan_text(plan: Plan) -> str:
 @storage_option
 @set_option
 @click.option(
-    "--address", metavar="ADDR", help="Join a running Ray cluster (auto: the one here) instead of starting one."
+    "--address",
+    metavar="ADDR",
+    help="Ray cluster to join (auto: the one here; local: start one for this launch). "
+    "Without it the one that `kdctl up` keeps, or else one for this launch.",
 )
+@click.option("--no-dashboard", is_flag=True, help="Start Ray without its dashboard.")
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")
 @click.option("--skip-failed", is_flag=True, help="Leave trials that failed; otherwise they are tried again.")
@@ -106,6 +110,7 @@ def launch(
     storage: str,
     settings: Sequence[str],
     address: str | None,
+    no_dashboard: bool,
     inline: bool,
     max_concurrent: int | None,
     skip_failed: bool,
@@ -129,7 +134,7 @@ def launch(
     try:
         outcome = run(
             file, data=data, storage=storage, address=address, inline=inline, settings=settings,
-            max_concurrent=max_concurrent, skip_failed=skip_failed,
+            max_concurrent=max_concurrent, skip_failed=skip_failed, dashboard=not no_dashboard,
         )  # fmt: skip
     finally:
         if is_child:
