@@ -35,6 +35,14 @@ _ANSWER = 5.0  # seconds for a dashboard to answer a question
 _ASKED = "/logical/actors"  # answered once the dashboard's own processes are up
 _MARK = "KDCTL_CLUSTER"  # environment variable of the processes of a kept cluster
 
+# How Ray's processes are to behave in a cluster of ours, unless the user says otherwise.
+SETTINGS = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # its agents would stay for a minute after a launch that was killed
+    # What the dashboard says of processes would be 20 s old: another trial, by then.
+    "RAY_DASHBOARD_STATS_UPDATING_INTERVAL": "1",
+    "REPORTER_UPDATE_INTERVAL_MS": "1000",
+}
+
 Say = Callable[[str], None]
 
 
@@ -355,7 +363,7 @@ def _head(kept: Kept) -> list[str]:
     port, dashboard = kept.address.rpartition(":")[2], kept.dashboard.rpartition(":")[2]
     return [
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-        *("--node-ip-address", LOOPBACK, "--port", port, "--ray-client-server-port", "0"),
+        *("--node-ip-address", LOOPBACK, "--port", port, "--ray-client-server-port", str(_free_port())),
         *("--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", dashboard),
     ]  # fmt: skip
 
@@ -363,7 +371,7 @@ def _head(kept: Kept) -> list[str]:
 def _environment(mark: str) -> dict[str, str]:
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", _MARK: mark}  # the first makes it listen on the loopback address
     wanted = {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "NO_COLOR": "1"}
-    return {**wanted, **os.environ, **own}
+    return {**SETTINGS, **wanted, **os.environ, **own}
 
 
 def _free_port(first: int = 0) -> int:

@@ -78,11 +78,11 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
 def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
     # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most)
-    bundle = {"CPU": float(run.resources.cpus_per_trial), **({"GPU": gpus} if gpus else {})}
+    bundle = _bundle(run.resources.cpus_per_trial, gpus)
     scratch = tempfile.mkdtemp(prefix="kdctl-tune-")  # for Tune's own state, which nobody reads; ours is in the storage
     try:
         tune.Tuner(
-            tune.with_resources(TrialWorker, tune.PlacementGroupFactory([bundle])),
+            TrialWorker,
             tune_config=tune.TuneConfig(search_alg=PlanSearcher(conductor), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="kdctl",
@@ -97,8 +97,19 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _bundle(cpus: int, gpus: float) -> dict[str, float]:
+    """What one trial takes of a machine, as Ray counts."""
+    return {"CPU": float(cpus), **({"GPU": gpus} if gpus else {})}
+
+
 class TrialWorker(tune.Trainable):
     """Trains a trial, an epoch or several a step; then its process takes the next one, its images still there."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What its trials take; Tune's `with_resources` would show a class with a name of its own in the dashboard."""
+        job = Job.from_json(config["job"])
+        return tune.PlacementGroupFactory([_bundle(job.threads, job.gpus)])
 
     def setup(self, config: dict[str, Any]) -> None:
         """Gets ready for a first trial."""

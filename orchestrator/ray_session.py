@@ -100,8 +100,8 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours
     if is_ours:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-        # Its agents would stay for a minute after a launch that was killed.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+        for name, value in cluster.SETTINGS.items():
+            os.environ.setdefault(name, value)
     else:
         os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
 
@@ -164,6 +164,7 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
                 raise OSError(f"it does not answer at http://{url}")
         if not over.is_set():
             _tell(study, url, say)
+        over.wait()  # the kernel ends the process together with the thread that started it
     except Exception as error:  # whatever it is, what is trained matters more
         if not over.is_set():
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
