@@ -118,7 +118,8 @@ def command(*words: str) -> str:
         return " ".join(("kdctl", *words))
     with suppress(ValueError):
         script = script.relative_to(Path.cwd())
-    return " ".join((str(script), *words))
+    typed = str(script) if len(script.parts) > 1 else f"./{script}"
+    return " ".join((typed, *words))
 
 
 def login(dashboard: str, *, asks: bool = True) -> str:
@@ -268,7 +269,7 @@ def _is_ours(one: Kept) -> bool:
     mark = f"{_MARK}={one.mark}".encode()
     for pid in session(one.pid):
         with suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes():
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 return True
     return False
 
