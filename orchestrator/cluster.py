@@ -122,9 +122,9 @@ def command(*words: str) -> str:
     return " ".join((typed, *words))
 
 
-def login(dashboard: str, *, asks: bool = True) -> str:
+def login(dashboard: str) -> str:
     """One line: where a dashboard is and how to log in; never the token itself."""
-    if not asks:
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return f"dashboard: http://{dashboard}"
     return f"dashboard: http://{dashboard} — log in with the token that `{command('dashboard', 'token')}` prints"
 

@@ -36,7 +36,9 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
     Without an address it is the cluster that `kdctl up` keeps, where there is one. `dashboard` says whether a cluster
     of our own has one: it comes up beside what is done here, and `say` tells once it answers. Raises ResourceError.
     """
-    kept = cluster.kept(say) if address is None else None
+    kept = cluster.kept(say) if address != OWN else None
+    if kept and address not in (None, "auto", kept.address):
+        kept = None
     if kept:
         say(f"the cluster that `kdctl up` keeps is joined, at {kept.address}; --address {OWN} starts another one")
     _connect(kept.address if kept else None if address == OWN else address, is_kept=kept is not None)
@@ -173,4 +175,4 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
 
 def _tell(study: str, url: str, say: Say) -> None:
     cluster.show(study, url)
-    say(cluster.login(url, asks=is_token_auth_enabled()))
+    say(cluster.login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")

@@ -97,7 +97,7 @@ def kept(home: Path, stopped_up: object) -> Iterator[cluster.Kept]:
 @pytest.fixture(scope="module")
 def study(home: Path, kept: cluster.Kept) -> Iterator[tuple[int, str]]:
     """A launch that joined it and trains its second trial: its process, and what it said."""
-    command = [KDCTL, "launch", "study.yaml", "--max-concurrent", "1"]
+    command = [KDCTL, "launch", "study.yaml", "--max-concurrent", "1"]  # without an address
     with subprocess.Popen(
         command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -314,11 +314,13 @@ def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch:
     assert cluster.token() == "of the environment"
 
 
-def test_how_to_log_in_is_said_without_the_token(memory: Path) -> None:
+def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     cluster.make_token()
     line = cluster.login("127.0.0.1:8265")
     assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(cluster.token()) not in line
-    assert cluster.login("127.0.0.1:8265", asks=False) == "dashboard: http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert cluster.login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
 
 
 def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
