@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,6 @@ _COMING_UP = 120.0  # seconds for a cluster to answer
 _GOING_DOWN = 10.0  # seconds for its processes to end by themselves
 _ANSWER = 5.0  # seconds for a dashboard to answer a question
 _ASKED = "/logical/actors"  # answered once the dashboard's own processes are up
-_MARK = "KDCTL_CLUSTER"  # environment variable of the processes of a kept cluster
 
 # How Ray's processes are to behave in a cluster of ours, unless the user says otherwise.
 SETTINGS = {
@@ -48,14 +47,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A cluster that `kdctl up` started: its leader, and where it and its dashboard listen (HOST:PORT)."""
+    """A cluster that `kdctl up` started: its leader, and where it and its dashboard listen (HOST:PORT).
+
+    `members` are the start times of the processes that it had once it was up, by their ids; none before.
+    """
 
     pid: int
     started: str
-    mark: str
     address: str
     dashboard: str
-    is_up: bool
+    members: Mapping[str, str]
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be joined."""
+        return bool(self.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,12 +272,8 @@ def _is_ours(one: Kept) -> bool:
     """Whether the session with the leader's number is still that of the cluster: another one may have got it."""
     if _start_of(one.pid) == one.started:
         return True
-    mark = f"{_MARK}={one.mark}".encode()
-    for pid in session(one.pid):
-        with suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                return True
-    return False
+    left = set(map(str, session(one.pid)))
+    return any(pid in left and _start_of(int(pid)) == started for pid, started in one.members.items())
 
 
 # Ray remembers one address a machine for `--address auto`, and leaves it there after the cluster's end.
@@ -338,18 +340,18 @@ def up(say: Say) -> tuple[Kept, bool]:
 
 
 def _start() -> Kept:
-    kept = Kept(0, "", secrets.token_hex(8), f"{LOOPBACK}:{_free_port()}", f"{LOOPBACK}:{_free_port(PORT)}", False)
+    kept = Kept(0, "", f"{LOOPBACK}:{_free_port()}", f"{LOOPBACK}:{_free_port(PORT)}", {})
     log = _file("log")
     with _private(log) as output:
         process = subprocess.Popen(
-            _head(kept), env=_environment(kept.mark), start_new_session=True, stdin=subprocess.DEVNULL,
+            _head(kept), env=_environment(), start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, cwd="/",
         )  # fmt: skip
     kept = replace(kept, pid=process.pid, started=_start_of(process.pid) or "")
     try:
         _write(_file("cluster"), kept)
         _wait(process, kept, log)
-        kept = replace(kept, is_up=True)
+        kept = replace(kept, members={str(pid): _start_of(pid) or "" for pid in session(process.pid)})
         _write(_file("cluster"), kept)
     except BaseException:
         end_session(process.pid)
@@ -369,8 +371,8 @@ def _head(kept: Kept) -> list[str]:
     ]  # fmt: skip
 
 
-def _environment(mark: str) -> dict[str, str]:
-    own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", _MARK: mark}  # the first makes it listen on the loopback address
+def _environment() -> dict[str, str]:
+    own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # makes it listen on the loopback address alone
     wanted = {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "NO_COLOR": "1"}
     return {**SETTINGS, **wanted, **os.environ, **own}
 
@@ -388,13 +390,21 @@ def _free_port(first: int = 0) -> int:
 
 def _wait(process: subprocess.Popen[bytes], kept: Kept, log: Path) -> None:
     deadline = time.monotonic() + _COMING_UP
-    while not answers(kept.dashboard):
+    while not _has_node(kept.dashboard):
         if process.poll() is not None:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
             raise ResourceError(f"Ray could not be started: {printable(lines[-1])} (all of it: {log})")
         if time.monotonic() > deadline:
             raise ResourceError(f"Ray did not answer within {_COMING_UP:g} s; see {log}")
         time.sleep(0.2)
+
+
+def _has_node(dashboard: str) -> bool:
+    """Whether a cluster can train: its dashboard comes before the process that starts workers."""
+    with suppress(OSError, KeyError, TypeError):
+        nodes = ask(dashboard, "/nodes?view=summary")["data"]["summary"]
+        return any(node["raylet"]["state"] == "ALIVE" for node in nodes) and answers(dashboard)
+    return False
 
 
 def down(one: Kept) -> None:

@@ -203,10 +203,9 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def sleeper(mark: str, leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]:
-    """A session whose processes carry a mark, as those of a cluster do."""
-    environment = {**os.environ, "KDCTL_CLUSTER": mark}
-    with subprocess.Popen(["sh", "-c", leader], env=environment, start_new_session=True) as process:
+def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]:
+    """A session of processes, as a cluster is one."""
+    with subprocess.Popen(["sh", "-c", leader], start_new_session=True) as process:
         try:
             yield process
         finally:
@@ -215,7 +214,8 @@ def sleeper(mark: str, leader: str = "exec sleep 600") -> Iterator[subprocess.Po
 
 def remember(process: subprocess.Popen[bytes], **changes: Any) -> cluster.Kept:
     """Writes down that a process leads a kept cluster."""
-    facts = {"pid": process.pid, "started": cluster._start_of(process.pid) or "gone", "mark": "mine", "is_up": True}
+    members = {str(pid): cluster._start_of(pid) for pid in session(process.pid)}
+    facts = {"pid": process.pid, "started": cluster._start_of(process.pid) or "gone", "members": members}
     kept = cluster.Kept(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
     cluster._write(cluster._file("cluster"), kept)
     return kept
@@ -228,17 +228,17 @@ def test_nothing_is_kept_at_first(memory: Path) -> None:
 
 def test_a_living_cluster_is_found(memory: Path) -> None:
     said: list[str] = []
-    with sleeper("mine") as process:
+    with sleeper() as process:
         remembered = remember(process)
         assert cluster.kept(said.append) == remembered
-        remember(process, is_up=False)  # it is on its way
+        remember(process, members={})  # it is on its way
         assert cluster.kept(said.append) is None
         assert process.poll() is None and said == []
 
 
 def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> None:
     said: list[str] = []
-    with sleeper("mine", "sleep 600 & exec sleep 600") as process:
+    with sleeper("sleep 600 & exec sleep 600") as process:
         assert until(lambda: len(session(process.pid)) == 2)
         remember(process)
         process.kill()
@@ -249,11 +249,11 @@ def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> N
     assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
 
 
-@pytest.mark.parametrize("changes", [{"started": "1"}, {"started": "1", "mark": ""}])
-def test_another_process_with_its_number_is_left_alone(memory: Path, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize("members", [{}, {"1": "1"}, "earlier"])
+def test_another_process_with_its_number_is_left_alone(memory: Path, members: Any) -> None:
     said: list[str] = []
-    with sleeper("another") as process:
-        remember(process, **changes)
+    with sleeper() as process:
+        remember(process, started="1", members={str(process.pid): "1"} if members == "earlier" else members)
         assert cluster.kept(said.append) is None and len(said) == 1
         assert process.poll() is None
 
@@ -292,7 +292,7 @@ def test_a_cache_that_cannot_be_written_is_named(memory: Path, monkeypatch: pyte
 
 def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
     cluster.show("tiny", "127.0.0.1:5")
-    with sleeper("-") as process:
+    with sleeper() as process:
         cluster._write(cluster._file("dashboard-1"), cluster.Shown(process.pid, "1", "dead", "127.0.0.1:6"))
     (mine,) = cluster.shown()
     assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
