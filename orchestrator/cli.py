@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, launch, read, report, study, watch
+from orchestrator.commands import care, cluster, launch, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -71,6 +71,9 @@ for _command in (
     care.clean,
     care.doctor,
     care.completion,
+    cluster.up,
+    cluster.down,
+    cluster.dashboard,
 ):
     cli.add_command(_command)
 

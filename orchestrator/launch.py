@@ -75,7 +75,7 @@ def launch(
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
-    fails raises nothing: it is a row. `tell` is called with every event, in this thread; unless told otherwise they
+    fails raises nothing: it is a row. `tell` is called with every event, one at a time; unless told otherwise they
     are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
     own; without it the one that `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """

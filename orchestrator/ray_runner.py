@@ -1,11 +1,9 @@
-"""The executor that runs trials on Ray, as one Tune experiment: the one door to Ray."""
+"""The executor that runs trials on Ray, as one Tune experiment."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -25,14 +23,13 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `signals` hears Ctr
 
 import ray
 from ray import tune
-from ray._private import ray_constants
-from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
+from orchestrator.ray_session import dead_process, joined
 from orchestrator.records import EpochRecord, Failure, TrialRecord
 from orchestrator.runner import Conductor, Run, described, gpus_of
 from orchestrator.spec import Resources
@@ -47,23 +44,26 @@ _NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is lef
 _KINDS: Mapping[str, Callable[..., Report]] = {
     kind.__name__: kind for kind in (Begun, EpochRecord, Notice, TrialRecord, Elsewhere)
 }
-_MAY_LEAVE = bool(
-    ray_constants.ENABLE_RAY_CLUSTER
-)  # whether the environment lets Ray use other addresses than loopback
 _LAST = (TrialRecord.__name__, Elsewhere.__name__)  # what a trial ends with
 
 
 def run_ray(run: Run, tell: Tell) -> None:
-    """Runs the trials as one Tune experiment, on a cluster of its own or on the one at `run.address`.
+    """Runs the trials as one Tune experiment, on the cluster at `run.address`, the kept one, or one of its own.
 
     Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails,
     RayLost where Ray's own processes die, and Interrupted after a signal.
     """
+    turn = threading.Lock()  # the dashboard's thread has something to say too
+
+    def tell_in_turn(event: Event) -> None:
+        with turn:
+            tell(event)
 
     def say(text: str) -> None:
-        tell(Event(Kind.NOTE, text))
+        tell_in_turn(Event(Kind.NOTE, text))
 
-    with _cluster(run.address, say) as nodes:
+    study = next((job.study for job in run.jobs), "")
+    with joined(run.address, study, say, dashboard=run.dashboard) as nodes:
         run.begun.set()
         gpus = gpus_of(run.resources, nodes)
         places = _places(run.resources, gpus, nodes)
@@ -72,87 +72,9 @@ def run_ray(run: Run, tell: Tell) -> None:
         if sharing(gpus) > 1:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        conductor = Conductor(run, jobs, tell, most)
+        conductor = Conductor(run, jobs, tell_in_turn, most)
         _fit(run, conductor, gpus, most)
     conductor.conclude()
-
-
-@contextmanager
-def _cluster(address: str | None, say: Callable[[str], None]) -> Iterator[list[dict[str, float]]]:
-    """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _stay_on_this_machine(not address)
-    try:
-        if address:
-            _reach(address)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `Watcher`
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        where = f"at {address!r} cannot be joined" if address else "could not be started here"
-        raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
-    finally:
-        _hear_again(handlers)
-    try:
-        _hide_token()
-        if address and not is_token_auth_enabled():
-            say(
-                f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
-                "start it with RAY_AUTH_MODE=token, see docs/security.md"
-            )
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        _leave()
-
-
-def _stay_on_this_machine(is_own: bool) -> None:
-    """Lets a cluster of our own listen on the loopback address alone; one that is joined is where it is.
-
-    A job on a cluster that does so as well has that from its environment.
-    """
-    ray_constants.ENABLE_RAY_CLUSTER = not is_own and _MAY_LEAVE
-    if is_own:
-        # Its agents would stay for a minute after a launch that was killed.
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
-    if is_own or not _MAY_LEAVE:
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    else:
-        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
-
-
-def _hear_again(handlers: dict[signal.Signals, Any]) -> None:
-    """Ray takes SIGTERM for itself when it starts; what was to hear it is to hear it again."""
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _leave() -> None:
-    """Ends our part of Ray, which would wait for ever for some processes that are gone."""
-    leaving = threading.Thread(target=ray.shutdown, daemon=True)
-    leaving.start()
-    leaving.join(_PATIENCE)
-
-
-def _own_processes_died() -> str | None:
-    """Which of the processes that every trial needs is gone, in a cluster of our own."""
-    node = ray._private.worker._global_node
-    dead = node.dead_processes() if node else []
-    return next((str(kind) for kind, _ in dead if kind in ("raylet", "gcs_server")), None)
-
-
-def _reach(address: str) -> None:
-    """Raises OSError where nobody listens at a `host:port`; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _hide_token() -> None:
-    """Ray leaves the token of its clusters readable by every user of the machine."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)
 
 
 def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -169,11 +91,11 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
 def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
     # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most)
-    bundle = {"CPU": float(run.resources.cpus_per_trial), **({"GPU": gpus} if gpus else {})}
+    bundle = _bundle(run.resources.cpus_per_trial, gpus)
     scratch = tempfile.mkdtemp(prefix="kdctl-tune-")  # for Tune's own state, which nobody reads; ours is in the storage
     try:
         tune.Tuner(
-            tune.with_resources(TrialWorker, tune.PlacementGroupFactory([bundle])),
+            TrialWorker,
             tune_config=tune.TuneConfig(search_alg=PlanSearcher(conductor), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="kdctl",
@@ -188,12 +110,25 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _bundle(cpus: int, gpus: float) -> dict[str, float]:
+    """What one trial takes of a machine, as Ray counts."""
+    return {"CPU": float(cpus), **({"GPU": gpus} if gpus else {})}
+
+
 class TrialWorker(tune.Trainable):
     """Trains a trial, an epoch or several a step; then its process takes the next one, its images still there."""
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What its trials take; Tune's `with_resources` would show a class with a name of its own in the dashboard."""
+        job = Job.from_json(config["job"])
+        return tune.PlacementGroupFactory([_bundle(job.threads, job.gpus)])
+
     def setup(self, config: dict[str, Any]) -> None:
         """Gets ready for a first trial."""
-        self._reports = run_trial(Job.from_json(config["job"]))
+        job = Job.from_json(config["job"])
+        self._study = job.study
+        self._reports = run_trial(job)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Gets ready for another trial."""
@@ -213,6 +148,10 @@ class TrialWorker(tune.Trainable):
     def cleanup(self) -> None:
         """Lets go of the trial."""
         self._reports.close()
+
+    def __repr__(self) -> str:
+        # The dashboard keeps what this said first, so it holds for every trial to come; see `Watcher.on_trial_start`.
+        return f"kdctl worker of study {self._study}"
 
 
 class PlanSearcher(Searcher):
@@ -295,7 +234,7 @@ class Watcher(tune.Callback):
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()
-        if self._run.address is None and (dead := _own_processes_died()):
+        if dead := dead_process():
             self._conductor.give_up(RayLost(f"Ray's {dead} died"))
             return
         self._conductor.look_after_silent()
@@ -312,6 +251,12 @@ class Watcher(tune.Callback):
                     "then go on with the same command"
                 )
             )
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Gives what the worker does from now on the trial's name, which the dashboard and `ps` show."""
+        worker = trial.temporary_state.ray_actor
+        vars(worker).pop("train", None)  # of its trial before; Ray makes the method anew
+        worker.train = worker.train.options(name=_job(trial).trial.title())
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

@@ -114,9 +114,9 @@ class _Supervisor:
                         self._pass_on(signal.SIGTERM)  # it came when there was no child yet
                     if time.monotonic() > self._kill_at:
                         self.was_hasty = True
-                        _end_session(self._child.pid)
+                        end_session(self._child.pid)
         finally:
-            _end_session(self._child.pid)
+            end_session(self._child.pid)
             self._child.wait()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
@@ -150,20 +150,21 @@ def _end_now() -> None:
 def clear_session() -> None:
     """Ends every other process of this one's session, where it leads it: for a child whose parent may be gone."""
     if os.getsid(0) == os.getpid():
-        _end_session(os.getpid(), but=os.getpid())
+        end_session(os.getpid(), but=os.getpid())
 
 
-def _end_session(leader: int, but: int | None = None) -> None:
+def end_session(leader: int, but: int | None = None) -> None:
     """Kills what is left of a session; Ray's agents would stay for a minute."""
     deadline = time.monotonic() + _KILLING
-    while (pids := set(_session(leader)) - {but}) and time.monotonic() < deadline:
+    while (pids := set(session(leader)) - {but}) and time.monotonic() < deadline:
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
-def _session(leader: int) -> list[int]:
+def session(leader: int) -> list[int]:
+    """The living processes of a session."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+# The loopback address, as the kernel writes it.
+LOOPBACK = frozenset({"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"})
 
 Process = tuple[int, str]  # id and start time, so that an id used again is not taken for the same process
 
@@ -63,3 +67,19 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     while not (answer := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return answer
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The addresses that some processes listen at, as the kernel writes them."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                sockets.add(str(descriptor.readlink()))
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                found.add(local.partition(":")[0])
+    return found

@@ -53,6 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     for name in ("KDCTL_STORAGE", "KDCTL_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
     return place
 
 
@@ -496,6 +497,7 @@ print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
         (["results"], {"torch", "ray"}),
         (["clean"], {"torch", "ray"}),
         (["schema"], {"torch", "ray", "pyarrow"}),
+        (["down"], {"torch", "ray", "pyarrow", "yaml"}),
     ],
 )
 def test_a_command_loads_what_it_needs(folder: Path, words: list[str], heavy: set[str]) -> None:

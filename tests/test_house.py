@@ -31,6 +31,8 @@ FLOORS = {
     "orchestrator.signals": 2,
     "orchestrator.supervisor": 1,
     "orchestrator.bucket": 2,
+    "orchestrator.cluster": 2,
+    "orchestrator.ray_session": 3,
     "orchestrator.views": 2,
     "orchestrator.keys": 2,
     "orchestrator.storage": 3,
@@ -83,6 +85,7 @@ FLOORS = {
     "orchestrator.commands.study": 15,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.cluster": 14,
     "orchestrator.commands.report": 14,
     "orchestrator.commands.watch": 15,
     "orchestrator.commands.launch": 15,
@@ -92,7 +95,7 @@ FLOORS = {
 COMMANDS = ("orchestrator.cli", *(name for name in FLOORS if name.startswith("orchestrator.commands.")))
 
 DOORS = {
-    "ray": ("orchestrator.ray_runner", "orchestrator.jobs"),
+    "ray": ("orchestrator.ray_runner", "orchestrator.ray_session", "orchestrator.jobs"),
     "click": COMMANDS,
     "pyarrow": ("orchestrator.arrow", "orchestrator.bucket"),
     "yaml": ("orchestrator.document",),

@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import Process, descendants, processes, titled, trainers, until
+from processes import LOOPBACK, Process, descendants, listening, processes, titled, trainers, until
 
 from orchestrator import results
 from orchestrator.launch import look
@@ -61,9 +60,11 @@ class Launched:
 Events = dict[str, Callable[[int], object]]  # once a line like this comes: what to do, given the launch's pid
 
 
-def launch(folder: Path, *options: str, events: Events | None = None) -> Launched:
+def launch(folder: Path, *options: str, events: Events | None = None, dashboard: bool = False) -> Launched:
     """Launches the study of a folder in a process group of its own, as a shell does, and looks at its processes."""
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", *options]
+    command += [] if dashboard else ["--no-dashboard"]
+    environment = {**os.environ, "KDCTL_CACHE": str(folder / "cache")}  # where no cluster is kept
     seen: set[Process] = set()
     trained: set[int] = set()
     coming = list((events or {}).items())
@@ -71,7 +72,13 @@ def launch(folder: Path, *options: str, events: Events | None = None) -> Launche
     with (
         (folder / "stdout").open("w+") as stdout,
         subprocess.Popen(
-            command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -257,7 +264,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(make_folder: Callable[[str], 
     events: Events = {": epoch 1/": lambda pid: os.killpg(pid, signal.SIGINT)}
     stopped = launch(folder, "--max-concurrent", "1", events=events)
     assert stopped.code == 130
-    assert "go on with:  kdctl launch study.yaml --max-concurrent 1" in stopped.stderr
+    assert "go on with:  kdctl launch study.yaml --max-concurrent 1 --no-dashboard" in stopped.stderr
     assert len(noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to go on
     (row,) = results.read_trials(Storage.at(folder / "runs"))
     assert row.state is State.STOPPED
@@ -266,22 +273,6 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(make_folder: Callable[[str], 
     again = launch(folder, "--inline")
     assert again.code == 0 and "goes on in epoch" in again.stderr
     assert list(states(folder).values()) == [State.FINISHED] * 3
-
-
-def listening(pids: set[int]) -> set[str]:
-    """The addresses that some processes listen at, as the kernel writes them."""
-    sockets = set()
-    for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-            with suppress(OSError):
-                sockets.add(str(descriptor.readlink()))
-    found = set()
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                found.add(local.partition(":")[0])
-    return found
 
 
 def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(make_folder: Callable[[str], Path]) -> None:
@@ -293,12 +284,11 @@ def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(make_folder: Ca
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
 
-    stopped = launch(folder, events={": epoch 1/": look_and_stop})
+    stopped = launch(folder, events={"dashboard: http://127.0.0.1:": look_and_stop}, dashboard=True)
     assert stopped.code == 130
     assert "stopped at once" in stopped.stderr and "go on with:" in stopped.stderr
     assert stopped.left == set()
-    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert addresses and addresses <= loopback
+    assert addresses and addresses <= LOOPBACK
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     assert token.stat().st_mode & 0o077 == 0
 

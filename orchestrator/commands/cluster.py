@@ -1,0 +1,120 @@
+"""Commands around Ray's cluster on this machine: keep one, end it, and find its dashboard."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.errors import EXIT_TRIALS
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import Kept
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.command()
+def up() -> None:
+    """Start a Ray cluster on this machine that stays, so that its dashboard outlives a study.
+
+    A launch joins it from then on; `kdctl down` ends it.
+
+    \b
+    Example:
+      kdctl up
+      kdctl launch experiments.yaml
+      kdctl down
+    """
+    from orchestrator import cluster
+    from orchestrator.signals import stopping
+
+    with stopping(_interrupted):
+        found, is_new = cluster.up(_say)
+    click.echo(f"a Ray cluster is up at {found.address}" if is_new else f"it is up already, at {found.address}")
+    click.echo(cluster.login(found.dashboard))
+    click.echo(f"`{cluster.command('launch', 'FILE')}` joins it, `{cluster.command('down')}` ends it", err=True)
+
+
+def _interrupted(name: str) -> None:
+    from orchestrator.errors import Interrupted
+
+    raise Interrupted(f"{name}: stopped, and nothing was started")
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask, also where a study is running.")
+def down(yes: bool) -> None:
+    """End the cluster that `kdctl up` started, and no other.
+
+    Asks first where a program is running on it. A study that is cut off goes on with the same launch command.
+    """
+    from orchestrator import cluster
+
+    found = cluster.kept(_say)
+    if found is None:
+        click.echo("no cluster is kept here: there is nothing to end", err=True)
+        return
+    if not yes and (question := _question(found)):
+        click.confirm(question, abort=True, err=True)
+    cluster.down(found)
+    click.echo(f"the cluster at {found.address} is ended", err=True)
+
+
+def _question(found: Kept) -> str | None:
+    """What to ask before a cluster is ended; None where nothing runs on it."""
+    from orchestrator import cluster
+
+    try:
+        programs = cluster.busy_with(found)
+    except OSError as error:
+        return f"the cluster at {found.address} does not say what runs on it ({error}); end it?"
+    if not programs:
+        return None
+    click.echo("\n".join(("on it there runs:", *(f"  {program}" for program in programs))), err=True)
+    return "end it all the same? A launch goes on later with the same command"
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def dashboard(context: click.Context) -> None:
+    """Print where Ray's dashboard is, and how to log in.
+
+    \b
+    Example:
+      kdctl dashboard
+      kdctl dashboard token
+    """
+    if context.invoked_subcommand:
+        return
+    from orchestrator import cluster
+
+    kept = cluster.kept(_say)
+    if kept:
+        click.echo(f"the cluster that `kdctl up` keeps: {cluster.login(kept.dashboard)}")
+    shown = [one for one in cluster.shown() if not kept or one.dashboard != kept.dashboard]
+    for one in shown:
+        click.echo(f"the launch of {one.study}, process {one.pid}: {cluster.login(one.dashboard)}")
+    if not kept and not shown:
+        start = cluster.command("up")
+        click.echo(f"no dashboard is up here; it comes with a launch on Ray, or start one with `{start}`", err=True)
+        sys.exit(EXIT_TRIALS)
+
+
+@dashboard.command("token")
+def token() -> None:
+    """Print Ray's token, to be pasted into the dashboard's dialog.
+
+    Whoever has it and reaches the dashboard can run programs as you.
+    """
+    from orchestrator import cluster
+    from orchestrator.errors import ResourceError
+
+    known = cluster.token()
+    if known is None:
+        raise ResourceError(f"there is no token yet; `{cluster.command('up')}` or a launch on Ray makes one")
+    _say("whoever has this token can run programs as you; show it to nobody, and paste it into the dashboard alone")
+    click.echo(known)

@@ -1,0 +1,185 @@
+"""Being part of a Ray cluster (one of our own while a launch lasts, the kept one, or another), and its dashboard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import node as ray_node
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+from orchestrator import cluster
+from orchestrator.errors import ResourceError
+
+# Whether the environment lets Ray use other addresses than loopback.
+_MAY_LEAVE = bool(ray_constants.ENABLE_RAY_CLUSTER)
+
+OWN = "local"  # an address: a cluster of the launch's own, also where one is kept
+
+_PATIENCE = 7.0  # seconds for our part of Ray to end
+_POLL = 0.3  # seconds between two looks whether a dashboard answers
+_COMING_UP = 120.0  # seconds for a dashboard to answer
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True) -> Iterator[list[dict[str, float]]]:
+    """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources.
+
+    Without an address it is the cluster that `kdctl up` keeps, where there is one. `dashboard` says whether a cluster
+    of our own has one: it comes up beside what is done here, and `say` tells once it answers. Raises ResourceError.
+    """
+    kept = cluster.kept(say) if address != OWN else None
+    if kept and address not in (None, "auto", kept.address):
+        kept = None
+    if kept:
+        say(f"the cluster that `kdctl up` keeps is joined, at {kept.address}; --address {OWN} starts another one")
+    _connect(kept.address if kept else None if address == OWN else address, is_kept=kept is not None)
+    over = threading.Event()
+    try:
+        cluster.hide_token()
+        if is_own():
+            if dashboard:
+                threading.Thread(target=_start_dashboard, args=(study, say, over), daemon=True).start()
+        elif url := ray._private.worker._global_node.webui_url:
+            _tell(study, url, say)
+        if not is_own() and not is_token_auth_enabled():
+            say(
+                f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
+                "start it with RAY_AUTH_MODE=token, see docs/security.md"
+            )
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        over.set()
+        cluster.hide()
+        _leave()
+
+
+def is_own() -> bool:
+    """Whether this process started the cluster that it is part of."""
+    node = ray._private.worker._global_node
+    return bool(node and node.head)
+
+
+def dead_process() -> str | None:
+    """Which of the processes that every trial needs is gone, in a cluster of our own."""
+    node = ray._private.worker._global_node
+    dead = node.dead_processes() if is_own() else []
+    return next((str(kind) for kind, _ in dead if kind in ("raylet", "gcs_server")), None)
+
+
+def _connect(address: str | None, *, is_kept: bool) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _stay_on_this_machine(address is None or is_kept)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
+    logging.getLogger("ray._private.authentication").setLevel(logging.CRITICAL)  # docs/security.md says it better
+    try:
+        if address:
+            _reach(address)
+        if is_kept:
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        with _no_api_server():
+            ray.init(
+                address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where = f"at {address!r} cannot be joined" if address else "could not be started here"
+        raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
+    finally:
+        _hear_again(handlers)
+
+
+def _stay_on_this_machine(is_ours: bool) -> None:
+    """Lets a cluster of our own listen on the loopback address alone; one that is joined is where it is.
+
+    A job on a cluster that does so as well has that from its environment.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
+    if is_ours:
+        for name, value in cluster.SETTINGS.items():
+            os.environ.setdefault(name, value)
+    if is_ours or not _MAY_LEAVE:
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    else:
+        os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
+
+
+def _hear_again(handlers: dict[signal.Signals, Any]) -> None:
+    """Ray takes SIGTERM for itself when it starts; what was to hear it is to hear it again."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at a `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _leave() -> None:
+    """Ends our part of Ray, which would wait for ever for some processes that are gone."""
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(_PATIENCE)
+
+
+# The dashboard.
+
+_API_SERVER = getattr(ray_node.Node, "start_api_server", None)  # Ray's own affair; it may go
+
+
+@contextmanager
+def _no_api_server() -> Iterator[None]:
+    """Keeps `ray.init` from starting the dashboard's process, and waiting for it; see `_start_dashboard`."""
+
+    if _API_SERVER is None:
+        yield
+        return
+
+    def skip(node: Any, **options: Any) -> None:
+        node._webui_url = ""
+
+    ray_node.Node.start_api_server = skip
+    try:
+        yield
+    finally:
+        ray_node.Node.start_api_server = _API_SERVER
+
+
+def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
+    """Starts the dashboard of our own cluster, and tells of it once it answers, or why it does not."""
+    logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # it would print twenty lines of a log
+    node = ray._private.worker._global_node
+    try:
+        node.start_api_server(include_dashboard=True, raise_on_failure=True)
+        url = node.webui_url
+        waited = 0.0
+        while not over.wait(_POLL) and not cluster.answers(url):
+            waited += _POLL
+            if waited > _COMING_UP:
+                raise OSError(f"it does not answer at http://{url}")
+        if not over.is_set():
+            _tell(study, url, say)
+        over.wait()  # the kernel ends the process together with the thread that started it
+    except Exception as error:  # whatever it is, what is trained matters more
+        if not over.is_set():
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            say(f"there is no dashboard ({reason}); the training goes on")
+
+
+def _tell(study: str, url: str, say: Say) -> None:
+    cluster.show(study, url)
+    say(cluster.login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")
