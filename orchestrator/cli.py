@@ -10,7 +10,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, read, study
+from orchestrator.commands import care, query, read, study
 from orchestrator.commands.options import say_how_to_resume
 from orchestrator.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost, masked
 
@@ -41,6 +41,7 @@ for _command in (
     study.schema,
     read.results,
     read.teachers,
+    query.query,
     care.clean,
     care.doctor,
 ):

@@ -46,6 +46,8 @@ FLOORS = {
     "orchestrator.graphs": 0,
     "orchestrator.summary": 2,
     "orchestrator.report": 5,
+    "orchestrator.tabular": 1,
+    "orchestrator.query": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
     "orchestrator.checkpoints": 7,
@@ -63,6 +65,7 @@ FLOORS = {
     "orchestrator.commands.study": 14,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.query": 14,
     "orchestrator.cli": 15,
 }
 
@@ -76,7 +79,7 @@ DOORS = {
     "sklearn": ("orchestrator.data",),
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
-    "duckdb": (),  # no module yet; name it here when there is one
+    "duckdb": ("orchestrator.query",),
 }
 
 
