@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -144,24 +146,31 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator.storage import Storage
 
     click.echo(render(outcome.rows))
-    is_bucket = "://" in storage
-    folder = Storage.at(storage).place.shown("results") if is_bucket else Path(storage) / "results"
+    folder = Storage.at(storage).place.shown("results") if "://" in storage else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
-    if is_bucket:
-        return  # DuckDB would need an extension and the credentials
+    click.echo(f"Query:   {_query_line(outcome.plan.study, storage)}")
+
+
+def _query_line(study: str, storage: str) -> str:
+    """A query as a person would type it; a study's name holds nothing that SQL or a shell would read."""
     query = (
-        "SELECT dataset, student, teacher, method, round(avg(acc), 2) acc, round(stddev(acc), 2) std, count(*) n "  # noqa: S608 - shown
-        f"FROM '{folder}/trials/*.parquet' WHERE state = 'finished' AND study = '{outcome.plan.study}' GROUP BY ALL"
+        "SELECT dataset, student, teacher, method, avg(acc) AS acc, stddev(acc) AS std, count(*) AS n FROM trials "  # noqa: S608 - shown
+        f"WHERE state = 'finished' AND study = '{study}' GROUP BY ALL"
     )
-    click.echo(f'Query:   {_python()} -c "import duckdb; duckdb.sql(\\"{query}\\").show()"')
+    return f'{_kdctl()} query "{query}"' + ("" if storage == "runs" else f" --storage {shlex.quote(storage)}")
 
 
-def _python() -> str:
-    """The Python that has kdctl, as a person would type it."""
-    try:
-        return str(Path(sys.executable).relative_to(Path.cwd()))
-    except ValueError:
-        return sys.executable
+def _kdctl() -> str:
+    """This kdctl as a person would type it: by its name where that finds it, else by its path."""
+    script = Path(sys.executable).with_name("kdctl")
+    if shutil.which("kdctl") == str(script):
+        return "kdctl"
+    python = shlex.quote(_from_here(Path(sys.executable)))
+    return shlex.quote(_from_here(script)) if script.exists() else f"{python} -m orchestrator.cli"
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @click.command()
