@@ -86,6 +86,13 @@ def joined(tables: Sequence[Table], columns: Mapping[str, str]) -> Table:
     return pa.concat_tables(tables).combine_chunks() if tables else _schema(columns).empty_table()
 
 
+def rows(table: Table) -> list[dict[str, Any]]:
+    """Its rows as Python's own values. Raises UnreadableFile for a time that no calendar has."""
+    with _naming_damage():
+        found: list[dict[str, Any]] = table.to_pylist()
+        return found
+
+
 def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Table:
     """Rows as a table with the given column types (names of `TYPES`)."""
     return pa.Table.from_pylist(list(rows), schema=_schema(columns))

@@ -13,7 +13,15 @@ import duckdb
 
 from orchestrator import arrow
 from orchestrator.errors import KdctlError, printable
-from orchestrator.results import EPOCH_COLUMNS, TRIAL_COLUMNS, epochs_table, read_trials, trials_table, types_of
+from orchestrator.results import (
+    EPOCH_COLUMNS,
+    TRIAL_COLUMNS,
+    epochs_table,
+    read_trials,
+    table_of,
+    trials_table,
+    types_of,
+)
 from orchestrator.storage import Storage
 from orchestrator.summary import SUMMARY_COLUMNS, summaries
 from orchestrator.tabular import Heading
@@ -32,6 +40,7 @@ _BATCH = 50_000  # rows that are handed on at once
 # DuckDB opens no file, loads nothing, asks nobody, and reads no variable of this program. One after another, as
 # nothing of this kind can be set once it may not reach outside.
 _LOCKED = (
+    "enable_progress_bar = false",  # it would stand among the data
     "temp_directory = ''",
     f"memory_limit = '{MEMORY}'",
     "autoinstall_known_extensions = false",
@@ -154,12 +163,11 @@ def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
     tables: dict[str, arrow.Table] = {}
     if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
         tables["epochs"] = epochs_table(storage)
-    if wanted & {"trials", "summary"}:
+    if "summary" in wanted:
         rows = read_trials(storage)
-        if "trials" in wanted:
-            tables["trials"] = trials_table(rows)
-        if "summary" in wanted:
-            tables["summary"] = arrow.table_of(types_of(SUMMARY_COLUMNS), summaries(rows))
+        tables |= {"summary": arrow.table_of(types_of(SUMMARY_COLUMNS), summaries(rows)), "trials": table_of(rows)}
+    elif "trials" in wanted:
+        tables["trials"] = trials_table(storage)
     return tables
 
 

@@ -124,31 +124,25 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
     return _read(storage, storage.epoch_rows, trial_ids, EPOCH_COLUMNS, dict)
 
 
-def epochs_table(storage: Storage) -> arrow.Table:
-    """The epochs of all trials as an Arrow table: for thousands of trials, whose rows one by one take long.
+def trials_table(storage: Storage) -> arrow.Table:
+    """The rows of all trials as an Arrow table with the columns of `TRIAL_COLUMNS`.
 
     Raises StorageError that names a damaged file.
     """
-    types = types_of(EPOCH_COLUMNS)
-
-    def decoded(name: str) -> arrow.Table | None:
-        content = _content(storage, name)
-        if content is None:
-            return None
-        with _naming(storage, name):
-            table = arrow.table_from_parquet(content, types)
-            if arrow.distinct(table, "trial_id") not in ([], [PurePosixPath(name).stem]):
-                raise arrow.UnreadableFile("holds rows of another trial")
-            return table
-
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(decoded, _names(storage, storage.epoch_rows, None)))
-    return arrow.joined([table for table in found if table is not None], types)
+    return _joined(_tables(storage, storage.trial_rows, None, TRIAL_COLUMNS), TRIAL_COLUMNS)
 
 
-def trials_table(rows: Iterable[TrialRecord]) -> arrow.Table:
-    """Rows of `trials` as an Arrow table."""
+def table_of(rows: Iterable[TrialRecord]) -> arrow.Table:
+    """Rows that are at hand as such a table."""
     return arrow.table_of(types_of(TRIAL_COLUMNS), map(asdict, rows))
+
+
+def epochs_table(storage: Storage) -> arrow.Table:
+    """The epochs of all trials as an Arrow table with the columns of `EPOCH_COLUMNS`.
+
+    Raises StorageError that names a damaged file.
+    """
+    return _joined(_tables(storage, storage.epoch_rows, None, EPOCH_COLUMNS), EPOCH_COLUMNS)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -209,14 +203,33 @@ def _read(
     columns: Mapping[str, tuple[str, str]],
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
-    rows: list[_Row] = []
+    tables = _tables(storage, folder, trial_ids, columns)
+    try:  # all at once takes half the time
+        return list(map(make, arrow.rows(_joined(tables, columns))))
+    except arrow.UnreadableFile:
+        return [row for name, table in tables.items() for row in _made(storage, name, table, make)]
+
+
+def _made(storage: Storage, name: str, table: arrow.Table, make: Callable[[dict[str, Any]], _Row]) -> list[_Row]:
+    with _naming(storage, name):
+        return list(map(make, arrow.rows(table)))
+
+
+def _tables(
+    storage: Storage, folder: str, trial_ids: Collection[str] | None, columns: Mapping[str, tuple[str, str]]
+) -> dict[str, arrow.Table]:
+    """The table in each file."""
+    types, tables = types_of(columns), {}
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
         with _naming(storage, name):
-            found = arrow.from_parquet(content, types_of(columns))
-            if any(row["trial_id"] != PurePosixPath(name).stem for row in found):
+            tables[name] = arrow.table_from_parquet(content, types)
+            if arrow.distinct(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
                 raise arrow.UnreadableFile("holds rows of another trial")
-            rows += map(make, found)
-    return rows
+    return tables
+
+
+def _joined(tables: Mapping[str, arrow.Table], columns: Mapping[str, tuple[str, str]]) -> arrow.Table:
+    return arrow.joined(list(tables.values()), types_of(columns))
 
 
 @contextmanager
