@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -44,7 +44,8 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
     Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     with _naming_damage():
-        table = _present(content, columns)
+        file = _open(pa.BufferReader(content))
+        table = _whole(file, _fitting(file, columns))
         missing = dict.fromkeys(name for name in columns if name not in table.column_names)
         rows = table.to_pylist()
         return [{**missing, **row} for row in rows] if missing else rows
@@ -56,25 +57,37 @@ def table_from_parquet(content: bytes, columns: Mapping[str, str]) -> Table:
     Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     with _naming_damage():
-        found = _present(content, columns)
+        file, wanted = _open(pa.BufferReader(content)), _schema(columns)
+        if file.schema_arrow.equals(wanted):  # most are so, and to choose columns takes as long as to read them
+            found = _whole(file).replace_schema_metadata(None)
+        else:
+            found = _completed(_whole(file, _fitting(file, columns)), columns)
         found.validate(full=True)  # text that is no UTF-8 is seen here, or not before it is shown
-        held = set(found.column_names)
-        arrays = [
-            found.column(name) if name in held else pa.nulls(found.num_rows, TYPES[kind])
-            for name, kind in columns.items()
-        ]
-        return pa.table(arrays, schema=_schema(columns))
+        return found
 
 
-def _present(content: bytes, columns: Mapping[str, str]) -> Table:
-    """Those of the given columns that a file has. May raise anything where the file is damaged."""
-    file = _open(pa.BufferReader(content))
+def _completed(found: Table, columns: Mapping[str, str]) -> Table:
+    """A table with nothing in the columns that it lacked."""
+    held = set(found.column_names)
+    arrays = [
+        found.column(name) if name in held else pa.nulls(found.num_rows, TYPES[kind]) for name, kind in columns.items()
+    ]
+    return pa.table(arrays, schema=_schema(columns))
+
+
+def _fitting(file: Any, columns: Mapping[str, str]) -> list[str]:
+    """Those of the given columns that a file has. Raises TypeError for one of another type."""
     schema = file.schema_arrow
     present = [name for name in columns if name in schema.names]
     for name in present:
         if schema.field(name).type != TYPES[columns[name]]:
             raise TypeError(f"{name} is of type {schema.field(name).type}")
-    table = file.read(columns=present, use_threads=False)  # threads pay for larger files than these
+    return present
+
+
+def _whole(file: Any, columns: list[str] | None = None) -> Table:
+    """All rows of a file. Raises ValueError where it has another number of them than it says."""
+    table = file.read(columns=columns, use_threads=False)  # threads pay for larger files than these
     if table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but says it twice
         raise ValueError(f"{table.num_rows} rows of {file.metadata.num_rows}")
     return table
@@ -110,15 +123,17 @@ def is_number(kind: Any) -> bool:
 
 
 def values(array: Any) -> list[Any]:
-    """A column of a batch as Python's own values; a time that Python's calendar lacks as text.
+    """A column of a batch as Python's own values; a time that Python has no value for as text.
 
     Raises Error for one in a list or a struct.
     """
-    try:
-        found: list[Any] = array.to_pylist()
-    except (OverflowError, ValueError):  # the year 20000, or nanoseconds
-        found = array.cast(pa.string()).to_pylist()
-    return found
+    is_finer = pa.types.is_timestamp(array.type) and array.type.unit == "ns"  # than microseconds
+    with suppress(OverflowError, ValueError):  # the year 20000
+        if not is_finer:
+            found: list[Any] = array.to_pylist()
+            return found
+    texts = array.cast(pa.string()).to_pylist()
+    return [text and text.replace(" ", "T") for text in texts]
 
 
 def renamed(schema: Any, names: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -172,9 +173,10 @@ def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
 
 
 def _unread(name: str, types: Mapping[str, str]) -> str:
-    nulls = ", ".join(f'NULL::{_SQL_TYPES[kind]} AS "{column}"' for column, kind in types.items())
+    # Each column is made from the complaint, so that no optimiser finds the view empty without asking for it.
+    columns = ", ".join(f'CAST(e AS {_SQL_TYPES[kind]}) AS "{column}"' for column, kind in types.items())
     complaint = f"{name} was not read; name it in the statement itself, not in a text that it runs"
-    return f"CREATE VIEW {name} AS SELECT {nulls} FROM (SELECT error('{complaint}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
+    return f"CREATE VIEW {name} AS SELECT {columns} FROM (SELECT error('{complaint}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -188,9 +190,9 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def _said(error: Exception) -> str:
     """DuckDB's complaint as ours: safe to show, and without advice that nobody can follow here."""
-    text = str(error).partition("\n\nPossible solutions")[0].strip()
+    text = re.split(r"\n\n(?:Possible solutions|Please try installing)", str(error))[0].strip()
     shown = "\n".join(map(printable, text.splitlines()))
-    if "Permission Error" in text:
+    if "Permission Error" in text or text.endswith("extension."):
         return f"a query reads the views {_VIEWS} alone: no file, no network, no extension ({shown})"
     if "Out of Memory" in text:
         return f"the query needs more than {MEMORY} of memory; ask for fewer rows or columns, or filter them first"
