@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -123,17 +124,25 @@ def is_number(kind: Any) -> bool:
 
 
 def values(array: Any) -> list[Any]:
-    """A column of a batch as Python's own values; a time that Python has no value for as text.
+    """A column of a batch, whose times are UTC, as Python's own values; a time that Python lacks as text.
 
     Raises Error for one in a list or a struct.
     """
-    is_finer = pa.types.is_timestamp(array.type) and array.type.unit == "ns"  # than microseconds
-    with suppress(OverflowError, ValueError):  # the year 20000
-        if not is_finer:
+    if not pa.types.is_timestamp(array.type):
+        with suppress(OverflowError, ValueError):
             found: list[Any] = array.to_pylist()
             return found
+    elif array.type.unit == "us":  # nanoseconds are finer than Python's
+        with suppress(OverflowError):  # the year 20000
+            return _times(array.cast(pa.int64()).to_pylist(), UTC if array.type.tz else None)
     texts = array.cast(pa.string()).to_pylist()
     return [text and text.replace(" ", "T") for text in texts]
+
+
+def _times(microseconds: Sequence[int | None], zone: tzinfo | None) -> list[datetime | None]:
+    # Arrow's own way loads pandas where there is one, which takes longer than most queries.
+    epoch = datetime(1970, 1, 1, tzinfo=zone)
+    return [None if moment is None else epoch + timedelta(microseconds=moment) for moment in microseconds]
 
 
 def renamed(schema: Any, names: Sequence[str]) -> Any:
