@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import losses
-from orchestrator import cli, errors, keys, results, schema
+from orchestrator import cli, errors, keys, results, schema, summary
 from orchestrator.keys import Key
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "methods": _method_table,
     "trial-columns": lambda: _column_table(results.TRIAL_COLUMNS),
     "epoch-columns": lambda: _column_table(results.EPOCH_COLUMNS),
+    "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),
 }
 
 

@@ -564,6 +564,8 @@ print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
         (["check", "study.yaml"], {"torch", "ray", "pyarrow"}),
         (["plan", "study.yaml"], {"torch", "ray"}),
         (["results"], {"torch", "ray"}),
+        (["query", "FROM trials"], {"torch", "ray", "scipy"}),
+        (["query", "--help"], {"yaml", "pyarrow", "torch", "ray", "numpy", "duckdb", "rich"}),
         (["clean"], {"torch", "ray"}),
         (["schema"], {"torch", "ray", "pyarrow"}),
         (["down"], {"torch", "ray", "pyarrow", "yaml"}),
