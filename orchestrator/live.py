@@ -25,6 +25,7 @@ from orchestrator.errors import printable
 _PAUSE = 0.2  # seconds between two frames
 _RECKON = 1.0  # seconds between two reckonings of what is left
 _FEW = 3  # failures, and teachers that are waited for, that are shown one by one
+_LISTED = 100  # trials, where all are listed
 _SOME = 20  # of them where there is room
 _UNBOUND = 10_000  # lines and columns of what is no terminal
 _SLOWEST = 2.0  # seconds that the end of a launch waits for a terminal that takes nothing
@@ -44,8 +45,13 @@ _BAR = 10  # columns of the bar of a trial
 _WIDEST = 100  # columns of the bar of the study
 
 
-def lines_of(board: Board, width: int, height: int, eta: Eta | None, now: datetime, few: int = _FEW) -> list[Text]:
-    """What is shown of a board, top down: at most so many rows, each of which fits one line of the terminal."""
+def lines_of(
+    board: Board, width: int, height: int, eta: Eta | None, now: datetime, few: int = _FEW, *, whole: bool = False
+) -> list[Text]:
+    """What is shown of a board, top down: at most so many rows, each of which fits one line of the terminal.
+
+    Of the trials it is those that run, or where it is to be `whole` the others too.
+    """
     rows: list[Text] = [_headline(board, eta, now)]
     if height > 2:
         share, room = board.share(), max(1, min(width, _WIDEST) - 6)
@@ -58,7 +64,7 @@ def lines_of(board: Board, width: int, height: int, eta: Eta | None, now: dateti
     # What runs comes first, but not all of it before the first word of what failed.
     shown = [part[: max(0, min(len(part), rest // 4 if lives else rest // 2))] for part in (failed, waits, notes)]
     rest -= sum(map(len, shown))
-    rows += _running(lives, width, rest)
+    rows += _listed(list(board.trials.values()), width, min(rest, _LISTED)) if whole else _listed(lives, width, rest)
     for part in shown:
         rows += part
     return rows[:height]
@@ -137,19 +143,19 @@ def _hits(board: Board) -> list[Text]:
     if board.cached():
         parts.append(f"{board.cached()} finished before this launch")
     if found:
-        parts.append(f"{found} found their teacher's table")
+        parts.append(f"{found} found {'its' if found == 1 else 'their'} teacher's table")
     if built:
-        parts.append(f"{built} built it")
+        parts.append(f"{built} built a table")
     return [_line("cached", ", ".join(parts), "dim")] if parts else []
 
 
-def _running(lives: Sequence[Standing], width: int, rest: int) -> list[Text]:
-    if not lives or rest < 1:
+def _listed(trials: Sequence[Standing], width: int, rest: int) -> list[Text]:
+    if not trials or rest < 1:
         return []
-    shown = list(lives if len(lives) <= rest else lives[: rest - 1])
+    shown = list(trials if len(trials) <= rest else trials[: rest - 1])
     rows = _aligned(shown, width)
-    if len(shown) < len(lives):
-        left = f"… and {len(lives) - len(shown)} more" if shown else f"{len(lives)} running"
+    if len(shown) < len(trials):
+        left = f"… and {len(trials) - len(shown)} more" if shown else f"{len(trials)} running"
         rows.append(Text(left, "dim", no_wrap=True, overflow="ellipsis"))
     return rows
 
@@ -220,7 +226,7 @@ def printed(board: Board, stream: TextIO) -> str:
     is_terminal = stream.isatty()
     width = terminal_size(stream)[0] - 1 if is_terminal else _UNBOUND
     now = datetime.now(UTC)
-    rows = lines_of(board, width, _UNBOUND, board.eta(now), now, _SOME)
+    rows = lines_of(board, width, _UNBOUND, board.eta(now), now, _SOME, whole=True)
     if not is_terminal:
         return "".join(f"{row.plain.rstrip()}\n" for row in rows)
     return "".join(f"{text}\n" for text, _ in Frames(stream).rendered(rows, width))

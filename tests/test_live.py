@@ -70,7 +70,7 @@ def test_a_wide_terminal_shows_all_there_is_to_know() -> None:
     assert len([line for line in lines if "7/20" in line]) == 20
     assert f"failed {MANY[104].trial_id} {MANY[104].title()}: it broke" in lines
     assert "failed … and 2 more before" in lines
-    assert lines[-1] == "cached 19 found their teacher's table, 1 built it"
+    assert lines[-1] == "cached 19 found their teacher's table, 1 built a table"
 
 
 def test_what_waits_says_for_whom_and_what_was_finished_before_counts() -> None:
@@ -124,6 +124,7 @@ def test_the_end_of_a_study() -> None:
 def test_a_board_as_plain_lines_has_no_colours_and_every_trial() -> None:
     text = printed(BUSY, io.StringIO())
     assert "\x1b" not in text and text.count("7/20") == 20 and text.count("failed 0") == 5
+    assert all(trial_id in text for trial_id in list(BUSY.trials)[:99]) and "more" in text
 
 
 @pytest.mark.parametrize(

@@ -44,18 +44,11 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     a float and 60 characters of a cell; csv, json and parquet have everything.
 
     \b
-    Mean of every method, with n:
-      kdctl query "SELECT method, avg(acc), stddev(acc), count(*) AS n FROM trials
-                   WHERE state = 'finished' GROUP BY method"
-    The same for each setting, with its interval and its difference to base:
-      kdctl query "SELECT student, teacher, setting, n, mean, low, high, diff, diff_low, diff_high
-                   FROM summary WHERE metric = 'last_acc'"
-    A learning curve:
-      kdctl query "SELECT method, e.epoch, avg(test_acc) FROM epochs e JOIN trials USING (trial_id)
-                   GROUP BY ALL ORDER BY ALL"
-    What failed, and why:
+    Examples:
+      kdctl query "SELECT method, avg(acc), stddev(acc), count(*) AS n FROM trials GROUP BY method"
+      kdctl query "SELECT student, setting, n, mean, low, high, diff FROM summary WHERE metric = 'last_acc'"
+      kdctl query "SELECT method, e.epoch, avg(test_acc) FROM epochs e JOIN trials USING (trial_id) GROUP BY ALL"
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
-    All epochs as one file:
       kdctl query "FROM epochs" --output epochs.parquet
     """
     from orchestrator.query import asked
