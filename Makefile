@@ -19,9 +19,10 @@ setup: .venv/ready
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The whole way on real data: the study on Ray, the results table, where the files are and a line to query them.
+# The whole way on real data: the study on Ray, its tables, where the files are, and its report.
 demo: setup
 	$(BIN)/kdctl launch examples/digits.yaml
+	$(BIN)/kdctl report examples/digits.yaml
 
 # The published table: trains what is not finished of experiments.yaml, and prints its figures beside the published
 # ones in Markdown. The same command goes on after a stop; what the launch says goes to standard error.

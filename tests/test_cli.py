@@ -476,7 +476,7 @@ def test_kdctl_alone_tells_somebody_new_where_to_begin(run: Run) -> None:
     code, out, err = run()
     assert (code, out) == (2, "")
     lines = [line.split("  ")[0] for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
-    assert lines[1:] == ["kdctl init", "kdctl launch experiments.yaml", "kdctl results experiments.yaml"]
+    assert lines[1:] == ["kdctl init", "kdctl launch experiments.yaml", "kdctl report experiments.yaml"]
     assert lines[0].startswith("kdctl runs knowledge-distillation studies")
 
 

@@ -89,6 +89,8 @@ def test_every_line_of_shell_in_the_readme_is_understood(line: str) -> None:
         assert is_target(words[1])
     elif words[0] == "source":
         assert words[1] == ".venv/bin/activate"  # which `make` makes
+    elif words[0] == "mkdir":
+        assert words == ["mkdir", words[1], "&&", "cd", words[1]]
     else:
         (call,) = calls(line)
         understood(call)
@@ -115,7 +117,7 @@ def test_the_readme_names_the_commands() -> None:
     assert {"plan", "launch", "results", "teachers", "clean", "doctor"} <= named
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if re.match(r"kdctl (plan|results|check|teachers)", line)])
+@pytest.mark.parametrize("line", [line for line in SHELL if re.match(r"kdctl (plan|results|report|query|check|teachers)", line)])
 def test_lines_of_the_readme_that_train_nothing_run(line: str, folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)

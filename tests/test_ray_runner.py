@@ -100,7 +100,8 @@ def launch(folder: Path, *options: str, events: Events | None = None, dashboard:
 
 def noise(launched: Launched) -> list[str]:
     """What a launch said on standard error besides its own lines, which begin with the time of day."""
-    return [line for line in launched.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+    lines = launched.stderr.splitlines()
+    return [line for line in lines if not re.match(r"\d\d:\d\d:\d\d |    ", line)]  # below a failure: its log
 
 
 def states(folder: Path) -> dict[str, State]:

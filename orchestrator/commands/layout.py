@@ -24,7 +24,7 @@ kdctl runs knowledge-distillation studies: one YAML file in, a finished study ou
 
   kdctl init                       writes experiments.yaml, a small study that runs as it is
   kdctl launch experiments.yaml    trains it, about a minute
-  kdctl results experiments.yaml   prints its tables
+  kdctl report experiments.yaml    writes report.html, a page to read and to share
 
 `kdctl --help` lists every command, `kdctl COMMAND --help` explains one."""
 
