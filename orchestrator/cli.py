@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, cluster, launch, read, report, study, watch
+from orchestrator.commands import care, cluster, dashboard_export, launch, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -76,6 +76,7 @@ for _command in (
     cluster.dashboard,
 ):
     cli.add_command(_command)
+cluster.dashboard.add_command(dashboard_export.export)
 
 
 def main() -> None:

@@ -87,6 +87,7 @@ def dashboard(context: click.Context) -> None:
     Example:
       kdctl dashboard
       kdctl dashboard token
+      kdctl dashboard export
     """
     if context.invoked_subcommand:
         return
