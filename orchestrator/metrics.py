@@ -103,19 +103,17 @@ class Meter:
     def take(self, event: Event) -> None:
         """Takes note of what happened."""
         self._board.take(event)
-        if event.trial is None:
-            return
-        trial_id, facts = event.trial.trial_id, event.facts
-        if isinstance(facts, Begun):
+        facts, trial = event.facts, event.trial
+        if trial and isinstance(facts, Begun):
             if facts.is_hit is not None:
                 self._asked[facts.is_hit] += 1
-            self._running[trial_id] = _Running(labels_of(self._board.study, event.trial), None)
-            self._ended.pop(trial_id, None)
-        elif isinstance(facts, EpochRecord) and trial_id in self._running:
-            self._running[trial_id] = self._running[trial_id]._replace(last=facts)
-        standing = self._board.trials.get(trial_id)
-        if (standing is None or standing.stage is not Stage.RUNNING) and trial_id in self._running:
-            self._ended[trial_id] = self._running.pop(trial_id).labels, event.time
+            self._running[trial.trial_id] = _Running(labels_of(self._board.study, trial), None)
+            self._ended.pop(trial.trial_id, None)
+        elif trial and isinstance(facts, EpochRecord) and trial.trial_id in self._running:
+            self._running[trial.trial_id] = self._running[trial.trial_id]._replace(last=facts)
+        for trial_id in list(self._running):  # the end of a launch ends them all
+            if self._board.trials[trial_id].stage is not Stage.RUNNING:
+                self._ended[trial_id] = self._running.pop(trial_id).labels, event.time
 
     def counters(self) -> list[Sample]:
         """The counters, since the launch began."""

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from orchestrator.errors import StorageError
 from orchestrator.metrics import METRICS, PREFIX
 
 PROMETHEUS, GRAFANA, README, SUMS = "prometheus.yml", "grafana-dashboard.json", "README.txt", "SHA256SUMS"
+
+# What the README lets its reader ask first.
+FIRST_QUERY = "max by (trial) (ray_kdctl_train_loss and on (study, trial_id) ray_kdctl_trial_running == 1)"
 
 _STUDY = 'study=~"$study"'
 _BY_TRIAL = "study, trial_id, trial"
@@ -53,8 +57,8 @@ def _by_trial(expression: str) -> Query:
     return Query(f"max by ({_BY_TRIAL}) ({expression} {runs})", "{{trial}} ({{trial_id}})")
 
 
-def _of_study(name: str, by: str, legend: str) -> Query:
-    return Query(f"max by (study, {by}) ({_named(name)})", legend)
+def _of_study(name: str, by: str, legend: str, where: str = "") -> Query:
+    return Query(f"max by (study, {by}) ({_named(name)}){where}", legend)
 
 
 def _sum(name: str, legend: str) -> Query:
@@ -65,7 +69,7 @@ _EPOCH, _EPOCHS = _named("kdctl_epoch"), _named("kdctl_epochs")
 
 PANELS = (
     Panel("Trials by state", "timeseries", "short", 12,
-          (_of_study("kdctl_trials", "state", "{{study}} {{state}}"),), "Every trial of the study, also what waits."),
+          (_of_study("kdctl_trials", "state", "{{study}} {{state}}", " > 0"),), "Every trial, also what waits."),
     Panel("Time left", "stat", "s", 6,
           (_of_study("kdctl_remaining_seconds", "bound", "{{study}} {{bound}}"),),
           "Until the launch ends: at least, and at most about. Absent as long as nobody can say."),
@@ -190,7 +194,7 @@ Prometheus and Grafana for kdctl. Written by `kdctl dashboard export`; export ag
 
    Then launch a study (on Ray, so without --inline), and open http://127.0.0.1:9090/graph with the query
 
-     ray_kdctl_test_accuracy_percent and on (study, trial_id) ray_kdctl_trial_running == 1
+     {FIRST_QUERY}
 
 2. Grafana: Connections, Add new connection, Prometheus, with the URL http://127.0.0.1:9090. Then Dashboards, New,
    Import, and choose {GRAFANA}. The file has the form of the dashboards that Ray brings along, and every query of it
@@ -244,9 +248,8 @@ def export(folder: Path) -> None:
             new = folder / f".{name}.new"
             written[new] = folder / name
             new.write_text(text, encoding="utf-8")
-        for new, file in written.items():
-            if file.is_dir():
-                raise IsADirectoryError(21, "a folder is in its place", str(file))
+        for file in filter(Path.is_dir, written.values()):
+            raise IsADirectoryError(EISDIR, "a folder is in its place", str(file))
         for new, file in written.items():
             new.replace(file)
     except OSError as error:
