@@ -55,6 +55,7 @@ bench: $(if $(DATA),setup)
 	run planning.py; \
 	run startup.py; \
 	run reading.py; \
+	run query.py; \
 	exit $$status
 
 lint: setup

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,10 @@ TYPES = {
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
 
+Table: TypeAlias = Any  # pa.Table, whose library has no types
+Batch: TypeAlias = Any  # pa.RecordBatch
+Error = pa.ArrowException
+
 _COMPRESSED = 16  # rows from which on a file is compressed
 
 
@@ -26,8 +31,7 @@ class UnreadableFile(Exception):
 
 def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> bytes:
     """The Parquet file of rows with the given column types (names of `TYPES`), `facts` in its metadata."""
-    schema = pa.schema([(name, TYPES[kind]) for name, kind in columns.items()], metadata=dict(facts))
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    table = pa.Table.from_pylist(list(rows), schema=_schema(columns).with_metadata(dict(facts)))
     sink = pa.BufferOutputStream()
     # Most files hold one row, which nothing repeats: dictionaries and compression would only make them slower to write.
     compression = "zstd" if len(rows) >= _COMPRESSED else "none"
@@ -41,36 +45,123 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
     Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     with _naming_damage():
-        table = _table(content, columns)
-        present = set(table.column_names)
-        missing = dict.fromkeys(name for name in columns if name not in present)
+        file = _open(pa.BufferReader(content))
+        table = _whole(file, _fitting(file, columns))
+        missing = dict.fromkeys(name for name in columns if name not in table.column_names)
         rows = table.to_pylist()
         return [{**missing, **row} for row in rows] if missing else rows
 
 
-def columns_from_parquet(content: bytes, columns: Mapping[str, str]) -> dict[str, list[Any]]:
-    """What `from_parquet` reads, a list a column instead of a mapping a row: for many rows many times as fast.
+def table_from_parquet(content: bytes, columns: Mapping[str, str]) -> Table:
+    """The same as a table with exactly the given columns, for many rows.
 
-    Raises UnreadableFile as that does.
+    Raises UnreadableFile for a damaged file, and where a column has another type.
     """
     with _naming_damage():
-        table = _table(content, columns)
-        present, none = set(table.column_names), [None] * table.num_rows
-        return {name: table.column(name).to_pylist() if name in present else none for name in columns}
+        file, wanted = _open(pa.BufferReader(content)), _schema(columns)
+        if file.schema_arrow.equals(wanted):  # most are so, and to choose columns takes as long as to read them
+            found = _whole(file).replace_schema_metadata(None)
+        else:
+            found = _completed(_whole(file, _fitting(file, columns)), columns)
+        found.validate(full=True)  # text that is no UTF-8 is seen here, or not before it is shown
+        return found
 
 
-def _table(content: bytes, columns: Mapping[str, str]) -> pa.Table:
-    """The given columns of a Parquet file, but those that it lacks. Raises whatever Arrow does, or TypeError."""
-    file = _open(pa.BufferReader(content))
+def _completed(found: Table, columns: Mapping[str, str]) -> Table:
+    """A table with nothing in the columns that it lacked."""
+    held = set(found.column_names)
+    arrays = [
+        found.column(name) if name in held else pa.nulls(found.num_rows, TYPES[kind]) for name, kind in columns.items()
+    ]
+    return pa.table(arrays, schema=_schema(columns))
+
+
+def _fitting(file: Any, columns: Mapping[str, str]) -> list[str]:
+    """Those of the given columns that a file has. Raises TypeError for one of another type."""
     schema = file.schema_arrow
     present = [name for name in columns if name in schema.names]
     for name in present:
         if schema.field(name).type != TYPES[columns[name]]:
             raise TypeError(f"{name} is of type {schema.field(name).type}")
-    table = file.read(columns=present, use_threads=False)  # threads pay for larger files than these
-    if present and table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but says it twice
+    return present
+
+
+def _whole(file: Any, columns: list[str] | None = None) -> Table:
+    """All rows of a file. Raises ValueError where it has another number of them than it says."""
+    table = file.read(columns=columns, use_threads=False)  # threads pay for larger files than these
+    if table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but says it twice
         raise ValueError(f"{table.num_rows} rows of {file.metadata.num_rows}")
     return table
+
+
+def joined(tables: Sequence[Table], columns: Mapping[str, str]) -> Table:
+    """The rows of all tables, one after another; no rows where there are no tables."""
+    # One chunk a column: a query over thousands of small ones takes several times as long.
+    return pa.concat_tables(tables).combine_chunks() if tables else _schema(columns).empty_table()
+
+
+def rows(table: Table) -> list[dict[str, Any]]:
+    """Its rows as Python's own values. Raises UnreadableFile for a time that no calendar has."""
+    with _naming_damage():
+        found: list[dict[str, Any]] = table.to_pylist()
+        return found
+
+
+def columns(table: Table) -> dict[str, list[Any]]:
+    """Its columns as lists of Python's own values. Raises UnreadableFile for a time that no calendar has."""
+    with _naming_damage():
+        found: dict[str, list[Any]] = table.to_pydict()
+        return found
+
+
+def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Rows as a table with the given column types (names of `TYPES`)."""
+    return pa.Table.from_pylist(list(rows), schema=_schema(columns))
+
+
+def distinct(table: Table, column: str) -> list[Any]:
+    """The different values of a column."""
+    found: list[Any] = table.column(column).unique().to_pylist()
+    return found
+
+
+def is_number(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds numbers."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def values(array: Any) -> list[Any]:
+    """A column of a batch, whose times are UTC, as Python's own values; a time that Python lacks as text.
+
+    Raises Error for one in a list or a struct.
+    """
+    if not pa.types.is_timestamp(array.type):
+        with suppress(OverflowError, ValueError):
+            found: list[Any] = array.to_pylist()
+            return found
+    elif array.type.unit == "us":  # nanoseconds are finer than Python's
+        with suppress(OverflowError):  # the year 20000
+            return _times(array.cast(pa.int64()).to_pylist(), UTC if array.type.tz else None)
+    texts = array.cast(pa.string()).to_pylist()
+    return [text and text.replace(" ", "T") for text in texts]
+
+
+def _times(microseconds: Sequence[int | None], zone: tzinfo | None) -> list[datetime | None]:
+    # Arrow's own way loads pandas where there is one, which takes longer than most queries.
+    epoch = datetime(1970, 1, 1, tzinfo=zone)
+    return [None if moment is None else epoch + timedelta(microseconds=moment) for moment in microseconds]
+
+
+def renamed(schema: Any, names: Sequence[str]) -> Any:
+    """The schema of a stream, its columns under other names."""
+    return pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
+
+
+def write_parquet(sink: IO[bytes], schema: Any, batches: Iterable[Batch]) -> None:
+    """Writes a stream of batches as one Parquet file. Raises Error for a type that Parquet has not."""
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
@@ -88,6 +179,10 @@ def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
     if any(not isinstance(image, bytes) for image in images) or any(not isinstance(entry, int) for entry in labels):
         raise UnreadableFile(f"holds something else than image bytes and whole-number {label}")
     return images, labels
+
+
+def _schema(columns: Mapping[str, str]) -> Any:
+    return pa.schema([(name, TYPES[kind]) for name, kind in columns.items()])
 
 
 def _open(source: Path | pa.BufferReader) -> pq.ParquetFile:

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, cluster, dashboard_export, launch, read, report, study, watch
+from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -68,6 +68,7 @@ for _command in (
     read.results,
     read.teachers,
     report.report,
+    query.query,
     care.clean,
     care.doctor,
     care.completion,

@@ -82,10 +82,7 @@ def launch(
     since = datetime.now(UTC)
     tell = tell or Lines()
     place = Storage.at(storage)
-    plan = look(study_file, storage, settings)
-    damaged = _drop_damaged_teachers(plan, place)
-    if damaged:
-        plan = look(study_file, storage, settings)
+    plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, since, settings, Path(data), inline=inline)
     began = _begin(plan, launched)
@@ -126,6 +123,15 @@ def _end(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
     counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "none begun"
     text = f"study {plan.study}: of {len(plan.trials):,} trials {counts}; this launch took {seconds:,.0f} s"
     return Event(Kind.END, text, facts=events.Outcome(states, seconds))
+
+
+def _look_for_damage(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
+    """The plan once damaged teachers are removed, which are then to be trained again; and what was removed."""
+    damaged = _drop_damaged_teachers(plan, storage)
+    if not damaged:
+        return plan, []
+    states = results.read_states(storage, [trial.trial_id for trial in plan.trials])
+    return beside(plan, states, list(storage.tables())), damaged
 
 
 def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:

@@ -78,20 +78,21 @@ _FACTS = {"kdctl_schema": SCHEMA_VERSION}
 _FEW = 16  # trials up to which their files are asked for by name; for more, a listing says which there are
 
 
-def _types(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+def types_of(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Columns of a table without what they mean: name → type."""
     return {name: kind for name, (kind, _) in columns.items()}
 
 
 def write_trial(storage: Storage, record: TrialRecord) -> None:
     """Writes a trial's row, in place of an earlier one."""
-    content = arrow.to_parquet(_types(TRIAL_COLUMNS), [asdict(record)], _FACTS)
+    content = arrow.to_parquet(types_of(TRIAL_COLUMNS), [asdict(record)], _FACTS)
     storage.place.write(storage.trial_row(record.trial_id), content)
 
 
 def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord]) -> None:
     """Writes all epochs that a trial has so far."""
     rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
-    storage.place.write(storage.trial_epochs(trial_id), arrow.to_parquet(_types(EPOCH_COLUMNS), rows, _FACTS))
+    storage.place.write(storage.trial_epochs(trial_id), arrow.to_parquet(types_of(EPOCH_COLUMNS), rows, _FACTS))
 
 
 def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
@@ -133,9 +134,30 @@ def epoch_columns(
     types = {name: EPOCH_COLUMNS[name][0] for name in names}
     found: dict[str, dict[str, list[Any]]] = {}
     for name, content in _contents(storage, _names(storage, storage.epoch_rows, trial_ids)):
-        with _naming_file(storage, name):
-            found[PurePosixPath(name).stem] = arrow.columns_from_parquet(content, types)
+        with _naming(storage, name):
+            found[PurePosixPath(name).stem] = arrow.columns(arrow.table_from_parquet(content, types))
     return found
+
+
+def trials_table(storage: Storage) -> arrow.Table:
+    """The rows of all trials as an Arrow table with the columns of `TRIAL_COLUMNS`.
+
+    Raises StorageError that names a damaged file.
+    """
+    return _joined(_tables(storage, storage.trial_rows, None, TRIAL_COLUMNS), TRIAL_COLUMNS)
+
+
+def table_of(rows: Iterable[TrialRecord]) -> arrow.Table:
+    """Rows that are at hand as such a table."""
+    return arrow.table_of(types_of(TRIAL_COLUMNS), map(asdict, rows))
+
+
+def epochs_table(storage: Storage) -> arrow.Table:
+    """The epochs of all trials as an Arrow table with the columns of `EPOCH_COLUMNS`.
+
+    Raises StorageError that names a damaged file.
+    """
+    return _joined(_tables(storage, storage.epoch_rows, None, EPOCH_COLUMNS), EPOCH_COLUMNS)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -196,18 +218,37 @@ def _read(
     columns: Mapping[str, tuple[str, str]],
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
-    rows: list[_Row] = []
+    tables = _tables(storage, folder, trial_ids, columns)
+    try:  # all at once takes half the time
+        return list(map(make, arrow.rows(_joined(tables, columns))))
+    except arrow.UnreadableFile:
+        return [row for name, table in tables.items() for row in _made(storage, name, table, make)]
+
+
+def _made(storage: Storage, name: str, table: arrow.Table, make: Callable[[dict[str, Any]], _Row]) -> list[_Row]:
+    with _naming(storage, name):
+        return list(map(make, arrow.rows(table)))
+
+
+def _tables(
+    storage: Storage, folder: str, trial_ids: Collection[str] | None, columns: Mapping[str, tuple[str, str]]
+) -> dict[str, arrow.Table]:
+    """The table in each file."""
+    types, tables = types_of(columns), {}
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
-        with _naming_file(storage, name):
-            found = arrow.from_parquet(content, _types(columns))
-            if any(row["trial_id"] != PurePosixPath(name).stem for row in found):
+        with _naming(storage, name):
+            tables[name] = arrow.table_from_parquet(content, types)
+            if arrow.distinct(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
                 raise arrow.UnreadableFile("holds rows of another trial")
-            rows += map(make, found)
-    return rows
+    return tables
+
+
+def _joined(tables: Mapping[str, arrow.Table], columns: Mapping[str, tuple[str, str]]) -> arrow.Table:
+    return arrow.joined(list(tables.values()), types_of(columns))
 
 
 @contextmanager
-def _naming_file(storage: Storage, name: str) -> Iterator[None]:
+def _naming(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except arrow.UnreadableFile as error:

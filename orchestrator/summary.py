@@ -84,15 +84,21 @@ class Group:
 
     def statistic(self, column: str) -> Statistic | None:
         """Over the finished runs; None where there are none, or where the column is empty."""
-        return Statistic.over([value for row in self.finished if (value := getattr(row, column)) is not None])
+        return Statistic.over([value for _, value in self._values(column)])
 
     def by_seed(self, column: str) -> dict[int, float]:
         """The mean of a column for each seed of the student, of which there may be several with other teachers."""
         values: dict[int, list[float]] = {}
-        for row in self.finished:
-            if (value := getattr(row, column)) is not None:
-                values.setdefault(row.seed, []).append(value)
+        for seed, value in self._values(column):
+            values.setdefault(seed, []).append(value)
         return {seed: statistics.fmean(found) for seed, found in values.items()}
+
+    def _values(self, column: str) -> Iterator[tuple[int, float]]:
+        """Seed and value of each finished run that has one; what is no finite number has no mean."""
+        for row in self.finished:
+            value = getattr(row, column)
+            if value is not None and math.isfinite(value):
+                yield row.seed, value
 
     def difference(self, base: Group, column: str) -> Statistic | None:
         """Its paired difference to another group: over the seeds that both have, ours less theirs."""
@@ -180,10 +186,10 @@ SUMMARY_COLUMNS: Mapping[str, tuple[str, str]] = {
     "std": ("float", "sample standard deviation (n − 1); null for a single run"),
     "low": ("float", "lower end of the mean's 95 % confidence interval (Student's t); null for a single run"),
     "high": ("float", "its upper end"),
-    "diff_n": ("int", "seeds that base, the same training without a teacher, has too; null without a base"),
+    "diff_n": ("int", "seeds that base, the same training without a teacher, has too; null where there is none"),
     "diff": ("float", "mean of the differences to base on the same seeds"),
     "diff_std": ("float", "their sample standard deviation"),
-    "diff_low": ("float", "lower end of the 95 % confidence interval of diff; below 0 < above: no difference is shown"),
+    "diff_low": ("float", "lower end of the 95 % confidence interval of diff; with 0 in it, no difference is shown"),
     "diff_high": ("float", "its upper end"),
 }
 
@@ -228,7 +234,7 @@ def _settings(row: TrialRecord) -> dict[str, Any]:
     for name, value in json.loads(row.recipe).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items() if inner is not None}
-        else:
+        elif value is not None:  # a row of an older version may lack what a newer one leaves open
             flat[name] = value
     for name in ("teacher.seed", *_HOW_RUN):
         flat.pop(name, None)
@@ -246,5 +252,5 @@ def _labels(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 def _differing(rivals: Sequence[dict[str, Any]]) -> list[str]:
     """The settings in which some of these differ, in the order of their names."""
-    names = {name for own in rivals for name in own}
-    return sorted(name for name in names if any(own.get(name) != rivals[0].get(name) for own in rivals))
+    names = sorted({name for own in rivals for name in own})
+    return [name for name in names if len({repr(own.get(name)) for own in rivals}) > 1]

@@ -41,7 +41,8 @@ def written(rows: list[dict[str, Any]]) -> bytes:
 @example([EMPTY, ROW])
 def test_rows_round_trip(rows: list[dict[str, Any]]) -> None:
     read = arrow.from_parquet(written(rows), COLUMNS)
-    assert read == rows
+    assert read == rows == arrow.rows(arrow.table_from_parquet(written(rows), COLUMNS))
+    assert arrow.rows(arrow.table_of(COLUMNS, rows)) == rows
     # 1 == 1.0, so the types are compared too.
     kinds = [[type(row[name]) for name in COLUMNS] for row in rows]
     assert [[type(row[name]) for name in COLUMNS] for row in read] == kinds
@@ -212,12 +213,23 @@ def test_images_of_another_table_are_refused(file: Path) -> None:
 @given(st.lists(VALUES, max_size=5))
 def test_columns_are_those_of_the_rows(rows: list[dict[str, Any]]) -> None:
     wanted = {**COLUMNS, "later": "int"}  # which a file of an earlier version lacks
-    found = arrow.columns_from_parquet(written(rows), wanted)
+    found = arrow.columns(arrow.table_from_parquet(written(rows), wanted))
     assert found == {name: [row.get(name) for row in rows] for name in wanted}
 
 
-def test_columns_of_damage_are_unreadable() -> None:
-    with pytest.raises(arrow.UnreadableFile, match="Parquet"):
-        arrow.columns_from_parquet(written([ROW])[:-9], COLUMNS)
-    with pytest.raises(arrow.UnreadableFile, match="of type"):
-        arrow.columns_from_parquet(written([ROW]), {"name": "int"})
+def test_a_table_has_the_columns_that_were_asked_for_in_their_order() -> None:
+    asked = {"at": "timestamp", "new": "float", "name": "string"}
+    table = arrow.table_from_parquet(written([ROW]), asked)
+    assert arrow.rows(table) == [{"at": ROW["at"], "new": None, "name": ROW["name"]}]
+    assert table.schema.types == [arrow.TYPES[kind] for kind in asked.values()]
+    with pytest.raises(arrow.UnreadableFile, match="count is of type int64"):
+        arrow.table_from_parquet(written([ROW]), {"count": "float"})
+
+
+def test_tables_are_joined_one_after_another() -> None:
+    tables = [arrow.table_of(COLUMNS, [{**ROW, "count": number}] * number) for number in (1, 0, 2)]
+    joined = arrow.joined(tables, COLUMNS)
+    assert joined.column("count").to_pylist() == [1, 2, 2]
+    assert joined.column("count").num_chunks == 1
+    assert arrow.distinct(joined, "count") == [1, 2]
+    assert arrow.joined([], COLUMNS).schema == joined.schema

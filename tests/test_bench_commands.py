@@ -39,6 +39,15 @@ def test_reading() -> None:
     assert [row[2] for row in rows] == ["6"] * 4 + ["2"] * 2
 
 
+def test_query() -> None:
+    _, rows = table("query.py", "--trials", "2", "--epochs", "3", "--repeats", "1")
+    assert [row[2:5] for row in rows] == [
+        ["mean of each method", "1", "1"],
+        ["learning curve", "3", "1"],
+        ["join", "3", "1"],
+    ]
+
+
 @pytest.mark.timeout(290)
 def test_overhead() -> None:
     options = ("--trials", "2", "--function-trials", "0", "--repeats", "1", "--images", "32")  # it takes seconds

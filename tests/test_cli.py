@@ -7,18 +7,22 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from processes import until
 from terminal import Terminal
 
-from orchestrator import cli, report
-from orchestrator.errors import Interrupted
+from orchestrator import cli, report, stops, studies
+from orchestrator.errors import Interrupted, KdctlError
+from orchestrator.events import Event, Kind
 from orchestrator.launch import launch
 from orchestrator.progress import quiet
 from orchestrator.storage import Storage
@@ -260,6 +264,71 @@ def test_storage_and_data_come_from_the_environment(
     assert (code, out) == (2, "") and f"{tmp_path}/images/cifar10: there is no test-*.parquet" in err
 
 
+# Stopping.
+
+
+@pytest.fixture
+def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+    """A launch of a long study in a thread; holds what it ended with."""
+    monkeypatch.setattr("orchestrator.stops.BEAT", 0.01)
+    ended: list[BaseException] = []
+    begun = threading.Event()
+    settings = ["recipe.epochs=100000"]
+
+    def train() -> None:
+        try:
+            launch("study.yaml", storage=storage.place.address, inline=True, settings=settings, tell=tell)
+        except KdctlError as error:
+            ended.append(error)
+
+    def tell(event: Event) -> None:
+        if event.kind is Kind.EPOCH:
+            begun.set()
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    assert begun.wait(60)
+    yield ended
+    stops.request(storage, studies.find(storage).launched.resource)
+    thread.join(60)
+
+
+def test_stop_waits_until_the_launch_has_stopped_and_says_how_to_go_on(
+    run: Run, storage: Storage, running: list[BaseException]
+) -> None:
+    place = storage.place.address
+    code, out, err = run("stop", "tiny", "--storage", place)
+    assert (code, out) == (0, "")
+    stopping, stopped, goes_on = err.splitlines()
+    assert "study tiny" in stopping and "checkpoint" in stopping and stopped == "study tiny has stopped"
+    assert goes_on == f"go on with:  kdctl launch study.yaml --set recipe.epochs=100000 --storage {place}"
+    assert until(lambda: running) and isinstance(running[0], Interrupted)
+    code, out, err = run("stop", "--storage", place)
+    assert (code, out) == (2, "") and "the last launch of study tiny has ended; there is nothing to stop" in err
+
+
+def test_stop_asks_on_a_terminal(
+    run: Run, storage: Storage, running: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("orchestrator.commands.launch.is_terminal", lambda: True)
+    monkeypatch.setattr("orchestrator.commands.launch.agrees", lambda question: asked.append(question))
+    code, out, err = run("stop", "--storage", storage.place.address)
+    assert (code, out, err) == (0, "", "nothing was stopped\n") and running == []
+    assert asked == [f"Stop study tiny, process {os.getpid()} on {socket.gethostname()}?"]
+
+
+def test_stop_of_nothing(run: Run) -> None:
+    code, out, err = run("stop")
+    assert (code, out) == (2, "") and "holds no study yet" in err
+
+
+@pytest.mark.parametrize("command", ["stop", "status", "logs"])
+def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> None:
+    code, out, err = run(command, "--address", "10.0.0.1:6379")
+    assert (code, out) == (2, "") and "is no dashboard; wanted its address, like http://127.0.0.1:8265" in err
+
+
 # Errors.
 
 
@@ -495,6 +564,8 @@ print(*{name.split(".")[0] for name in sys.modules}, file=sys.stderr)
         (["check", "study.yaml"], {"torch", "ray", "pyarrow"}),
         (["plan", "study.yaml"], {"torch", "ray"}),
         (["results"], {"torch", "ray"}),
+        (["query", "FROM trials"], {"torch", "ray", "scipy"}),
+        (["query", "--help"], {"yaml", "pyarrow", "torch", "ray", "numpy", "duckdb", "rich"}),
         (["clean"], {"torch", "ray"}),
         (["schema"], {"torch", "ray", "pyarrow"}),
         (["down"], {"torch", "ray", "pyarrow", "yaml"}),

@@ -28,6 +28,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
 ALL = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
+QUERIES = re.findall(r"^(?:echo .*)?kdctl query .*$", (ROOT / "docs" / "columns.md").read_text(), re.MULTILINE)
 SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
 
 
@@ -145,6 +146,28 @@ def test_every_line_of_python_in_the_readme_runs(snippet: str, folder: Path) -> 
     assert done.stdout.strip()
 
 
+def run_line(line: str, folder: Path) -> str:
+    """What a line says that a person types into a shell, where it works."""
+    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", QUERIES)
+def test_every_query_in_the_docs_runs(line: str, folder: Path) -> None:
+    said = run_line(line.replace("kdctl query", f"{shlex.quote(sys.executable)} -m orchestrator.cli query"), folder)
+    if "--output" in line:
+        assert not said and (folder / line.split()[-1]).stat().st_size
+    elif "'failed'" in line:
+        assert said.split() == ["trial_id", "method", "student", "seed", "state", "failure", "error"]
+    else:
+        assert len(said.splitlines()) > 1
+
+
+def test_there_are_queries_in_the_docs() -> None:
+    assert len(QUERIES) > 9
+
+
 def test_the_query_line_that_a_launch_prints_runs(folder: Path) -> None:
     kdctl = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
     settings = [part for setting in SMALL for part in ("--set", setting)]
@@ -154,8 +177,5 @@ def test_the_query_line_that_a_launch_prints_runs(folder: Path) -> None:
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     line = next(line for line in again.stdout.splitlines() if line.startswith("Query:"))
-    done = subprocess.run(
-        line.removeprefix("Query:"), shell=True, cwd=folder, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(method in done.stdout for method in ("base", "logit", "st"))
+    said = run_line(line.removeprefix("Query:"), folder)
+    assert all(method in said for method in ("base", "logit", "st"))

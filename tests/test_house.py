@@ -60,6 +60,8 @@ FLOORS = {
     "orchestrator.figures": 7,
     "orchestrator.sections": 8,
     "orchestrator.page": 9,
+    "orchestrator.tabular": 1,
+    "orchestrator.query": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
     "orchestrator.checkpoints": 7,
@@ -89,6 +91,7 @@ FLOORS = {
     "orchestrator.commands.study": 15,
     "orchestrator.commands.read": 14,
     "orchestrator.commands.care": 14,
+    "orchestrator.commands.query": 14,
     "orchestrator.commands.cluster": 14,
     "orchestrator.commands.dashboard_export": 15,
     "orchestrator.commands.report": 14,
@@ -108,8 +111,8 @@ DOORS = {
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
     "jinja2": ("orchestrator.page",),
-    "rich": ("orchestrator.live",),
-    "duckdb": (),  # no module yet; name it here when there is one
+    "rich": ("orchestrator.live", "orchestrator.tabular"),
+    "duckdb": ("orchestrator.query",),
 }
 
 

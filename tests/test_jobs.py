@@ -301,9 +301,9 @@ def test_a_stop_waits_for_the_end_and_says_how_to_go_on(dashboard: Dashboard, ca
 
 def test_a_stop_asks_first_on_a_terminal(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, kdctl: Any) -> None:
     dashboard.add("kdctl-1", MINE)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("orchestrator.commands.jobs.is_terminal", lambda: True)
     monkeypatch.setattr("click.confirm", lambda text, **how: (_ for _ in ()).throw(KeyboardInterrupt(text)))
-    with pytest.raises(KeyboardInterrupt, match=r"stop study far\.away, job kdctl-1\?"):
+    with pytest.raises(KeyboardInterrupt, match=r"Stop study far\.away, job kdctl-1\?"):
         stop_job(dashboard.address, None, yes=False)
     assert dashboard.stops == []
     stop_job(dashboard.address, None, yes=True)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 from processes import LOOPBACK, listening, processes, until
+from terminal import Terminal
 
 from orchestrator import cluster
 from orchestrator.errors import ResourceError
@@ -59,9 +60,9 @@ def home(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> I
             yield folder
 
 
-def kdctl(home: Path, *words: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+def kdctl(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in a folder."""
-    return subprocess.run([KDCTL, *words], cwd=home, input=answer, capture_output=True, text=True, check=False)
+    return subprocess.run([KDCTL, *words], cwd=home, input="", capture_output=True, text=True, check=False)
 
 
 def remembered(home: Path) -> dict[str, Any]:
@@ -174,8 +175,12 @@ def test_a_browser_shows_it(study: tuple[int, str], kept: cluster.Kept, browser:
 def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
     study: tuple[int, str], kept: cluster.Kept, home: Path
 ) -> None:
-    refused = kdctl(home, "down", answer="n\n")
-    assert refused.returncode == 130 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
+    refused = kdctl(home, "down")
+    assert refused.returncode == 2 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
+    with Terminal([KDCTL, "down"], home, os.environ) as asked:
+        asked.wait_for("end it all the same?")
+        asked.type("n\n")
+    assert asked.code == 0 and "nothing was ended" in asked.shown
     assert kept.pid in session(kept.pid)
     members = {process for process in processes() if process[0] in session(kept.pid)}
     os.kill(study[0], signal.SIGINT)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.commands.layout import Group
+from orchestrator.commands.options import agrees, is_terminal, yes_option
 from orchestrator.errors import EXIT_TRIALS
 
 if TYPE_CHECKING:
@@ -24,10 +26,9 @@ def up() -> None:
     A launch joins it from then on; `kdctl down` ends it.
 
     \b
-    Example:
+    Examples:
       kdctl up
-      kdctl launch experiments.yaml
-      kdctl down
+      kdctl up && kdctl launch experiments.yaml && kdctl down --yes
     """
     from orchestrator import cluster
     from orchestrator.signals import stopping
@@ -46,11 +47,16 @@ def _interrupted(name: str) -> None:
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Do not ask, also where a study is running.")
+@yes_option
 def down(yes: bool) -> None:
     """End the cluster that `kdctl up` started, and no other.
 
     Asks first where a program is running on it. A study that is cut off goes on with the same launch command.
+
+    \b
+    Examples:
+      kdctl down
+      kdctl down --yes
     """
     from orchestrator import cluster
 
@@ -58,10 +64,20 @@ def down(yes: bool) -> None:
     if found is None:
         click.echo("no cluster is kept here: there is nothing to end", err=True)
         return
-    if not yes and (question := _question(found)):
-        click.confirm(question, abort=True, err=True)
+    if not yes and (question := _question(found)) and not _may_end(question):
+        return
     cluster.down(found)
     click.echo(f"the cluster at {found.address} is ended", err=True)
+
+
+def _may_end(question: str) -> bool:
+    """Whether what runs may be cut off. Raises UsageError where there is nobody to ask."""
+    if not is_terminal():
+        raise click.UsageError("something is running on the cluster, and nobody can be asked here; say --yes to end it")
+    if agrees(question):
+        return True
+    click.echo("nothing was ended", err=True)
+    return False
 
 
 def _question(found: Kept) -> str | None:
@@ -78,13 +94,13 @@ def _question(found: Kept) -> str | None:
     return "end it all the same? A launch goes on later with the same command"
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def dashboard(context: click.Context) -> None:
     """Print where Ray's dashboard is, and how to log in.
 
     \b
-    Example:
+    Examples:
       kdctl dashboard
       kdctl dashboard token
       kdctl dashboard export
@@ -110,6 +126,10 @@ def token() -> None:
     """Print Ray's token, to be pasted into the dashboard's dialog.
 
     Whoever has it and reaches the dashboard can run programs as you.
+
+    \b
+    Examples:
+      kdctl dashboard token
     """
     from orchestrator import cluster
     from orchestrator.errors import ResourceError

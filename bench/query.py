@@ -1,0 +1,90 @@
+"""What a query costs: `kdctl query`'s way beside DuckDB reading the Parquet files itself, on the same storage.
+
+python bench/query.py [--trials 500 5000] [--epochs 200] [--repeats 5]
+
+Each figure is a fresh process, the two ways by turns; the files were just written, and so are in memory. The time is
+without Python's start and imports, and `times` is ours by DuckDB's, pair by pair. DuckDB reads with `read_parquet` over
+the folder, which fails now and then where a study runs; ours notices damage, and can be asked while it runs. DuckDB
+reads the columns that it needs, ours whole files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import pairs, positive, ratios, spread
+from machine import described
+from reading import fill
+
+QUERIES = {
+    "mean of each method": "SELECT method, avg(acc), count(*) FROM {trials} GROUP BY method",
+    "learning curve": "SELECT epoch, avg(test_acc), count(*) FROM {epochs} GROUP BY epoch ORDER BY epoch",
+    "join": (
+        "SELECT method, e.epoch, avg(test_acc), stddev(train_loss) FROM {epochs} e JOIN {trials} t USING (trial_id) "
+        "GROUP BY ALL ORDER BY ALL"
+    ),
+}
+OURS = """
+import sys, time
+from orchestrator.query import asked
+from orchestrator.storage import Storage
+start = time.perf_counter()
+with asked(Storage.at(sys.argv[1]), sys.argv[2]) as answer:
+    rows = sum(len(columns[0]) for columns in answer.columns())
+print(time.perf_counter() - start, rows)
+"""
+DUCKDB = """
+import sys, time
+import duckdb
+start = time.perf_counter()
+with duckdb.connect() as connection:
+    connection.execute("SET enable_progress_bar = false")
+    rows = len(connection.sql(sys.argv[2]).to_arrow_table())
+print(time.perf_counter() - start, rows)
+"""
+
+
+def ask(program: str, folder: Path, query: str) -> tuple[float, int]:
+    """Seconds of one query in a process of its own, and the rows of its answer."""
+    command = [sys.executable, "-c", program, str(folder), query]
+    seconds, rows = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    return float(seconds), int(rows)
+
+
+def compare(folder: Path, query: str, repeats: int) -> str:
+    """The figures of one query, as cells."""
+    files = {name: f"read_parquet('{folder}/results/{name}/*.parquet')" for name in ("trials", "epochs")}
+    ours_text, theirs_text = query.format(trials="trials", epochs="epochs"), query.format(**files)
+    (_, rows), (_, wanted) = ask(OURS, folder, ours_text), ask(DUCKDB, folder, theirs_text)
+    assert rows == wanted
+    ours, theirs = pairs(lambda: ask(OURS, folder, ours_text)[0], lambda: ask(DUCKDB, folder, theirs_text)[0], repeats)
+    return (
+        f"{rows} | {repeats} | {spread(ours, '.2f')} | {spread(theirs, '.2f')} | {spread(ratios(ours, theirs), '.2f')}"
+    )
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=positive, nargs="+", default=[500, 5000])
+    parser.add_argument("--epochs", type=positive, default=200)
+    parser.add_argument("--repeats", type=positive, default=5)
+    options = parser.parse_args()
+    print(described(), end="\n\n")
+    print("| trials | epochs each | query | rows | n | kdctl, s | DuckDB, s | times |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for trials in options.trials:
+        with tempfile.TemporaryDirectory() as name:
+            fill(Path(name), trials, options.epochs)
+            for title, query in QUERIES.items():
+                cells = compare(Path(name), query, options.repeats)
+                print(f"| {trials:,} | {options.epochs} | {title} | {cells} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
