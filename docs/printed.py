@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 import losses
-from orchestrator import cli, errors, keys, results, schema, summary
+from orchestrator import cli, errors, keys, metrics, results, schema, summary
 from orchestrator.keys import Key
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/columns.md", "docs/commands.md")
+PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/monitoring.md")
 SCHEMA = "docs/study.schema.json"
 _BLOCK = re.compile(r"(<!-- printed: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -86,6 +86,14 @@ def _exit_codes() -> str:
     return "\n".join(["| code | meaning |", "|---|---|", *rows])
 
 
+def _metric_table() -> str:
+    rows = []
+    for name, metric in metrics.METRICS.items():
+        per = "trial that runs" if "trial_id" in metric.labels else ", ".join(metric.labels)
+        rows.append(f"| `{metrics.PREFIX}{name}` | {metric.kind} | {metric.unit} | {per} | {metric.meaning} |")
+    return "\n".join(["| metric | kind | unit | one for each | meaning |", "|---|---|---|---|---|", *rows])
+
+
 _PRINTERS: Mapping[str, Callable[[], str]] = {
     "commands": _command_table,
     "command-reference": _command_reference,
@@ -95,6 +103,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "teacher-keys": lambda: _key_table(keys.TEACHER_KEYS),
     "resource-keys": lambda: _key_table(keys.RESOURCE_KEYS),
     "methods": _method_table,
+    "metrics": _metric_table,
     "trial-columns": lambda: _column_table(results.TRIAL_COLUMNS),
     "epoch-columns": lambda: _column_table(results.EPOCH_COLUMNS),
     "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),

@@ -11,7 +11,7 @@ import traceback
 
 import click
 
-from orchestrator.commands import care, cluster, launch, query, read, report, study, watch
+from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
 from orchestrator.commands.layout import WELCOME, Sections
@@ -77,6 +77,7 @@ for _command in (
     cluster.dashboard,
 ):
     cli.add_command(_command)
+cluster.dashboard.add_command(dashboard_export.export)
 
 
 def main() -> None:

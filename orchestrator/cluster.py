@@ -40,6 +40,7 @@ SETTINGS = {
     # What the dashboard says of processes would be 20 s old: another trial, by then.
     "RAY_DASHBOARD_STATS_UPDATING_INTERVAL": "1",
     "REPORTER_UPDATE_INTERVAL_MS": "1000",
+    "RAY_metrics_report_interval_ms": "2000",  # Ray keeps a metric that ended for three of them, 30 s otherwise
 }
 
 Say = Callable[[str], None]

@@ -85,13 +85,14 @@ def launch(
     plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, since, settings, Path(data), inline=inline)
-    tell(_begin(plan, launched))
+    began = _begin(plan, launched)
+    tell(began)
     for warning in (*plan.warnings, *damaged):
         tell(Event(Kind.NOTE, warning))
     try:
         if to_do:
             place.prepare()
-            _train(plan, to_do, place, launched, tell, max_concurrent, address, dashboard)
+            _train(plan, to_do, place, launched, began, tell, max_concurrent, address, dashboard)
     except Interrupted:
         tell(_end(plan, _rows(plan, place), since))
         raise
@@ -176,6 +177,7 @@ def _train(
     to_do: Sequence[PlannedTrial],
     storage: Storage,
     launched: Launched,
+    began: Event,
     tell: Tell,
     max_concurrent: int | None,
     address: str | None,
@@ -194,7 +196,7 @@ def _train(
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
-        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard)
+        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard, began)
         if launched.executor == "inline":
             run_inline(run, tell)
         else:

@@ -29,6 +29,7 @@ from ray.tune.search import Searcher
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
+from orchestrator.ray_metrics import exported, memory_told
 from orchestrator.ray_session import dead_process, joined
 from orchestrator.records import EpochRecord, Failure, TrialRecord
 from orchestrator.runner import Conductor, Run, described, gpus_of
@@ -72,8 +73,9 @@ def run_ray(run: Run, tell: Tell) -> None:
         if sharing(gpus) > 1:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        conductor = Conductor(run, jobs, tell_in_turn, most)
-        _fit(run, conductor, gpus, most)
+        with exported(run.began, tell_in_turn, say) as tell_all:
+            conductor = Conductor(run, jobs, tell_all, most)
+            _fit(run, conductor, gpus, most)
     conductor.conclude()
 
 
@@ -129,6 +131,7 @@ class TrialWorker(tune.Trainable):
         job = Job.from_json(config["job"])
         self._study = job.study
         self._reports = run_trial(job)
+        self._end_memory = memory_told(job.study, job.trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Gets ready for another trial."""
@@ -143,11 +146,15 @@ class TrialWorker(tune.Trainable):
             reports.append((type(report).__name__, asdict(report)))
             if isinstance(report, Begun | Notice | TrialRecord | Elsewhere) or time.monotonic() - start > _GATHER:
                 break
-        return {"reports": reports, "done": reports[-1][0] in _LAST}
+        is_done = reports[-1][0] in _LAST
+        if is_done:
+            self._end_memory()
+        return {"reports": reports, "done": is_done}
 
     def cleanup(self) -> None:
         """Lets go of the trial."""
         self._reports.close()
+        self._end_memory()
 
     def __repr__(self) -> str:
         # The dashboard keeps what this said first, so it holds for every trial to come; see `Watcher.on_trial_start`.

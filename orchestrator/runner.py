@@ -38,7 +38,7 @@ class Run:
 
     `lease` is the launch's own: as long as it is held, workers work. `begun` is set once something may be trained,
     `stop` by who wants the launch to end. `address` is that of a Ray cluster, `dashboard` whether one of our own has
-    one.
+    one. `began` is the event that the launch began with.
     """
 
     jobs: Sequence[Job]
@@ -51,6 +51,7 @@ class Run:
     address: str | None = None
     begun: threading.Event = field(default_factory=threading.Event)
     dashboard: bool = True
+    began: Event | None = None
 
 
 class Conductor:

@@ -71,6 +71,10 @@ FLOORS = {
     "orchestrator.progress": 9,
     "orchestrator.board": 7,
     "orchestrator.live": 8,
+    "orchestrator.scrape": 3,
+    "orchestrator.metrics": 8,
+    "orchestrator.monitoring": 9,
+    "orchestrator.ray_metrics": 9,
     "orchestrator.follow": 8,
     "orchestrator.schedule": 9,
     "orchestrator.doctor": 10,
@@ -89,6 +93,7 @@ FLOORS = {
     "orchestrator.commands.care": 14,
     "orchestrator.commands.query": 14,
     "orchestrator.commands.cluster": 14,
+    "orchestrator.commands.dashboard_export": 15,
     "orchestrator.commands.report": 14,
     "orchestrator.commands.watch": 15,
     "orchestrator.commands.launch": 15,
@@ -98,7 +103,7 @@ FLOORS = {
 COMMANDS = ("orchestrator.cli", *(name for name in FLOORS if name.startswith("orchestrator.commands.")))
 
 DOORS = {
-    "ray": ("orchestrator.ray_runner", "orchestrator.ray_session", "orchestrator.jobs"),
+    "ray": ("orchestrator.ray_runner", "orchestrator.ray_session", "orchestrator.ray_metrics", "orchestrator.jobs"),
     "click": COMMANDS,
     "pyarrow": ("orchestrator.arrow", "orchestrator.bucket"),
     "yaml": ("orchestrator.document",),

@@ -103,6 +103,7 @@ def dashboard(context: click.Context) -> None:
     Examples:
       kdctl dashboard
       kdctl dashboard token
+      kdctl dashboard export
     """
     if context.invoked_subcommand:
         return

@@ -1,0 +1,48 @@
+"""Where Prometheus finds what a launch exports: a file a launch, for its service discovery (`file_sd_configs`).
+
+Ray writes such a file too, but only the dashboard does, and every cluster of a machine writes the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator import cluster
+
+
+def folder() -> Path:
+    """The folder of these files."""
+    return cluster.folder() / "prometheus"
+
+
+def announce(targets: Sequence[str]) -> None:
+    """Lets Prometheus find these `host:port` as long as this process lives, instead of others. Raises OSError."""
+    file = _file(os.getpid())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _sweep()
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps([{"targets": list(targets)}]), encoding="utf-8")
+    new.replace(file)
+
+
+def withdraw() -> None:
+    """Takes back what this process announced."""
+    with suppress(OSError):
+        _file(os.getpid()).unlink(missing_ok=True)
+
+
+def _file(pid: int) -> Path:
+    return folder() / f"{socket.gethostname()}-{pid}.json"  # machines may share a home
+
+
+def _sweep() -> None:
+    """Removes the files of this machine's launches that were killed."""
+    for file in folder().glob(f"{socket.gethostname()}-*.json"):
+        pid = file.stem.rpartition("-")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            file.unlink(missing_ok=True)
