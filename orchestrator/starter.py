@@ -20,7 +20,7 @@ _HEAD = """\
 #
 #   kdctl plan {file}       what will be trained
 #   kdctl launch {file}     train it; the same line again goes on where it stopped
-#   kdctl results {file}    the tables
+#   kdctl report {file}     report.html, a page to read and to share
 #
 # A trial that is finished is never trained again: add a seed or a student, launch again, and only that is trained.
 # `kdctl check {file}` finds every mistake in this file.
@@ -139,7 +139,7 @@ def next_steps(path: Path, dataset: str) -> str:
     lines = {
         f"kdctl plan {file}": "what will be trained",
         launch: f"train it ({takes})",
-        f"kdctl results {file if dataset == 'digits' else f'my-{dataset}'}": "its tables",
+        f"kdctl report {file if dataset == 'digits' else f'my-{dataset}'}": "report.html, a page to read and to share",
     }
     width = max(map(len, lines))
     return "\n".join(f"  {line:<{width}}   {meaning}" for line, meaning in lines.items())

@@ -117,7 +117,9 @@ def test_the_readme_names_the_commands() -> None:
     assert {"plan", "launch", "results", "teachers", "clean", "doctor"} <= named
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if re.match(r"kdctl (plan|results|report|query|check|teachers)", line)])
+@pytest.mark.parametrize(
+    "line", [line for line in SHELL if re.match(r"kdctl (plan|results|report|query|check|teachers)", line)]
+)
 def test_lines_of_the_readme_that_train_nothing_run(line: str, folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
