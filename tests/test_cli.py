@@ -528,7 +528,7 @@ def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool
 def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> None:
     code, out, err = run("init")
     lines = [line.split("   ")[0].split() for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
-    assert (code, out) == (0, "") and [words[1] for words in lines] == ["plan", "launch", "results"]
+    assert (code, out) == (0, "") and [words[1] for words in lines] == ["plan", "launch", "report"]
     assert "7 trials of study my-digits: 7 new" in run(*lines[0][1:])[1]
     assert run("init", "--yes", "--dataset", "cifar100")[0] == 0
     assert "cifar100" in run("plan", "experiments.yaml")[1]

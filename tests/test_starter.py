@@ -84,9 +84,9 @@ def test_the_small_try_is_a_good_command(dataset: str, tmp_path: Path) -> None:
     starter.write(path, dataset)
     told = [line.strip() for line in starter.next_steps(path, dataset).splitlines()]
     in_file = [line for line in re.findall(r"^#   (kdctl .*)", path.read_text(), re.MULTILINE) if "--set" in line]
-    assert [line.split()[1] for line in told] == ["plan", "launch", "results"] and len(in_file) == (dataset != "digits")
+    assert [line.split()[1] for line in told] == ["plan", "launch", "report"] and len(in_file) == (dataset != "digits")
     # The small try has other settings than the file: its results are asked for by the study's name.
-    assert f"kdctl results my-{dataset}" in told[2] or dataset == "digits"
+    assert f"kdctl report my-{dataset}" in told[2] or dataset == "digits"
     for line in [re.split(r"   ", told[1])[0], *in_file]:
         kdctl, launched, file, *options = shlex.split(line)
         assert (kdctl, launched, file) == ("kdctl", "launch", str(path)) and set(options[::2]) <= {"--set"}
