@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -115,7 +115,9 @@ class Board:
     def launched(cls, event: Event) -> Board:
         """The board of a launch that begins with this event."""
         assert isinstance(event.facts, Launch), "a launch begins with a launch"
-        return cls(event.facts.study, event.facts.executor, event.facts.members, event.time)
+        board = cls(event.facts.study, event.facts.executor, event.facts.members, event.time)
+        board.leave(event.facts.left)
+        return board
 
     # What happens.
 
@@ -180,6 +182,13 @@ class Board:
                 if student.stage is Stage.WAITING:
                     student.stage = Stage.QUEUED
 
+    def leave(self, trial_ids: Collection[str]) -> None:
+        """Notes which trials the launch does not try: some failed before, and others wait for one of those."""
+        for standing in self.trials.values():
+            if standing.member.trial_id in trial_ids:
+                waits = standing.member.teacher_id in trial_ids
+                standing.stage = Stage.SKIPPED if waits else Stage.FAILED
+
     def await_turn(self, standing: Standing) -> None:
         """Lets a trial wait: for its teacher where that is not there yet, else for a place."""
         teacher = self.trials.get(standing.member.teacher_id or "")
@@ -241,7 +250,11 @@ class Board:
         if not paces.any:
             return None
         asked = {standing.member.trial_id: paces.of(standing) for standing in left}
-        low, high = (self._left(left, {key: pace[which] for key, pace in asked.items()}, now) for which in (0, 1))
+        # Where one could start and does not, all places are taken; else there may be as many as there are trials.
+        is_full = any(standing.stage is Stage.QUEUED for standing in left)
+        most = max(1, self.most)
+        low = self._left(left, {key: pace[0] for key, pace in asked.items()}, now, most if is_full else len(left))
+        high = self._left(left, {key: pace[1] for key, pace in asked.items()}, now, most)
         is_open = any(pace[2] for pace in asked.values()) or any(map(self._builds, left))
         return Eta(low, None if is_open else high)
 
@@ -255,7 +268,7 @@ class Board:
             if other.member.answers == "table"
         )
 
-    def _left(self, left: Sequence[Standing], paces: Mapping[str, float], now: datetime) -> float:
+    def _left(self, left: Sequence[Standing], paces: Mapping[str, float], now: datetime, places: int) -> float:
         """Plays the rest of the launch: seconds until its last trial ends."""
         over = median([s.over for s in self.trials.values() if s.over is not None] or [0.0])
 
@@ -267,7 +280,7 @@ class Board:
             since = (now - standing.since).total_seconds() if standing.since else 0.0
             return max(0.0, seconds - min(pace, max(0.0, since)))
 
-        return _played(left, lasts, max(1, self.most))
+        return _played(left, lasts, places)
 
 
 def _played(left: Sequence[Standing], lasts: Callable[[Standing], float], places: int) -> float:

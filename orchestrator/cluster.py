@@ -87,7 +87,7 @@ def token_file() -> Path:
 
 def token() -> str | None:
     """The token that this user's clusters ask for; None where there is none yet."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         return os.environ.get("RAY_AUTH_TOKEN") or token_file().read_text(encoding="utf-8").strip() or None
     return None
 
@@ -95,8 +95,9 @@ def token() -> str | None:
 def hide_token() -> None:
     """Ray leaves the token of its clusters readable by every user of the machine."""
     file = token_file()
-    if file.is_file() and file.stat().st_uid == os.getuid():
-        file.chmod(0o600)
+    with suppress(OSError):  # a file system that is read-only: who mounted it so has seen to its rights
+        if file.stat().st_uid == os.getuid() and file.stat().st_mode & 0o077:
+            file.chmod(0o600)
 
 
 def make_token() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -45,11 +46,12 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is to be done: every trial of the study, of which the cached ones are finished already."""
+    """What is to be done: every trial of the study, but the cached ones, and those that are to be left (their ids)."""
 
     study: str
     executor: str
     members: tuple[Member, ...]
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ def _flat(facts: Launch | Begun | EpochRecord | TrialRecord | Outcome | None) ->
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return masked(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such number
     return value.isoformat() if isinstance(value, datetime) else value
 
 

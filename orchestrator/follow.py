@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -78,8 +77,11 @@ class Follower:
         except StorageError:
             found: list[_Found] = []
             for trial_id in trial_ids:
-                with suppress(StorageError):
+                try:
                     found += read(self._storage, [trial_id])
+                except StorageError:  # the next look tries it again
+                    for folder in (self._storage.trial_rows, self._storage.epoch_rows):
+                        self._stamps.pop(f"{folder}/{trial_id}.parquet", None)
             return found
 
     def _board(self, held: Mapping[str, Holder]) -> Board:
@@ -89,6 +91,8 @@ class Follower:
         board.is_running = launched.resource in held
         for standing in board.trials.values():  # teachers come first, so that students know how theirs stand
             self._put(board, standing, held.get(trial_resource(standing.member.trial_id)))
+        if board.is_running:
+            board.leave(launched.left)
         for standing in board.at(Stage.QUEUED, Stage.WAITING):
             board.await_turn(standing)
         board.ended = None if board.is_running else self._ended()
@@ -137,6 +141,7 @@ def _finish(board: Board, standing: Standing, row: TrialRecord) -> None:
 
 def _overlap(rows: Sequence[TrialRecord]) -> int:
     """How many of them ran at a time."""
+    rows = [row for row in rows if not row.resumed]  # the others began in an earlier launch
     turns = [(row.start_time, 1) for row in rows] + [(row.end_time or row.start_time, -1) for row in rows]
     most = now = 0
     for _, step in sorted(turns):

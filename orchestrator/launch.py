@@ -9,14 +9,14 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import events, results, stops, studies
-from orchestrator.errors import Interrupted, masked
+from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
 from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
@@ -80,27 +80,39 @@ def launch(
     own; without it the one that `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """
     since = datetime.now(UTC)
-    tell = tell or Lines()
+    tell = _in_turn(tell or Lines())
     place = Storage.at(storage)
     plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
-    launched = _launched(plan, since, settings, Path(data), inline=inline)
-    began = _begin(plan, launched)
-    tell(began)
+    launched = _launched(plan, to_do, since, settings, Path(data), inline=inline)
+    tell(began := _begin(plan, launched))
     for warning in (*plan.warnings, *damaged):
         tell(Event(Kind.NOTE, warning))
     try:
         if to_do:
             place.prepare()
             _train(plan, to_do, place, launched, began, tell, max_concurrent, address, dashboard)
+        elif not studies.knows(place, plan.study):  # its name is printed, and is to mean something
+            studies.remember(place, plan, launched)
     except Interrupted:
-        tell(_end(plan, _rows(plan, place), since))
+        with suppress(StorageError):
+            tell(_end(plan, _rows(plan, place), since))
         raise
-    rows = _rows(plan, place)
-    tell(_end(plan, rows, since))
+    tell(_end(plan, rows := _rows(plan, place), since))
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return Outcome(plan, tuple(rows), trained)
+
+
+def _in_turn(tell: Tell) -> Tell:
+    """The same for several threads, one at a time."""
+    turn = threading.Lock()
+
+    def told(event: Event) -> None:
+        with turn:
+            tell(event)
+
+    return told
 
 
 def _rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
@@ -113,7 +125,7 @@ def _begin(plan: Plan, launched: Launched) -> Event:
     text = f"study {plan.study}: {len(members):,} trials"
     if finished:
         text = f"{finished} of {len(members)} trials are finished in this storage and not trained again"
-    return Event(Kind.LAUNCH, text, facts=events.Launch(plan.study, launched.executor, members))
+    return Event(Kind.LAUNCH, text, facts=events.Launch(plan.study, launched.executor, members, launched.left))
 
 
 def _end(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
@@ -205,7 +217,9 @@ def _train(
             run_ray(run, tell)
 
 
-def _launched(plan: Plan, since: datetime, settings: Sequence[str], data: Path, *, inline: bool) -> Launched:
+def _launched(
+    plan: Plan, to_do: Sequence[PlannedTrial], since: datetime, settings: Sequence[str], data: Path, *, inline: bool
+) -> Launched:
     """What others are to know of this launch. Secrets do not belong into a study file, but are masked all the same."""
     return Launched(
         resource=f"{LAUNCH}{secrets.token_hex(6)}",
@@ -216,6 +230,7 @@ def _launched(plan: Plan, since: datetime, settings: Sequence[str], data: Path, 
         text=masked(Path(plan.source).read_text(encoding="utf-8", errors="replace")),
         settings=tuple(map(masked, settings)),
         data=str(data),
+        left=tuple(trial.trial_id for trial in plan.trials if trial.state != "finished" and trial not in to_do),
     )
 
 
@@ -236,7 +251,9 @@ def _ask(begun: threading.Event, stop: threading.Event, tell: Tell, name: str) -
     if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{name}: stopped before anything was trained")
     stop.set()
-    tell(Event(Kind.NOTE, f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once"))
+    # Not in this thread: the signal may have come while it was telling something.
+    text = f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once"
+    threading.Thread(target=tell, args=(Event(Kind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()
 

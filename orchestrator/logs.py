@@ -16,12 +16,15 @@ _DROPPED = re.compile(r"… (\d+) earlier lines were dropped")
 
 
 class Log:
-    """A log that is being written, by whoever holds the trial's lease; what an earlier attempt wrote stays."""
+    """A log that is being written, by whoever holds the trial's lease; what an earlier attempt wrote stays.
+
+    Raises StorageError where that cannot be read: it would be written over.
+    """
 
     def __init__(self, storage: Storage, trial_id: str) -> None:
         self._storage = storage
         self._trial_id = trial_id
-        self._lines = read(storage, trial_id)
+        self._lines = _load(storage, trial_id)
         self._is_dirty = False
 
     def add(self, text: str) -> None:
@@ -59,7 +62,13 @@ def _bounded(lines: Sequence[str]) -> Iterable[str]:
 
 def read(storage: Storage, trial_id: str) -> list[str]:
     """The lines of a trial's log; none where there is no log, or where it cannot be read."""
-    with suppress(FileNotFoundError, StorageError):
+    with suppress(StorageError):
+        return _load(storage, trial_id)
+    return []
+
+
+def _load(storage: Storage, trial_id: str) -> list[str]:
+    with suppress(FileNotFoundError):
         return storage.place.read(storage.log(trial_id)).decode("utf-8", errors="replace").splitlines()
     return []
 

@@ -20,10 +20,12 @@ from orchestrator.charts import Chart, cut
 from orchestrator.errors import KdctlError, looking_once, masked, printable
 from orchestrator.facts import Facts
 from orchestrator.figures import Figure
+from orchestrator.places import umask
 from orchestrator.sections import Code, Section, Table, Text, caution, head, sections
 
 FORMATS = {"html": ".html", "markdown": ".md"}
-MARK = "kdctl report"  # stands near the top of every file that is ours
+MARK = "kdctl report"  # stands near the top of every file that is ours, in one of these forms
+_MARKS = tuple(text.encode() for text in (f"<!-- {MARK} -->", f'<meta name="generator" content="{MARK}">'))
 MAX_TEXT = 600  # characters of a text from outside
 MAX_CODE = 60_000  # of a study file
 
@@ -171,7 +173,8 @@ def _is_ours(path: Path) -> bool:
     """Whether a file may be replaced: it is not there, or has our mark near its top."""
     try:
         with path.open("rb") as file:
-            return MARK.encode() in file.read(400)
+            top = file.read(400)
+            return any(mark in top for mark in _MARKS)
     except FileNotFoundError:
         return True
     except OSError:
@@ -183,14 +186,8 @@ def _write(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(part).chmod(0o666 & ~_umask())
+        Path(part).chmod(0o666 & ~umask())
         Path(part).replace(path)
     except BaseException:
         Path(part).unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    found = os.umask(0o022)
-    os.umask(found)
-    return found

@@ -194,7 +194,7 @@ class Folder:
                 yield part
                 with part.open("rb+") as file:
                     os.fsync(file.fileno())
-                part.chmod(0o666 & ~_umask())
+                part.chmod(0o666 & ~umask())
                 part.replace(target)
         finally:
             _forget(part)
@@ -237,8 +237,8 @@ def _forget(part: Path) -> None:
 _masking = threading.Lock()
 
 
-def _umask() -> int:
-    # mkstemp makes files private; results are to be shared as any file the user writes.
+def umask() -> int:
+    """The rights that new files of this process lack; mkstemp makes files private, but results are to be shared."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from orchestrator.board import Board
-from orchestrator.errors import masked, printable
+from orchestrator.errors import printable
 from orchestrator.events import Event, Kind, Launch, Tell
 from orchestrator.records import EpochRecord, State, TrialRecord
 
@@ -36,7 +36,7 @@ class Lines:
         """One line with the time of day, for most events; some more for a trial that failed."""
         if isinstance(event.facts, Launch):
             self._trials = len(event.facts.members)
-            self._ended = sum(member.is_cached for member in event.facts.members)
+            self._ended = sum(member.is_cached for member in event.facts.members) + len(event.facts.left)
         count = self._count(event)
         if not self._keeps(event) or (isinstance(event.facts, EpochRecord) and not self._is_due(event, event.facts)):
             return
@@ -67,9 +67,9 @@ def quiet(event: Event) -> None:
 
 def written(stream: TextIO | None, text: str) -> None:
     """Writes a line at once. A reader that left is no error: what is trained matters more."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):
         if stream is not None:
-            stream.write(f"{masked(text)}\n")
+            stream.write(f"{text}\n")
             stream.flush()
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -54,14 +53,9 @@ def run_ray(run: Run, tell: Tell) -> None:
     Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails,
     RayLost where Ray's own processes die, and Interrupted after a signal.
     """
-    turn = threading.Lock()  # the dashboard's thread has something to say too
-
-    def tell_in_turn(event: Event) -> None:
-        with turn:
-            tell(event)
 
     def say(text: str) -> None:
-        tell_in_turn(Event(Kind.NOTE, text))
+        tell(Event(Kind.NOTE, text))
 
     study = next((job.study for job in run.jobs), "")
     with joined(run.address, study, say, dashboard=run.dashboard) as nodes:
@@ -73,7 +67,7 @@ def run_ray(run: Run, tell: Tell) -> None:
         if sharing(gpus) > 1:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        with exported(run.began, tell_in_turn, say) as tell_all:
+        with exported(run.began, tell, say) as tell_all:
             conductor = Conductor(run, jobs, tell_all, most)
             _fit(run, conductor, gpus, most)
     conductor.conclude()

@@ -40,7 +40,8 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
     of our own has one: it comes up beside what is done here, and `say` tells once it answers. Raises ResourceError.
     """
     kept = cluster.kept(say) if address != OWN else None
-    if kept and address not in (None, "auto", kept.address):
+    named = address == "auto" and os.environ.get("RAY_ADDRESS")  # as a job's driver has it: the cluster of the job
+    if kept and (named or address not in (None, "auto", kept.address)):
         kept = None
     if kept:
         say(f"the cluster that `kdctl up` keeps is joined, at {kept.address}; --address {OWN} starts another one")

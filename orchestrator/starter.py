@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import KdctlError, printable
+from orchestrator.places import umask
 from orchestrator.schema import schema_text
 
 SCHEMA = "study.schema.json"  # beside the study file, as its first line says
@@ -118,7 +119,7 @@ def _replace(path: Path, content: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
-        part.chmod(0o644)
+        part.chmod(0o666 & ~umask())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -34,7 +34,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC."""
+    """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
+
+    `left` are the trials that it was told to leave, as they failed or wait for one that did.
+    """
 
     resource: str
     since: datetime
@@ -44,6 +47,7 @@ class Launched:
     text: str
     settings: tuple[str, ...]
     data: str
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,11 @@ def _digest(study: str) -> str:
     return hashlib.sha256(study.encode()).hexdigest()[:12]
 
 
+def knows(storage: Storage, name: str) -> bool:
+    """Whether a study of this name was launched before."""
+    return _study(read_json(storage, storage.plan(_digest(name)))) is not None
+
+
 def remembered(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
     found = [_study(read_json(storage, entry.name)) for entry in storage.place.entries(storage.plans)]
@@ -108,7 +117,10 @@ def _study(data: Any) -> StoredStudy | None:
         trials = tuple(Member(*fields) for fields in data["members"])
         facts = data["launched"]
         since = datetime.fromisoformat(facts["since"])
-        launched = Launched(**{**facts, "since": since, "settings": tuple(facts["settings"])})
+        lists = {name: tuple(facts.get(name, ())) for name in ("settings", "left")}
+        launched = Launched(**{**facts, "since": since, **lists})
+        if not isinstance(data["study"], str) or since.tzinfo is None:
+            return None
         return StoredStudy(data["study"], trials, launched)
     except (TypeError, KeyError, ValueError):
         return None
@@ -131,5 +143,8 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
 
 def command(study: StoredStudy, options: Sequence[str] = ()) -> list[str]:
     """The words of the command line that launches a study again."""
-    settings = [word for setting in study.launched.settings for word in ("--set", setting)]
-    return ["kdctl", "launch", study.launched.file, *settings, *options]
+    launched = study.launched
+    settings = [word for setting in launched.settings for word in ("--set", setting)]
+    how = ["--inline"] if launched.executor == "inline" else []
+    data = [] if launched.data == "data" else ["--data", launched.data]
+    return ["kdctl", "launch", launched.file, *data, *how, *settings, *options]

@@ -12,6 +12,7 @@ from typing import Any
 
 import models
 from orchestrator.datasets import DATASETS
+from orchestrator.errors import StorageError
 from orchestrator.records import State, TrialRecord
 
 # What is summarised: column of `trials` → unit.
@@ -231,7 +232,7 @@ def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
 def _settings(row: TrialRecord) -> dict[str, Any]:
     """What distinguishes one result from another: everything but the seeds, the teacher's included."""
     flat: dict[str, Any] = {"method": row.method}
-    for name, value in json.loads(row.recipe).items():
+    for name, value in _recipe(row).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items() if inner is not None}
         elif value is not None:  # a row of an older version may lack what a newer one leaves open
@@ -239,6 +240,19 @@ def _settings(row: TrialRecord) -> dict[str, Any]:
     for name in ("teacher.seed", *_HOW_RUN):
         flat.pop(name, None)
     return flat
+
+
+def _recipe(row: TrialRecord) -> dict[str, Any]:
+    try:
+        found = json.loads(row.recipe)
+    except (ValueError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise StorageError(
+            f"the row of trial {row.trial_id} is damaged: its recipe is no JSON object; launch its study again, which "
+            "writes it anew"
+        )
+    return found
 
 
 def _labels(settings: Sequence[dict[str, Any]]) -> list[str]:

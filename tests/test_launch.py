@@ -373,6 +373,36 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
     assert list(storage.place.entries(storage.stops)) == [], "the next launch is not asked"
 
 
+def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storage: Storage) -> None:
+    told: list[Event] = []
+
+    def tell(event: Event) -> None:
+        if event.kind is Kind.EPOCH and not any("SIGTERM" in one.text for one in told):
+            signal.raise_signal(signal.SIGTERM)  # its handler runs here, in the middle of telling
+            told.append(event)
+            return
+        told.append(event)
+
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        launch(study, storage=storage.place.address, inline=True, settings=["recipe.epochs=3000"], tell=tell)
+    assert until(lambda: any("SIGTERM: stopping" in event.text for event in told))
+
+
+def test_a_launch_with_nothing_to_do_is_known_by_its_name(study: Path, storage: Storage) -> None:
+    assert train(study, storage).is_complete
+    study.write_text(STUDY.replace("study: tiny", "study: other"))
+    assert train(study, storage).trained == 0
+    assert {found.name for found in studies.remembered(storage)} == {"tiny", "other"}
+
+
+def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:
+    train(study, storage, "experiments[1].lr=1e6", "experiments[1].epochs=5")
+    settings = ["experiments[1].lr=1e6", "experiments[1].epochs=5", "experiments[0].seed=[0, 1, 2]"]
+    launch(study, storage=storage.place.address, inline=True, settings=settings, tell=quiet, skip_failed=True)
+    found = studies.find(storage, "tiny")
+    assert found.launched.left == (found.members[-1].trial_id,) or len(found.launched.left) == 1
+
+
 def test_the_second_signal_ends_at_once(long: Path, storage: Storage, undisturbed: dict[str, object]) -> None:
     launched = Launched(long, root_of(storage))
     launched.until_checkpoint(2)

@@ -263,3 +263,9 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
         " settings, the best of the last epoch; the others: kdctl query" in text and "(the others: kdctl query)" in text
     )
     assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
+
+
+def test_a_file_that_only_speaks_of_reports_is_not_ours(tmp_path: Path, made_up: Facts) -> None:
+    (tmp_path / "report.md").write_text("Made with kdctl report, then edited by hand\n")
+    with pytest.raises(KdctlError, match="was not written by kdctl report"):
+        page.write(tmp_path, page.render(made_up, "markdown", "report"))

@@ -167,3 +167,13 @@ def test_a_terminal_gets_a_live_view(job: Job, monkeypatch: pytest.MonkeyPatch) 
             tell(event)
     text = stream.getvalue()
     assert "before it begins" in text and "no GPU is used" in text and text.endswith("\n")
+
+
+def test_json_stays_json_whatever_is_masked(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    record = EpochRecord(1, 0.1, 2.0, 2.0, None, 50.0, float("nan"), 12.3, None, 1.0, 10.0)
+    with telling(as_json=True) as tell:
+        tell(Event(Kind.NOTE, "see https://bucket/key?X-Amz-Signature=abcdefgh", log=("last",), log_name="a.log"))
+        tell(Event(Kind.EPOCH, "", job.trial, record))
+    note, epoch_ = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert note["text"] == "see https://bucket/key?X-Amz-Signature=***" and note["log"] == ["last"]
+    assert epoch_["test_loss"] is None and epoch_["test_acc"] == 12.3

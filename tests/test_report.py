@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.errors import StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import FORMATS, PUBLISHED_COLUMNS, render
 from orchestrator.summary import Statistic, tables
@@ -181,3 +182,8 @@ def test_any_rows_render_in_every_format(rows: list[TrialRecord]) -> None:
     assert sum(group["acc"]["n"] for group in groups if group["acc"]) == len(finished)
     if len(groups) == 1 and len(finished) > 1:
         assert groups[0]["acc"]["std"] == pytest.approx(statistics.stdev(finished))
+
+
+def test_a_damaged_recipe_is_named() -> None:
+    with pytest.raises(StorageError, match="row of trial 000000000000 is damaged"):
+        render([replace(row(), recipe='{"epochs": 1')])

@@ -149,8 +149,8 @@ def _from_here(path: Path) -> str:
 def stop(study: str | None, storage: str, address: str | None, yes: bool) -> None:
     """Stop a running STUDY, wherever it runs; what is trained writes a checkpoint first.
 
-    Without a name it is the study that was launched last. It goes through the storage, or with --address through the
-    cluster that the study was handed to.
+    Without a name it is the study that was launched last; of several launches of one study, the last. It goes through
+    the storage, or with --address through the cluster that the study was handed to.
 
     \b
     Examples:

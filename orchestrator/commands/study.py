@@ -95,9 +95,9 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
 
 
 def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
-    facts = {"file": file, "good": not faults, "study": study, "trials": trials}
+    facts = {"file": masked(file), "good": not faults, "study": study, "trials": trials}
     told = {"faults": [fault.to_json() for fault in faults], "warnings": [fault.to_json() for fault in warnings]}
-    return masked(json.dumps({**facts, **told}, indent=1, ensure_ascii=False))
+    return json.dumps({**facts, **told}, indent=1, ensure_ascii=False)
 
 
 @click.command()
