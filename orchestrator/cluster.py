@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -88,7 +89,7 @@ def token_file() -> Path:
 def token() -> str | None:
     """The token that this user's clusters ask for; None where there is none yet."""
     with suppress(OSError, ValueError):
-        return os.environ.get("RAY_AUTH_TOKEN") or token_file().read_text(encoding="utf-8").strip() or None
+        return os.environ.get("RAY_AUTH_TOKEN", "").strip() or token_file().read_text(encoding="utf-8").strip() or None
     return None
 
 
@@ -120,14 +121,14 @@ def command(*words: str) -> str:
     """A kdctl command as this user can type it."""
     script = Path(sys.executable).with_name("kdctl")
     if not script.is_file():
-        return " ".join((sys.executable, "-m", "orchestrator.cli", *words))
+        return " ".join((shlex.quote(sys.executable), "-m", "orchestrator.cli", *words))
     on_path = shutil.which("kdctl")
     if on_path and Path(on_path).samefile(script):
         return " ".join(("kdctl", *words))
     with suppress(ValueError):
         script = script.relative_to(Path.cwd())
     typed = str(script) if len(script.parts) > 1 else f"./{script}"
-    return " ".join((typed, *words))
+    return " ".join((shlex.quote(typed), *words))
 
 
 def login(dashboard: str) -> str:

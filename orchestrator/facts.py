@@ -114,7 +114,5 @@ def _is_sound(row: TrialRecord) -> bool:
 
 def _member(row: TrialRecord) -> Member:
     """A trial of which only its row is known."""
-    pair = f"{row.student} ← {row.teacher}" if row.teacher else row.student
-    title = f"{row.method} {row.dataset} {pair} seed {row.seed}"
     answers = json.loads(row.recipe).get("teacher_answers")
-    return Member(row.trial_id, "trial", title, row.teacher_id, row.nepoch, answers, row.state is State.FINISHED)
+    return Member(row.trial_id, "trial", row.title(), row.teacher_id, row.nepoch, answers, row.state is State.FINISHED)

@@ -11,7 +11,7 @@ from orchestrator import results
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
-from orchestrator.trial_ids import choose, title_of
+from orchestrator.trial_ids import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
     known = {stored.teacher_id: stored for stored in teachers}
 
     def titles(ids: Sequence[str]) -> list[str]:
-        return [title_of(known[teacher_id].row) for teacher_id in ids]
+        return [known[teacher_id].row.title() for teacher_id in ids]
 
     return known[choose(text.strip().lower(), list(known), titles, "teacher", "`kdctl teachers` lists them")]
 

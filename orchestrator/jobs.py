@@ -28,7 +28,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from orchestrator import results, studies
+from orchestrator import cluster, results, studies
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
 from orchestrator.records import State
 from orchestrator.spec import Study
@@ -257,13 +257,7 @@ def _token() -> str | None:
     """The token of Ray's clusters, from where Ray looks for it; its own client sends none unless told to."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text().strip() or None
-    except (OSError, ValueError):
-        return None
+    return cluster.token()
 
 
 @contextmanager

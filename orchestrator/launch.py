@@ -221,6 +221,7 @@ def _launched(
     plan: Plan, to_do: Sequence[PlannedTrial], since: datetime, settings: Sequence[str], data: Path, *, inline: bool
 ) -> Launched:
     """What others are to know of this launch. Secrets do not belong into a study file, but are masked all the same."""
+    others = {trial.trial_id for trial in to_do} | {t.trial_id for t in plan.trials if t.state == "finished"}
     return Launched(
         resource=f"{LAUNCH}{secrets.token_hex(6)}",
         since=since,
@@ -230,7 +231,7 @@ def _launched(
         text=masked(Path(plan.source).read_text(encoding="utf-8", errors="replace")),
         settings=tuple(map(masked, settings)),
         data=str(data),
-        left=tuple(trial.trial_id for trial in plan.trials if trial.state != "finished" and trial not in to_do),
+        left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
     )
 
 

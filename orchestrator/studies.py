@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -141,10 +141,10 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
         ) from None
 
 
-def command(study: StoredStudy, options: Sequence[str] = ()) -> list[str]:
+def command(study: StoredStudy) -> list[str]:
     """The words of the command line that launches a study again."""
     launched = study.launched
     settings = [word for setting in launched.settings for word in ("--set", setting)]
     how = ["--inline"] if launched.executor == "inline" else []
     data = [] if launched.data == "data" else ["--data", launched.data]
-    return ["kdctl", "launch", launched.file, *data, *how, *settings, *options]
+    return ["kdctl", "launch", launched.file, *data, *settings, *how]

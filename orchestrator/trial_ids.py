@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 
 from orchestrator import studies
 from orchestrator.errors import KdctlError, printable
-from orchestrator.records import TrialRecord
 from orchestrator.storage import Storage
 
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -57,14 +56,8 @@ def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
     rows = results.read_trials(storage, missing) if missing else []
-    found = {**trials, **{row.trial_id: title_of(row) for row in rows}}
+    found = {**trials, **{row.trial_id: row.title() for row in rows}}
     return [found.get(trial_id, "") for trial_id in trial_ids]
-
-
-def title_of(row: TrialRecord) -> str:
-    """What a person calls a trial, from its row; as `plan` says it."""
-    arrow = f" ← {row.teacher}" if row.teacher else ""
-    return f"{row.method} {row.dataset} {row.student}{arrow} seed {row.seed}"
 
 
 def choose(text: str, ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]], noun: str, cure: str) -> str:

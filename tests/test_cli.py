@@ -301,7 +301,7 @@ def test_stop_waits_until_the_launch_has_stopped_and_says_how_to_go_on(
     assert (code, out) == (0, "")
     stopping, stopped, goes_on = err.splitlines()
     assert "study tiny" in stopping and "checkpoint" in stopping and stopped == "study tiny has stopped"
-    assert goes_on == f"go on with:  kdctl launch study.yaml --inline --set recipe.epochs=100000 --storage {place}"
+    assert goes_on == f"go on with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
     assert until(lambda: running) and isinstance(running[0], Interrupted)
     code, out, err = run("stop", "--storage", place)
     assert (code, out) == (2, "") and "the last launch of study tiny has ended; there is nothing to stop" in err

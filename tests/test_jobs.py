@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from models import build
 from orchestrator import cli, jobs
-from orchestrator.commands.jobs import is_dashboard, print_log, status_of_jobs, stop_job
+from orchestrator.commands.jobs import print_log, status_of_jobs, stop_job
+from orchestrator.commands.options import is_dashboard
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.jobs import Cluster, Order
 from orchestrator.launch import launch

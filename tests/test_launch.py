@@ -400,7 +400,9 @@ def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:
     settings = ["experiments[1].lr=1e6", "experiments[1].epochs=5", "experiments[0].seed=[0, 1, 2]"]
     launch(study, storage=storage.place.address, inline=True, settings=settings, tell=quiet, skip_failed=True)
     found = studies.find(storage, "tiny")
-    assert found.launched.left == (found.members[-1].trial_id,) or len(found.launched.left) == 1
+    states = {row.trial_id: row.state for row in results.read_trials(storage)}
+    assert [states[trial_id] for trial_id in found.launched.left] == [State.FAILED]
+    assert sorted(states.values()) == [State.FAILED, *[State.FINISHED] * 3]
 
 
 def test_the_second_signal_ends_at_once(long: Path, storage: Storage, undisturbed: dict[str, object]) -> None:

@@ -297,5 +297,6 @@ def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(make_folder: Ca
 def test_an_address_where_nobody_listens_is_refused(make_folder: Callable[[str], Path]) -> None:
     refused = launch(make_folder(LONG), "--address", "127.0.0.1:1")  # Ray itself would try for minutes
     assert refused.code == 2
-    line = refused.stderr.splitlines()[-1]
+    begins, line = refused.stderr.splitlines()
+    assert "study long: 3 trials" in begins
     assert "'127.0.0.1:1' cannot be joined" in line and "--inline" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_study_is_remembered_whole(place: Storage, tmp_path: Path) -> None:
     teacher, student, _ = found.members
     assert (teacher.role, student.role) == ("teacher", "student") and student.teacher_id == teacher.trial_id
     assert student.title == "logit digits resnet_32_8 ← resnet_32_14 seed 0" and student.epochs == 20
-    assert studies.command(found, ["--inline"]) == [
+    assert studies.command(replace(found, launched=launched(executor="inline"))) == [
         *("kdctl", "launch", "study.yaml", "--set", "recipe.lr=1e-3", "--inline")
     ]
 

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.jobs import ClusterJob
 
 
-def is_dashboard(address: str) -> bool:
-    """Whether an address is that of a dashboard, which takes a study, and not that of a cluster to join."""
-    return address.lower().startswith(("http://", "https://"))
-
-
 def submit(
     file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
     max_concurrent: int | None, skip_failed: bool, as_json: bool = False,

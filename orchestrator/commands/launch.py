@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,13 @@ import click
 from click.core import ParameterSource
 
 from orchestrator.commands import colours
-from orchestrator.commands.jobs import is_dashboard, stop_job, submit
+from orchestrator.commands.jobs import stop_job, submit
 from orchestrator.commands.options import (
     address_option,
     agrees,
     data_option,
     file_argument,
+    is_dashboard,
     is_terminal,
     say_how_to_resume,
     set_option,
@@ -105,40 +105,28 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
+    from orchestrator.cluster import command
     from orchestrator.report import render
     from orchestrator.storage import Storage
 
     click.echo(colours.states(render(outcome.rows)))
     folder = Storage.at(storage).place.shown("results") if "://" in storage else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
-    click.echo(f"Query:   {_query_line(outcome.plan.study, storage)}")
-    click.echo(f"Report:  {_kdctl()} report {outcome.plan.study}{_of(storage)}")
+    click.echo(f"Query:   {command('query', _query(outcome.plan.study))}{_of(storage)}")
+    click.echo(f"Report:  {command('report', outcome.plan.study)}{_of(storage)}")
 
 
-def _query_line(study: str, storage: str) -> str:
+def _query(study: str) -> str:
     """A query as a person would type it; a study's name holds nothing that SQL or a shell would read."""
     query = (
         "SELECT dataset, student, teacher, method, avg(acc) AS acc, stddev(acc) AS std, count(*) AS n FROM trials "  # noqa: S608 - shown
         f"WHERE state = 'finished' AND study = '{study}' GROUP BY ALL"
     )
-    return f'{_kdctl()} query "{query}"{_of(storage)}'
+    return f'"{query}"'
 
 
 def _of(storage: str) -> str:
     return "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
-
-
-def _kdctl() -> str:
-    """This kdctl as a person would type it: by its name where that finds it, else by its path."""
-    script = Path(sys.executable).with_name("kdctl")
-    if shutil.which("kdctl") == str(script):
-        return "kdctl"
-    python = shlex.quote(_from_here(Path(sys.executable)))
-    return shlex.quote(_from_here(script)) if script.exists() else f"{python} -m orchestrator.cli"
-
-
-def _from_here(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @click.command()

@@ -75,8 +75,13 @@ def address_option(command: Command) -> Command:
     return option(command)
 
 
+def is_dashboard(address: str) -> bool:
+    """Whether an address is that of a dashboard, which takes a study, and not that of a cluster to join."""
+    return address.lower().startswith(("http://", "https://"))
+
+
 def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
-    if address and not address.lower().startswith(("http://", "https://")):
+    if address and not is_dashboard(address):
         raise click.BadParameter(f"{address!r} is no dashboard; wanted its address, like http://127.0.0.1:8265")
     return address
 
