@@ -30,11 +30,9 @@ from common import as_a_trial, device_of, headline, parser_of, planned, positive
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import losses
-import models
-from models.resnet import BasicBlock, Outputs, ResNet
-from orchestrator import data
+from orchestrator import data, losses, models
 from orchestrator.data import Data
+from orchestrator.models.resnet import BasicBlock, Outputs, ResNet
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import TrialConfig
 from orchestrator.storage import Storage

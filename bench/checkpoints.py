@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-import models
+from orchestrator import models
 from orchestrator.checkpoints import drop_checkpoints, save_checkpoint
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.spec import Resources

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from machine import described
 
-import models
-from models.resnet import ResNet
+from orchestrator import models
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
+from orchestrator.models.resnet import ResNet
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.spec import load_study
 from orchestrator.training import cpu_facts, fresh_model

@@ -24,9 +24,7 @@ import plain
 import torch
 from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, planned, positive, ratios, run, spread
 
-import losses
-import models
-from orchestrator import data
+from orchestrator import data, losses, models
 from orchestrator.data import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage import Storage

@@ -19,12 +19,10 @@ from pathlib import Path
 
 import torch
 
-import losses
-import models
-from models.resnet import ResNet
-from orchestrator import data, teacher
+from orchestrator import data, losses, models, teacher
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
+from orchestrator.models.resnet import ResNet
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.records import EpochRecord, view_count
 from orchestrator.spec import load_study

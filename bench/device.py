@@ -28,9 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import losses
-import models
-from orchestrator import graphs
+from orchestrator import graphs, losses, models
 from orchestrator.data import Data, Images
 from orchestrator.datasets import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig

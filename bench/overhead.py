@@ -39,9 +39,7 @@ from typing import Any
 import torch
 from machine import described, spread
 
-import losses
-import models
-from orchestrator import data, results
+from orchestrator import data, losses, models, results
 from orchestrator.datasets import DATASETS
 from orchestrator.plan import make_plan
 from orchestrator.records import EpochRecord, TrialConfig

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-import losses
-from orchestrator import cli, errors, keys, metrics, results, schema, summary
+from orchestrator import cli, errors, keys, losses, metrics, results, schema, summary
 from orchestrator.keys import Key
 
 ROOT = Path(__file__).parent.parent

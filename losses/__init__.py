@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from losses.terms import Loss
+    from orchestrator.losses.terms import Loss
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "base": Method("losses.terms:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
+    "base": Method("orchestrator.losses.terms:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
     "logit": Method(
-        "losses.terms:Logit",
+        "orchestrator.losses.terms:Logit",
         "cross-entropy + mean squared difference to the teacher's logits (arXiv 1312.6184)",
         {
             "ce_weight": Option(1.0, "weight of the cross-entropy; 0 is pure regression on the teacher"),
@@ -60,7 +60,7 @@ METHODS: Mapping[str, Method] = {
         lambda options: (str(options["match"]),),
     ),
     "st": Method(
-        "losses.terms:SoftTarget",
+        "orchestrator.losses.terms:SoftTarget",
         "cross-entropy + T²·KL(teacher ‖ student) at temperature T (arXiv 1503.02531)",
         {"temperature": Option(4.0, "T: what both sets of logits are divided by", exclusive=True)},
         lambda options: ("logits",),

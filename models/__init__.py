@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.resnet import ResNet
+    from orchestrator.models.resnet import ResNet
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Family:
 
 # `resnet_32_D` are the CIFAR ResNets of arXiv 1512.03385, section 4.2; the paper's own deepest has 1,202 layers.
 FAMILIES = {
-    "resnet_32": Family("models.resnet:ResNet", "ResNet", "resnet_32_20", 8, 6, 1202, "depth must be 6n+2"),
+    "resnet_32": Family(
+        "orchestrator.models.resnet:ResNet", "ResNet", "resnet_32_20", 8, 6, 1202, "depth must be 6n+2"
+    ),
 }
 
 

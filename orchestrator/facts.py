@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-import models
-from orchestrator import results, studies
+from orchestrator import models, results, studies
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord

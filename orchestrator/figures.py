@@ -8,8 +8,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
-import models
-from orchestrator import charts, results
+from orchestrator import charts, models, results
 from orchestrator.charts import Chart, Curve, Point, Row, Rule, Run, Words
 from orchestrator.datasets import DATASETS
 from orchestrator.facts import Facts

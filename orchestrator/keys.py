@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import losses
-import models
+from orchestrator import losses, models
 from orchestrator.datasets import DATASETS
 from orchestrator.document import Node
 from orchestrator.suggest import nearest

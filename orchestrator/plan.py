@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import losses
-from orchestrator import keys
+from orchestrator import keys, losses
 from orchestrator.datasets import DATASETS
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.spec import Axis, Experiment, Resources, Study, Teacher

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import losses
-from orchestrator import document, keys
+from orchestrator import document, keys, losses
 from orchestrator.datasets import DATASETS
 from orchestrator.document import Node, Place, shorten
 from orchestrator.errors import Fault, StudyError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import models
+from orchestrator import models
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import StorageError
 from orchestrator.records import State, TrialRecord

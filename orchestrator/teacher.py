@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import models
-from models.resnet import WIDTHS, ResNet
+from orchestrator import models
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.leases import Lease, table_resource, waiting
+from orchestrator.models.resnet import WIDTHS, ResNet
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.slices import Slices
 from orchestrator.storage import Storage, key_facts, read_json, write_json

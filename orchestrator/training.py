@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.terms import Loss
-from models.resnet import ResNet
 from orchestrator.data import Data, Images
 from orchestrator.errors import DivergedError, ResourceError
 from orchestrator.graphs import Repeated, new_pool
+from orchestrator.losses.terms import Loss
+from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.views import ViewSpace
 

@@ -19,10 +19,7 @@ from typing import Any
 
 import torch
 
-import losses
-import models
-from models.resnet import ResNet
-from orchestrator import data, results, teacher
+from orchestrator import data, losses, models, results, teacher
 from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
@@ -31,6 +28,7 @@ from orchestrator.events import Begun
 from orchestrator.graphs import own_stream, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.logs import Log
+from orchestrator.models.resnet import ResNet
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.storage import Storage

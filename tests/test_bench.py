@@ -19,8 +19,7 @@ import compare  # noqa: E402
 import plain  # noqa: E402
 import table  # noqa: E402
 
-import losses  # noqa: E402
-from orchestrator import training  # noqa: E402
+from orchestrator import losses, training  # noqa: E402
 from orchestrator.data import Data, Images  # noqa: E402
 from orchestrator.datasets import DATASETS  # noqa: E402
 from orchestrator.records import TrialConfig  # noqa: E402

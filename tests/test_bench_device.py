@@ -18,7 +18,7 @@ import accuracy  # noqa: E402
 import common  # noqa: E402
 import device  # noqa: E402
 
-import models  # noqa: E402
+from orchestrator import models  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-import losses
-import models
-from models.resnet import ResNet
-from orchestrator import data, training
+from orchestrator import data, losses, models, training
 from orchestrator.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.errors import StorageError
+from orchestrator.models.resnet import ResNet
 from orchestrator.places import Folder
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage import Storage

@@ -22,13 +22,13 @@ from dashboard import TOKEN, Dashboard
 from processes import descendants, processes, until
 from safetensors.torch import save_file
 
-from models import build
 from orchestrator import cli, jobs
 from orchestrator.commands.jobs import print_log, status_of_jobs, stop_job
 from orchestrator.commands.options import is_dashboard
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.jobs import Cluster, Order
 from orchestrator.launch import launch
+from orchestrator.models import build
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
 

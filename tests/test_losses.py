@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import losses
-from losses.terms import Terms
+from orchestrator import losses
+from orchestrator.losses.terms import Terms
 
 LN2 = math.log(2)
 LN3 = math.log(3)
@@ -204,5 +204,7 @@ def test_unknown_option() -> None:
 
 
 def test_reading_the_registry_does_not_import_torch() -> None:
-    code = "import sys, losses; losses.METHODS['st'].defaults(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from orchestrator import losses; losses.METHODS['st'].defaults(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import models
-from models.resnet import Outputs, ResNet
+from orchestrator import models
+from orchestrator.models.resnet import Outputs, ResNet
 
 # Of the paper's architecture, counted by hand.
 PARAMETERS = {
@@ -195,7 +195,7 @@ class TestContract:
 
 
 def test_reading_the_registry_does_not_import_torch() -> None:
-    code = "import sys, models; models.parse('resnet_32_20'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from orchestrator import models; models.parse('resnet_32_20'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

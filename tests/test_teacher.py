@@ -26,13 +26,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-import losses
-import models
-from models.resnet import ResNet
-from orchestrator import data, slices, teacher, training
+from orchestrator import data, losses, models, slices, teacher, training
 from orchestrator.data import Data
 from orchestrator.errors import TeacherError
 from orchestrator.leases import waiting
+from orchestrator.models.resnet import ResNet
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage import Storage, read_json, write_json
 from orchestrator.teacher import HostTable, LiveTeacher, TableTeacher

@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import losses
-import models
-from models.resnet import Outputs, ResNet
-from orchestrator import data, training
+from orchestrator import data, losses, models, training
 from orchestrator.data import Data
 from orchestrator.errors import DivergedError, ResourceError
+from orchestrator.models.resnet import Outputs, ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage import Storage
 from orchestrator.teacher import no_answers

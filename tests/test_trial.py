@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import models
-from orchestrator import data, leases, logs, results, trial
+from orchestrator import data, leases, logs, models, results, trial
 from orchestrator.errors import DataError, DivergedError, StorageError, TeacherError
 from orchestrator.events import Begun
 from orchestrator.plan import PlannedTrial
