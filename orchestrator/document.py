@@ -79,8 +79,13 @@ def shorten(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def read(path: Path, faults: list[Fault] | None = None) -> Node:
-    """The document in a UTF-8 file. Raises StudyError as `parse` does, and where the file cannot be read."""
+def read(path: Path) -> Node:
+    """The document in a UTF-8 file. Raises StudyError as `read_text` and `parse` do."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, read once, as a pipe gives it only once. Raises StudyError where it is not text."""
     source = str(path)
     start = Place(source, 1, 1)
     try:
@@ -99,12 +104,11 @@ def read(path: Path, faults: list[Fault] | None = None) -> Node:
         )
         raise StudyError([start.fault("", message)])
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
         raise StudyError([_place_after(source, before).fault("", message)]) from None
-    return parse(text, source, faults)
 
 
 def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:

@@ -331,7 +331,7 @@ def _job_id(study: str) -> str:
 
 
 def _gather(study: Study, folder: Path) -> str:
-    """Copies the study file, and the weights that it names beside it, to a folder; returns the file's name there.
+    """Writes the text of a study, and copies the weights beside its file, to a folder; returns the file's name there.
 
     Weights under an absolute path stay where they are: the cluster must see them there.
     """
@@ -340,7 +340,10 @@ def _gather(study: Study, folder: Path) -> str:
     beside = [path for path in named if not Path(path).is_absolute()]
     weights = [Path(os.path.normpath(source.parent / path)) for path in sorted(beside)]
     base = Path(os.path.commonpath([source.parent, *(path.parent for path in weights)]))
-    for path in (source, *weights):
+    file = source.relative_to(base)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(study.text, encoding="utf-8", newline="")
+    for path in weights:
         target = folder / path.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -348,7 +351,7 @@ def _gather(study: Study, folder: Path) -> str:
         except OSError as error:
             raise ClusterError(f"{path} cannot be sent to the cluster ({error.strerror or error}); mend it") from None
     (folder / _SCRIPT).write_text(_RUN)
-    return source.relative_to(base).as_posix()
+    return file.as_posix()
 
 
 def _entrypoint(order: Order, file: str) -> str:

@@ -228,7 +228,7 @@ def _launched(
         host=socket.gethostname(),
         executor="inline" if inline else "ray",
         file=masked(plan.source),
-        text=masked(Path(plan.source).read_text(encoding="utf-8", errors="replace")),
+        text=masked(plan.text),
         settings=tuple(map(masked, settings)),
         data=str(data),
         left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),

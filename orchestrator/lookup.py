@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import studies
@@ -20,10 +20,14 @@ _SHOWN = 20  # names in one message
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A study and its trials in the order of its plan, whether they have a row or not."""
+    """A study and its trials in the order of its plan, whether they have a row or not.
+
+    `text` is that of its file, and None where the storage remembers the study.
+    """
 
     name: str
     members: tuple[Member, ...]
+    text: str | None = field(default=None, compare=False)
 
     @property
     def trial_ids(self) -> list[str]:
@@ -48,7 +52,7 @@ def study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
     if not _exists(text):
         raise KdctlError(_neither(storage, text, list(known)))
     plan = make_plan(load_study(text, settings))  # also of a pipe like <(…); a folder is refused there
-    return Found(plan.study, studies.members(plan))
+    return Found(plan.study, studies.members(plan), plan.text)
 
 
 def _is_file(text: str) -> bool:

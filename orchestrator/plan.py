@@ -80,7 +80,8 @@ class PlannedTrial:
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file that the user brought to its path.
+    `weights` maps the SHA-256 of each weights file that the user brought to its path; `text` is the study file's, as it
+    was read, which JSON leaves out.
     """
 
     study: str
@@ -89,6 +90,7 @@ class Plan:
     resources: Resources
     weights: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    text: str = field(default="", compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `from_json` makes an equal plan."""
@@ -128,7 +130,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = tuple(map(str, study.warnings))
-    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings)
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
     return beside(plan, states or {}, tables)
 
 

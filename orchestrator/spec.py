@@ -74,7 +74,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study file that passed every check. `plan.make_plan` expands it."""
+    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's, as it was read."""
 
     name: str
     recipe: Mapping[str, Value]
@@ -82,19 +82,22 @@ class Study:
     resources: Resources
     source: Path
     warnings: tuple[Fault, ...] = ()
+    text: str = field(default="", compare=False, repr=False)
 
 
-def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
+def load_study(path: str | Path, settings: Sequence[str] = (), text: str | None = None) -> Study:
     """The study in a file, after `settings` such as `recipe.epochs=2`.
 
-    Raises StudyError with every fault found; nothing is ever executed or written.
+    The file is read once, or not at all where its `text` is given. Raises StudyError with every fault found; nothing
+    is ever executed or written.
     """
     path = Path(path)
     faults: list[Fault] = []
-    root = document.read(path, faults)
+    text = document.read_text(path) if text is None else text
+    root = document.parse(text, str(path), faults)
     for setting in settings:
         faults += _apply(root, setting)
-    reader = _Reader(path)
+    reader = _Reader(path, text)
     study = reader.study(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
@@ -143,8 +146,9 @@ def _apply(root: Node, setting: str) -> list[Fault]:
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, text: str) -> None:
         self.path = path
+        self.text = text
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
 
@@ -157,7 +161,8 @@ class _Reader:
         recipe = self._recipe(root)
         resources = self._resources(root)
         experiments = self._experiments(root, recipe)
-        return Study(name, recipe, experiments, resources, self.path, tuple(sorted(set(self.warnings))))
+        warnings = tuple(sorted(set(self.warnings)))
+        return Study(name, recipe, experiments, resources, self.path, warnings, self.text)
 
     # The four parts of the file.
 

@@ -68,10 +68,9 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
             return facts.gather(storage, "everything in the storage", None, None, now)
         return facts.gather(storage, last.name, last.members, facts.Source.of(last), now)
     found = lookup.study(storage, study, settings)
-    if Path(study).is_file():
+    if found.text is not None:
         words = [word for setting in settings for word in ("--set", setting)]
-        text = Path(study).read_text(encoding="utf-8", errors="replace")
-        source = facts.Source(("kdctl", "launch", study, *words), text, None, None)
+        source = facts.Source(("kdctl", "launch", study, *words), found.text, None, None)
     else:
         source = facts.Source.of(studies.find(storage, study))
     return facts.gather(storage, found.name, found.members, source, now)
