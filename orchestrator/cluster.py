@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from orchestrator.errors import ResourceError, printable
-from orchestrator.supervisor import end_session, session
+from orchestrator.processes import session, started
+from orchestrator.supervisor import end_session
 
 LOOPBACK = "127.0.0.1"
 PORT = 8265  # of a dashboard, or the next free one
@@ -193,11 +194,8 @@ def _file(name: str) -> Path:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a living process started, as the kernel counts; None where there is none."""
-    with suppress(OSError, IndexError):
-        state, *more = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else more[18]
-    return None
+    """When a living process started; None where there is none."""
+    return started(pid) or None
 
 
 def _private(file: Path) -> BinaryIO:

@@ -46,8 +46,9 @@ _TALKERS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_pr
 # What the job runs first; `exec`, so that a signal to the job is one to kdctl. Workers have the Python that Ray was
 # started with, whose folder need not be on the PATH; Ray's node process, our parent's parent, knows it.
 _RUN = r"""#!/bin/sh
-raylet=$(cut -d ' ' -f 4 "/proc/$PPID/stat" 2>/dev/null)
-bin=$(tr '\0' '\n' <"/proc/$raylet/cmdline" 2>/dev/null | sed -n 's,^--python_worker_command=\(/[^ ]*\)/python.*,\1,p')
+raylet=$(cut -d ' ' -f 4 "/proc/$PPID/stat" 2>/dev/null || ps -o ppid= -p "$PPID" 2>/dev/null | tr -d ' ')
+command=$({ tr '\0' '\n' <"/proc/$raylet/cmdline" || ps -ww -o args= -p "$raylet" | tr ' ' '\n'; } 2>/dev/null)
+bin=$(echo "$command" | sed -n 's,^--python_worker_command=\(/[^ ]*\)/python.*,\1,p')
 PATH="${bin:+$bin:}$PATH"
 if ! command -v kdctl >/dev/null; then
     echo "kdctl is not on the PATH of the cluster's head: $PATH" >&2

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator import cluster
+from orchestrator import cluster, processes
 
 
 def folder() -> Path:
@@ -44,5 +44,5 @@ def _sweep() -> None:
     """Removes the files of this machine's launches that were killed."""
     for file in folder().glob(f"{socket.gethostname()}-*.json"):
         pid = file.stem.rpartition("-")[2]
-        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+        if pid.isdecimal() and not processes.exists(int(pid)):
             file.unlink(missing_ok=True)

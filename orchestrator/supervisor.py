@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
+from orchestrator.processes import session
 
 _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
 _RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
 _LONG = 600.0  # seconds
 _PATIENCE = 13.0  # seconds for a child to stop after a signal
 _KILLING = 10.0  # seconds; a process that waits for a disk cannot be killed
+_LOOK = 1.0  # seconds between two looks whether the parent is there, where the kernel does not tell
 _PR_SET_PDEATHSIG = 1
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,8 +45,16 @@ def follow_parent() -> None:
     """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    else:  # no other system sends a signal then
+        threading.Thread(target=_watch_parent, daemon=True).start()
     if not has_parent():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _watch_parent() -> None:
+    while has_parent():
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
@@ -161,16 +170,3 @@ def end_session(leader: int, but: int | None = None) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def session(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
-        except (OSError, ValueError):
-            continue
-        if int(session) == leader and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found

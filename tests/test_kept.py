@@ -23,8 +23,9 @@ from terminal import Terminal
 
 from orchestrator import cluster
 from orchestrator.errors import ResourceError
+from orchestrator.processes import session
 from orchestrator.storage import Storage
-from orchestrator.supervisor import end_session, session
+from orchestrator.supervisor import end_session
 
 pytestmark = [
     pytest.mark.timeout(290),
