@@ -226,7 +226,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
 
 
 def _milestones(epochs: int) -> tuple[int, ...]:
-    """Half and three quarters of the epochs, as in the published recipe."""
+    """Half and three quarters of the epochs, as in experiments.yaml."""
     return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
 
 
