@@ -25,7 +25,7 @@ TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
     "student": ("string", "the model that was trained"),
     "teacher": ("string", "the teacher's model; null without one"),
     "start_time": ("timestamp", "when training began, UTC"),
-    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as the published tables do"),
+    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as is customary"),
     "epoch": ("int", "the first epoch that reached acc, from 1"),
     "nepoch": ("int", "epochs to train; 0 for a teacher from a file"),
     "lr": ("float", "learning rate at the start"),
