@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
     place = Storage.at(storage)
     plan = make_plan(load_study(study_file, settings))
+    if warning := studies.other_file(place, plan):
+        plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
     return beside(plan, results.read_states(place, trial_ids), list(place.tables()))
 
@@ -232,6 +234,7 @@ def _launched(
         settings=tuple(map(masked, settings)),
         data=str(data),
         left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
+        path=studies.path_of(plan.source),
     )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import KdctlError, StorageError
+from orchestrator.errors import KdctlError, StorageError, masked, printable
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey
 from orchestrator.storage import Storage, key_facts, read_json, write_json
@@ -40,7 +43,8 @@ class Member:
 class Launched:
     """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
 
-    `left` are the trials that it was told to leave, as they failed or wait for one that did.
+    `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
+    is for good (`path_of`); launches of earlier versions have none.
     """
 
     resource: str
@@ -52,6 +56,7 @@ class Launched:
     settings: tuple[str, ...]
     data: str
     left: tuple[str, ...] = ()
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,28 @@ def _digest(study: str) -> str:
 def knows(storage: Storage, name: str) -> bool:
     """Whether a study of this name was launched before."""
     return _study(read_json(storage, storage.plan(_digest(name)))) is not None
+
+
+def path_of(file: str) -> str:
+    """The whole path of a study file; nothing for a pipe, and for the copy that a job on a cluster is given."""
+    path = Path(file).resolve()
+    return masked(str(path)) if path.is_file() and "KDCTL_COMMAND" not in os.environ else ""
+
+
+def other_file(storage: Storage, plan: Plan) -> str | None:
+    """A warning where the storage remembers a study of this name from another file; None for one edited or moved."""
+    last = _study(read_json(storage, storage.plan(_digest(plan.study))))
+    path = path_of(plan.source)
+    if last is None or not path or last.launched.path in ("", path) or last.launched.text == masked(plan.text):
+        return None
+    if last.launched.host == socket.gethostname() and not Path(last.launched.path).is_file():
+        return None  # it was moved here, and edited
+    return (
+        f"{printable(plan.source)}: study: warning: {storage.place.shown('')} has a study {plan.study} already, of "
+        f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
+        "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
+        "one of them another name"
+    )
 
 
 def remembered(storage: Storage) -> list[StoredStudy]:

@@ -35,6 +35,7 @@ FLOORS = {
     "orchestrator.bucket": 2,
     "orchestrator.cluster": 2,
     "orchestrator.ray_session": 3,
+    "orchestrator.settings": 2,
     "orchestrator.views": 2,
     "orchestrator.keys": 2,
     "orchestrator.labels": 3,
