@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -84,9 +85,10 @@ class Study:
     warnings: tuple[Fault, ...] = ()
 
 
-def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
+def load_study(path: str | Path, settings: Sequence[str] = (), *, open_weights: bool = False) -> Study:
     """The study in a file, after `settings` such as `recipe.epochs=2`.
 
+    With `open_weights` the weights files that it names are opened, and one that does not fit its teacher is a fault.
     Raises StudyError with every fault found; nothing is ever executed or written.
     """
     path = Path(path)
@@ -94,7 +96,7 @@ def load_study(path: str | Path, settings: Sequence[str] = ()) -> Study:
     root = document.read(path, faults)
     for setting in settings:
         faults += _apply(root, setting)
-    reader = _Reader(path)
+    reader = _Reader(path, open_weights=open_weights)
     study = reader.study(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
@@ -143,8 +145,9 @@ def _apply(root: Node, setting: str) -> list[Fault]:
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, open_weights: bool) -> None:
         self.path = path
+        self.open_weights = open_weights
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
 
@@ -229,6 +232,8 @@ class _Reader:
                     self.faults.append(_size_fault(experiment))
                     continue
                 self.faults += _faults_between(experiment, recipe)
+                if self.open_weights:
+                    self.faults += _weights_faults(experiment, self.path.parent)
                 self.warnings += _warnings_of(experiment, recipe)
         total = sum(map(_size, found))
         if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
@@ -395,6 +400,19 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
                         "they see the same images; remove the teacher's dataset"
                     )
                     yield stated.fault(message)
+
+
+def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
+    """Weights files that do not fit the teacher that they are named for."""
+    for teacher in experiment.teachers:
+        for value in teacher.axes.get("weights", ()):
+            if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
+                from orchestrator import weights  # loads torch, which a study without weights need not wait for
+
+                path, digest = folder / value.value, teacher.digests[value.value]
+                models = [model.value for model in teacher.axes.get("model", ())]
+                classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
+                yield from map(value.fault, weights.problems(path, digest, itertools.product(models, classes)))
 
 
 def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
