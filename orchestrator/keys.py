@@ -248,7 +248,7 @@ TEACHER_KEYS: Mapping[str, Key] = {
     "dataset": Key(
         Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
     ),
-    "weights": Key(FilePath(), "weights that you have (safetensors or a plain state dict)", default_doc="train one"),
+    "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
 }
 
 

@@ -52,7 +52,7 @@ class Outcome:
 def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings: Sequence[str] = ()) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
     place = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings))
+    plan = make_plan(load_study(study_file, settings, open_weights=True))
     if warning := studies.other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies

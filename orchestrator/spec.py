@@ -88,11 +88,14 @@ class Study:
     text: str = field(default="", compare=False, repr=False)
 
 
-def load_study(path: str | Path, settings: Sequence[str] = (), text: str | None = None) -> Study:
+def load_study(
+    path: str | Path, settings: Sequence[str] = (), text: str | None = None, *, open_weights: bool = False
+) -> Study:
     """The study in a file, after `settings` such as `recipe.epochs=2`.
 
-    The file is read once, or not at all where its `text` is given. Raises StudyError with every fault found; nothing
-    is ever executed or written.
+    The file is read once, or not at all where its `text` is given. With `open_weights` the weights files that it names
+    are opened, and one that does not fit its teacher is a fault. Raises StudyError with every fault found; nothing is
+    ever executed or written.
     """
     path = Path(path)
     faults: list[Fault] = []
@@ -100,7 +103,7 @@ def load_study(path: str | Path, settings: Sequence[str] = (), text: str | None 
     root = document.parse(text, str(path), faults)
     for setting in settings:
         faults += apply(root, setting)
-    reader = _Reader(path, text)
+    reader = _Reader(path, text, open_weights=open_weights)
     study = reader.study(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
@@ -110,9 +113,10 @@ def load_study(path: str | Path, settings: Sequence[str] = (), text: str | None 
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path, text: str, *, open_weights: bool) -> None:
         self.path = path
         self.text = text
+        self.open_weights = open_weights
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
 
@@ -198,6 +202,8 @@ class _Reader:
                     self.faults.append(_size_fault(experiment))
                     continue
                 self.faults += _faults_between(experiment, recipe)
+                if self.open_weights:
+                    self.faults += _weights_faults(experiment, self.path.parent)
                 self.warnings += _warnings_of(experiment, recipe)
         self.warnings += _equal_experiments(found)
         total = sum(map(_size, found))
@@ -383,6 +389,19 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
                         "they see the same images; remove the teacher's dataset"
                     )
                     yield stated.fault(message)
+
+
+def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
+    """Weights files that do not fit the teacher that they are named for."""
+    for teacher in experiment.teachers:
+        for value in teacher.axes.get("weights", ()):
+            if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
+                from orchestrator import weights  # loads torch, which a study without weights need not wait for
+
+                path, digest = folder / value.value, teacher.digests[value.value]
+                models = [model.value for model in teacher.axes.get("model", ())]
+                classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
+                yield from map(value.fault, weights.problems(path, digest, itertools.product(models, classes)))
 
 
 def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:

@@ -53,15 +53,11 @@ def follow_parent() -> None:
     """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
     number = next(iter(not_ignored((signal.SIGTERM, *STOPS))), signal.SIGKILL)
     if sys.platform == "linux":
-<<<<<<< HEAD
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    else:  # no other system sends a signal then
-        threading.Thread(target=_watch_parent, daemon=True).start()
-=======
         import ctypes  # every other command does without
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
->>>>>>> h-b
+    else:  # no other system sends a signal then
+        threading.Thread(target=_watch_parent, args=(number,), daemon=True).start()
     if not has_parent():
         os.kill(os.getpid(), number)
 
@@ -76,10 +72,10 @@ def announce_end(code: int) -> None:
             os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
 
 
-def _watch_parent() -> None:
+def _watch_parent(number: int) -> None:
     while has_parent():
         time.sleep(_LOOK)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
 
 
 def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:

@@ -32,7 +32,7 @@ def submit(
     from orchestrator.spec import load_study
     from orchestrator.storage import Storage
 
-    study = load_study(file, settings)
+    study = load_study(file, settings, open_weights=True)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
     place = Storage.at(storage).place.address

@@ -80,7 +80,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     from orchestrator.spec import load_study
 
     try:
-        study = load_study(file, settings)
+        study = load_study(file, settings, open_weights=True)
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:
