@@ -40,6 +40,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | Non
     return "\n\n".join(_block(header, line, width) for line in lines[1:])
 
 
+def fits(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> bool:
+    """Whether a table needs no wrapping."""
+    return width is None or max(map(cell_len, table(header, rows).split("\n"))) <= width
+
+
 def wrapped(text: str, width: int | None) -> str:
     """A text of which no line is wider than `width`; lines that are broken go on with the indent of the first."""
     if width is None:

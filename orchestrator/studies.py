@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from orchestrator import varying
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey
@@ -30,6 +31,12 @@ class Member:
     epochs: int
     answers: str | None
     is_cached: bool
+    name: str = ""  # within the study, see `varying.names`
+
+    @property
+    def shown(self) -> str:
+        """What a view of its study calls it."""
+        return self.name or self.title
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +68,13 @@ class StoredStudy:
 
 def members(plan: Plan) -> tuple[Member, ...]:
     """The trials of a plan, in its order."""
+    names = varying.names([trial.config for trial in plan.trials])
     return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
-            trial.state == "finished",
+            trial.state == "finished", name,
         )
-        for trial in plan.trials
+        for trial, name in zip(plan.trials, names, strict=True)
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +76,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
       kdctl check experiments.yaml --set recipe.epochs=2
       kdctl check experiments.yaml --json
     """
+    from orchestrator.columns import width_of, wrapped
     from orchestrator.plan import make_plan
     from orchestrator.spec import load_study
 
@@ -84,14 +85,14 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:
-            raise
+            raise KdctlError(wrapped(masked(str(error)), width_of(sys.stderr))) from None  # masked while it is whole
         click.echo(_check_json(file, None, 0, error.faults, ()))
         sys.exit(EXIT_USAGE)
     if as_json:
         click.echo(_check_json(file, study.name, count, (), study.warnings))
         return
     warn(study.warnings)
-    click.echo(f"{file}: study {study.name} is good, {count} trials")
+    click.echo(wrapped(f"{file}: study {study.name} is good, {count} trials", width_of(sys.stdout)))
 
 
 def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
@@ -114,12 +115,13 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
       kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
       kdctl plan experiments.yaml --storage /mnt/shared/runs --json
     """
+    from orchestrator.columns import width_of
     from orchestrator.launch import look
 
     found = look(file, storage, settings)
     warn(found.warnings)
     if not as_json:
-        click.echo(colours.states(_plan_text(found)))
+        click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
         return
     sys.stdout.writelines(f"{line}\n" for line in _plan_json(found))  # `echo` would flush every line
     sys.stdout.flush()
@@ -138,30 +140,37 @@ def _plan_json(plan: Plan) -> Iterator[str]:
     yield "]}"
 
 
-def _plan_text(plan: Plan) -> str:
-    from orchestrator.report import aligned
+def _plan_text(plan: Plan, width: int | None) -> str:
+    """A table of the trials with what varies in this study, what all have in common, and how many are to come."""
+    from orchestrator.columns import fits, table, wrapped
+    from orchestrator.varying import all_settings, short_ids, varying
 
-    header = (
-        "trial_id",
-        "role",
-        "method",
-        "dataset",
-        "student ← teacher",
-        "seed",
-        "waits for",
-        "teacher cache",
-        "state",
-    )
-    rows = []
-    for trial in plan.trials:
-        config = trial.config
-        pair = f"{config.student} ← {config.teacher.student}" if config.teacher else config.student
-        source = " (weights from a file)" if config.weights else ""
-        cells = (trial.trial_id, trial.role, config.method, config.dataset, pair + source, str(config.seed))
-        rows.append((*cells, trial.teacher_id or "-", trial.teacher_cache or "-", trial.state))
+    settings = all_settings(trial.config for trial in plan.trials)
+    columns = ["method", *(name for name in varying(settings) if name != "method")]
+    header = ("trial_id", "role", *columns, "seed", "waits for", "teacher cache", "state")
+    ids = {trial.trial_id: trial.trial_id for trial in plan.trials}
+
+    def rows() -> list[list[str]]:
+        return [
+            [
+                ids[trial.trial_id], trial.role, *(own.get(name, "-") for name in columns), str(trial.config.seed),
+                ids.get(trial.teacher_id or "", "-"), trial.teacher_cache or "-", trial.state,
+            ]
+            for trial, own in zip(plan.trials, settings, strict=True)
+        ]  # fmt: skip
+
+    if not fits(header, rows(), width):
+        ids = short_ids(ids)
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
-    return "\n".join([aligned(header, rows), "", f"{len(rows)} trials of study {plan.study}: {counts}"])
+    lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(settings, columns)]
+    return "\n".join([table(header, rows(), width), "", *(wrapped(line, width) for line in lines)])
+
+
+def _common(settings: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
+    """What is the same in all trials that have it, in a line."""
+    found = {name: value for own in settings for name, value in own.items() if name not in columns}
+    return [f"the same in all: {', '.join(f'{name} {value}' for name, value in found.items())}"] if found else []
 
 
 @click.command()
