@@ -332,15 +332,14 @@ _DEPTH = re.compile(r"_(\d{1,4})$")
 
 def _kinds(member: Member) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """What a trial's pace depends on, from the most to the least: its work, its model on its data, its data."""
-    words = member.title.split()
-    method, dataset, student, *more = [*words[:3], "?", "?", "?"][:3] + words[3:]
-    teacher = more[1] if member.answers == "live" and more[:1] == ["←"] else ""
-    return (method, dataset, student, member.answers or "", teacher), (dataset, student), (dataset,)
+    teacher = member.teacher if member.answers == "live" else None
+    work = (member.method, member.dataset, member.student, member.answers or "", teacher or "")
+    return work, (member.dataset, member.student), (member.dataset,)
 
 
 def _size(member: Member) -> float:
     """What a model costs beside others, as far as its name tells: a ResNet's depth."""
-    found = _DEPTH.search(_kinds(member)[1][1])
+    found = _DEPTH.search(member.student)
     return float(found[1]) if found else 1.0
 
 

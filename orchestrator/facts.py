@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from orchestrator import models, results, studies
+from orchestrator import labels, models, results, studies
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
@@ -114,4 +114,6 @@ def _is_sound(row: TrialRecord) -> bool:
 def _member(row: TrialRecord) -> Member:
     """A trial of which only its row is known."""
     answers = json.loads(row.recipe).get("teacher_answers")
-    return Member(row.trial_id, "trial", row.title(), row.teacher_id, row.nepoch, answers, row.state is State.FINISHED)
+    is_cached = row.state is State.FINISHED
+    title, work = labels.title(row), (row.method, row.dataset, row.student, row.teacher)
+    return Member(row.trial_id, "trial", title, row.teacher_id, row.nepoch, answers, is_cached, *work)

@@ -21,7 +21,7 @@ class Member:
     """A trial of a study as a reader of the storage needs it before it has a row.
 
     `answers` is how the plan asks its teacher: table, live, or None without one. `is_cached` says whether it was
-    finished before the launch.
+    finished before the launch. What follows is empty where an older kdctl stored the plan.
     """
 
     trial_id: str
@@ -31,6 +31,10 @@ class Member:
     epochs: int
     answers: str | None
     is_cached: bool
+    method: str = ""
+    dataset: str = ""
+    student: str = ""
+    teacher: str | None = None  # its model
     name: str = ""  # within the study, see `varying.names`
 
     @property
@@ -72,7 +76,8 @@ def members(plan: Plan) -> tuple[Member, ...]:
     return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
-            trial.state == "finished", name,
+            trial.state == "finished", trial.config.method, trial.config.dataset, trial.config.student,
+            trial.config.teacher.student if trial.config.teacher else None, name,
         )
         for trial, name in zip(plan.trials, names, strict=True)
     )  # fmt: skip

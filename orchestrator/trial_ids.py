@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator import studies
+from orchestrator import labels, studies
 from orchestrator.errors import KdctlError, printable
 from orchestrator.storage import Storage
 
@@ -56,7 +56,7 @@ def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
     rows = results.read_trials(storage, missing) if missing else []
-    found = {**trials, **{row.trial_id: row.title() for row in rows}}
+    found = {**trials, **{row.trial_id: labels.title(row) for row in rows}}
     return [found.get(trial_id, "") for trial_id in trial_ids]
 
 

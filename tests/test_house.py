@@ -35,6 +35,7 @@ FLOORS = {
     "orchestrator.ray_session": 3,
     "orchestrator.views": 2,
     "orchestrator.keys": 2,
+    "orchestrator.labels": 3,
     "orchestrator.storage": 3,
     "orchestrator.spec": 3,
     "orchestrator.results": 4,
