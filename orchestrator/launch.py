@@ -195,6 +195,7 @@ def _train(
     address: str | None,
     dashboard: bool,
 ) -> None:
+    tell(Event(Kind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
 

@@ -20,7 +20,7 @@ from rich.style import Style
 from rich.text import Text
 
 from orchestrator.board import Board, Eta, Stage, Standing, age, eta_text
-from orchestrator.columns import wrap
+from orchestrator.columns import wrap, wrapped
 from orchestrator.errors import printable
 
 _PAUSE = 0.2  # seconds between two frames
@@ -74,7 +74,7 @@ def lines_of(
     # What runs comes first, but not all of it before the first word of what failed.
     shown = [part[: max(0, min(len(part), rest // 4 if lives else rest // 2))] for part in (failed, waits, notes)]
     rest -= sum(map(len, shown))
-    trials, most = (list(board.trials.values()), min(rest, _LISTED)) if whole else (lives, rest)
+    trials, most = (list(board.trials.values()), min(rest, _LISTED + 1)) if whole else (lives, rest)
     rows += _listed(trials, ids, width, most)
     for part in shown:
         rows += part
@@ -356,6 +356,13 @@ class Frames:
 
 
 def _note(text: str, width: int) -> str:
+    """A line that scrolls by, broken at spaces where it is too long, and then indented."""
+    first, *more = wrapped(text, width).split("\n")
+    more = wrapped(" " * 9 + " ".join(more), width).split("\n") if more else []
+    return "".join(_line_of_note(line, width) for line in (first, *more))
+
+
+def _line_of_note(text: str, width: int) -> str:
     # Where it ends at the edge the cursor stands on its last character still, which is not to be erased.
     rest = "" if text and cell_len(text) % width == 0 else "\x1b[K"
     return f"\x1b[K{text}{rest}\n"

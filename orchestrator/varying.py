@@ -63,6 +63,12 @@ def names(configs: Sequence[TrialConfig]) -> list[str]:
     ]
 
 
+def default(name: str) -> str | None:
+    """The text of a setting that nobody has set; None where it has no fixed default."""
+    key = keys.RECIPE_KEYS.get(name.removeprefix("teacher."))
+    return None if key is None or name.endswith("milestones") else _text(key.default)
+
+
 def short_ids(trial_ids: Collection[str]) -> dict[str, str]:
     """The beginning of each id, of as few digits as tell these ids apart, and at least four."""
     size = _SHORTEST

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,36 +142,57 @@ def _plan_json(plan: Plan) -> Iterator[str]:
 
 
 def _plan_text(plan: Plan, width: int | None) -> str:
-    """A table of the trials with what varies in this study, what all have in common, and how many are to come."""
+    """A table of the trials with what varies in this study, how many are to come, and what all have in common."""
     from orchestrator.columns import fits, table, wrapped
-    from orchestrator.varying import all_settings, short_ids, varying
 
-    settings = all_settings(trial.config for trial in plan.trials)
-    columns = ["method", *(name for name in varying(settings) if name != "method")]
-    header = ("trial_id", "role", *columns, "seed", "waits for", "teacher cache", "state")
-    ids = {trial.trial_id: trial.trial_id for trial in plan.trials}
-
-    def rows() -> list[list[str]]:
-        return [
-            [
-                ids[trial.trial_id], trial.role, *(own.get(name, "-") for name in columns), str(trial.config.seed),
-                ids.get(trial.teacher_id or "", "-"), trial.teacher_cache or "-", trial.state,
-            ]
-            for trial, own in zip(plan.trials, settings, strict=True)
-        ]  # fmt: skip
-
-    if not fits(header, rows(), width):
-        ids = short_ids(ids)
+    *layouts, last = _layouts(plan)
+    header, *rows = next((lines for lines in layouts if fits(lines[0], lines[1:], width)), last)
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
-    lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(settings, columns)]
-    return "\n".join([table(header, rows(), width), "", *(wrapped(line, width) for line in lines)])
+    lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(plan)]
+    return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
 
 
-def _common(settings: Sequence[Mapping[str, str]], columns: Sequence[str]) -> list[str]:
-    """What is the same in all trials that have it, in a line."""
-    found = {name: value for own in settings for name, value in own.items() if name not in columns}
-    return [f"the same in all: {', '.join(f'{name} {value}' for name, value in found.items())}"] if found else []
+def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
+    """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
+    from orchestrator.varying import all_settings, names, short_ids, varying
+
+    configs = [trial.config for trial in plan.trials]
+    settings = all_settings(configs)
+    varies = list(dict.fromkeys(["method", *varying(settings)]))
+    own = [
+        (*(found.get(name, "-") for name in varies), str(c.seed)) for found, c in zip(settings, configs, strict=True)
+    ]
+    whole = [(trial.trial_id, trial.role) for trial in plan.trials]
+    states = [(trial.state,) for trial in plan.trials]
+    teachers = [(trial.teacher_id or "-", trial.teacher_cache or "-") for trial in plan.trials]
+    yield _table(
+        ("trial_id", "role", *varies, "seed", "waits for", "teacher cache", "state"), whole, own, teachers, states
+    )
+    short = {"-": "-", **short_ids([trial.trial_id for trial in plan.trials])}
+    ids = [(short[trial.trial_id],) for trial in plan.trials]
+    teachers = [(short[teacher_id], cache) for teacher_id, cache in teachers]
+    yield _table(("id", *varies, "seed", *last), ids, own, teachers, states)
+    named = [(name,) for name in names(configs)]
+    yield _table(("id", "trial", *last), ids, named, teachers, states)
+    yield _table(("id", "trial", "state"), ids, named, states)
+
+
+def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [header, *(tuple(chain(*cells)) for cells in zip(*parts, strict=True))]
+
+
+def _common(plan: Plan) -> list[str]:
+    """What is the same in all trials that have it, in a line; without what has its default anyway."""
+    from orchestrator.varying import all_settings, default, varying
+
+    settings = all_settings(trial.config for trial in plan.trials)
+    varies = set(varying(settings))
+    found = {name: value for own in settings for name, value in own.items() if name not in varies}
+    own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
+    usual = {name for name, value in found.items() if value in (default(name), own.get(name))}
+    shown = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
+    return [f"the same in all: {', '.join(shown)}"] if shown else []
 
 
 @click.command()
