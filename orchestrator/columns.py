@@ -33,11 +33,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | Non
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     if width is None or _total(widths) <= width:
         return "\n".join(_joined(line, widths) for line in lines)
-    longest = max(_ID, width // 3)  # a longer word, like a path, may be broken
-    least = [min(longest, max(map(_longest_word, column))) for column in zip(*lines, strict=True)]
+    least = _least(lines, width)
     if _total(least) <= width:
         return "\n".join(_wrapped_rows(lines, _shared(widths, least, width)))
     return "\n\n".join(_block(header, line, width) for line in lines[1:])
+
+
+def fits(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> bool:
+    """Whether the columns of a table fit side by side, with cells that wrap at spaces where they have to."""
+    return width is None or _total(_least([header, *rows], width)) <= width
 
 
 def wrapped(text: str, width: int | None) -> str:
@@ -77,6 +81,12 @@ def _indented(line: str, width: int) -> Iterator[str]:
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _least(lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """How narrow each column may become; a word that is longer than others, like a path, may be broken."""
+    longest = max(_ID, width // 3)
+    return [min(longest, max(map(_longest_word, column))) for column in zip(*lines, strict=True)]
 
 
 def _longest_word(cell: str) -> int:

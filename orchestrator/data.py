@@ -121,6 +121,11 @@ def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Image
         ) from None
 
 
+def is_prepared(name: str, storage: Storage) -> bool:
+    """Whether a dataset is in the storage, so that `prepare` has nothing to do."""
+    return storage.place.entry(storage.dataset(name, DATASETS[name].digest)) is not None
+
+
 def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Callable[[], None] = lambda: None) -> None:
     """Puts a dataset into the storage, decoded, checked and in canonical order, unless it is there.
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from orchestrator.columns import table, wrapped
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.housekeeping import clock, sized
 from orchestrator.leases import acquire
 from orchestrator.places import MARKER, PART, Folder, Place
-from orchestrator.report import aligned
 from orchestrator.storage import Storage
 
 _PYTHON = (3, 11)
@@ -340,15 +340,15 @@ def is_fit(findings: Sequence[Finding]) -> bool:
     return all(finding.verdict is not Verdict.BAD for finding in findings)
 
 
-def text(findings: Sequence[Finding]) -> str:
-    """All findings, the cures of those that need one, and a summary, for a terminal."""
+def text(findings: Sequence[Finding], width: int | None = None) -> str:
+    """All findings, the cures of those that need one, and a summary, in lines of at most `width` columns, if given."""
     rows = [(finding.verdict, finding.check, finding.found) for finding in findings]
     cures: dict[str, list[str]] = {}
     for finding in findings:
         if finding.cure:
             cures.setdefault(finding.cure, []).append(finding.check)
-    lines = [f"{', '.join(checks)}: {cure}" for cure, checks in cures.items()]
-    blocks = [aligned(("verdict", "check", "found"), rows), "\n".join(lines), _summary(findings)]
+    lines = [wrapped(f"{', '.join(checks)}: {cure}", width) for cure, checks in cures.items()]
+    blocks = [table(("verdict", "check", "found"), rows, width), "\n".join(lines), wrapped(_summary(findings), width)]
     return "\n\n".join(filter(None, blocks))
 
 

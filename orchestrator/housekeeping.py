@@ -17,12 +17,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator import results, studies
+from orchestrator.columns import table
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.places import MARKER, PART, Entry, Place
 from orchestrator.plan import Plan
 from orchestrator.records import State, TableKey
-from orchestrator.report import aligned
 from orchestrator.storage import CHECKPOINTS_KEPT, Storage, read_json
 
 STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
@@ -295,15 +295,15 @@ def _has_row(storage: Storage, piece: Piece) -> bool:
 # Showing.
 
 
-def text(pieces: Sequence[Piece]) -> str:
-    """How many files of each kind and how large, for a terminal."""
+def text(pieces: Sequence[Piece], width: int | None = None) -> str:
+    """How many files of each kind and how large, on a terminal of `width` columns or a page of any width."""
     rows = []
     for kind, title in _TITLES.items():
         sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
         if sizes:
             rows.append((title, f"{len(sizes):,}", sized(sum(sizes))))
     rows.append(("in all", f"{len(pieces):,}", sized(total(pieces))))
-    return aligned(("what", "files", "size"), rows)
+    return table(("what", "files", "size"), rows, width)
 
 
 def total(pieces: Sequence[Piece]) -> int:

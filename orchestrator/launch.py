@@ -197,6 +197,7 @@ def _train(
     address: str | None,
     dashboard: bool,
 ) -> None:
+    tell(Event(Kind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
 
@@ -207,6 +208,8 @@ def _train(
         lease.sweep()
         studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
+            if not datasets.is_prepared(name, storage):
+                tell(Event(Kind.PREPARING, f"decoding {name}"))
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
@@ -214,6 +217,8 @@ def _train(
         if launched.executor == "inline":
             run_inline(run, tell)
         else:
+            is_own = address in (None, "local")
+            tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
             from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
 
             run_ray(run, tell)

@@ -68,6 +68,7 @@ def run_ray(run: Run, tell: Tell) -> None:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
         with exported(run.began, tell, say) as tell_all:
+            tell(Event(Kind.PREPARING, "starting the workers"))
             conductor = Conductor(run, jobs, tell_all, most)
             _fit(run, conductor, gpus, most)
     conductor.conclude()
@@ -257,7 +258,8 @@ class Watcher(tune.Callback):
         """Gives what the worker does from now on the trial's name, which the dashboard and `ps` show."""
         worker = trial.temporary_state.ray_actor
         vars(worker).pop("train", None)  # of its trial before; Ray makes the method anew
-        worker.train = worker.train.options(name=_job(trial).trial.title())
+        planned = _job(trial).trial
+        worker.train = worker.train.options(name=f"{planned.trial_id} {planned.title()}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

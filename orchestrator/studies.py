@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator import varying
 from orchestrator.errors import KdctlError, StorageError, masked, printable
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey
@@ -37,6 +38,12 @@ class Member:
     dataset: str = ""
     student: str = ""
     teacher: str | None = None  # its model
+    name: str = ""  # within the study, see `varying.names`
+
+    @property
+    def shown(self) -> str:
+        """What a view of its study calls it."""
+        return self.name or self.title
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,14 @@ class StoredStudy:
 
 def members(plan: Plan) -> tuple[Member, ...]:
     """The trials of a plan, in its order."""
+    names = varying.names([trial.config for trial in plan.trials])
     return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
             trial.state == "finished", trial.config.method, trial.config.dataset, trial.config.student,
-            trial.config.teacher.student if trial.config.teacher else None,
+            trial.config.teacher.student if trial.config.teacher else None, name,
         )
-        for trial in plan.trials
+        for trial, name in zip(plan.trials, names, strict=True)
     )  # fmt: skip
 
 

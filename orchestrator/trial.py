@@ -183,6 +183,7 @@ class _Attempt:
 
     def run(self) -> Generator[Report, None, TrialRecord]:
         """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
+        self._log.add(f"trial {self._id} of study {self._job.study}: {self._job.trial.title()}")
         try:
             self._find_device()
             with own_stream(self._device):
@@ -259,7 +260,8 @@ class _Attempt:
         table = self._job.trial.table
         is_hit = None if table is None else teacher.has_table(table, self._storage)
         answers = self._job.trial.teacher_cache
-        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit)
+        acc = max((record.test_acc for record in self._epochs), default=None)
+        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit, acc)
 
     def _resume(self, course: Course) -> Generator[Report]:
         notices: list[str] = []

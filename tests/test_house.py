@@ -69,6 +69,7 @@ FLOORS = {
     "orchestrator.page": 9,
     "orchestrator.tabular": 1,
     "orchestrator.columns": 0,
+    "orchestrator.varying": 3,
     "orchestrator.query": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,

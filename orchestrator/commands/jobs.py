@@ -67,8 +67,8 @@ def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> 
 
 def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
     """Lists the studies on a cluster, or the jobs of one, the newest first."""
+    from orchestrator.columns import table, width_of
     from orchestrator.jobs import Cluster, progress
-    from orchestrator.report import aligned
 
     found = [(job, progress(job)) for job in Cluster(address).jobs() if name in (None, job.study, job.job_id)]
     if as_json:
@@ -87,7 +87,7 @@ def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
         )
         for job, done in found
     ]  # fmt: skip
-    click.echo(aligned(header, [tuple(map(printable, row)) for row in cells]))
+    click.echo(table(header, [tuple(map(printable, row)) for row in cells], width_of(sys.stdout)))
 
 
 def _state(job: ClusterJob) -> str:

@@ -102,9 +102,11 @@ def agrees(question: str) -> bool:
 
 
 def warn(warnings: Sequence[object]) -> None:
-    """Says each on standard error."""
+    """Says each on standard error, broken at spaces where a terminal is too narrow."""
+    from orchestrator.columns import width_of, wrapped
+
     for warning in warnings:
-        click.echo(str(warning), err=True)
+        click.echo(wrapped(str(warning), width_of(sys.stderr)), err=True)
 
 
 def say_how_to_resume() -> None:
