@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
