@@ -25,7 +25,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor
 
-from orchestrator import arrow
+from orchestrator import arrow, proxies
 from orchestrator.datasets import DATASETS, Dataset
 from orchestrator.errors import DataError
 from orchestrator.leases import waiting
@@ -356,8 +356,9 @@ def _download(name: str, folder: Path) -> None:
             shutil.move(Path(part) / layout, folder / layout)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
-            f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}); "
-            f"put it there by hand: torchvision's {layout}/, or {name}/train-*.parquet and {name}/test-*.parquet"
+            f"{name} is not in {folder} and could not be downloaded{proxies.through(source.url)} "
+            f"({_first_line(error)}); put it there by hand: torchvision's {layout}/, or "
+            f"{name}/train-*.parquet and {name}/test-*.parquet"
         ) from None
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import events, results, stops, studies
+from orchestrator import events, folders, results, stops, studies
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
@@ -79,7 +79,7 @@ def launch(
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
     fails raises nothing: it is a row. `tell` is called with every event, one at a time; unless told otherwise they
     are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
-    own; without it the one that `kdctl up` keeps, or one of its own, which has a `dashboard`.
+    own; without it the one that RAY_ADDRESS names or `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """
     since = datetime.now(UTC)
     tell = _in_turn(tell or Lines())
@@ -219,6 +219,7 @@ def _train(
         else:
             is_own = address in (None, "local")
             tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
+            folders.lend_home()  # Tune cannot be imported without one
             from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
 
             run_ray(run, tell)

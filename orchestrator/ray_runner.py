@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +23,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator import folders
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
@@ -89,22 +88,20 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
     # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most)
     bundle = _bundle(run.resources.cpus_per_trial, gpus)
-    scratch = tempfile.mkdtemp(prefix="kdctl-tune-")  # for Tune's own state, which nobody reads; ours is in the storage
-    try:
+    # Tune's own state, which nobody reads, goes into a scratch folder; ours is in the storage.
+    with folders.scratch("kdctl-tune-") as scratch:
         tune.Tuner(
             TrialWorker,
             tune_config=tune.TuneConfig(search_alg=PlanSearcher(conductor), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="kdctl",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Watcher(run, conductor, bundle)],
                 stop=GivingUp(run, conductor),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
             ),
         ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _bundle(cpus: int, gpus: float) -> dict[str, float]:

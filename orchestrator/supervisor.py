@@ -137,7 +137,7 @@ class _Supervisor:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)  # a process that it started may hold the other end open
         environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing)}
-        with open(reading, "rb", buffering=0) as pipe:
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
             try:
                 self._child = subprocess.Popen(
                     self._command, env=environment, start_new_session=True, pass_fds=(writing,)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import ray
 
 TOKEN = "a-token-that-is-long-enough-for-ray"
 
@@ -21,7 +24,8 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.token: str | None = TOKEN
-        self.version = "2.60.0"
+        self.version = ray.__version__
+        self.python = platform.python_version()
         self.page: str | None = None
         self.status = 200
         self.jobs: dict[str, dict[str, Any]] = {}
@@ -68,6 +72,8 @@ class Dashboard:
     def _answer(self, method: str, path: str, body: bytes) -> tuple[int, str]:
         if path == "/api/version":
             return 200, json.dumps({"version": "4", "ray_version": self.version, "session_name": "s"})
+        if path == "/api/v0/cluster_metadata":
+            return 200, json.dumps({"data": {"pythonVersion": self.python}})
         if path.startswith("/api/packages/"):
             return self._package(method, body)
         if path == "/api/jobs/" and method == "GET":

@@ -5,6 +5,7 @@ and `stop` where `--address` names a dashboard.
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import sys
 from datetime import datetime
@@ -38,6 +39,8 @@ def submit(
     place = Storage.at(storage).place.address
     folder = str(Path(data).absolute()) if data is not None else None
     cluster = Cluster(address)
+    if (python := cluster.python()) and python != platform.python_version():
+        click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
         Order(
             study, place, folder, tuple(settings), max_concurrent, skip_failed,
