@@ -1,8 +1,8 @@
 """The CIFAR ResNet as in the field's code.
 
-The layers are those of He et al. 2015 (arXiv 1512.03385, section 4.2) except for the shortcuts. Where the shape changes,
-ours are projections, a 1×1 convolution with batch norm (the paper's option B); section 4.2 uses option A, which pads
-with zeros and has no parameters.
+The layers are those of He et al. 2015 (arXiv 1512.03385, section 4.2) except for the shortcuts. Where the shape
+changes, ours are projections, a 1×1 convolution with batch norm (the paper's option B); section 4.2 uses option A,
+which pads with zeros and has no parameters.
 """
 
 from __future__ import annotations
