@@ -309,9 +309,27 @@ def test_a_private_folder_is_seen(folder: str) -> None:
     assert not PRIVATE.search(f"see docs/{folder}/page and a {folder}")
 
 
-def test_the_lock_file_has_versions_and_hashes_alone() -> None:
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def pins(name: str) -> list[str]:
+    """The lines of a lock file that are neither hashes nor comments, without the backslashes at their ends."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line.removesuffix(" \\") for line in lines if line and not line.startswith((" ", "#"))]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_has_versions_and_hashes_alone(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
     assert "://" not in text
     # aiohttp and httptools are names; what comes before a name would be an option such as an index.
-    pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
-    assert pins and all(re.match(r"[a-z0-9][a-z0-9.\-]*==", pin) for pin in pins)
+    assert pins(name) and all(re.match(r"[a-z0-9][a-z0-9.\-]*==", pin) for pin in pins(name))
+    assert all(f"{pin} \\\n    --hash=sha256:" in text for pin in pins(name))
+
+
+def test_the_development_tools_are_in_their_own_lock_file() -> None:
+    user, developer = (set(pins(name)) for name in LOCKS)
+    assert user < developer, "other versions; run `make lock`"
+    added = {pin.partition("==")[0] for pin in developer - user}
+    assert {"mypy", "pytest", "ruff", "hypothesis", "playwright"} <= added
+    assert not added & {"torch", "torchvision", "ray", "setuptools"}
