@@ -83,7 +83,7 @@ def _named(address: str | None, say: Say) -> str | None:
     except ClusterError as error:
         raise ClusterError(f"RAY_ADDRESS: {error}") from None
     if address is None and found != OWN:
-        say(f"the cluster at {found} is joined, which RAY_ADDRESS names; --address {OWN} starts another one")
+        say(f"joining the Ray cluster that RAY_ADDRESS names, {found}; --address {OWN} starts another one")
     return found
 
 

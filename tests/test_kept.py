@@ -299,7 +299,10 @@ def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
     cluster.show("tiny", "127.0.0.1:5")
     with sleeper() as process:
         cluster._write(cluster._file("dashboard-1"), cluster.Shown(process.pid, "1", "dead", "127.0.0.1:6"))
+    other = cluster.folder() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
+    other.touch()
     (mine,) = cluster.shown()
+    assert other.exists()
     assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
     assert cluster._file(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
     cluster.hide()
