@@ -135,7 +135,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     """
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
     if is_ours:
-        for name, value in cluster.SETTINGS.items():
+        for name, value in cluster.settings().items():
             os.environ.setdefault(name, value)
     if is_ours or not _MAY_LEAVE:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"

@@ -220,7 +220,8 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
     ("words", "code"),
     [
         ("dashboard", 1), ("dashboard token", 2), ("dashboard export --output x", 0), ("down", 0),
-        ("status", 2), ("stop", 2), ("doctor", 0), ("completion bash", 0), ("init a.yaml", 0), ("results", 0), ("clean", 0),
+        ("status", 2), ("stop", 2), ("doctor", 0), ("completion bash", 0),
+        ("init a.yaml", 0), ("results", 0), ("clean", 0),
     ],
 )  # fmt: skip
 def test_no_command_needs_a_home(words: str, code: int, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,14 @@ def remember(process: subprocess.Popen[bytes], **changes: Any) -> cluster.Kept:
     return kept
 
 
+def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delenv("RAY_USAGE_STATS_REPORT_URL", raising=False)
+    assert cluster._environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    assert "RAY_USAGE_STATS_REPORT_URL" not in cluster._environment()
+
+
 def test_nothing_is_kept_at_first(memory: Path) -> None:
     said: list[str] = []
     assert cluster.kept(said.append) is None and cluster.shown() == [] and said == []
