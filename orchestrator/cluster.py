@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 def settings() -> dict[str, str]:
-    """SETTINGS, and where usage reports go: a dashboard reports that they are off, too, so to a port without a server."""
+    """SETTINGS, and a port without a server for usage reports: a dashboard would report even that they are off."""
     is_on = os.environ.get("RAY_USAGE_STATS_ENABLED") == "1"
     return SETTINGS if is_on else {**SETTINGS, "RAY_USAGE_STATS_REPORT_URL": f"http://{LOOPBACK}:9/"}
 

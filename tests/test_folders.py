@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from dashboard import Dashboard
 
 from orchestrator import cli, cluster, doctor, folders, ray_session
 from orchestrator.errors import KdctlError, ResourceError
@@ -229,6 +230,23 @@ def test_no_command_needs_a_home(words: str, code: int, bare: Path, monkeypatch:
     done = CliRunner().invoke(cli.cli, words.split())
     found = done.exit_code if done.exception is None or isinstance(done.exception, SystemExit) else 2
     assert found == code and isinstance(done.exception, KdctlError | SystemExit | None), done.exception
+
+
+def test_a_launch_on_ray_without_a_home_and_behind_a_proxy(bare: Path) -> None:
+    study = "study: tiny\nrecipe: {epochs: 1, limit_train: 64, limit_test: 100, milestones: []}\nexperiments:\n"
+    (bare / "study.yaml").write_text(study + "  - {method: base, dataset: digits, student: resnet_32_8}\n")
+    proxy = Dashboard()
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    with tempfile.TemporaryDirectory(prefix="kh-", dir="/tmp") as short:  # paths of sockets may not be long
+        places = {"HOME": "/dev/null", "TMPDIR": short, "http_proxy": proxy.address, "grpc_proxy": proxy.address}
+        command = [sys.executable, "-P", "-m", "orchestrator.cli", "launch", "study.yaml", "--address", "local"]
+        done = subprocess.run(
+            command, cwd=bare, env=environment | places, capture_output=True, text=True, timeout=240, check=False
+        )
+        proxy.close()
+        assert done.returncode == 0, done.stderr
+        assert mode(Path(short) / f"kdctl-{os.getuid()}" / "auth_token") == 0o600
+    assert "finished" in done.stderr and proxy.received == []
 
 
 def test_tune_can_be_imported_without_a_home(bare: Path) -> None:
