@@ -50,6 +50,12 @@ SETTINGS = {
 Say = Callable[[str], None]
 
 
+def settings() -> dict[str, str]:
+    """SETTINGS, and a port without a server for usage reports: a dashboard would report even that they are off."""
+    is_on = os.environ.get("RAY_USAGE_STATS_ENABLED") == "1"
+    return SETTINGS if is_on else {**SETTINGS, "RAY_USAGE_STATS_REPORT_URL": f"http://{LOOPBACK}:9/"}
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A cluster that `kdctl up` started: its leader, and where it and its dashboard listen (HOST:PORT).
@@ -419,7 +425,7 @@ def _head(kept: Kept) -> list[str]:
 def _environment() -> dict[str, str]:
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # makes it listen on the loopback address alone
     wanted = {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "NO_COLOR": "1"}
-    return {**SETTINGS, **wanted, **os.environ, **own}
+    return {**settings(), **wanted, **os.environ, **own}
 
 
 def _free_port(first: int = 0) -> int:

@@ -135,7 +135,9 @@ class _Client(JobSubmissionClient):  # type: ignore[misc] # of a module that myp
                 method, endpoint, timeout=(_CONNECTING, _ANSWERING), allow_redirects=False, auth=_as_it_is,
                 proxies={"http": url, "https": url, "all": ""}, **kwargs,
             )  # fmt: skip
-        except (exceptions.InvalidSchema, exceptions.InvalidProxyURL) as error:
+        except (exceptions.InvalidSchema, exceptions.InvalidURL) as error:
+            if proxy is None:
+                raise
             raise ClusterError(f"{proxy} cannot be used ({_reason(error)}); expected http://HOST:PORT") from None
         except exceptions.ConnectionError as error:  # Ray would leave out why
             raise ClusterError(_unreachable(self._address, _cause(error))) from None
@@ -154,8 +156,10 @@ def _as_it_is(request: Any) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     """What is at the bottom of an error of `requests`, which wraps it several times."""
-    inner = getattr(error.args[0] if error.args else None, "reason", None)
-    return inner if isinstance(inner, BaseException) else error
+    found = error.args[0] if error.args else None
+    while inner := getattr(found, "reason", None) or getattr(found, "original_error", None):
+        found = inner
+    return found if isinstance(found, BaseException) else error
 
 
 def _would_show_token(address: str, proxy: proxies.Proxy) -> str:
@@ -372,10 +376,12 @@ def _is_no_ray(address: str, error: object) -> str:
 
 
 def _unreachable(address: str, error: object) -> str:
-    is_short = urlsplit(address).port is None
-    port = "; the address has no port, and 8265 is the dashboard's" if is_short else ""
+    parts = urlsplit(address)
+    more = "" if parts.port else "; the address has no port, and 8265 is the dashboard's"
+    if proxies.of(address):
+        more += f"; if the proxy cannot reach it, add {parts.hostname} to no_proxy"
     return (
-        f"no Ray dashboard answers at {address}{proxies.through(address)} ({_reason(error)}){port}; start the "
+        f"no Ray dashboard answers at {address}{proxies.through(address)} ({_reason(error)}){more}; start the "
         "cluster with `ray start --head`, see docs/clusters.md, or reach it through a tunnel "
         "(`ssh -L 8265:127.0.0.1:8265 HOST`)"
     )

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from orchestrator.errors import masked
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8")  # as `no_proxy` lists this machine
+# What `no_proxy` is to list: this machine, and the services that give a cloud's machine its credentials, unencrypted.
+DIRECT = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8", "169.254.169.254", "metadata.google.internal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def spare_loopback() -> None:
     is_set = any(value and name.lower() in _VARIABLES for name, value in os.environ.items())
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     listed = known.replace(",", " ").split()
-    missing = [name for name in LOOPBACK if name not in listed]
+    missing = [name for name in DIRECT if name not in listed]
     if is_set and missing and "*" not in listed:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join((*listed, *missing))
 

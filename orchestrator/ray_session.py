@@ -83,7 +83,7 @@ def _named(address: str | None, say: Say) -> str | None:
     except ClusterError as error:
         raise ClusterError(f"RAY_ADDRESS: {error}") from None
     if address is None and found != OWN:
-        say(f"the cluster at {found} is joined, which RAY_ADDRESS names; --address {OWN} starts another one")
+        say(f"joining the Ray cluster that RAY_ADDRESS names, {found}; --address {OWN} starts another one")
     return found
 
 
@@ -135,7 +135,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     """
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
     if is_ours:
-        for name, value in cluster.SETTINGS.items():
+        for name, value in cluster.settings().items():
             os.environ.setdefault(name, value)
     if is_ours or not _MAY_LEAVE:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"

@@ -10,6 +10,7 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -28,6 +29,8 @@ class Dashboard:
         self.python = platform.python_version()
         self.page: str | None = None
         self.status = 200
+        self.location = ""  # where the page redirects to
+        self.received: list[str] = []  # the first lines of what it was asked
         self.jobs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}  # of the package that was sent last
         self.refusal: str | None = None  # to a job that is handed over
@@ -54,6 +57,7 @@ class Dashboard:
         self._thread.join()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.received.append(request.requestline)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         given = request.headers.get("Authorization")
         if self.page is not None:
@@ -63,8 +67,11 @@ class Dashboard:
         elif self.token and given != f"Bearer {self.token}":
             status, text = 403, "Forbidden: Invalid authentication token"
         else:
-            status, text = self._answer(request.command, request.path.split("?")[0], body)
+            path = urlsplit(request.path).path  # a proxy is asked for a whole URL
+            status, text = self._answer(request.command, path, body)
         request.send_response(status)
+        if self.location:
+            request.send_header("Location", self.location)
         request.send_header("Content-Length", str(len(text.encode())))
         request.end_headers()
         request.wfile.write(text.encode())
