@@ -19,6 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from orchestrator import layouts
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.housekeeping import clock, sized
@@ -36,7 +37,6 @@ _NO_EARLIER = 1_735_689_600.0  # 2025 began, which a clock that was never set do
 _SOCKET = 107  # bytes of a socket's path, a limit of Linux
 # Where Ray makes its sockets below the temporary folder; a process id has up to 7 digits.
 _SESSION = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-_TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # folders of its layout
 
 
 class Verdict(StrEnum):
@@ -320,15 +320,17 @@ def _data(name: str, address: str, folder: Path) -> Result:
         if find_spec("sklearn") is None:
             return Verdict.BAD, "scikit-learn is not installed, which has them", "install kdctl anew, which brings it"
         return _ok("comes with scikit-learn")
-    shards = [any((folder / name).glob(f"{split}-*.parquet")) for split in ("train", "test")]
-    if all(shards) or (folder / _TORCHVISION[name]).is_dir():
-        return _ok(f"in {folder}; a launch checks and prepares it")
-    found = f"half of it in {folder / name}" if any(shards) else f"neither in the storage nor in {folder}"
+    copies = layouts.find(name, folder)
+    if copies and not copies[0].lacks:
+        return _ok(f"{copies[0]}; a launch checks and prepares it")
+    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
+    if copies:
+        found = f"{copies[0]}, but {copies[0].lacks}"
     return (
         Verdict.WARNING,
         found,
-        f"a launch downloads it where there is a network; else put torchvision's {_TORCHVISION[name]}/, or "
-        f"{name}/train-*.parquet and {name}/test-*.parquet, into the folder that --data or KDCTL_DATA names",
+        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
+        "or KDCTL_DATA names",
     )
 
 

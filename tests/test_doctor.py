@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from orchestrator import data, doctor
+from orchestrator import doctor, layouts
 from orchestrator.cli import cli
 from orchestrator.datasets import DATASETS
 from orchestrator.doctor import Finding, Verdict, examine, is_fit
@@ -344,11 +344,13 @@ def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: P
     assert all(word in finding.cure for word in ("downloads", "--data", "KDCTL_DATA", f"{name}/train-*.parquet"))
     (tmp_path / name).mkdir()
     (tmp_path / name / "train-0.parquet").touch()
-    assert found(name, empty, tmp_path).found == f"half of it in {tmp_path / name}"
+    assert found(name, empty, tmp_path).found.endswith(
+        f"{tmp_path / name} (1 train and 0 test shards), but there is no test-*.parquet"
+    )
     (tmp_path / name / "test-0.parquet").touch()
     assert found(name, empty, tmp_path).verdict is Verdict.OK
     other = tmp_path / "other"
-    (other / data._TORCHVISION[name][0]).mkdir(parents=True)
+    (other / layouts.PYTHON[name]).mkdir(parents=True)
     assert found(name, empty, other).verdict is Verdict.OK
 
 

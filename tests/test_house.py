@@ -30,6 +30,7 @@ FLOORS = {
     "orchestrator.document": 1,
     "orchestrator.arrow": 1,
     "orchestrator.places": 1,
+    "orchestrator.layouts": 2,
     "orchestrator.signals": 2,
     "orchestrator.supervisor": 1,
     "orchestrator.bucket": 2,
