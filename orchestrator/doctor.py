@@ -19,7 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from orchestrator import layouts
+from orchestrator import layouts, soundness
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.housekeeping import clock, sized
@@ -99,6 +99,7 @@ def _of_storage(storage: str, data: Path) -> dict[str, Callable[[], Result]]:
     return {
         "free space": partial(_free_space, storage),
         "clock": partial(_clock, storage),
+        "files": partial(_files, storage),
         **{name: partial(_data, name, storage, data) for name in DATASETS},
     }
 
@@ -306,6 +307,14 @@ def _clock(address: str) -> Result:
         found = f"{drift:,.0f} s between this machine and the storage, wanted less than {_DRIFT:g}"
         return Verdict.WARNING, found, "let both be set from the network (`timedatectl set-ntp true`)"
     return _ok(f"{_date(here)}, and the storage agrees")
+
+
+def _files(address: str) -> Result:
+    found = soundness.lacking(Storage.at(address))
+    if not found:
+        return _ok("none that is foreign, and finished trials have their weights and epochs")
+    facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
+    return Verdict.WARNING, facts, cure
 
 
 def _date(seconds: float) -> str:

@@ -43,6 +43,7 @@ FLOORS = {
     "orchestrator.spec": 3,
     "orchestrator.results": 4,
     "orchestrator.plan": 4,
+    "orchestrator.soundness": 5,
     "orchestrator.schema": 4,
     "orchestrator.leases": 4,
     "orchestrator.starter": 5,
