@@ -26,7 +26,7 @@ from orchestrator.places import MARKER, Folder
 from orchestrator.storage import Storage
 
 MACHINE = ["python", "torch", "gpu", "cpu", "memory", "ray", "shared memory", "temporary folder"]
-OF_STORAGE = ["storage", "free space", "clock", "digits", "cifar10", "cifar100"]
+OF_STORAGE = ["storage", "free space", "clock", "files", "digits", "cifar10", "cifar100"]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -366,7 +366,7 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", "--storage", str(empty), "--data", "nowhere"])
     table, cures, summary = done.stdout.strip().split("\n\n")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert len(table.splitlines()) == 15 and table.startswith("verdict  check ")
+    assert len(table.splitlines()) == 16 and table.startswith("verdict  check ")
     assert [line.split(":")[0] for line in cures.splitlines()] == ["cifar10", "cifar100"]
     assert summary == "12 ok, 2 warnings, 0 bad: kdctl can train here"
 
@@ -374,7 +374,8 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
 def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     _, cures, summary = doctor.text(examine(str(tmp_path / "runs"), Path("nowhere"))).split("\n\n")
-    assert cures.splitlines()[-1] == "free space, clock, digits, cifar10, cifar100: mend the storage, then ask again"
+    names = "free space, clock, files, digits, cifar10, cifar100"
+    assert cures.splitlines()[-1] == f"{names}: mend the storage, then ask again"
     assert summary == "8 ok, 5 warnings, 1 bad: mend what is bad first"
 
 
