@@ -310,7 +310,8 @@ def _clock(address: str) -> Result:
 
 
 def _files(address: str) -> Result:
-    found = soundness.lacking(Storage.at(address))
+    place, is_there = _nearest(address)
+    found = soundness.lacking(Storage(place)) if is_there else []
     if not found:
         return _ok("none that is foreign, and finished trials have their weights and epochs")
     facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")

@@ -368,7 +368,7 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
     assert (done.exit_code, done.stderr) == (0, "")
     assert len(table.splitlines()) == 16 and table.startswith("verdict  check ")
     assert [line.split(":")[0] for line in cures.splitlines()] == ["cifar10", "cifar100"]
-    assert summary == "12 ok, 2 warnings, 0 bad: kdctl can train here"
+    assert summary == "13 ok, 2 warnings, 0 bad: kdctl can train here"
 
 
 def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
     _, cures, summary = doctor.text(examine(str(tmp_path / "runs"), Path("nowhere"))).split("\n\n")
     names = "free space, clock, files, digits, cifar10, cifar100"
     assert cures.splitlines()[-1] == f"{names}: mend the storage, then ask again"
-    assert summary == "8 ok, 5 warnings, 1 bad: mend what is bad first"
+    assert summary == "8 ok, 6 warnings, 1 bad: mend what is bad first"
 
 
 def test_the_command_ends_with_1_where_something_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
