@@ -18,7 +18,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from orchestrator import cluster, folders
+from orchestrator import cluster, folders, layouts, soundness
 from orchestrator.columns import table, wrapped
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
@@ -33,7 +33,6 @@ _SHARED_MEMORY = 100e6  # bytes; with less Ray keeps its objects on the disk
 _SPACE_LOW, _SPACE_NONE = 5e9, 0.5e9  # bytes; a table over CIFAR-10 has 0.2 GB, weights and checkpoints have less
 _DRIFT = 10.0  # seconds between the clocks of storage and machine
 _NO_EARLIER = 1_735_689_600.0  # 2025 began, which a clock that was never set does not know
-_TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # folders of its layout
 
 
 class Verdict(StrEnum):
@@ -98,6 +97,7 @@ def _of_storage(storage: str, data: Path) -> dict[str, Callable[[], Result]]:
     return {
         "free space": partial(_free_space, storage),
         "clock": partial(_clock, storage),
+        "files": partial(_files, storage),
         **{name: partial(_data, name, storage, data) for name in DATASETS},
     }
 
@@ -313,6 +313,15 @@ def _clock(address: str) -> Result:
     return _ok(f"{_date(here)}, and the storage agrees")
 
 
+def _files(address: str) -> Result:
+    place, is_there = _nearest(address)
+    found = soundness.lacking(Storage(place)) if is_there else []
+    if not found:
+        return _ok("none that is foreign, and finished trials have their weights and epochs")
+    facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
+    return Verdict.WARNING, facts, cure
+
+
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
@@ -325,15 +334,17 @@ def _data(name: str, address: str, folder: Path) -> Result:
         if find_spec("sklearn") is None:
             return Verdict.BAD, "scikit-learn is not installed, which has them", "install kdctl anew, which brings it"
         return _ok("comes with scikit-learn")
-    shards = [any((folder / name).glob(f"{split}-*.parquet")) for split in ("train", "test")]
-    if all(shards) or (folder / _TORCHVISION[name]).is_dir():
-        return _ok(f"in {folder}; a launch checks and prepares it")
-    found = f"half of it in {folder / name}" if any(shards) else f"neither in the storage nor in {folder}"
+    copies = layouts.find(name, folder)
+    if copies and not copies[0].lacks:
+        return _ok(f"{copies[0]}; a launch checks and prepares it")
+    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
+    if copies:
+        found = f"{copies[0]}, but {copies[0].lacks}"
     return (
         Verdict.WARNING,
         found,
-        f"a launch downloads it where there is a network; else put torchvision's {_TORCHVISION[name]}/, or "
-        f"{name}/train-*.parquet and {name}/test-*.parquet, into the folder that --data or KDCTL_DATA names",
+        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
+        "or KDCTL_DATA names",
     )
 
 

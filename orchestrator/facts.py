@@ -88,7 +88,9 @@ def gather(
     for row in rows:
         if not _is_sound(row):
             shown = storage.place.shown(storage.trial_row(row.trial_id))
-            raise StorageError(f"{shown} holds no row of kdctl's; launch its study again, which writes it anew")
+            raise StorageError(
+                f"{shown} holds no row of kdctl's; launch its study again, which trains this trial again"
+            )
     if members is None:
         rows.sort(key=lambda row: (row.study, row.no))
         members = [_member(row) for row in rows]

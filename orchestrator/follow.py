@@ -67,7 +67,11 @@ class Follower:
         for entry in self._storage.place.entries(folder):
             trial_id = PurePosixPath(entry.name).stem
             stamp = entry.modified, entry.size
-            if trial_id in wanted and self._stamps.get(entry.name) != stamp:
+            if (
+                trial_id in wanted
+                and entry.name == f"{folder}/{trial_id}.parquet"
+                and self._stamps.get(entry.name) != stamp
+            ):
                 self._stamps[entry.name] = stamp
                 found.append(trial_id)
         return found

@@ -83,7 +83,7 @@ def _of_trials(storage: Storage) -> Iterator[Piece]:
     folders = (storage.checkpoints(""), _top(storage.weights("")), storage.epoch_rows)
     entries = [entry for folder in folders for entry in storage.place.entries(folder.rstrip("/"))]
     # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
-    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows)}
+    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name)}
     checkpoints: dict[str, list[Entry]] = {}
     for entry in entries:
         owner = _owner(storage, entry)
@@ -151,7 +151,7 @@ def _table_key(storage: Storage, entry: Entry) -> TableKey | None:
 def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
-    for entry in storage.place.entries(storage.plans):
+    for entry in filter(lambda entry: storage.is_ours(entry.name), storage.place.entries(storage.plans)):
         wanted += studies.tables(storage, entry.name)
     states = results.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
     return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import events, folders, results, stops, studies
+from orchestrator import events, folders, results, soundness, stops, studies
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
@@ -88,7 +88,7 @@ def launch(
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, to_do, since, settings, Path(data), inline=inline)
     tell(began := _begin(plan, launched))
-    for warning in (*plan.warnings, *damaged):
+    for warning in (*plan.warnings, *damaged, *soundness.foreign(place)):
         tell(Event(Kind.NOTE, warning))
     try:
         if to_do:

@@ -132,7 +132,11 @@ def other_file(storage: Storage, plan: Plan) -> str | None:
 
 def remembered(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
-    found = [_study(read_json(storage, entry.name)) for entry in storage.place.entries(storage.plans)]
+    found = [
+        _study(read_json(storage, entry.name))
+        for entry in storage.place.entries(storage.plans)
+        if storage.is_ours(entry.name)
+    ]
     return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
 
 

@@ -27,8 +27,8 @@ def known(storage: Storage) -> dict[str, str]:
     titles = {
         member.trial_id: member.title for study in reversed(studies.remembered(storage)) for member in study.members
     }
-    rows = (PurePosixPath(entry.name).stem for entry in storage.place.entries(storage.trial_rows))
-    return {**titles, **{trial_id: "" for trial_id in rows if _ID.fullmatch(trial_id) and trial_id not in titles}}
+    names = (entry.name for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name))
+    return {**titles, **{trial_id: "" for name in names if (trial_id := PurePosixPath(name).stem) not in titles}}
 
 
 def resolve(storage: Storage, text: str) -> str:

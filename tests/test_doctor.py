@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from orchestrator import data, doctor, folders
+from orchestrator import doctor, folders, layouts
 from orchestrator.cli import cli
 from orchestrator.datasets import DATASETS
 from orchestrator.doctor import Finding, Verdict, examine, is_fit
@@ -27,7 +27,7 @@ from orchestrator.storage import Storage
 
 MACHINE = ["python", "torch", "gpu", "cpu", "memory", "ray", "shared memory", "temporary folder"]
 MACHINE += ["user folder", "Ray's token"]
-OF_STORAGE = ["storage", "free space", "clock", "digits", "cifar10", "cifar100"]
+OF_STORAGE = ["storage", "free space", "clock", "files", "digits", "cifar10", "cifar100"]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -352,11 +352,13 @@ def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: P
     assert all(word in finding.cure for word in ("downloads", "--data", "KDCTL_DATA", f"{name}/train-*.parquet"))
     (tmp_path / name).mkdir()
     (tmp_path / name / "train-0.parquet").touch()
-    assert found(name, empty, tmp_path).found == f"half of it in {tmp_path / name}"
+    assert found(name, empty, tmp_path).found.endswith(
+        f"{tmp_path / name} (1 train and 0 test shards), but there is no test-*.parquet"
+    )
     (tmp_path / name / "test-0.parquet").touch()
     assert found(name, empty, tmp_path).verdict is Verdict.OK
     other = tmp_path / "other"
-    (other / data._TORCHVISION[name][0]).mkdir(parents=True)
+    (other / layouts.PYTHON[name]).mkdir(parents=True)
     assert found(name, empty, other).verdict is Verdict.OK
 
 
@@ -372,16 +374,17 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", "--storage", str(empty), "--data", "nowhere"])
     table, cures, summary = done.stdout.strip().split("\n\n")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert len(table.splitlines()) == 17 and table.startswith("verdict  check ")
+    assert len(table.splitlines()) == 18 and table.startswith("verdict  check ")
     assert [line.split(":")[0] for line in cures.splitlines()] == ["cifar10", "cifar100"]
-    assert summary == "14 ok, 2 warnings, 0 bad: kdctl can train here"
+    assert summary == "15 ok, 2 warnings, 0 bad: kdctl can train here"
 
 
 def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     _, cures, summary = doctor.text(examine(str(tmp_path / "runs"), Path("nowhere"))).split("\n\n")
-    assert cures.splitlines()[-1] == "free space, clock, digits, cifar10, cifar100: mend the storage, then ask again"
-    assert summary == "10 ok, 5 warnings, 1 bad: mend what is bad first"
+    names = "free space, clock, files, digits, cifar10, cifar100"
+    assert cures.splitlines()[-1] == f"{names}: mend the storage, then ask again"
+    assert summary == "10 ok, 6 warnings, 1 bad: mend what is bad first"
 
 
 def test_the_command_ends_with_1_where_something_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

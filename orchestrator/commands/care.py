@@ -10,7 +10,15 @@ from pathlib import Path
 import click
 
 from orchestrator.commands import colours, completing
-from orchestrator.commands.options import agrees, data_option, is_terminal, json_option, storage_option, yes_option
+from orchestrator.commands.options import (
+    agrees,
+    data_option,
+    is_terminal,
+    json_option,
+    storage_option,
+    warn,
+    yes_option,
+)
 from orchestrator.errors import EXIT_TRIALS
 
 
@@ -31,12 +39,13 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
       kdctl clean experiments.yaml --yes
       kdctl clean --storage /mnt/shared/runs --json
     """
-    from orchestrator import housekeeping
+    from orchestrator import housekeeping, soundness
     from orchestrator.columns import width_of
     from orchestrator.launch import look
     from orchestrator.storage import Storage
 
     plans = [look(file, storage) for file in files]
+    warn(soundness.foreign(Storage.at(storage)))
     found = (housekeeping.free if yes else housekeeping.find)(Storage.at(storage), plans)
     if as_json:
         facts = {"freed": yes, "bytes": housekeeping.total(found), "files": [piece.to_json() for piece in found]}

@@ -116,11 +116,13 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
       kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
       kdctl plan experiments.yaml --storage /mnt/shared/runs --json
     """
+    from orchestrator import soundness
     from orchestrator.columns import width_of
     from orchestrator.launch import look
+    from orchestrator.storage import Storage
 
     found = look(file, storage, settings)
-    warn(found.warnings)
+    warn((*found.warnings, *soundness.foreign(Storage.at(storage))))
     if not as_json:
         click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
         return
