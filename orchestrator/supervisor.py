@@ -127,7 +127,7 @@ class _Supervisor:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)  # a process that it started may hold the other end open
         environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing)}
-        with open(reading, "rb", buffering=0) as pipe:
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
             try:
                 self._child = subprocess.Popen(
                     self._command, env=environment, start_new_session=True, pass_fds=(writing,)
@@ -191,7 +191,7 @@ def _how(code: int) -> str:
 
 
 def _give_up(code: int) -> str:
-    logs = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
+    logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
     return (
         f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_how(code)}; see what ends its processes "
         f"(memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"

@@ -342,7 +342,7 @@ def test_every_command_announces_its_end_to_its_supervisor_alone(
     command = [sys.executable, "-m", "orchestrator.cli", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, pass_fds=(writing,), capture_output=True)
     os.close(writing)
-    with open(reading, "rb") as pipe:
+    with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == (bytes([done.returncode]) if is_child else b"")
     assert code in (None, done.returncode)
 
