@@ -31,7 +31,7 @@ from orchestrator.graphs import sharing
 from orchestrator.ray_errors import explain_loss, plain
 from orchestrator.ray_metrics import exported, memory_told
 from orchestrator.ray_session import dead_process, joined
-from orchestrator.records import EpochRecord, Failure, TrialRecord
+from orchestrator.records import EpochRecord, TrialRecord
 from orchestrator.runner import Conductor, Run, described, gpus_of
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
