@@ -201,7 +201,7 @@ def _how(code: int) -> str:
 
 
 def _give_up(code: int) -> str:
-    logs = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
+    logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
     return (
         f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_how(code)}; see what ends its processes "
         f"(memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"

@@ -27,6 +27,7 @@ FLOORS = {
     "orchestrator.weights_formats": 0,
     "orchestrator.models": 1,
     "orchestrator.losses": 1,
+    "orchestrator.ray_errors": 2,
     "orchestrator.records": 1,
     "orchestrator.document": 1,
     "orchestrator.arrow": 1,
