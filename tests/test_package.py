@@ -239,10 +239,10 @@ def run(environment: Path, folder: Path, *command: str) -> str:
 
 def test_every_module_comes_from_the_wheel(environment: Path, tmp_path: Path) -> None:
     code = (
-        "import json, orchestrator, orchestrator.losses.terms, orchestrator.models.resnet as m; "
-        "from importlib.metadata import distribution as d; "
-        "print(json.dumps([orchestrator.__file__, orchestrator.losses.terms.__file__, m.__file__, "
-        "str(d('kdctl').locate_file(''))]))"
+        "import json; from importlib.metadata import distribution; from importlib.util import find_spec; "
+        "names = ['orchestrator.cli', 'orchestrator.losses.terms', 'orchestrator.models.resnet']; "
+        "found = [find_spec(name).origin for name in names]; "
+        "print(json.dumps([*found, str(distribution('kdctl').locate_file(''))]))"
     )
     files = json.loads(run(environment, tmp_path, "python", "-c", code))
     assert all(Path(file).is_relative_to(environment) for file in files), files
