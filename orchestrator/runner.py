@@ -132,7 +132,10 @@ class Conductor:
             self._schedule.again(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
             self._schedule.again(job, _PAUSE)  # this process stood still, and its workers took it for dead
-        elif not self._retry(job, report.failure, report.error, report.end_time):
+        elif self._retry(job, report.failure, report.error, report.end_time):
+            # Its row says that it failed, which whoever looks at the storage meanwhile would take for its end.
+            self._write(replace(report, state=State.RUNNING, failure=None, end_time=None))
+        else:
             self._end(job, report)
 
     def begun(self, trial_id: str) -> Begun | None:
