@@ -272,6 +272,7 @@ def run_inline(run: Run, tell: Tell) -> None:
     most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     how = "one after another in this process" if most == 1 else f"{most} in this process"
     tell(Event(Kind.NOTE, described(gpus, run.resources, how)))
+    tell(Event(Kind.PREPARING, "starting the first trial"))
     run.begun.set()
     conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], tell, most)
     if most == 1:
