@@ -62,6 +62,7 @@ FLOORS = {
     "orchestrator.sections": 8,
     "orchestrator.page": 9,
     "orchestrator.tabular": 1,
+    "orchestrator.columns": 0,
     "orchestrator.query": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
@@ -112,7 +113,7 @@ DOORS = {
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
     "jinja2": ("orchestrator.page",),
-    "rich": ("orchestrator.live", "orchestrator.tabular"),
+    "rich": ("orchestrator.live", "orchestrator.tabular", "orchestrator.columns"),
     "duckdb": ("orchestrator.query",),
 }
 
