@@ -33,7 +33,8 @@ class Kind(StrEnum):
 class Begun:
     """Where a trial is trained, and how it asks its teacher: `answers` is table, live or None.
 
-    `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train.
+    `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train. `arithmetic`
+    is what convolutions are computed in; None where nothing is trained.
     """
 
     host: str
@@ -42,6 +43,7 @@ class Begun:
     epoch: int
     answers: str | None
     is_hit: bool | None
+    arithmetic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,7 @@ class _Attempt:
             assert job.weights is not None
             self._write_row(self._row)
             self._flush()
-            yield self._begun(0)
+            yield self._begun(0, None)
             return teacher.load_weights(Path(job.weights), config.student, classes, self._device)
         loss = losses.build(config.method, **dict(config.options))
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
@@ -239,7 +239,7 @@ class _Attempt:
         self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
-        yield self._begun(course.epoch)
+        yield self._begun(course.epoch, course.arithmetic)
         self._course = course
         answers, said = self._answers(images), False
         for record in train(course, loss, images, config, answers, self.check):
@@ -251,11 +251,11 @@ class _Attempt:
             yield record
         return model
 
-    def _begun(self, epoch: int) -> Begun:
+    def _begun(self, epoch: int, arithmetic: str | None) -> Begun:
         table = self._job.trial.table
         is_hit = None if table is None else teacher.has_table(table, self._storage)
         answers = self._job.trial.teacher_cache
-        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit)
+        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit, arithmetic)
 
     def _resume(self, course: Course) -> Generator[Report]:
         notices: list[str] = []

@@ -40,6 +40,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
       kdctl report digits --storage s3://bucket/runs
       kdctl report --format markdown --output docs/results.md
     """
+    from orchestrator import lookup
     from orchestrator.page import FORMATS, render, write
     from orchestrator.sections import head
     from orchestrator.storage import Storage
@@ -47,9 +48,12 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
     path = output or Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
         raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
-    facts: Facts = _facts(study, Storage.at(storage), settings)
+    place = Storage.at(storage)
+    facts: Facts = _facts(study, place, settings)
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
+    if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
+        click.echo(f"{reason}; `kdctl report {facts.name}` writes that of its last launch", err=True)
     click.echo(path)
 
 
@@ -57,7 +61,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
     from datetime import UTC, datetime
 
-    from orchestrator import facts, lookup, studies
+    from orchestrator import commits, facts, lookup, studies
 
     now = datetime.now(UTC)
     if study is None:
@@ -71,7 +75,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     if Path(study).is_file():
         words = [word for setting in settings for word in ("--set", setting)]
         text = Path(study).read_text(encoding="utf-8", errors="replace")
-        source = facts.Source(("kdctl", "launch", study, *words), text, None, None)
+        source = facts.Source(("kdctl", "launch", study, *words), text, None, None, commits.of_file(Path(study)))
     else:
         source = facts.Source.of(studies.find(storage, study))
     return facts.gather(storage, found.name, found.members, source, now)
