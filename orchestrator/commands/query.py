@@ -46,7 +46,7 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
 
     \b
     Examples:
-      kdctl query "FROM results WHERE study = 'my-digits'"
+      kdctl query "FROM results"
       kdctl query "SELECT study, student, setting, n, mean, low, high, diff FROM summary WHERE metric = 'last_acc'"
       kdctl query "SELECT trial_id, seed, e.epoch, test_acc FROM epochs e JOIN trials USING (trial_id) ORDER BY ALL"
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
