@@ -116,6 +116,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "trial-columns": lambda: _column_table(results.TRIAL_COLUMNS),
     "epoch-columns": lambda: _column_table(results.EPOCH_COLUMNS),
     "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),
+    "result-columns": lambda: _column_table(summary.RESULT_COLUMNS),
 }
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 TYPES = {
     "string": pa.string(),
+    "strings": pa.list_(pa.string()),
     "int": pa.int64(),
     "float": pa.float64(),
     "timestamp": pa.timestamp("us", tz="UTC"),
@@ -112,6 +113,11 @@ def columns(table: Table) -> dict[str, list[Any]]:
     with _naming_damage():
         found: dict[str, list[Any]] = table.to_pydict()
         return found
+
+
+def appended(table: Table, name: str, kind: str, values: Sequence[Any]) -> Table:
+    """A table with one more column of the given type (a name of `TYPES`)."""
+    return table.append_column(name, pa.array(values, TYPES[kind]))
 
 
 def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -36,7 +36,8 @@ class Begun:
     """Where a trial is trained, and how it asks its teacher: `answers` is table, live or None.
 
     `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train, `acc` the
-    best test accuracy of the epochs before it.
+    best test accuracy of the epochs before it. `arithmetic` is what convolutions are computed in; None where nothing is
+    trained.
     """
 
     host: str
@@ -46,6 +47,7 @@ class Begun:
     answers: str | None
     is_hit: bool | None
     acc: float | None = None
+    arithmetic: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

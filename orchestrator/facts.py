@@ -21,18 +21,22 @@ MISSING = "not started"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The study file behind a report: its text, and the words of the command line that launches it."""
+    """The study file behind a report: its text, and the words of the command line that launches it.
+
+    `commit` holds the file as it was launched, or as it is where it was not; None where that is not certain.
+    """
 
     command: tuple[str, ...]
     text: str
     launched: datetime | None  # UTC
     host: str | None
+    commit: str | None = None
 
     @classmethod
     def of(cls, study: StoredStudy) -> Source:
         """That of a study's last launch."""
         launched = study.launched
-        return cls(tuple(studies.command(study)), launched.text, launched.since, launched.host)
+        return cls(tuple(studies.command(study)), launched.text, launched.since, launched.host, launched.commit)
 
 
 @dataclass(frozen=True)

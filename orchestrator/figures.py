@@ -60,13 +60,8 @@ class Pair:
     def label(self, entry: Compared) -> str:
         """A setting's label, with its teacher where there are several."""
         many = len(self._teachers) > 1
-        label = label_of(entry.group)
+        label = entry.group.label
         return f"{label} ← {model_title(entry.table.teacher)}" if many and entry.table.teacher else label
-
-
-def label_of(group: Group) -> str:
-    """Its label as a person reads it: the options of a method by their names alone."""
-    return group.label.replace(" options.", " ")
 
 
 def model_title(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import socket
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import events, folders, results, soundness, stops, studies
+from orchestrator import commits, events, folders, results, soundness, stops, studies
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
@@ -82,7 +81,7 @@ def launch(
     own; without it the one that RAY_ADDRESS names or `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """
     since = datetime.now(UTC)
-    tell = _in_turn(tell or Lines())
+    tell = _in_turn(_telling_precision(tell or Lines()))
     place = Storage.at(storage)
     plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
@@ -94,7 +93,7 @@ def launch(
         if to_do:
             place.prepare()
             _train(plan, to_do, place, launched, began, tell, max_concurrent, address, dashboard)
-        elif not studies.knows(place, plan.study):  # its name is printed, and is to mean something
+        else:  # its name is printed, and means this plan from now on
             studies.remember(place, plan, launched)
     except Interrupted:
         with suppress(StorageError):
@@ -113,6 +112,22 @@ def _in_turn(tell: Tell) -> Tell:
     def told(event: Event) -> None:
         with turn:
             tell(event)
+
+    return told
+
+
+def _telling_precision(tell: Tell) -> Tell:
+    """The same, with a note once a trial begins under `precision: auto`: what that is here; once a choice."""
+    found: set[str] = set()
+
+    def told(event: Event) -> None:
+        tell(event)
+        facts = event.facts
+        if not isinstance(facts, events.Begun) or not event.trial or event.trial.config.precision != "auto":
+            return
+        if facts.arithmetic and facts.arithmetic not in found:
+            found.add(facts.arithmetic)
+            tell(Event(Kind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
 
     return told
 
@@ -241,6 +256,7 @@ def _launched(
         data=str(data),
         left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
         path=studies.path_of(plan.source),
+        commit=commits.of_file(Path(plan.source)),
     )
 
 
@@ -272,7 +288,7 @@ def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched:
     from orchestrator.trial import Job
 
     wanted = {trial.trial_id for trial in to_do}
-    commit = _git_commit(Path(plan.source).absolute().parent)
+    commit = commits.of_folder(Path(plan.source).absolute().parent)
     return [
         Job(
             trial=trial,
@@ -294,12 +310,3 @@ def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched:
 
 def _absolute(path: str | None) -> str | None:
     return str(Path(path).absolute()) if path else None  # a worker runs in another folder
-
-
-def _git_commit(folder: Path) -> str | None:
-    """The commit that the study file's repository stands at."""
-    try:
-        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

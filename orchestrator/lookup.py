@@ -55,6 +55,16 @@ def study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
     return Found(plan.study, studies.members(plan), plan.text)
 
 
+def other_settings(storage: Storage, found: Found) -> str | None:
+    """Why no trial of a study has a row, where that is so as it was launched with other settings; None elsewhere."""
+    if found.name not in {stored.name for stored in studies.remembered(storage)}:
+        return None
+    return (
+        f"study {found.name} was launched with {storage.place.shown('')}, but with other settings: none of these "
+        f"{len(found.members):,} trials has begun"
+    )
+
+
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()

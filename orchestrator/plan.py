@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -126,9 +126,34 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
         if config not in ids:
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
-    warnings = tuple(map(str, study.warnings))
+    warnings = (*map(str, study.warnings), *_without_base(configs))
     plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
     return beside(plan, states or {}, tables)
+
+
+_LISTED = 5  # settings, or seeds of one, in a warning
+
+
+def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
+    """A warning that names the `base` runs that some students are not compared with, as the study has none."""
+    planned = {config for config in configs if config.method == "base"}
+    planned |= {config.teacher for config in configs if config.teacher}
+    missing: dict[str, set[int]] = {}
+    for config in configs:
+        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
+        if config.teacher and base not in planned:
+            name = f"{labels.of_config(base)} · {base.dataset} · {base.student}"
+            missing.setdefault(name, set()).add(base.seed)
+    if missing:
+        listed = "; ".join(_few([f"{name} · seed {', '.join(_few(sorted(own)))}" for name, own in missing.items()]))
+        yield (
+            "warning: without these runs the difference of their students to base stays unknown: "
+            f"{listed}; add them to the experiments with `method: base`"
+        )
+
+
+def _few(values: Sequence[object]) -> list[str]:
+    return [*map(str, values[:_LISTED]), *([f"{len(values) - _LISTED:,} more"] if len(values) > _LISTED else [])]
 
 
 def beside(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:

@@ -1,4 +1,4 @@
-"""SQL over what a storage holds: the one door to DuckDB, which sees three views in memory and nothing else."""
+"""SQL over what a storage holds: the one door to DuckDB, which sees some views in memory and nothing else."""
 
 from __future__ import annotations
 
@@ -24,19 +24,27 @@ from orchestrator.results import (
     types_of,
 )
 from orchestrator.storage import Storage
-from orchestrator.summary import SUMMARY_COLUMNS, summaries
+from orchestrator.studies import Membership
+from orchestrator.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
 from orchestrator.tabular import Heading
 
 # view → its columns: name → (type, meaning).
 VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "trials": TRIAL_COLUMNS,
+    "trials": {**TRIAL_COLUMNS, "studies": ("strings", "the studies whose last plans want the trial, by name")},
     "epochs": EPOCH_COLUMNS,
     "summary": SUMMARY_COLUMNS,
+    "results": RESULT_COLUMNS,
 }
 MEMORY = "2GiB"  # for one query, beside the views that it reads
 
 _VIEWS = ", ".join(VIEWS)
-_SQL_TYPES = {"string": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "timestamp": "TIMESTAMPTZ"}
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "strings": "VARCHAR[]",
+    "int": "BIGINT",
+    "float": "DOUBLE",
+    "timestamp": "TIMESTAMPTZ",
+}
 _BATCH = 50_000  # rows that are handed on at once
 # DuckDB opens no file, loads nothing, asks nobody, and reads no variable of this program. One after another, as
 # nothing of this kind can be set once it may not reach outside.
@@ -164,12 +172,24 @@ def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
     tables: dict[str, arrow.Table] = {}
     if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
         tables["epochs"] = epochs_table(storage)
-    if "summary" in wanted:
+    if not wanted & {"trials", "summary", "results"}:
+        return tables
+    membership = Membership.of(storage)  # before the rows, which may belong to a study that begins meanwhile
+    if wanted & {"summary", "results"}:
         rows = read_trials(storage)
-        tables |= {"summary": arrow.table_of(types_of(SUMMARY_COLUMNS), summaries(rows)), "trials": table_of(rows)}
-    elif "trials" in wanted:
-        tables["trials"] = trials_table(storage)
+        tables["trials"] = _with_studies(table_of(rows), membership)
+        for name, describe in (("summary", summaries), ("results", outcomes)):
+            lines = (line for part in membership.split(rows) for line in describe(part.rows, part.study))
+            tables[name] = arrow.table_of(types_of(VIEWS[name]), lines)
+    else:
+        tables["trials"] = _with_studies(trials_table(storage), membership)
     return tables
+
+
+def _with_studies(trials: arrow.Table, membership: Membership) -> arrow.Table:
+    """The trials, each with the studies that it belongs to."""
+    held = (arrow.values(trials.column(name)) for name in ("trial_id", "study"))
+    return arrow.appended(trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)])
 
 
 def _unread(name: str, types: Mapping[str, str]) -> str:

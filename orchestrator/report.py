@@ -1,18 +1,28 @@
-"""Result tables in the published form: one per pair and dataset, a row a run, mean ± standard deviation with n."""
+"""Result tables, one per pair and dataset: a line a setting, mean ± standard deviation with n, then its single runs."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from orchestrator import columns
 from orchestrator.datasets import DATASETS
 from orchestrator.records import State, TrialRecord
-from orchestrator.summary import Group, tables
+from orchestrator.summary import (
+    DIFFERENCE,
+    Compared,
+    Group,
+    PairTable,
+    Statistic,
+    StudyRows,
+    by_table,
+    tables,
+)
 
 PUBLISHED_COLUMNS = (
     *("no", "method", "dataset", "student", "teacher", "start_time"),
@@ -21,51 +31,95 @@ PUBLISHED_COLUMNS = (
 FORMATS = ("table", "markdown", "csv", "json")
 
 
-def render(rows: Sequence[TrialRecord], form: str = "table") -> str:
-    """The rows as text, in one of `FORMATS`."""
-    return _RENDERERS[form](rows)
+def render(parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None) -> str:
+    """The rows of some studies as text, in one of `FORMATS`: per pair the settings first, a line each.
+
+    `runs` lists the single runs below them, which the other formats always do. A `table` is no wider than `width`.
+    Raises StorageError where a row is damaged.
+    """
+    if form == "table":
+        return _blocks(parts, lambda header, rows: columns.table(header, rows, width), ("", "", ""), runs)
+    return _render_markdown(parts) if form == "markdown" else _RENDERERS[form](parts)
 
 
-def _render_text(rows: Sequence[TrialRecord]) -> str:
-    return _blocks(rows, aligned, "", "")
-
-
-def _render_markdown(rows: Sequence[TrialRecord]) -> str:
-    return _blocks(rows, _markdown, "### ", "- ")
+def _render_markdown(parts: Sequence[StudyRows]) -> str:
+    return _blocks(parts, _markdown, ("## ", "### ", "- "), True)
 
 
 def _blocks(
-    rows: Sequence[TrialRecord], grid: Callable[[Sequence[str], list[list[str]]], str], heading: str, bullet: str
+    parts: Sequence[StudyRows],
+    grid: Callable[[Sequence[str], list[list[str]]], str],
+    marks: tuple[str, str, str],
+    runs: bool,
 ) -> str:
+    study_mark, heading, bullet = marks
     blocks = []
-    for table in tables(rows):
-        ordered = [row for group in table.groups for row in group.rows]
-        cells = [[str(no), *_cells(row)] for no, row in enumerate(ordered, 1)]
-        lines = [bullet + _mean_line(group) for group in table.groups]
-        lines += [
-            f"{bullet}{row.trial_id} seed {row.seed} {row.state}{_reason(row)}" for row in ordered if not _done(row)
-        ]
-        body = f"{heading}{table.title}\n\n{grid(PUBLISHED_COLUMNS, cells)}\n\n" + "\n".join(lines)
-        blocks.append(body)
+    for part in parts:
+        if len(parts) > 1:
+            name = f"Study {part.study}" if part.study else "In no study's last plan"
+            blocks.append(f"{study_mark}{name}")
+        found = tables(part.rows)
+        for table, entries in by_table(found):
+            lines = [bullet + line for line in _notes(table)]
+            body = [f"{heading}{_heading(table)}", grid(*_settings_grid(entries))]
+            body += [grid(*_runs_grid(table))] if runs else []
+            blocks.append("\n\n".join([*body, *(["\n".join(lines)] if lines else [])]))
     return "\n\n".join(blocks) + "\n" if blocks else "no trials yet\n"
 
 
-def _done(row: TrialRecord) -> bool:
-    return row.state is State.FINISHED
+def _heading(table: PairTable) -> str:
+    return table.title if len(table.groups) == 1 else table.name  # each of several has its mean below
 
 
-def _reason(row: TrialRecord) -> str:
-    # An error's text may have lines; a table's row has one.
-    return f": {' '.join(row.error.split())}" if row.error else ""
+def _settings_grid(entries: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+    """A line a setting; columns that none of them has are left out."""
+    header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
+    rows = [[entry.group.label, _count(entry.group), *_means(entry)] for entry in entries]
+    kept = [no for no in range(len(header)) if no < 5 or any(row[no] != "-" for row in rows)]
+    return [header[no] for no in kept], [[row[no] for no in kept] for row in rows]
 
 
-def _mean_line(group: Group) -> str:
-    parts = [
-        f"{name} {group.statistic(column) or '-'}" for name, column in (("acc", "acc"), ("last epoch", "last_acc"))
-    ]
-    if selected := group.statistic("selected_acc"):
-        parts.append(f"selected on the held-out split {selected}")
-    return f"{group.label}: " + ", ".join(parts) + (f"; {left}" if (left := data_cut(group.rows[0])) else "")
+def _count(group: Group) -> str:
+    done, count = len(group.finished), len(group.rows)
+    return str(done) if done == count else f"{done} of {count}"
+
+
+def _means(entry: Compared) -> Iterator[str]:
+    acc, last, selected = (entry.group.statistic(column) for column in ("acc", "last_acc", "selected_acc"))
+    difference = entry.difference(DIFFERENCE)
+    yield from (_spread(acc), _interval(acc, ".2f"), _spread(last), _spread(selected))
+    if difference is None:
+        yield "-"
+        return
+    interval = f" {_interval(difference, '+.2f')}" if difference.std is not None else ""
+    yield f"{difference.mean:+.2f}{interval}, n={difference.n}"
+
+
+def _spread(found: Statistic | None) -> str:
+    return "-" if found is None else str(found).partition(" (")[0]
+
+
+def _interval(found: Statistic | None, form: str) -> str:
+    ends = found.interval() if found else None
+    return f"[{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "-"
+
+
+def _runs_grid(table: PairTable) -> tuple[Sequence[str], list[list[str]]]:
+    return PUBLISHED_COLUMNS, [[str(no), *_cells(row)] for no, row in enumerate(_ordered(table), 1)]
+
+
+def _ordered(table: PairTable) -> list[TrialRecord]:
+    return [row for group in table.groups for row in group.rows]
+
+
+def _notes(table: PairTable) -> Iterator[str]:
+    """What part of the data was used, and what did not finish."""
+    yield from dict.fromkeys(cut for group in table.groups if (cut := data_cut(group.rows[0])))
+    for row in _ordered(table):
+        if row.state is not State.FINISHED:
+            # An error's text may have lines; a list's entry has one.
+            reason = f": {' '.join(row.error.split())}" if row.error else ""
+            yield f"{row.trial_id} seed {row.seed} {row.state}{reason}"
 
 
 def data_cut(row: TrialRecord) -> str:
@@ -102,38 +156,54 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _render_csv(rows: Sequence[TrialRecord]) -> str:
+def _render_csv(parts: Sequence[StudyRows]) -> str:
+    """A row a trial, also where several studies want it."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(TrialRecord.__slots__), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    names = [*TrialRecord.__slots__, "setting"]
+    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
-    writer.writerows(_plain(row) for row in rows)
+    found = {id(row): {**_plain(row), "setting": group.label} for _, _, group in _groups(parts) for row in group.rows}
+    writer.writerows(found.values())
     return out.getvalue()
 
 
-def _render_json(rows: Sequence[TrialRecord]) -> str:
-    data = {
-        "tables": [
-            {
-                "title": table.title,
-                "dataset": table.dataset,
-                "student": table.student,
-                "teacher": table.teacher,
-                "groups": [_group_json(group) for group in table.groups],
-            }
-            for table in tables(rows)
-        ]
+def _groups(parts: Sequence[StudyRows]) -> Iterator[tuple[StudyRows, PairTable, Group]]:
+    for part in parts:
+        for table in tables(part.rows):
+            yield from ((part, table, group) for group in table.groups)
+
+
+def _render_json(parts: Sequence[StudyRows]) -> str:
+    data = [_table_json(part, table, entries) for part in parts for table, entries in by_table(tables(part.rows))]
+    return json.dumps({"tables": data}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Compared]) -> dict[str, Any]:
+    return {
+        "study": part.study,
+        "title": table.title,
+        "dataset": table.dataset,
+        "student": table.student,
+        "teacher": table.teacher,
+        "groups": [_group_json(entry) for entry in entries],
     }
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
-def _group_json(group: Group) -> dict[str, Any]:
-    columns = ("acc", "last_acc", "selected_acc")
-    found = {column: group.statistic(column) for column in columns}
+def _group_json(entry: Compared) -> dict[str, Any]:
+    group = entry.group
     return {
         "label": group.label,
-        **{column: asdict(statistic) if statistic else None for column, statistic in found.items()},
+        **{column: _figures(group.statistic(column)) for column in ("acc", "last_acc", "selected_acc")},
+        "difference": _figures(entry.difference(DIFFERENCE)),
         "trials": [_plain(row) for row in group.rows],
     }
+
+
+def _figures(found: Statistic | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    low, high = found.interval() or (None, None)
+    return {**asdict(found), "low": low, "high": high}
 
 
 def _plain(row: TrialRecord) -> dict[str, Any]:
@@ -141,9 +211,4 @@ def _plain(row: TrialRecord) -> dict[str, Any]:
     return {**asdict(row), "start_time": row.start_time.isoformat(), "end_time": end}
 
 
-_RENDERERS: Mapping[str, Callable[[Sequence[TrialRecord]], str]] = {
-    "table": _render_text,
-    "markdown": _render_markdown,
-    "csv": _render_csv,
-    "json": _render_json,
-}
+_RENDERERS: Mapping[str, Callable[[Sequence[StudyRows]], str]] = {"csv": _render_csv, "json": _render_json}

@@ -16,7 +16,7 @@ from orchestrator.figures import MORE, Figure, Pair
 from orchestrator.published import CLOSEST, DIFFERENCES, PUBLISHED, other_settings
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import PUBLISHED_COLUMNS, data_cut
-from orchestrator.summary import Compared, Group, PairTable, Statistic, compared, tables
+from orchestrator.summary import DIFFERENCE, Compared, Group, PairTable, Statistic, compared, tables
 
 # What bounds the size of a page. Texts from outside are cut where they are written, see `page`.
 MAX_TABLES = 40
@@ -181,15 +181,25 @@ def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -
     rows = []
     for entry in kept:
         group = entry.group
-        cells = [Cell(figures.label_of(group)), _of(len(group.finished), len(group.rows))]
+        cells = [Cell(group.label), _of(len(group.finished), len(group.rows))]
         cells += [_mean(group.statistic(column)) for _, column in columns]
         cells += [_difference(entry)] if has_base else []
         cells += [_published_cell(table, group)] if has_published else []
         rows.append(tuple(cells))
-    notes = [*_notes(table, [entry.group for entry in kept])]
+    notes = [*_notes(table, [entry.group for entry in kept]), *list(_without_base(kept))[:10]]
     if len(kept) < len(entries):
         notes.append(f"{len(kept)} of {len(entries):,} settings, the best of the last epoch; the others: {MORE}.")
     return Table(table.name, tuple(header), tuple(rows), tuple(notes))
+
+
+def _without_base(entries: Sequence[Compared]) -> Iterator[str]:
+    """Which settings have a difference to base on some of their seeds alone, or on none."""
+    for entry in entries:
+        of_base = {row.seed for row in entry.base.rows} if entry.base else set()
+        missing = sorted({row.seed for row in entry.group.rows} - of_base)
+        if entry.table.teacher and missing:
+            listed = ", ".join([*map(str, missing[:10]), *(["…"] if len(missing) > 10 else [])])
+            yield f"{entry.group.label}: no base run of the same training on seed {listed}, so no difference there."
 
 
 def _of(done: int, count: int) -> Cell:
@@ -204,8 +214,7 @@ def _mean(found: Statistic | None, digits: int = 2) -> Cell:
 
 
 def _difference(entry: Compared) -> Cell:
-    found = entry.group.difference(entry.base, "last_acc") if entry.base else None
-    return _signed(found)
+    return _signed(entry.difference(DIFFERENCE))
 
 
 def _signed(found: Statistic | None) -> Cell:
@@ -236,7 +245,7 @@ def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
             f"{CLOSEST}."
         )
     told = dict.fromkeys(
-        f"Settings that differ from the lab note's as well ({figures.label_of(group)}): {text}."
+        f"Settings that differ from the lab note's as well ({group.label}): {text}."
         for group in groups
         if _published(table, group) and (text := other_settings(group.rows[0]))
     )
@@ -321,7 +330,7 @@ def _lead(group: Group, base: Group) -> Statistic | None:
 
 def _gap_closed(entry: Compared, lead: Statistic | None) -> Cell:
     """The share of the teacher's lead over base that the student has made up."""
-    ours = entry.group.difference(entry.base, "last_acc") if entry.base else None
+    ours = entry.difference(DIFFERENCE)
     interval = lead.interval() if lead else None
     if ours is None or lead is None or interval is None or interval[0] <= 0:
         return Cell("-")
@@ -430,6 +439,7 @@ def _launch_facts(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "command", shlex.join(facts.source.command)
         if facts.source.launched:
             yield "last launch", f"{_moment(facts.source.launched)} UTC on {facts.source.host}"
+        yield "commit of the file", facts.source.commit or ""
     yield "storage", facts.storage.place.address
     yield "this report", f"{_moment(facts.now)} UTC"
 
@@ -444,12 +454,12 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
     yield "training time", f"{sum(seconds) / 3600:,.2f} h, the sum over {len(seconds):,} finished trials"
     for name, column in (
         ("device", "device"), ("machine", "host"), ("kdctl", "kdctl_version"), ("torch", "torch_version"),
-        ("Ray", "ray_version"), ("commit of the file", "git_commit"),
+        ("Ray", "ray_version"),
     ):  # fmt: skip
         values = [getattr(row, column) for row in rows]
         yield name, told(values) if any(values) else ""
     recipes = [json.loads(row.recipe) for row in rows]
-    yield "arithmetic", told(_word(recipe.get("arithmetic")) for recipe in recipes)
+    yield "convolutions computed in", told(_word(recipe.get("arithmetic")) for recipe in recipes)
     yield (
         "teachers' answers",
         told(_word(recipe["teacher_answers"]) for recipe in recipes if recipe.get("teacher_answers")),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orchestrator import varying
 from orchestrator.errors import KdctlError, StorageError, masked, printable
 from orchestrator.plan import Plan
-from orchestrator.records import TableKey
+from orchestrator.records import TableKey, TrialRecord
 from orchestrator.storage import Storage, key_facts, read_json, write_json
 from orchestrator.suggest import nearest
+from orchestrator.summary import StudyRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Launched:
     """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
 
     `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
-    is for good (`path_of`); launches of earlier versions have none.
+    is for good (`path_of`); launches of earlier versions have none. `commit` holds the file exactly as it was launched;
+    None where that is not certain.
     """
 
     resource: str
@@ -64,6 +67,7 @@ class Launched:
     data: str
     left: tuple[str, ...] = ()
     path: str = ""
+    commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +107,6 @@ def _digest(study: str) -> str:
     return hashlib.sha256(study.encode()).hexdigest()[:12]
 
 
-def knows(storage: Storage, name: str) -> bool:
-    """Whether a study of this name was launched before."""
-    return _study(read_json(storage, storage.plan(_digest(name)))) is not None
-
-
 def path_of(file: str) -> str:
     """The whole path of a study file; nothing for a pipe, and for the copy that a job on a cluster is given."""
     path = Path(file).resolve()
@@ -138,6 +137,52 @@ def remembered(storage: Storage) -> list[StoredStudy]:
         if storage.is_ours(entry.name)
     ]
     return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Which trials each study wants: the ids of its last plan, in their order, by the study's name."""
+
+    plans: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, storage: Storage) -> Membership:
+        """That of the studies that a storage remembers."""
+        plans = {study.name: tuple(member.trial_id for member in study.members) for study in remembered(storage)}
+        return cls(dict(sorted(plans.items())))
+
+    @cached_property
+    def _studies(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for study, trial_ids in self.plans.items():
+            for trial_id in trial_ids:
+                found.setdefault(trial_id, []).append(study)
+        return found
+
+    def studies(self, trial_id: str, study: str) -> list[str]:
+        """The studies that want a trial, by name; `study` is the one that it was trained for first.
+
+        That one counts without a plan too, where no plan of it is known, as in storages of older versions.
+        """
+        own = [] if study in self.plans else [study]
+        return sorted({*self._studies.get(trial_id, ()), *own})
+
+    def split(self, rows: Iterable[TrialRecord]) -> list[StudyRows]:
+        """Rows by study, in the order of names and plans; last those that no study wants any more."""
+        found: dict[str, list[TrialRecord]] = {}
+        left = []
+        for row in sorted(rows, key=lambda row: (row.study, row.no)):
+            names = self.studies(row.trial_id, row.study)
+            for name in names:
+                found.setdefault(name, []).append(row)
+            if not names:
+                left.append(row)
+        parts = [StudyRows(name, tuple(self._in_order(name, found[name]))) for name in sorted(found)]
+        return [*parts, *([StudyRows(None, tuple(left))] if left else [])]
+
+    def _in_order(self, study: str, rows: list[TrialRecord]) -> list[TrialRecord]:
+        places = {trial_id: place for place, trial_id in enumerate(self.plans.get(study, ()))}
+        return sorted(rows, key=lambda row: places.get(row.trial_id, 0))
 
 
 def find(storage: Storage, name: str | None = None) -> StoredStudy:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from orchestrator import models
+from orchestrator import labels, models
 from orchestrator.datasets import DATASETS
-from orchestrator.errors import StorageError
 from orchestrator.records import State, TrialRecord
 
 # What is summarised: column of `trials` → unit.
@@ -26,9 +23,6 @@ METRICS: Mapping[str, str] = {
     "images_per_second": "images/s",
 }
 
-# Settings of a teacher or of the distillation, which a run without a teacher has not.
-_OF_TEACHING = ("teacher", "options", "weights")
-_HOW_RUN = ("teacher_answers", "arithmetic")  # how a trial was run, not what it is
 _CONFIDENCE = 0.95
 
 
@@ -61,11 +55,23 @@ class Statistic:
         return f"{self.mean:.2f}{spread} (n={self.n})"
 
 
+@dataclass(frozen=True, slots=True)
+class StudyRows:
+    """The rows of one study in the order of its plan; `study` is None for rows that no study wants any more."""
+
+    study: str | None
+    rows: tuple[TrialRecord, ...]
+
+
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ in their seeds alone, and that were computed alike.
+
+    `base` is the label of the same training without a teacher.
+    """
 
     label: str
+    base: str
     rows: tuple[TrialRecord, ...]
 
     @property
@@ -77,11 +83,6 @@ class Group:
     def finished(self) -> list[TrialRecord]:
         """The runs that count."""
         return [row for row in self.rows if row.state is State.FINISHED]
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What its runs have in common and others may not: everything but the seeds."""
-        return _settings(self.rows[0])
 
     def statistic(self, column: str) -> Statistic | None:
         """Over the finished runs; None where there are none, or where the column is empty."""
@@ -140,7 +141,7 @@ class PairTable:
 
 
 def tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
-    """Rows sorted into tables, and within a table into groups that differ in their seeds alone."""
+    """Rows sorted into tables, and within a table into groups that differ in their seeds alone. Raises StorageError."""
     pairs: dict[tuple[str, str, str | None], list[TrialRecord]] = {}
     for row in rows:
         pairs.setdefault((row.dataset, row.student, row.teacher), []).append(row)
@@ -155,31 +156,42 @@ class Compared:
     group: Group
     base: Group | None
 
+    def difference(self, column: str) -> Statistic | None:
+        """The paired difference to the base, where there is one on some of the seeds."""
+        return self.group.difference(self.base, column) if self.base else None
+
 
 def compared(found: Sequence[PairTable]) -> list[Compared]:
     """Every group of some tables beside its `base`: the same student, data and training, without a teacher."""
-    bases = {_key_of_base(table, group): group for table in found for group in table.groups if group.method == "base"}
+    bases = {
+        (table.dataset, table.student, group.label): group
+        for table in found
+        for group in table.groups
+        if group.method == "base"
+    }
     return [
-        Compared(table, group, None if group.method == "base" else bases.get(_key_of_base(table, group)))
+        Compared(
+            table, group, None if group.method == "base" else bases.get((table.dataset, table.student, group.base))
+        )
         for table in found
         for group in table.groups
     ]
 
 
-def _key_of_base(table: PairTable, group: Group) -> tuple[str, str, str]:
-    own = {
-        name: value for name, value in group.settings.items() if name != "method" and not name.startswith(_OF_TEACHING)
-    }
-    return table.dataset, table.student, json.dumps(own, sort_keys=True)
+def by_table(found: Sequence[PairTable]) -> list[tuple[PairTable, list[Compared]]]:
+    """The tables, each with its groups beside their bases."""
+    entries = iter(compared(found))
+    return [(table, [next(entries) for _ in table.groups]) for table in found]
 
 
 # One row of `summary`, a group and a metric: name → (type, meaning).
 SUMMARY_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "study": ("string", "the study whose last plan wants these trials; null for trials that no study wants any more"),
     "dataset": ("string", "what was trained on"),
     "student": ("string", "the model that was trained"),
     "teacher": ("string", "the teacher's model; null without one"),
     "method": ("string", "base, logit or st"),
-    "setting": ("string", "the method, and what tells its runs from others of the same pair"),
+    "setting": ("string", "the method, then every setting that is no default; ends in bfloat16 where that was chosen"),
     "metric": ("string", f"the column of trials that is summarised: {', '.join(METRICS)}"),
     "runs": ("int", "trials of this setting, in whatever state"),
     "n": ("int", "finished trials that have the metric: those in the mean"),
@@ -195,76 +207,107 @@ SUMMARY_COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def summaries(rows: Iterable[TrialRecord]) -> Iterator[dict[str, Any]]:
-    """Rows with the columns of `SUMMARY_COLUMNS`; a metric that no run of a group has is left out."""
+# One row of `results`, a group as `kdctl results` prints it: name → (type, meaning).
+RESULT_COLUMNS: Mapping[str, tuple[str, str]] = {
+    **{name: SUMMARY_COLUMNS[name] for name in ("study", "dataset", "student", "teacher", "method", "setting", "runs")},
+    "n": ("int", "finished trials: those in the means"),
+    "acc": ("float", "mean of the best epoch's test accuracy, picked on the test set"),
+    "acc_std": ("float", "sample standard deviation (n − 1); null for a single run"),
+    "acc_low": ("float", "lower end of the mean's 95 % confidence interval (Student's t); null for a single run"),
+    "acc_high": ("float", "its upper end"),
+    "last_acc": ("float", "mean of the last epoch's test accuracy"),
+    "last_acc_std": ("float", "its sample standard deviation"),
+    "selected_acc": ("float", "mean of the test accuracy at the epoch that was best on held-out images"),
+    "selected_acc_std": ("float", "its sample standard deviation"),
+    "diff_n": ("int", "seeds that base, the same training without a teacher, has too; null where there is none"),
+    "diff": ("float", "mean of the last epoch's differences to base on the same seeds"),
+    "diff_low": ("float", "lower end of its 95 % confidence interval; with 0 in it, no difference is shown"),
+    "diff_high": ("float", "its upper end"),
+}
+DIFFERENCE = "last_acc"  # what is compared with base, in `results` and in the report
+
+
+def summaries(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows with the columns of `SUMMARY_COLUMNS`; a metric that no run of a group has is left out.
+
+    `rows` are all of one study. Raises StorageError where one is damaged.
+    """
     for entry in compared(tables(rows)):
-        table, group = entry.table, entry.group
-        names = (table.dataset, table.student, table.teacher, group.method, group.label)
         for metric in METRICS:
-            own = group.statistic(metric)
+            own = entry.group.statistic(metric)
             if own is None:
                 continue
-            difference = group.difference(entry.base, metric) if entry.base else None
-            values = (*names, metric, len(group.rows), *_figures(own), *_figures_of_difference(difference))
+            values = (*_names(entry, study), metric, len(entry.group.rows), *_figures(own))
+            values += _figures(entry.difference(metric))
             yield dict(zip(SUMMARY_COLUMNS, values, strict=True))
 
 
-def _figures(found: Statistic) -> tuple[float | None, ...]:
-    return found.n, found.mean, found.std, *(found.interval() or (None, None))
+def outcomes(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows with the columns of `RESULT_COLUMNS`: every group of one study, in its order, also without finished runs.
+
+    Raises StorageError where a row is damaged.
+    """
+    for entry in compared(tables(rows)):
+        group = entry.group
+        n, *own = _figures(group.statistic("acc"))
+        last, selected = (_figures(group.statistic(column))[1:3] for column in ("last_acc", "selected_acc"))
+        count, difference, _, *interval = _figures(entry.difference(DIFFERENCE))
+        values = (*_names(entry, study), len(group.rows), n or 0, *own, *last, *selected, count, difference, *interval)
+        yield dict(zip(RESULT_COLUMNS, values, strict=True))
 
 
-def _figures_of_difference(found: Statistic | None) -> tuple[float | None, ...]:
-    return _figures(found) if found else (None,) * 5
+def _names(entry: Compared, study: str | None) -> tuple[str | None, ...]:
+    table, group = entry.table, entry.group
+    return study, table.dataset, table.student, table.teacher, group.method, group.label
+
+
+def _figures(found: Statistic | None) -> tuple[float | None, ...]:
+    """n, mean, standard deviation and both ends of the interval."""
+    return (found.n, found.mean, found.std, *(found.interval() or (None, None))) if found else (None,) * 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A row's setting, that of its base, and what its convolutions were computed in, where that is known."""
+
+    label: str
+    base: str
+    precision: str
+    dtype: str | None
+
+    def in_dtype(self, dtype: str) -> tuple[str, str]:
+        """Both labels of runs that were computed so: it is named where it does not follow from the setting."""
+        suffix = "" if dtype == self.implied else f" {dtype}"
+        return f"{self.label}{suffix}", f"{self.base}{suffix}"
+
+    @property
+    def implied(self) -> str:
+        """What the setting computes in, unless the row says otherwise."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+
+def _named(row: TrialRecord) -> _Named:
+    recipe = labels.recipe_of(row)
+    dtype = recipe.get("arithmetic")
+    if dtype is None and row.state is State.FINISHED:
+        dtype = "float32"  # of a kdctl that knew nothing else, or nothing was trained
+    return _Named(labels.of_row(row), labels.base_of_row(row), str(recipe.get("precision")), dtype)
 
 
 def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
-    settings: dict[str, dict[str, Any]] = {}
-    members: dict[str, list[TrialRecord]] = {}
+    """Rows with one label and one dtype; a run that has not begun to compute joins the only group of its setting."""
+    known: dict[tuple[Any, ...], _Named] = {}
+    found = []
     for row in rows:
-        flat = _settings(row)
-        key = json.dumps(flat, sort_keys=True)
-        settings[key] = flat
-        members.setdefault(key, []).append(row)
-    labels = _labels(list(settings.values()))
-    return tuple(Group(label, tuple(found)) for label, found in zip(labels, members.values(), strict=True))
-
-
-def _settings(row: TrialRecord) -> dict[str, Any]:
-    """What distinguishes one result from another: everything but the seeds, the teacher's included."""
-    flat: dict[str, Any] = {"method": row.method}
-    for name, value in _recipe(row).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items() if inner is not None}
-        elif value is not None:  # a row of an older version may lack what a newer one leaves open
-            flat[name] = value
-    for name in ("teacher.seed", *_HOW_RUN):
-        flat.pop(name, None)
-    return flat
-
-
-def _recipe(row: TrialRecord) -> dict[str, Any]:
-    try:
-        found = json.loads(row.recipe)
-    except (ValueError, TypeError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise StorageError(
-            f"the row of trial {row.trial_id} is damaged: its recipe is no JSON object; launch its study again, which "
-            "writes it anew"
-        )
-    return found
-
-
-def _labels(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The method, and where that is not enough the settings that differ between groups of the same method."""
-    methods = {own["method"] for own in settings}
-    differing = {method: _differing([own for own in settings if own["method"] == method]) for method in methods}
-    return [
-        " ".join([own["method"], *(f"{name}={own.get(name)}" for name in differing[own["method"]])]) for own in settings
-    ]
-
-
-def _differing(rivals: Sequence[dict[str, Any]]) -> list[str]:
-    """The settings in which some of these differ, in the order of their names."""
-    names = sorted({name for own in rivals for name in own})
-    return [name for name in names if len({repr(own.get(name)) for own in rivals}) > 1]
+        key = (row.method, row.recipe, row.nepoch, row.lr, row.batch_size, row.state is State.FINISHED)
+        found.append(known.get(key) or known.setdefault(key, _named(row)))
+    dtypes: dict[str, set[str]] = {}
+    for named in found:
+        if named.dtype:
+            dtypes.setdefault(named.label, set()).add(named.dtype)
+    members: dict[tuple[str, str], list[TrialRecord]] = {}
+    for row, named in zip(rows, found, strict=True):
+        own = dtypes.get(named.label, ())
+        dtype = named.dtype or (next(iter(own)) if len(own) == 1 else named.implied)
+        members.setdefault(named.in_dtype(dtype), []).append(row)
+    return tuple(Group(label, base, tuple(own)) for (label, base), own in members.items())

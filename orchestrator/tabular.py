@@ -18,7 +18,7 @@ from orchestrator.errors import printable
 
 FORMATS = ("table", "markdown", "csv", "json")
 MAX_ROWS = 100  # that a table for a terminal shows
-MAX_WIDTH = 60  # of its cells, in characters
+MAX_WIDTH = 120  # of its cells, in characters
 NULL = "-"  # in tables and Markdown; nothing in CSV, null in JSON
 
 _DIGITS = 6  # significant ones of a float, where a person reads it

@@ -231,7 +231,7 @@ class _Attempt:
             assert job.weights is not None
             self._write_row(self._row)
             self._flush()
-            yield self._begun(0)
+            yield self._begun(0, None)
             model = teacher.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
             yield from _doubt(self._tested.acc, images)
@@ -244,7 +244,7 @@ class _Attempt:
         self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
-        yield self._begun(course.epoch)
+        yield self._begun(course.epoch, course.arithmetic)
         self._course = course
         answers, said = self._answers(images), False
         for record in train(course, loss, images, config, answers, self.check):
@@ -256,12 +256,13 @@ class _Attempt:
             yield record
         return model
 
-    def _begun(self, epoch: int) -> Begun:
+    def _begun(self, epoch: int, arithmetic: str | None) -> Begun:
         table = self._job.trial.table
         is_hit = None if table is None else teacher.has_table(table, self._storage)
         answers = self._job.trial.teacher_cache
         acc = max((record.test_acc for record in self._epochs), default=None)
-        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit, acc)
+        device = str(self._row.device)
+        return Begun(socket.gethostname(), os.getpid(), device, epoch, answers, is_hit, acc, arithmetic)
 
     def _resume(self, course: Course) -> Generator[Report]:
         notices: list[str] = []

@@ -14,6 +14,7 @@ from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.storage import Storage
 from orchestrator.studies import Member
 
+SETTING = "epochs=10 batch_size=32"  # of every row, beside its method
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 START = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 TEACHER = "f" * 12
@@ -30,11 +31,9 @@ HOSTILE = (
 def row(no: int, method: str = "base", acc: float | None = 90.0, **overrides: Any) -> TrialRecord:
     """A finished trial of a ResNet-8 on digits, taught by the trial `TEACHER` unless it is `base`."""
     taught = {"teacher": "resnet_32_20", "teacher_id": TEACHER, "teacher_acc": 95.0, "agreement": 93.0}
-    recipe = {
-        "epochs": 10,
-        "options": overrides.pop("options", {}),
-        "teacher": None if method == "base" else {"seed": 0},
-    }
+    trained = {"epochs": 10, "batch_size": 32}
+    taught_by = None if method == "base" else {"seed": 0, **trained}
+    recipe = {**trained, "options": overrides.pop("options", {}), "teacher": taught_by}
     filled: dict[str, Any] = {
         **dict.fromkeys(field.name for field in fields(TrialRecord)),
         **{"no": no, "method": method, "dataset": "digits", "student": "resnet_32_8", "seed": no},

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reported import HOSTILE, START, facts, fill, member, row, study
+from reported import HOSTILE, SETTING, START, facts, fill, member, row, study
 
 from orchestrator import cli, page, results, studies
 from orchestrator.errors import KdctlError
@@ -110,7 +110,7 @@ def test_markdown_has_its_figures_beside_it(made_up: Facts, tmp_path: Path) -> N
         root = ElementTree.fromstring((tmp_path / name).read_text())
         assert root.get("role") == "img"
         assert "prefers-color-scheme" in (root.findtext("{http://www.w3.org/2000/svg}style") or "")
-    assert "| logit | 3 of 3 | 93.00 ± 1.00 (n=3) |" in text
+    assert f"| logit {SETTING} | 3 of 3 | 93.00 ± 1.00 (n=3) |" in text
 
 
 def test_long_texts_are_cut_with_a_mark(made_up: Facts) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
-from reported import HOSTILE, facts, fill, member, row, study
+from reported import HOSTILE, SETTING, facts, fill, member, row, study
 
 from orchestrator import page as pages
 from orchestrator.storage import Storage
@@ -173,7 +173,7 @@ def test_the_pointer_is_told_epoch_mean_and_run(address: str, visit: Any) -> Non
     assert end
     page.mouse.move(end["x"] + end["width"] - 1, end["y"] + 1)
     told = page.locator("#tip").inner_text()
-    assert told.startswith("epoch 10\n") and "logit, mean, n=3: 93.00 %" in told
+    assert told.startswith("epoch 10\n") and f"logit {SETTING}, mean, n=3: 93.00 %" in told
     assert re.search(r"(base|logit), seed \d \([0-9a-f]{12}\): 9\d\.00 %$", told)
     assert chart.locator(".run.on").count() == 1
 
@@ -208,7 +208,7 @@ def test_it_is_whole_without_script(address: str, visit: Any) -> None:
     page = visit(address, java_script_enabled=False).page
     assert page.locator("figure").count() == FIGURES
     assert page.locator("th button").count() == 0
-    assert page.locator("#curves .run > title").first.text_content() == "base, seed 1 (000000000001)"
+    assert page.locator("#curves .run > title").first.text_content() == f"base {SETTING}, seed 1 (000000000001)"
     assert page.locator("svg.chart > title").count() == page.locator("svg.chart").count()
 
 

@@ -462,3 +462,24 @@ def test_planning_loads_nothing_heavy() -> None:
     loaded = run("import json, sys, orchestrator.plan; print(json.dumps(list(sys.modules)))")
     assert "orchestrator.plan" in loaded
     assert {"torch", "ray", "pyarrow"} & set(loaded) == set()
+
+
+# Students without a `base`.
+
+BASE: dict[str, Any] = {"method": "base", "dataset": "digits", "student": "resnet_32_8"}
+
+
+def test_students_without_a_base_are_named_once(plan_of: Planner) -> None:
+    (warning,) = plan_of(STUDENT | {"seed": [0, 1]}, BASE | {"seed": 1}).warnings
+    assert "base epochs=8 · digits · resnet_32_8 · seed 0;" in warning and "method: base" in warning
+    (warning,) = plan_of(STUDENT | {"lr": [0.1, 0.2], "seed": list(range(7))}, BASE | {"seed": list(range(7))}).warnings
+    assert "base epochs=8 lr=0.2 · digits · resnet_32_8 · seed 0, 1, 2, 3, 4, 2 more;" in warning
+    (warning,) = plan_of(STUDENT | {"lr": [number / 10 for number in range(1, 9)]}).warnings
+    assert warning.count(" · digits") == 5 and "; 3 more;" in warning
+
+
+def test_students_with_a_base_are_not_named(plan_of: Planner) -> None:
+    own = {"seed": [0, 1], "lr": [0.1, 0.2]}
+    assert plan_of(STUDENT | own | {"match": ["logits", "pooled"]}, BASE | own).warnings == ()
+    itself = STUDENT | {"student": "resnet_32_14"}  # its teacher is the same training without a teacher
+    assert plan_of(itself).warnings == () and plan_of(BASE).warnings == ()

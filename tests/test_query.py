@@ -32,7 +32,7 @@ from orchestrator.errors import StorageError
 from orchestrator.query import QueryError, asked
 from orchestrator.records import State
 from orchestrator.storage import Storage
-from orchestrator.summary import SUMMARY_COLUMNS, summaries
+from orchestrator.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
 from orchestrator.tabular import FORMATS, MAX_ROWS, MAX_WIDTH, Heading, write
 
 Ask = Callable[..., list[dict[str, Any]]]
@@ -77,9 +77,10 @@ def empty(tmp_path: Path) -> Storage:
 
 def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     rows = results.read_trials(filled)
-    assert ask(filled, "FROM trials ORDER BY trial_id") == [asdict(row) for row in rows]
+    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**asdict(row), "studies": ["s"]} for row in rows]
     assert ask(filled, "FROM epochs ORDER BY ALL") == results.read_epochs(filled)
-    assert ask(filled, "FROM summary") == list(summaries(rows))
+    assert ask(filled, "FROM summary") == list(summaries(rows, "s"))
+    assert ask(filled, "FROM results") == list(outcomes(rows, "s"))
 
 
 def test_a_mean_is_a_mean(filled: Storage) -> None:
@@ -100,7 +101,10 @@ def test_views_can_be_joined(filled: Storage) -> None:
 
 
 def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) -> None:
-    columns = {"trials": TRIALS, "epochs": EPOCHS, "summary": list(SUMMARY_COLUMNS)}
+    columns = {
+        "trials": [*TRIALS, "studies"], "epochs": EPOCHS, "summary": list(SUMMARY_COLUMNS),
+        "results": list(RESULT_COLUMNS),
+    }  # fmt: skip
     assert list(query.VIEWS) == list(columns)
     for view, names in columns.items():
         with asked(empty, f"FROM {view}") as answer:
@@ -113,9 +117,10 @@ def test_a_view_has_the_same_types_whether_it_is_read_or_not(filled: Storage) ->
     catalog = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY ALL"
     unread = ask(filled, catalog)
     read = ask(
-        filled, f"{catalog.partition('ORDER')[0]} WHERE (SELECT count(*) FROM trials, epochs, summary) ORDER BY ALL"
+        filled,
+        f"{catalog.partition('ORDER')[0]} WHERE (SELECT count(*) FROM trials, epochs, summary, results) ORDER BY ALL",
     )
-    assert unread == read and len(read) == len(TRIALS) + len(EPOCHS) + len(SUMMARY_COLUMNS)
+    assert unread == read and len(read) == len(TRIALS) + 1 + len(EPOCHS) + len(SUMMARY_COLUMNS) + len(RESULT_COLUMNS)
 
 
 def test_only_what_a_statement_names_is_read(filled: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +266,9 @@ def outside(sql: str, folder: Path) -> str:
 @pytest.mark.parametrize("sql", OUTSIDE)
 def test_nothing_outside_can_be_read(sql: str, filled: Storage, tmp_path: Path) -> None:
     secret_variable = pa.table({"x": [1]})  # noqa: F841 - DuckDB would find it by its name
-    with pytest.raises(QueryError, match="reads the views trials, epochs, summary alone|does not exist|No function"):
+    with pytest.raises(
+        QueryError, match="reads the views trials, epochs, summary, results alone|does not exist|No function"
+    ):
         ask(filled, outside(sql, tmp_path))
 
 
@@ -269,7 +276,7 @@ def test_nothing_outside_can_be_read(sql: str, filled: Storage, tmp_path: Path) 
 def test_all_but_one_select_is_refused(sql: str, filled: Storage, tmp_path: Path) -> None:
     statement = outside(sql, tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(QueryError, match="wanted one SELECT over the views trials, epochs, summary"):
+    with pytest.raises(QueryError, match="wanted one SELECT over the views trials, epochs, summary, results"):
         ask(filled, statement)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -612,7 +619,7 @@ def kdctl(storage: Storage, *words: str, **options: Any) -> subprocess.Completed
 def test_parquet_goes_through_a_pipe_and_sql_comes_through_one(filled: Storage) -> None:
     done = kdctl(filled, "-", "--format", "parquet", input=b"FROM trials\n")
     assert done.returncode == 0, done.stderr
-    assert pq.read_table(io.BytesIO(done.stdout)).column_names == TRIALS
+    assert pq.read_table(io.BytesIO(done.stdout)).column_names == [*TRIALS, "studies"]
     done = kdctl(filled, "-", input=b"SELECT '\xff'")
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"the query is no text in UTF-8; write it so\n")
 

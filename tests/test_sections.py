@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reported import TEACHER, facts, fill, member, row, study, teacher
+from reported import SETTING, TEACHER, facts, fill, member, row, study, teacher
 
 from orchestrator import figures, sections
 from orchestrator.errors import KdctlError, StorageError
@@ -41,7 +41,7 @@ def cells(found: Table, row: int) -> dict[str, tuple[str, str]]:
 
 def test_means_and_paired_differences_stand_beside_their_n(storage: Storage) -> None:
     found = cells(table(told(storage, study())["results"], "ResNet20>>8/Digits"), 0)
-    assert found["setting"] == ("logit", "")
+    assert found["setting"] == (f"logit {SETTING}", "")
     assert found["finished"] == ("3 of 3", "")
     assert found["best epoch, %"] == found["last epoch, %"] == ("93.00 ± 1.00", "n=3")  # 92, 93, 94
     assert found["difference to base [95 %]"] == ("+1.00", "[+1.00, +1.00], n=3")
@@ -72,16 +72,16 @@ def test_no_gap_is_told_where_the_teacher_is_not_clearly_better(storage: Storage
 def test_a_teacher_costs_once(storage: Storage) -> None:
     found = table(told(storage, study())["cost"], "What it cost")
     by_setting = {cells(found, index)["setting"][0]: cells(found, index) for index in range(len(found.rows))}
-    assert by_setting["logit"]["seconds, all runs"] == ("30.0", "")
-    assert by_setting["logit"]["seconds, teacher once"] == ("40.0", "1 teacher")
-    assert by_setting["base (taught)"]["seconds a run"] == ("40.0", "n=1")
-    assert by_setting["base"]["seconds, teacher once"] == ("-", "no teacher")
+    assert by_setting[f"logit {SETTING}"]["seconds, all runs"] == ("30.0", "")
+    assert by_setting[f"logit {SETTING}"]["seconds, teacher once"] == ("40.0", "1 teacher")
+    assert by_setting[f"base {SETTING} (taught)"]["seconds a run"] == ("40.0", "n=1")
+    assert by_setting[f"base {SETTING}"]["seconds, teacher once"] == ("-", "no teacher")
 
 
 def test_a_teacher_of_another_study_costs_what_nobody_here_knows(storage: Storage) -> None:
     found = table(told(storage, [one for one in study() if one.trial_id != TEACHER])["cost"], "What it cost")
     costs = {cells(found, index)["setting"][0]: cells(found, index) for index in range(len(found.rows))}
-    assert costs["logit"]["seconds, teacher once"] == ("-", "not known here")
+    assert costs[f"logit {SETTING}"]["seconds, teacher once"] == ("-", "not known here")
 
 
 def published_runs(match: str = "pooled", **overrides: object) -> list[TrialRecord]:

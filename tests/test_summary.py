@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from types import FrameType
@@ -16,7 +15,7 @@ from test_report import row
 
 from orchestrator import summary
 from orchestrator.records import State, TrialRecord
-from orchestrator.summary import METRICS, SUMMARY_COLUMNS, Group, Statistic, compared, summaries, tables
+from orchestrator.summary import METRICS, SUMMARY_COLUMNS, Statistic, compared, summaries, tables
 
 TEACHER = {"seed": 0, "epochs": 200, "options": {}, "teacher": None}
 NUMBERS = st.floats(-1e6, 1e6)
@@ -115,19 +114,59 @@ def test_a_setting_that_an_older_row_lacks_is_one_that_is_left_open() -> None:
     assert list(found([base(0, 90.0), base(1, 91.0, limit_train=None)])) == ["base"]
 
 
-def test_how_a_trial_was_run_is_no_setting() -> None:
-    rows = [student(0, 1.0, teacher_answers="table"), student(1, 2.0, teacher_answers="live", arithmetic="bfloat16")]
+def test_how_a_teacher_was_asked_is_no_setting() -> None:
+    rows = [student(0, 1.0, teacher_answers="table"), student(1, 2.0, teacher_answers="live")]
     assert found(rows)["logit"]["n"] == 2
 
 
-def test_labels_tell_all_groups_of_a_pair_apart() -> None:
-    rows = [student(0, 1.0, lr=lr, flip=flip) for lr in (1, 1.0, 0.1) for flip in (True, 1, None)]
+def test_what_was_computed_in_another_dtype_is_in_another_mean() -> None:
+    rows = [
+        make(seed, acc, arithmetic=dtype) for make, acc in ((base, 90.0), (student, 91.0)) for seed, dtype in DTYPES
+    ]
+    lines = found(rows)
+    assert {name: line["n"] for name, line in lines.items()} == {
+        "base": 1, "base bfloat16": 2, "logit": 1, "logit bfloat16": 2,
+    }  # fmt: skip
+    assert (lines["logit"]["diff_n"], lines["logit bfloat16"]["diff_n"]) == (1, 2)
+    alone = found([student(0, 91.0, arithmetic="bfloat16"), base(0, 90.0, arithmetic="float32")])
+    assert alone["logit bfloat16"]["diff_n"] is None
+
+
+DTYPES = ((0, "float32"), (1, "bfloat16"), (2, "bfloat16"))
+
+
+def test_a_dtype_that_the_setting_asks_for_is_not_named_twice() -> None:
+    rows = [base(seed, 90.0, precision="bfloat16", arithmetic=dtype) for seed, dtype in DTYPES]
+    assert {name: line["n"] for name, line in found(rows).items()} == {
+        "base precision=bfloat16": 2, "base precision=bfloat16 float32": 1,
+    }  # fmt: skip
+
+
+def test_what_has_not_begun_to_compute_joins_the_only_group_of_its_setting() -> None:
+    waiting = base(3, None, state=State.SKIPPED)
+    rows = [base(seed, 90.0, arithmetic=dtype) for seed, dtype in DTYPES]
+    assert found([waiting, *rows[1:]])["base bfloat16"]["runs"] == 3
+    both = found([waiting, *rows])
+    assert (both["base"]["runs"], both["base bfloat16"]["runs"]) == (2, 2)
+    assert [group.label for group in tables([waiting])[0].groups] == ["base"]
+    # A finished row without a dtype is of a kdctl that knew one alone.
+    assert found([base(0, 90.0), *rows[1:]])["base"]["n"] == 1
+
+
+def test_values_that_mean_the_same_are_one_setting() -> None:
+    rows = [student(0, 1.0, lr=lr, flip=flip) for lr in (1, 1.0, 0.1) for flip in (True, None, False)]
     labels = [group.label for group in tables(rows)[0].groups]
-    assert len(labels) == len(set(labels)) == 9
-    assert "logit flip=True lr=0.1" in labels and "logit flip=None lr=1" in labels
+    assert len(labels) == len(set(labels)) == 4
+    assert "logit flip=false teacher.flip=true" in labels and "logit lr=1 teacher.lr=0.1" in labels
 
 
-SETTINGS = st.dictionaries(st.sampled_from(["lr", "epochs", "flip"]), st.sampled_from([None, 0, 1, 1.0, True, []]))
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "lr": st.sampled_from([None, 0.1, 1.0]), "epochs": st.sampled_from([None, 1, 60]), "flip": st.booleans(),
+        "arithmetic": st.sampled_from([None, "float32", "bfloat16"]),
+    },
+)  # fmt: skip
 
 
 @given(st.lists(SETTINGS, max_size=8))
@@ -136,10 +175,9 @@ def test_groups_are_a_partition_with_a_name_each(settings: list[dict[str, Any]])
     groups = [group for table in tables(rows) for group in table.groups]
     assert sorted(member.seed for group in groups for member in group.rows) == list(range(len(rows)))
     assert len({group.label for group in groups}) == len(groups)
-    assert all(
-        len({json.dumps(Group("", (member,)).settings, sort_keys=True) for member in group.rows}) == 1
-        for group in groups
-    )
+    for group in groups:
+        alone = {tables([member])[0].groups[0].label for member in group.rows}
+        assert alone == {group.label}, "the name of a setting depends on what else there is"
 
 
 # Differences to base.
@@ -201,7 +239,8 @@ def test_each_setting_finds_its_own_base_among_several() -> None:
         for make, acc in ((base, 0.0), (student, 5.0))
         for seed in (0, 1)
     ]
-    assert [entry.base and entry.base.settings["lr"] for entry in compared(tables(rows))] == [None, None, 1.0, 2.0]
+    bases = [entry.base and entry.base.label for entry in compared(tables(rows))]
+    assert bases == [None, None, "base lr=1", "base lr=2"]
     assert {line["diff"] for line in summaries(rows) if line["method"] == "logit"} == {5.0}
 
 

@@ -105,11 +105,14 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
+    from orchestrator import columns
     from orchestrator.cluster import command
     from orchestrator.report import render
     from orchestrator.storage import Storage
+    from orchestrator.summary import StudyRows
 
-    click.echo(colours.states(render(outcome.rows)))
+    parts = [StudyRows(outcome.plan.study, outcome.rows)] if outcome.rows else []
+    click.echo(colours.states(render(parts, width=columns.width_of(sys.stdout))))
     folder = Storage.at(storage).place.shown("results") if "://" in storage else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
     click.echo(f"Query:   {command('query', _query(outcome.plan.study))}{_of(storage)}")
@@ -117,12 +120,8 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
 
 
 def _query(study: str) -> str:
-    """A query as a person would type it; a study's name holds nothing that SQL or a shell would read."""
-    query = (
-        "SELECT dataset, student, teacher, method, avg(acc) AS acc, stddev(acc) AS std, count(*) AS n FROM trials "  # noqa: S608 - shown
-        f"WHERE state = 'finished' AND study = '{study}' GROUP BY ALL"
-    )
-    return f'"{query}"'
+    """The query that answers with the tables above it; a study's name holds nothing that SQL or a shell would read."""
+    return f"\"FROM results WHERE study = '{study}'\""
 
 
 def _of(storage: str) -> str:

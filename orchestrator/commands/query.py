@@ -31,23 +31,24 @@ _SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "mark
 @json_option
 @click.option("--output", metavar="FILE", help="Write to a file, which is there whole or not at all.")
 def query(sql: str, storage: str, form: str | None, as_json: bool, output: str | None) -> None:
-    """Answer a SELECT over the views trials, epochs and summary; with - for SQL, one from standard input.
+    """Answer a SELECT over the views trials, epochs, summary and results; with - for SQL, one from stdin.
 
     \b
-    trials   a row a trial, whatever its state
+    trials   a row a trial, whatever its state, with the studies that it belongs to
     epochs   a row an epoch
-    summary  a row a setting and metric: mean, std, n, 95 % interval over the seeds,
+    summary  a row a study, setting and metric: mean, std, n, 95 % interval over the seeds,
              and the paired difference to base on the same seeds
+    results  the tables of `kdctl results`: a row a study and setting, accuracies side by side
 
     It is DuckDB's SQL; a query reads these views and nothing else, and works while a study runs.
     `DESCRIBE trials` lists the columns of a view. A table shows the first 100 rows, 6 digits of
-    a float and 60 characters of a cell; csv, json and parquet have everything.
+    a float and 120 characters of a cell; csv, json and parquet have everything.
 
     \b
     Examples:
-      kdctl query "SELECT method, avg(acc), stddev(acc), count(*) AS n FROM trials GROUP BY method"
-      kdctl query "SELECT student, setting, n, mean, low, high, diff FROM summary WHERE metric = 'last_acc'"
-      kdctl query "SELECT method, e.epoch, avg(test_acc) FROM epochs e JOIN trials USING (trial_id) GROUP BY ALL"
+      kdctl query "FROM results"
+      kdctl query "SELECT study, student, setting, n, mean, low, high, diff FROM summary WHERE metric = 'last_acc'"
+      kdctl query "SELECT trial_id, seed, e.epoch, test_acc FROM epochs e JOIN trials USING (trial_id) ORDER BY ALL"
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
       kdctl query "FROM epochs" --output epochs.parquet
     """

@@ -15,6 +15,7 @@ from orchestrator.commands.options import json_option, set_option, storage_optio
 
 if TYPE_CHECKING:
     from orchestrator.lookup import Found
+    from orchestrator.storage import Storage
 
 
 @click.command()
@@ -26,45 +27,50 @@ if TYPE_CHECKING:
     help="How to print them.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool) -> None:
-    """Print the result tables of a STUDY, or of everything in the storage.
+@click.option("--runs", is_flag=True, help="Also list the single runs below each table.")
+def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool, runs: bool) -> None:
+    """Print the result tables of a STUDY, or of every study in the storage.
 
-    STUDY is a study file, or the name of a study that was launched with this storage.
+    STUDY is a study file, or the name of a study that was launched with this storage. A table has a
+    line for each setting: mean and sample standard deviation over its n finished runs, which differ
+    in their seeds alone. acc is the best epoch's test accuracy in %, picked on the test set; the
+    last epoch's is not picked, and neither is the selected one, from the epoch that was best on
+    held-out images. The difference is that to base on the same seeds. json and markdown hold the
+    single runs too, csv has a row for each run and no means.
 
     \b
     Examples:
       kdctl results
-      kdctl results experiments.yaml
+      kdctl results experiments.yaml --runs
       kdctl results my-digits --format markdown > results.md
       kdctl results --json | python -m json.tool
     """
-    from orchestrator import lookup, soundness
+    from orchestrator import columns, lookup, soundness
     from orchestrator import results as stored
     from orchestrator.report import render
     from orchestrator.storage import Storage
+    from orchestrator.studies import Membership
+    from orchestrator.summary import StudyRows
 
     place = Storage.at(storage)
     found = None if study is None else lookup.study(place, study, settings)
+    membership = None if found else Membership.of(place)  # before the rows, of which there may soon be more
     rows = stored.read_trials(place, found.trial_ids if found else None)
     warn(soundness.lacking(place, found.trial_ids if found else None))
-    if found is None:
-        rows.sort(key=lambda row: (row.study, row.no))
     if not rows:
-        click.echo(_nothing(storage, found), err=True)
+        click.echo(_nothing(storage, place, found), err=True)
+    parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []
     form = "json" if as_json else form
-    text = render(rows, form)
+    text = render(parts, form, runs=runs, width=columns.width_of(sys.stdout))
     click.echo(colours.states(text) if form == "table" else text, nl=False)
 
 
-def _nothing(storage: str, found: Found | None) -> str:
-    from orchestrator.storage import Storage
-    from orchestrator.studies import remembered
+def _nothing(storage: str, place: Storage, found: Found | None) -> str:
+    from orchestrator import lookup
 
-    if found and found.name in {study.name for study in remembered(Storage.at(storage))}:
-        return (
-            f"study {found.name} was launched with {storage}, but with other settings: none of these "
-            f"{len(found.members):,} trials has begun; `kdctl results {found.name}` prints those of its last launch"
-        )
+    reason = lookup.other_settings(place, found) if found else None
+    if found and reason:
+        return f"{reason}; `kdctl results {found.name}` prints those of its last launch"
     return f"no trials in {storage}; launch a study, or name another storage with --storage"
 
 

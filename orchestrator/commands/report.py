@@ -40,7 +40,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
       kdctl report digits --storage s3://bucket/runs
       kdctl report --format markdown --output docs/results.md
     """
-    from orchestrator import soundness
+    from orchestrator import lookup, soundness
     from orchestrator.page import FORMATS, render, write
     from orchestrator.sections import head
     from orchestrator.storage import Storage
@@ -53,6 +53,8 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
     warn(soundness.lacking(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
+    if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
+        click.echo(f"{reason}; `kdctl report {facts.name}` writes that of its last launch", err=True)
     click.echo(path)
 
 
@@ -60,7 +62,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
     from datetime import UTC, datetime
 
-    from orchestrator import facts, lookup, studies
+    from orchestrator import commits, facts, lookup, studies
 
     now = datetime.now(UTC)
     if study is None:
@@ -73,7 +75,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     found = lookup.study(storage, study, settings)
     if found.text is not None:
         words = [word for setting in settings for word in ("--set", setting)]
-        source = facts.Source(("kdctl", "launch", study, *words), found.text, None, None)
+        source = facts.Source(("kdctl", "launch", study, *words), found.text, None, None, commits.of_file(Path(study)))
     else:
         source = facts.Source.of(studies.find(storage, study))
     return facts.gather(storage, found.name, found.members, source, now)
