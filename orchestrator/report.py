@@ -31,7 +31,14 @@ PUBLISHED_COLUMNS = (
 FORMATS = ("table", "markdown", "csv", "json")
 
 
-def render(parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None) -> str:
+def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = False, width: int | None = None) -> str:
+    """The rows of one study as text, see `render_studies`."""
+    return render_studies([StudyRows(None, tuple(rows))] if rows else [], form, runs=runs, width=width)
+
+
+def render_studies(
+    parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
+) -> str:
     """The rows of some studies as text, in one of `FORMATS`: per pair the settings first, a line each.
 
     `runs` lists the single runs below them, which the other formats always do. A `table` is no wider than `width`.

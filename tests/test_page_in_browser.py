@@ -174,7 +174,7 @@ def test_the_pointer_is_told_epoch_mean_and_run(address: str, visit: Any) -> Non
     page.mouse.move(end["x"] + end["width"] - 1, end["y"] + 1)
     told = page.locator("#tip").inner_text()
     assert told.startswith("epoch 10\n") and f"logit {SETTING}, mean, n=3: 93.00 %" in told
-    assert re.search(r"(base|logit), seed \d \([0-9a-f]{12}\): 9\d\.00 %$", told)
+    assert re.search(r"(base|logit) epochs=10 batch_size=32, seed \d \([0-9a-f]{12}\): 9\d\.00 %$", told)
     assert chart.locator(".run.on").count() == 1
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import FORMATS, PUBLISHED_COLUMNS, render
+from orchestrator.report import FORMATS, PUBLISHED_COLUMNS, render, render_studies
 from orchestrator.summary import Statistic, StudyRows, tables
 
 START = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -39,7 +39,7 @@ def row(seed: int = 0, acc: float | None = 92.5, **overrides: Any) -> TrialRecor
 
 def shown(rows: Sequence[TrialRecord], form: str = "table", **how: Any) -> str:
     """The tables of one study."""
-    return render([StudyRows("s", tuple(rows))] if rows else [], form, **how)
+    return render_studies([StudyRows("s", tuple(rows))] if rows else [], form, **how)
 
 
 PAPER = [row(0, 92.52, last_acc=92.0), row(1, 92.49, last_acc=92.1), row(2, 92.53, last_acc=92.2)]
@@ -73,7 +73,7 @@ GOLDEN_MARKDOWN = """\
 
 
 def test_the_published_table_is_reproduced() -> None:
-    assert shown(PAPER) == GOLDEN
+    assert shown(PAPER) == render(PAPER) == GOLDEN
     assert shown(PAPER, runs=True) == GOLDEN + GOLDEN_RUNS
     assert GOLDEN_RUNS.splitlines()[1].split() == list(PUBLISHED_COLUMNS)
 
@@ -237,12 +237,14 @@ def test_the_difference_to_base_stands_beside_each_setting() -> None:
 
 def test_studies_have_tables_of_their_own() -> None:
     parts = [StudyRows("a", tuple(PAPER)), StudyRows("b", (PAPER[0],)), StudyRows(None, (PAPER[1],))]
-    heads = [line for line in render(parts).splitlines() if line.startswith(("Study", "In no"))]
+    heads = [line for line in render_studies(parts).splitlines() if line.startswith(("Study", "In no"))]
     assert heads == ["Study a", "Study b", "In no study's last plan"]
-    assert "## Study a\n\n### ResNet20>>20/Cifar10 (92.5)\n" in render(parts, "markdown")
-    found = json.loads(render(parts, "json"))["tables"]
+    assert "## Study a\n\n### ResNet20>>20/Cifar10 (92.5)\n" in render_studies(parts, "markdown")
+    found = json.loads(render_studies(parts, "json"))["tables"]
     assert [(table["study"], table["groups"][0]["acc"]["n"]) for table in found] == [("a", 3), ("b", 1), (None, 1)]
-    assert len(render(parts, "csv").splitlines()) == 1 + len(PAPER), "a row a trial, however many studies want it"
+    assert len(render_studies(parts, "csv").splitlines()) == 1 + len(PAPER), (
+        "a row a trial, however many studies want it"
+    )
 
 
 @pytest.mark.parametrize("width", [30, 79, 80])

@@ -109,10 +109,8 @@ def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator.cluster import command
     from orchestrator.report import render
     from orchestrator.storage import Storage
-    from orchestrator.summary import StudyRows
 
-    parts = [StudyRows(outcome.plan.study, outcome.rows)] if outcome.rows else []
-    click.echo(colours.states(render(parts, width=columns.width_of(sys.stdout))))
+    click.echo(colours.states(render(outcome.rows, width=columns.width_of(sys.stdout))))
     folder = Storage.at(storage).place.shown("results") if "://" in storage else Path(storage) / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
     click.echo(f"Query:   {command('query', _query(outcome.plan.study))}{_of(storage)}")

@@ -47,7 +47,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     """
     from orchestrator import columns, lookup, soundness
     from orchestrator import results as stored
-    from orchestrator.report import render
+    from orchestrator.report import render_studies
     from orchestrator.storage import Storage
     from orchestrator.studies import Membership
     from orchestrator.summary import StudyRows
@@ -61,7 +61,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
         click.echo(_nothing(storage, place, found), err=True)
     parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []
     form = "json" if as_json else form
-    text = render(parts, form, runs=runs, width=columns.width_of(sys.stdout))
+    text = render_studies(parts, form, runs=runs, width=columns.width_of(sys.stdout))
     click.echo(colours.states(text) if form == "table" else text, nl=False)
 
 
