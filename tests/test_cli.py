@@ -146,7 +146,7 @@ def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
     assert (code, err) == (0, "") and listed(folder) == before
     assert header.startswith("trial_id") and lines[-1] == "3 trials of study tiny: 3 new"
     assert [line.split()[1] for line in lines[:3]] == ["teacher", "student", "student"]
-    assert "resnet_32_8 ← resnet_32_8" in lines[2] and "table" in lines[2]
+    assert "student resnet_32_8" in out and "teacher resnet_32_8" in out and "table" in lines[2]
 
 
 def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:

@@ -68,7 +68,8 @@ def test_every_teacher_is_listed_and_nobody_else(trained: Storage) -> None:
 def test_the_list_is_json_for_programs(trained: Storage) -> None:
     found = json.loads(teachers(trained, "--json").stdout)
     assert [set(teacher) for teacher in found] == [
-        {"teacher_id", "model", "dataset", "acc", "last_acc", "bytes", "tables", "used_by"} for _ in range(2)
+        {"teacher_id", "model", "setting", "dataset", "seed", "acc", "last_acc", "bytes", "tables", "used_by"}
+        for _ in range(2)
     ]
     assert sorted(teacher["used_by"]["tiny"] for teacher in found) == [1, 2]
     assert {teacher["model"] for teacher in found} == {"resnet_32_8"}
@@ -76,7 +77,9 @@ def test_the_list_is_json_for_programs(trained: Storage) -> None:
 
 def test_the_list_is_a_table_for_people(trained: Storage) -> None:
     header, *lines = teachers(trained).stdout.splitlines()
-    assert header.split() == ["teacher_id", "model", "dataset", "last", "epoch", "size", "tables", "used", "by"]
+    assert header.split() == [
+        "teacher_id", "model", "setting", "dataset", "seed", "acc", "last", "size", "tables", "used", "by",
+    ]  # fmt: skip
     assert sorted(line.split()[0] for line in lines) == sorted(by_seed(trained).values())
     assert sum("logits-p0-noflip-n64" in line and line.endswith("2 of tiny") for line in lines) == 1
 

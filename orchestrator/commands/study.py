@@ -152,7 +152,7 @@ def _plan_text(plan: Plan, width: int | None) -> str:
             break
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
-    lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(plan)]
+    lines = [*_common(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
     return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
 
 
