@@ -140,7 +140,8 @@ def _refusal(error: Exception, address: str | None) -> str:
     where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
     logs = None if address else ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
     words = "\n".join([ray_errors.describe(error), *(ray_errors.read_errors(logs) if logs else ())])
-    steps = [ray_errors.find_advice(words), "check `ray status`" if address else logs and f"see Ray's logs in {logs}"]
+    look = "check `ray status`" if address else f"see Ray's logs in {logs}" if logs else ""
+    steps = [ray_errors.find_advice(words) or "", look]
     what = "; ".join([*filter(None, steps), "or train with --inline"]).removeprefix("or ")
     if "\n" not in words:
         return f"{where} ({words}); {what}"
