@@ -8,9 +8,11 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 
 import click
 
+from orchestrator import output
 from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
@@ -82,20 +84,26 @@ cluster.dashboard.add_command(dashboard_export.export)
 
 def main() -> None:
     """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    output.open_closed()
     if VARIABLE in os.environ:
         _offer()
     try:
         cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.ClickException, KdctlError, KeyboardInterrupt, click.Abort) as error:
         sys.exit(_told(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
-        sys.exit(1)
-    except Exception:
+        sys.exit(1)  # the reader left, as `| head` does
+    except Exception as error:
+        if isinstance(error, OSError) and (text := output.complaint(error)):
+            _say(text)
+            sys.exit(EXIT_USAGE)
         _report_bug()
         sys.exit(EXIT_BUG)
+    finally:
+        output.drop_unwritable()
 
 
 def _told(error: BaseException) -> int:
@@ -113,14 +121,15 @@ def _told(error: BaseException) -> int:
             error.show(usage)
             _say(usage.getvalue().rstrip("\n"))
             return EXIT_USAGE
-    click.echo("stopped", err=True)
+    _say("stopped")
     if sys.argv[1:2] == ["launch"]:
         say_how_to_resume()
     return EXIT_INTERRUPTED
 
 
 def _say(message: str) -> None:
-    click.echo(guesses(masked(message)), err=True, color=colour())
+    with suppress(OSError):  # nobody may read it any more
+        click.echo(guesses(masked(message)), err=True, color=colour())
 
 
 def _offer() -> None:
@@ -139,7 +148,7 @@ def _report_bug() -> None:
     with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
         file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
     last = story.strip().splitlines()[-1]
-    click.echo(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}", err=True)
+    _say(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}")
 
 
 if __name__ == "__main__":

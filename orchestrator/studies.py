@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator.paths import word
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey
 from orchestrator.storage import Storage, key_facts, read_json, write_json
@@ -174,4 +175,4 @@ def command(study: StoredStudy) -> list[str]:
     settings = [word for setting in launched.settings for word in ("--set", setting)]
     how = ["--inline"] if launched.executor == "inline" else []
     data = [] if launched.data == "data" else ["--data", launched.data]
-    return ["kdctl", "launch", launched.file, *data, *settings, *how]
+    return ["kdctl", "launch", word(launched.file), *data, *settings, *how]

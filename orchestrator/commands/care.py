@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -69,8 +68,9 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
       kdctl doctor --json
     """
     from orchestrator.doctor import examine, is_fit, text
+    from orchestrator.paths import local
 
-    found = examine(storage, Path(data))
+    found = examine(storage, local(data, "data folder"))
     facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
     click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else colours.verdicts(text(found)))
     if not is_fit(found):

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -49,8 +48,9 @@ def init(file: str, dataset: str, yes: bool) -> None:
       kdctl init cifar.yaml --dataset cifar10
     """
     from orchestrator import starter
+    from orchestrator.paths import local
 
-    path = Path(file)
+    path = local(file, "study file")
     if path.exists() and not yes:
         if not is_terminal():
             raise KdctlError(f"{file} is there already; name another file, or overwrite this one with --yes")
