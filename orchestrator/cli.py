@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import signal
@@ -13,6 +12,7 @@ from contextlib import suppress
 
 import click
 
+from orchestrator import output
 from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
@@ -85,6 +85,7 @@ cluster.dashboard.add_command(dashboard_export.export)
 
 def main() -> None:
     """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    output.open_closed()
     try:
         _run()
     except SystemExit as end:
@@ -106,22 +107,21 @@ def _run() -> None:
     spare_loopback()
     try:
         cli(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.ClickException, KdctlError, KeyboardInterrupt, click.Abort) as error:
         sys.exit(_told(error))
+    except BrokenPipeError:
+        sys.exit(1)  # the reader left, as `| head` does
     except Exception as error:
-        if _is_unread(error):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        if isinstance(error, OSError) and (text := output.complaint(error)):
+            _say(text)
+            sys.exit(EXIT_USAGE)
         _report_bug()
         sys.exit(EXIT_BUG)
-
-
-def _is_unread(error: Exception) -> bool:
-    """Whether whoever read the output has left, as `| head` does, or a terminal that was closed."""
-    is_closed = isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None
-    return isinstance(error, BrokenPipeError) or is_closed
+    finally:
+        output.drop_unwritable()
 
 
 def _told(error: BaseException) -> int:
@@ -170,7 +170,7 @@ def _report_bug() -> None:
         advice = f"please report it with the log {file.name}"
     except OSError as error:
         advice = f"its log cannot be written ({error.strerror or error}): name a folder in TMPDIR and try again"
-    click.echo(f"this is a bug in kdctl: {last}\n{advice}", err=True)
+    _say(f"this is a bug in kdctl: {last}\n{advice}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 EXIT_CODES: Mapping[int, str] = {
     0: "all done",
     EXIT_TRIALS: "some trial failed or was skipped, or a check found something bad",
-    EXIT_USAGE: "wrong usage, study file, data or storage",
+    EXIT_USAGE: "wrong usage, study file, data or storage, or a disk that is full",
     EXIT_BUG: "a bug, with a log to send",
     EXIT_INTERRUPTED: "interrupted, and the same command goes on",
 }

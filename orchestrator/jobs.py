@@ -32,6 +32,7 @@ from requests import exceptions
 
 from orchestrator import addresses, cluster, folders, proxies, results, studies
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
+from orchestrator.paths import word
 from orchestrator.records import State
 from orchestrator.spec import Study
 from orchestrator.storage import Storage
@@ -437,7 +438,7 @@ def _gather(study: Study, folder: Path) -> str:
 
 def _entrypoint(order: Order, file: str) -> str:
     """The shell's command line for a job."""
-    words = ["launch", file, "--address", "auto", "--storage", order.storage]
+    words = ["launch", word(file), "--address", "auto", "--storage", order.storage]
     words += ["--data", order.data] if order.data is not None else []
     words += [word for setting in order.settings for word in ("--set", setting)]
     words += ["--max-concurrent", str(order.max_concurrent)] if order.max_concurrent else []

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from orchestrator import losses, models
+from orchestrator import losses, models, paths
 from orchestrator.datasets import DATASETS
 from orchestrator.document import Node
 from orchestrator.suggest import nearest
@@ -162,9 +162,12 @@ class FilePath:
     """A path, relative to the study file."""
 
     def read(self, node: Node) -> str:
-        if isinstance(node.value, str) and node.value.strip() and "\0" not in node.value:
-            return node.value
-        raise ValueError(f"got {node.described()}; wanted the path of a file; write it relative to the study file")
+        if not isinstance(node.value, str) or not node.value.strip():
+            raise ValueError(f"got {node.described()}; wanted the path of a file; write it relative to the study file")
+        try:
+            return str(paths.local(node.value, "the path"))
+        except paths.PathError as error:
+            raise ValueError(str(error)) from None
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}

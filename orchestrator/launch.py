@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import commits, events, folders, results, soundness, stops, studies
+from orchestrator import commits, events, folders, paths, results, soundness, stops, studies
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
@@ -85,7 +85,7 @@ def launch(
     place = Storage.at(storage)
     plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
-    launched = _launched(plan, to_do, since, settings, Path(data), inline=inline)
+    launched = _launched(plan, to_do, since, settings, paths.local(data, "data folder"), inline=inline)
     tell(began := _begin(plan, launched))
     for warning in (*plan.warnings, *damaged, *soundness.foreign(place)):
         tell(Event(Kind.NOTE, warning))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import studies
 from orchestrator.document import shorten
 from orchestrator.errors import KdctlError, printable
+from orchestrator.paths import PathError, local
 from orchestrator.plan import make_plan
 from orchestrator.spec import load_study
 from orchestrator.storage import Storage
@@ -66,17 +68,15 @@ def other_settings(storage: Storage, found: Found) -> str | None:
 
 
 def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # longer than a name can be
-        return False
+    with suppress(OSError, PathError):  # longer than a name can be, or no path at all
+        return local(text, "study").is_file()
+    return False
 
 
 def _exists(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except OSError:
-        return False
+    with suppress(OSError, PathError):
+        return local(text, "study").exists()
+    return False
 
 
 def _neither(storage: Storage, text: str, known: list[str]) -> str:

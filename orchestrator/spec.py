@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import document, keys, losses
+from orchestrator import document, keys, losses, paths
 from orchestrator.datasets import DATASETS
 from orchestrator.document import Node, Place, shorten
 from orchestrator.errors import Fault, StudyError
@@ -97,7 +97,10 @@ def load_study(
     are opened, and one that does not fit its teacher is a fault. Raises StudyError with every fault found; nothing is
     ever executed or written.
     """
-    path = Path(path)
+    try:
+        path = paths.local(path, "study file")
+    except paths.PathError as error:
+        raise StudyError([Fault(str(path), 0, 0, "", str(error))]) from None
     faults: list[Fault] = []
     text = document.read_text(path) if text is None else text
     root = document.parse(text, str(path), faults)

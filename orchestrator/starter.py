@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import KdctlError, printable
+from orchestrator.paths import word
 from orchestrator.places import umask
 from orchestrator.schema import schema_text
 
@@ -127,7 +128,7 @@ def _replace(path: Path, content: str) -> None:
 
 def _word(path: Path) -> str:
     """A file as a person types it in a shell."""
-    return printable(shlex.quote(str(path)))
+    return printable(shlex.quote(word(str(path))))
 
 
 def next_steps(path: Path, dataset: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import paths
 from orchestrator.errors import StorageError
 from orchestrator.places import Folder, Place
 from orchestrator.records import TableKey
@@ -45,16 +46,13 @@ class Storage:
     def at(cls, address: str | Path) -> Storage:
         """The storage in a folder, or at `s3://bucket/folder` or `gs://bucket/folder`.
 
-        Raises StorageError for an address of another kind.
+        Raises StorageError for an address of another kind, and for a bucket that cannot exist.
         """
-        scheme, separator, _ = str(address).partition("://")
-        if not separator:
-            return cls(Folder(Path(address).absolute()))
-        if scheme not in ("s3", "gs"):
-            raise StorageError(
-                f"storage {str(address)!r} is of a kind that kdctl does not know; name a folder, or a bucket like "
-                "s3://bucket/folder or gs://bucket/folder"
-            )
+        if not str(address).startswith(paths.BUCKETS):
+            try:
+                return cls(Folder(paths.local(address, "storage", or_bucket=True).absolute()))
+            except paths.PathError as error:
+                raise StorageError(str(error)) from None
         from orchestrator.bucket import Bucket  # its library takes a while to import, and few need it
 
         return cls(Bucket.at(str(address)))

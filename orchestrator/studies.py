@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator import varying
 from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator.paths import word
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey, TrialRecord
 from orchestrator.storage import Storage, key_facts, read_json, write_json
@@ -236,4 +237,4 @@ def command(study: StoredStudy) -> list[str]:
     settings = [word for setting in launched.settings for word in ("--set", setting)]
     how = ["--inline"] if launched.executor == "inline" else []
     data = [] if launched.data == "data" else ["--data", launched.data]
-    return ["kdctl", "launch", launched.file, *data, *settings, *how]
+    return ["kdctl", "launch", word(launched.file), *data, *settings, *how]

@@ -16,7 +16,7 @@ from rich.cells import cell_len, set_cell_size
 
 from orchestrator.errors import printable
 
-FORMATS = ("table", "markdown", "csv", "json")
+FORMATS = ("table", "markdown", "csv", "tsv", "json")
 MAX_ROWS = 100  # that a table for a terminal shows
 MAX_WIDTH = 120  # of its cells, in characters
 NULL = "-"  # in tables and Markdown; nothing in CSV, null in JSON
@@ -42,9 +42,10 @@ def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, 
     """
     rows = chain.from_iterable(zip(*batch, strict=True) for batch in batches)
     names, numeric = heading.names, heading.numeric
-    if form in ("csv", "json"):
-        lines = (_csv if form == "csv" else _json)(names, rows)
-        out.writelines((line.translate(_VISIBLE) for line in lines) if is_terminal else lines)
+    if form in ("csv", "tsv", "json"):
+        lines = _json(names, rows) if form == "json" else _csv(names, rows, "\t" if form == "tsv" else ",")
+        visible = {**_VISIBLE, ord("\t"): "\t"} if form == "tsv" else _VISIBLE
+        out.writelines((line.translate(visible) for line in lines) if is_terminal else lines)
         return 0
     shown = list(islice(rows, MAX_ROWS)) if form == "table" else list(rows)
     grid = (_aligned if form == "table" else _markdown)(names, numeric, shown)
@@ -55,11 +56,11 @@ def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, 
 # For programs: every digit, every character.
 
 
-def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]], separator: str) -> Iterator[str]:
     """RFC 4180 with plain line feeds; NULL is an empty field, and an empty text a quoted one."""
-    yield ",".join(map(_quoted, names)) + "\n"
+    yield separator.join(map(_quoted, names)) + "\n"
     for row in rows:
-        line = ",".join("" if value is None else _field(value) for value in row)
+        line = separator.join("" if value is None else _field(value) for value in row)
         yield (line or '""') + "\n"  # a line with nothing on it would be none
 
 
@@ -68,7 +69,7 @@ def _field(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    is_safe = text and text == text.strip() and not any(c in text for c in ',"\n\r')
+    is_safe = text and text == text.strip() and not any(c in text for c in ',"\n\r\t')
     return text if is_safe else '"' + text.replace('"', '""') + '"'
 
 

@@ -57,9 +57,19 @@ def test_a_bucket_is_named_by_its_scheme() -> None:
         assert isinstance(Storage.at(address).place, Bucket)
 
 
-@pytest.mark.parametrize("address", ["http://host/a", "S3://bucket", "file:///a", "://a", "hdfs://a/b", "s3a://b"])
-def test_another_kind_of_address_is_refused(address: str) -> None:
-    with pytest.raises(StorageError, match="name a folder, or a bucket like s3://bucket/folder") as caught:
+@pytest.mark.parametrize(
+    ("address", "fix"),
+    [
+        ("http://host/a", "name a folder, or a bucket like s3://bucket/folder"),
+        ("hdfs://a/b", "name a folder, or a bucket like s3://bucket/folder"),
+        ("://a", "name a folder, or a bucket like s3://bucket/folder"),
+        ("S3://bucket", "write s3://bucket"),
+        ("s3a://b", "write s3://b"),
+        ("file:///a", "write the path alone, like /a"),
+    ],
+)
+def test_another_kind_of_address_is_refused(address: str, fix: str) -> None:
+    with pytest.raises(StorageError, match=fix) as caught:
         Storage.at(address)
     assert repr(address) in str(caught.value) and caught.value.exit_code == 2
 

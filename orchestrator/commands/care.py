@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -80,8 +79,9 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
     """
     from orchestrator.columns import width_of
     from orchestrator.doctor import examine, is_fit, text
+    from orchestrator.paths import local
 
-    found = examine(storage, Path(data))
+    found = examine(storage, local(data, "data folder"))
     facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))

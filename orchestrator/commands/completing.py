@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,8 +67,10 @@ def study_files(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _files(incomplete: str) -> Iterator[Item]:
+    from orchestrator.paths import local
+
     head = os.path.split(incomplete)[0]
-    for path in sorted(Path(head or ".").expanduser().iterdir()):
+    for path in sorted(local(head or ".", "folder").iterdir()):
         if path.suffix in (".yaml", ".yml") and path.is_file():
             yield CompletionItem(os.path.join(head, path.name))  # noqa: PTH118 - ./ and ~ stay as they were typed
     yield CompletionItem(incomplete, type="dir")
@@ -136,11 +137,12 @@ def _experiments(context: click.Context) -> int:
     """How many experiments the file that was named has; 1 where that cannot be told."""
     from orchestrator import document
     from orchestrator.errors import StudyError
+    from orchestrator.paths import PathError, local
 
     named = [context.params.get("file"), *context.args]  # Click leaves it in args where an option wants its value
     try:
-        root = document.read(Path(next(filter(None, named), ""))).value
-    except StudyError:
+        root = document.read(local(next(filter(None, named), ""), "study file")).value
+    except (StudyError, PathError):
         return 1
     listed = root["experiments"].value if isinstance(root, dict) and "experiments" in root else None
     return len(listed) if isinstance(listed, list) else 1

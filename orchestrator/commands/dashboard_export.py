@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from orchestrator.commands.completing import folders
@@ -29,8 +27,9 @@ def export(output: str, yes: bool) -> None:
     """
     from orchestrator import monitoring
     from orchestrator.errors import printable
+    from orchestrator.paths import local
 
-    folder = Path(output)
+    folder = local(output, "--output")
     strangers = monitoring.strangers(folder)
     if strangers and not yes:
         names = printable(", ".join(str(folder / name) for name in strangers))

@@ -9,7 +9,6 @@ import platform
 import shlex
 import sys
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +28,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Hands a study to a cluster and says how to watch it. `data` is None where nobody named a folder."""
     from orchestrator.jobs import Cluster, Order
+    from orchestrator.paths import local
     from orchestrator.plan import make_plan
     from orchestrator.spec import load_study
     from orchestrator.storage import Storage
@@ -37,7 +37,7 @@ def submit(
     trials = len(make_plan(study).trials)
     warn(study.warnings)
     place = Storage.at(storage).place.address
-    folder = str(Path(data).absolute()) if data is not None else None
+    folder = str(local(data, "data folder").absolute()) if data is not None else None
     cluster = Cluster(address)
     if (python := cluster.python()) and python != platform.python_version():
         click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -107,11 +106,12 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator import columns
     from orchestrator.cluster import command
+    from orchestrator.paths import local
     from orchestrator.report import render
     from orchestrator.storage import Storage
 
     click.echo(colours.states(render(outcome.rows, width=columns.width_of(sys.stdout))))
-    folder = Storage.at(storage).place.shown("results") if "://" in storage else Path(storage) / "results"
+    folder = Storage.at(storage).place.shown("results") if "://" in storage else local(storage, "storage") / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row a trial), {folder}/epochs/*.parquet (one row an epoch)")
     click.echo(f"Query:   {command('query', _query(outcome.plan.study))}{_of(storage)}")
     click.echo(f"Report:  {command('report', outcome.plan.study)}{_of(storage)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,29 @@ import click
 
 from orchestrator.commands.options import json_option, storage_option, warn
 from orchestrator.errors import KdctlError, printable
+from orchestrator.paths import local
 
 if TYPE_CHECKING:
     from orchestrator.query import Answer
     from orchestrator.storage import Storage
 
-_FORMATS = ("table", "csv", "json", "parquet", "markdown")
-_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
+_FORMATS = ("table", "csv", "tsv", "json", "parquet", "markdown")
+_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?", re.DOTALL)
 
 
-@click.command()
+class _Query(click.Command):
+    """A command whose argument may begin with a comment of SQL, which would else be taken for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts SQL that begins with `--` where no option is looked for."""
+        if "--" not in args:
+            sql = [word for word in args if word.startswith("--") and not _OPTION.fullmatch(word)]
+            args = [*(word for word in args if word not in sql), *(["--", *sql] if sql else [])]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Query)
 @click.argument("sql")
 @storage_option
 @click.option(
@@ -42,7 +56,7 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
 
     It is DuckDB's SQL; a query reads these views and nothing else, and works while a study runs.
     `DESCRIBE trials` lists the columns of a view. A table shows the first 100 rows, 6 digits of
-    a float and 120 characters of a cell; csv, json and parquet have everything.
+    a float and 120 characters of a cell; the other formats have everything.
 
     \b
     Examples:
@@ -58,7 +72,8 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
 
     form = _form(form, as_json, output)
     place = Storage.at(storage)
-    with asked(place, _statement(sql)) as answer, _opened(output, place) as out:
+    target = None if output is None else _target(output, place)
+    with asked(place, _statement(sql)) as answer, _opened(target) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
     warn(soundness.lacking(place) if "epochs" in sql.lower() else soundness.foreign(place))
     if left_out:
@@ -68,10 +83,28 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
 def _form(form: str | None, as_json: bool, output: str | None) -> str:
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json and --format {form} are two formats; give one of them")
-    found = "json" if as_json else form or _SUFFIXES.get(PurePath(output or "").suffix.lower(), "table")
-    if found == "parquet" and output is None and sys.stdout.isatty():
+    form = "json" if as_json else form
+    if output is not None:
+        return _form_of_file(form, output)
+    found = form or "table"
+    if found == "parquet" and sys.stdout.isatty():
         raise click.UsageError("Parquet is nothing for a terminal; add --output FILE, or a pipe")
     return found
+
+
+def _form_of_file(form: str | None, output: str) -> str:
+    """The format of a file, which holds the whole answer. Raises UsageError where its name has another."""
+    suffix = PurePath(output).suffix.lower()
+    by_name = _SUFFIXES.get(suffix)
+    known = f"the known endings are {', '.join(_SUFFIXES)}"
+    if form == "table":
+        raise click.UsageError(f"a table is for reading, and leaves out what is too long for it; {known}")
+    if form is None and by_name is None:
+        got = f"ends in {suffix!r}" if suffix else "has no ending"
+        raise click.UsageError(f"--output {printable(output)} {got}, which names no format; {known}; or add --format")
+    if form and by_name not in (None, form):
+        raise click.UsageError(f"--format {form} and --output {printable(output)} are two formats; give one of them")
+    return form or by_name or ""
 
 
 def _statement(sql: str) -> str:
@@ -84,22 +117,21 @@ def _statement(sql: str) -> str:
 
 
 @contextmanager
-def _opened(output: str | None, storage: Storage) -> Iterator[IO[bytes]]:
-    if output is None:
+def _opened(target: Path | None) -> Iterator[IO[bytes]]:
+    if target is None:
         out = sys.stdout.buffer
         yield out
         out.flush()
         return
     from orchestrator.places import Folder
 
-    target = Path(output).absolute()
-    _refuse(target, storage)
     with Folder(target.parent).building(target.name) as part, part.open("wb") as file:
         yield file
 
 
-def _refuse(target: Path, storage: Storage) -> None:
+def _target(output: str, storage: Storage) -> Path:
     """Nothing is overwritten that is no plain file, and nothing is written among what trials have written."""
+    target = local(output, "--output").absolute()
     got = None
     if not target.parent.is_dir():
         got = "its folder is not there; make it, or name another"
@@ -109,6 +141,7 @@ def _refuse(target: Path, storage: Storage) -> None:
         got = "it is inside the storage, which queries only read; name one elsewhere"
     if got:
         raise KdctlError(f"--output {printable(str(target))} cannot be written: {got}")
+    return target
 
 
 def _write(answer: Answer, form: str, out: IO[bytes], is_terminal: bool) -> int:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @storage_option
 @set_option
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--output", metavar="FILE",
     help="The file to write; report.html or report.md in this folder unless told otherwise.",
 )  # fmt: skip
 @click.option(
     "--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True,
     help="One HTML file, or Markdown with SVG figures beside it.",
 )  # fmt: skip
-def report(study: str | None, storage: str, settings: Sequence[str], output: Path | None, form: str) -> None:
+def report(study: str | None, storage: str, settings: Sequence[str], output: str | None, form: str) -> None:
     """Write a study's report: one HTML file that needs no network, or Markdown with its figures beside it.
 
     Of a study FILE, of a STUDY by its name, or of the study that was launched last. It may still run. Prints the
@@ -42,10 +42,11 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
     """
     from orchestrator import lookup, soundness
     from orchestrator.page import FORMATS, render, write
+    from orchestrator.paths import local
     from orchestrator.sections import head
     from orchestrator.storage import Storage
 
-    path = output or Path(f"report{FORMATS[form]}")
+    path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
         raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
     place = Storage.at(storage)
@@ -63,6 +64,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     from datetime import UTC, datetime
 
     from orchestrator import commits, facts, lookup, studies
+    from orchestrator.paths import word
 
     now = datetime.now(UTC)
     if study is None:
@@ -75,7 +77,8 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     found = lookup.study(storage, study, settings)
     if found.text is not None:
         words = [word for setting in settings for word in ("--set", setting)]
-        source = facts.Source(("kdctl", "launch", study, *words), found.text, None, None, commits.of_file(Path(study)))
+        command = ("kdctl", "launch", word(study), *words)
+        source = facts.Source(command, found.text, None, None, commits.of_file(Path(study)))
     else:
         source = facts.Source.of(studies.find(storage, study))
     return facts.gather(storage, found.name, found.members, source, now)

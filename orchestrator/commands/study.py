@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -50,8 +49,9 @@ def init(file: str, dataset: str, yes: bool) -> None:
       kdctl init cifar.yaml --dataset cifar10
     """
     from orchestrator import starter
+    from orchestrator.paths import local
 
-    path = Path(file)
+    path = local(file, "study file")
     if path.exists() and not yes:
         if not is_terminal():
             raise KdctlError(f"{file} is there already; name another file, or overwrite this one with --yes")
