@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 
 import click
 
@@ -82,6 +84,22 @@ cluster.dashboard.add_command(dashboard_export.export)
 
 def main() -> None:
     """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    try:
+        _run()
+    except SystemExit as end:
+        _announce(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+    _announce(0)
+
+
+def _announce(code: int) -> None:
+    if "KDCTL_SUPERVISOR" in os.environ:  # others need not load what follows
+        from orchestrator.supervisor import announce_end
+
+        announce_end(code)
+
+
+def _run() -> None:
     if VARIABLE in os.environ:
         _offer()
     try:
@@ -90,12 +108,18 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.ClickException, KdctlError, KeyboardInterrupt, click.Abort) as error:
         sys.exit(_told(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
-        sys.exit(1)
-    except Exception:
+    except Exception as error:
+        if _is_unread(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         _report_bug()
         sys.exit(EXIT_BUG)
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether whoever read the output has left, as `| head` does, or a terminal that was closed."""
+    is_closed = isinstance(error, OSError) and error.errno == errno.EIO and error.filename is None
+    return isinstance(error, BrokenPipeError) or is_closed
 
 
 def _told(error: BaseException) -> int:
@@ -113,14 +137,15 @@ def _told(error: BaseException) -> int:
             error.show(usage)
             _say(usage.getvalue().rstrip("\n"))
             return EXIT_USAGE
-    click.echo("stopped", err=True)
+    _say("stopped")
     if sys.argv[1:2] == ["launch"]:
         say_how_to_resume()
     return EXIT_INTERRUPTED
 
 
 def _say(message: str) -> None:
-    click.echo(guesses(masked(message)), err=True, color=colour())
+    with suppress(OSError):  # nobody may read it any more
+        click.echo(guesses(masked(message)), err=True, color=colour())
 
 
 def _offer() -> None:

@@ -86,14 +86,15 @@ def is_news(event: Event) -> bool:
 
 
 @contextmanager
-def telling(*, as_json: bool = False, quiet: bool = False) -> Iterator[Tell]:
-    """What shows the events that it is told of: as JSON on standard output, else on standard error.
+def telling(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None) -> Iterator[Tell]:
+    """What shows the events that it is told of: as JSON on standard output, or on `stdout`; else on standard error.
 
     A launch that is `quiet` says what fails, and no more. Any other one draws a live view on a terminal, and writes a
     line an event elsewhere.
     """
     if as_json:
-        yield lambda event: written(sys.stdout, json.dumps(event.to_json(), ensure_ascii=False))
+        out = stdout or sys.stdout
+        yield lambda event: written(out, json.dumps(event.to_json(), ensure_ascii=False))
     elif quiet:
         yield Lines(keeps=is_failure)
     elif is_terminal(sys.stderr):

@@ -28,6 +28,7 @@ from ray.tune.search import Searcher
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
+from orchestrator.ray_errors import explain_loss, plain
 from orchestrator.ray_metrics import exported, memory_told
 from orchestrator.ray_session import dead_process, joined
 from orchestrator.records import EpochRecord, Failure, TrialRecord
@@ -271,14 +272,11 @@ class Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker that died."""
         story = _story(trial)
-        is_memory = "OutOfMemoryError" in story or "node running low on memory" in story
-        failure = Failure.OUT_OF_MEMORY if is_memory else Failure.LOST_WORKER
-        where = "its machine" if "node has died" in story else "its worker process"
-        cause = "killed for want of memory" if is_memory else "lost"
+        failure, reason = explain_loss(story)
         job = _job(trial)
         with self._giving_up():
-            words = _last_words(self._conductor.begun(job.trial.trial_id))
-            self._conductor.lost(job, failure, f"{where} was {cause}", words)
+            words = _last_words(self._conductor.begun(job.trial.trial_id)) if failure.is_retried else story
+            self._conductor.lost(job, failure, reason, words)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -296,7 +294,7 @@ def _fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> bool:
 def _story(trial: Trial) -> str:
     """What Ray says of an error: Tune has it in a file, as text, before it hands it out."""
     try:
-        return Path(trial.error_file).read_text(errors="replace") if trial.error_file else ""
+        return plain(Path(trial.error_file).read_text(errors="replace")) if trial.error_file else ""
     except OSError:
         return ""
 

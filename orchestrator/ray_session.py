@@ -6,18 +6,21 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-from orchestrator import cluster
+from orchestrator import cluster, ray_errors
 from orchestrator.errors import ResourceError
 
 # Whether the environment lets Ray use other addresses than loopback.
@@ -84,21 +87,43 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
     _stay_on_this_machine(address is None or is_kept)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
     logging.getLogger("ray._private.authentication").setLevel(logging.CRITICAL)  # docs/security.md says it better
+    if os.environ.get("NO_COLOR") or not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     try:
         if address:
             _reach(address)
+        else:
+            _check_loopback()
         if is_kept:
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         with _no_api_server():
             ray.init(
                 address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
-    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        where = f"at {address!r} cannot be joined" if address else "could not be started here"
-        raise ResourceError(f"a Ray cluster {where} ({reason}); check `ray status`, or train with --inline") from None
+    except Exception as error:  # Ray raises bare ones too
+        if ray_errors.raised_here(error):
+            raise
+        raise ResourceError(_refusal(error, address)) from None
     finally:
         _hear_again(handlers)
+
+
+def _refusal(error: Exception, address: str | None) -> str:
+    """Why there is no cluster, in Ray's own words, and what to do."""
+    where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
+    logs = None if address else ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
+    words = "\n".join([ray_errors.describe(error), *(ray_errors.read_errors(logs) if logs else ())])
+    steps = [ray_errors.find_advice(words), "check `ray status`" if address else logs and f"see Ray's logs in {logs}"]
+    what = "; ".join([*filter(None, steps), "or train with --inline"]).removeprefix("or ")
+    if "\n" not in words:
+        return f"{where} ({words}); {what}"
+    return "\n  ".join([f"{where}:", *words.splitlines()]) + f"\n{what}"
+
+
+def _check_loopback() -> None:
+    """Raises OSError where this machine does not reach itself: Ray would end this process without a word."""
+    with socket.create_server((cluster.LOOPBACK, 0)) as server:
+        socket.create_connection(server.getsockname(), timeout=10).close()
 
 
 def _stay_on_this_machine(is_ours: bool) -> None:

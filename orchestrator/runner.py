@@ -150,7 +150,8 @@ class Conductor:
             self._schedule.end(job.row(State.STOPPED))
         elif not self._retry(job, failure, reason):
             tried = self._attempts.get(job.trial.trial_id, 0) + 1
-            row = job.row(State.FAILED, f"{reason}, {tried} times; launch again to go on from its checkpoint", failure)
+            again = f", {tried} times; launch again to go on from its checkpoint" if failure.is_retried else ""
+            row = job.row(State.FAILED, f"{reason}{again}", failure)
             row = replace(row, end_time=datetime.now(UTC))
             self._write(row)
             self._end(job, row)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first one lets what runs write a checkpoint, the second one ends at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one lets what runs write a checkpoint, the second one ends at once.
+
+A signal that was ignored when the process started, as after `nohup` or a shell's `&`, stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED
-from orchestrator.supervisor import has_parent
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from orchestrator.supervisor import STOPS, has_parent, not_ignored
 
 
 @contextmanager
@@ -30,14 +31,14 @@ def stopping(ask: Callable[[str], None]) -> Iterator[None]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked and has_parent():
+        if asked and (has_parent() or number == signal.SIGHUP):  # a terminal that closes sends it several times
             return
         if asked:
             os._exit(EXIT_INTERRUPTED)
         asked = True
         ask(signal.Signals(number).name)
 
-    earlier = {number: signal.signal(number, hear) for number in _SIGNALS}
+    earlier = {number: signal.signal(number, hear) for number in not_ignored(STOPS)}
     try:
         yield
     finally:

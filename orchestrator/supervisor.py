@@ -3,18 +3,20 @@
 When Ray's central process dies, its library ends the program that uses it, and when its node process dies that
 program waits for ever. So the launch runs in a child, in a session of its own. The parent passes signals on, starts
 another child where one was lost (which goes on from what the storage holds), and leaves no process of the session.
+
+Ray's library ends the child with code 1, which is also the code of a study with a failed trial. So the child announces
+the code that it ends with, through a pipe; a child that ends without having done so was lost.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -22,12 +24,13 @@ from types import FrameType
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
 
 _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
+_PIPE = "KDCTL_SUPERVISOR_PIPE"  # and the descriptor through which it announces its end
 _RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
 _LONG = 600.0  # seconds
 _PATIENCE = 13.0  # seconds for a child to stop after a signal
 _KILLING = 10.0  # seconds; a process that waits for a disk cannot be killed
 _PR_SET_PDEATHSIG = 1
-_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a launch to stop
 
 
 def is_supervised() -> bool:
@@ -40,12 +43,30 @@ def has_parent() -> bool:
     return os.environ.get(_PARENT) == str(os.getppid())
 
 
+def not_ignored(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those signals that this process does not ignore: `nohup` and a shell's `&` start a program with some ignored."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def follow_parent() -> None:
     """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
+    number = next(iter(not_ignored((signal.SIGTERM, *STOPS))), signal.SIGKILL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        import ctypes  # every other command does without
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if not has_parent():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+
+
+def announce_end(code: int) -> None:
+    """Lets the supervisor of this process, where it has one, know the exit code: the last thing that it does.
+
+    A code that was not announced is not taken for one of kdctl's.
+    """
+    if has_parent():
+        with suppress(OSError, ValueError):
+            os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
 
 
 def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
@@ -66,13 +87,16 @@ class _Supervisor:
         # -P: a folder that has a `models/` of its own must not stand for ours.
         self._command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
         self._say = say
+        self._first: signal.Signals | None = None  # the first signal that came
         self._child: subprocess.Popen[bytes] | None = None
         self._signals = 0
         self._kill_at = float("inf")
         self.was_hasty = False  # whether a child that was to stop had to be killed
 
     def run(self) -> int:
-        earlier = {number: signal.signal(number, self._hear) for number in _HEARD}
+        earlier = {number: signal.signal(number, self._hear) for number in not_ignored(STOPS)}
+        if not_ignored([signal.SIGTSTP]):
+            earlier[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stand_still)
         try:
             return self._run()
         finally:
@@ -83,56 +107,95 @@ class _Supervisor:
         left = _RESTARTS
         while True:
             start = time.monotonic()
-            code = self._run_child()
-            if self._signals:
+            code, announced = self._run_child()
+            if announced is not None:
+                return announced
+            if self._first:
                 return EXIT_INTERRUPTED
-            if code >= 0 and code != EXIT_LOST:
-                return code
             left = _RESTARTS if time.monotonic() - start > _LONG else left - 1
             if left < 0:
-                self._say(
-                    f"Ray was lost {_RESTARTS + 1} times in a row; see what ends its processes (memory, "
-                    "`kdctl doctor`), then go on with the same command, or with --inline"
-                )
+                self._say(_give_up(code))
                 return EXIT_TRIALS
             seconds = 2.0 ** (_RESTARTS - 1 - left)
-            how = "its processes died" if code == EXIT_LOST else f"signal {-code} ended the launch"
-            self._say(f"Ray was lost ({how}); starting again in {seconds:g} s from the last checkpoints")
+            self._say(f"Ray was lost ({_how(code)}); starting again in {seconds:g} s from the last checkpoints")
             time.sleep(seconds)
-            if self._signals:
+            if self._first:
                 return EXIT_INTERRUPTED
 
-    def _run_child(self) -> int:
-        environment = {**os.environ, _PARENT: str(os.getpid())}
-        self._child = subprocess.Popen(self._command, env=environment, start_new_session=True)
+    def _run_child(self) -> tuple[int, int | None]:
+        """The exit code of a child, and the one that it announced; None where it did not get that far."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)  # a process that it started may hold the other end open
+        environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing)}
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            try:
+                self._child = subprocess.Popen(
+                    self._command, env=environment, start_new_session=True, pass_fds=(writing,)
+                )
+            finally:
+                os.close(writing)
+            code = self._wait(self._child)
+            announced = pipe.read()
+        if announced:
+            self.was_hasty = False  # it got to its end all the same
+        return code, announced[-1] if announced else None
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int:
         try:
             while True:
                 try:
-                    return self._child.wait(timeout=0.2)
+                    return child.wait(timeout=0.2)
                 except subprocess.TimeoutExpired:
-                    if self._signals and self._kill_at == float("inf"):
-                        self._pass_on(signal.SIGTERM)  # it came when there was no child yet
+                    if self._first and self._kill_at == float("inf"):
+                        self._pass_on(self._first)  # it came when there was no child yet
                     if time.monotonic() > self._kill_at:
                         self.was_hasty = True
-                        end_session(self._child.pid)
+                        end_session(child.pid)
         finally:
-            end_session(self._child.pid)
-            self._child.wait()
+            end_session(child.pid)
+            child.wait()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+        is_first, self._first = self._first is None, self._first or signal.Signals(number)
         if self._child is None or self._child.returncode is not None:
             return
-        if self._signals > 1:
+        if is_first:
+            self._pass_on(number)
+        elif number != signal.SIGHUP:  # a terminal that closes sends it several times, and is not in a hurry
             self._kill_at = 0.0
-            return
-        self._pass_on(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _pass_on(self, number: int) -> None:
         assert self._child
         self._kill_at = time.monotonic() + _PATIENCE
         with suppress(ProcessLookupError):
             os.kill(self._child.pid, number)
+
+    def _stand_still(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z: the child's session, which no terminal reaches, stops and goes on together with this process."""
+        pids = session(self._child.pid) if self._child else []
+        start = time.monotonic()
+        for order in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in pids:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, order)
+            if order is signal.SIGSTOP:
+                os.kill(os.getpid(), signal.SIGSTOP)  # until somebody sends SIGCONT, as `fg` and `bg` do
+        self._kill_at += time.monotonic() - start
+
+
+def _how(code: int) -> str:
+    """How a child was lost."""
+    if code < 0:
+        return f"signal {-code} ended the launch"
+    return "its processes died" if code == EXIT_LOST else "its library ended the launch"
+
+
+def _give_up(code: int) -> str:
+    logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
+    return (
+        f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_how(code)}; see what ends its processes "
+        f"(memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"
+    )
 
 
 def end_in_time() -> None:

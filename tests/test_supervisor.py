@@ -26,6 +26,11 @@ folder = Path({folder!r})
 with (folder / "starts").open("a") as file:
     print(os.getpid(), *sys.argv[1:], file=file)
 count = len((folder / "starts").read_text().splitlines())
+def announce(code):
+    os.write(int(os.environ["KDCTL_SUPERVISOR_PIPE"]), bytes([code]))
+def end(code):
+    announce(code)
+    sys.exit(code)
 """
 LAST = "Path(folder / 'ready').touch()\nwhile True: time.sleep(1)\n"
 
@@ -87,7 +92,7 @@ def is_alive(pid: int) -> bool:
 def test_an_exit_code_passes_through(
     code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(stand_in(f"sys.exit({code})")))
+    monkeypatch.setattr(sys, "executable", str(stand_in(f"end({code})")))
     assert supervise(["launch", "a b.yaml"], said.append, said.how) == code
     ((_, *words),) = starts(tmp_path)
     assert words == ["-P", "-m", "orchestrator.cli", "launch", "a", "b.yaml"]
@@ -98,6 +103,8 @@ def test_an_exit_code_passes_through(
     ("end", "how"),
     [
         ("sys.exit(75)", "its processes died"),
+        ("os._exit(1)", "its library ended the launch"),  # as Ray does without its GCS
+        ("sys.exit(0)", "its library ended the launch"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "signal 9 ended the launch"),
         ("os.abort()", "signal 6 ended the launch"),
     ],
@@ -107,7 +114,7 @@ def test_a_child_that_ray_took_down_is_started_again(
     end: str, how: str, lost: int,
     stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sys, "executable", str(stand_in(f"if count <= {lost}:\n    {end}\n")))
+    monkeypatch.setattr(sys, "executable", str(stand_in(f"if count <= {lost}:\n    {end}\nend(0)")))
     code = supervise(["launch"], said.append, said.how)
     assert len(starts(tmp_path)) == min(lost + 1, 4)
     assert pauses == [1.0, 2.0, 4.0][:lost]
@@ -116,13 +123,37 @@ def test_a_child_that_ray_took_down_is_started_again(
         assert (code, len(said)) == (0, lost)
     else:
         assert code == 1 and "4 times in a row" in said[3] and "kdctl doctor" in said[3] and "--inline" in said[3]
+        assert how in said[3]
+
+
+@pytest.mark.parametrize("then", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_a_child_that_dies_after_it_announced_its_end_is_not_started_again(
+    then: str, code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(stand_in(f"announce({code})\n{then}")))
+    assert supervise(["launch"], said.append, said.how) == code
+    assert len(starts(tmp_path)) == 1 and said == []
+
+
+def test_a_process_that_holds_the_pipe_is_not_waited_for(
+    stand_in: Callable[[str], Path], said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = 'subprocess.Popen(["sleep", "600"], close_fds=False, start_new_session=True)'
+    code = f'child = {holder}\n(folder / "holder").write_text(str(child.pid))\nend(2)'
+    program = stand_in(code)
+    monkeypatch.setattr(sys, "executable", str(program))
+    try:
+        assert supervise(["launch"], said.append, said.how) == 2
+    finally:
+        os.kill(int((program.parent / "holder").read_text()), signal.SIGKILL)
 
 
 def test_a_child_that_lived_long_starts_a_new_row(
     stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_LONG", -1.0)
-    monkeypatch.setattr(sys, "executable", str(stand_in("sys.exit(75 if count <= 9 else 0)")))
+    monkeypatch.setattr(sys, "executable", str(stand_in("if count <= 9: sys.exit(75)\nend(0)")))
     assert supervise(["launch"], said.append, said.how) == 0
     assert len(starts(tmp_path)) == 10 and len(set(pauses)) == 1
 
@@ -131,7 +162,7 @@ def test_the_earlier_handlers_are_back_afterwards(
     stand_in: Callable[[str], Path], said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    monkeypatch.setattr(sys, "executable", str(stand_in("")))
+    monkeypatch.setattr(sys, "executable", str(stand_in("end(0)")))
     supervise([], said.append, said.how)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
@@ -166,7 +197,7 @@ HASTY = ["stopped at once; what runs goes on from its last checkpoint", "how to 
 
 @pytest.mark.parametrize(
     ("sent", "heard"),
-    [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGTERM")],
+    [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")],
 )
 def test_the_first_signal_is_passed_on(
     sent: signal.Signals, heard: str, stand_in: Callable[[str], Path], tmp_path: Path
@@ -241,7 +272,7 @@ group = subprocess.Popen([{python!r}, "-c", deaf], process_group=0)
 """
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize("end", ["end(0)", "sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_process_of_the_session_is_left(
     end: str, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
@@ -295,6 +326,25 @@ def test_without_a_supervisor_it_has_none(value: str | None, monkeypatch: pytest
     if value is not None:
         monkeypatch.setenv("KDCTL_SUPERVISOR", value)
     assert not is_supervised()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--version"], 0), (["check", "no.yaml"], 2), (["launch"], 2), (["results", "--storage", "none"], None)],
+)
+@pytest.mark.parametrize("is_child", [True, False])
+def test_every_command_announces_its_end_to_its_supervisor_alone(
+    words: list[str], code: int | None, is_child: bool, tmp_path: Path
+) -> None:
+    reading, writing = os.pipe()
+    parent = str(os.getpid() if is_child else os.getppid())  # what a child starts has both variables too
+    environment = {**os.environ, "KDCTL_SUPERVISOR": parent, "KDCTL_SUPERVISOR_PIPE": str(writing)}
+    command = [sys.executable, "-m", "orchestrator.cli", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, pass_fds=(writing,), capture_output=True)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == (bytes([done.returncode]) if is_child else b"")
+    assert code in (None, done.returncode)
 
 
 def test_a_child_clears_its_own_session() -> None:

@@ -61,6 +61,7 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
       kdctl launch experiments.yaml --inline                                              # without Ray
       kdctl launch experiments.yaml --address http://127.0.0.1:8265 --storage s3://bucket/runs
     """
+    from orchestrator.progress import written
     from orchestrator.spec import load_study
     from orchestrator.supervisor import follow_parent, is_supervised, supervise
 
@@ -73,7 +74,7 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
         follow_parent()
     elif not inline:
         load_study(file, options["settings"])  # a fault of the file needs no second process
-        sys.exit(supervise(sys.argv[1:], lambda text: click.echo(text, err=True), say_how_to_resume))
+        sys.exit(supervise(sys.argv[1:], lambda text: written(sys.stderr, text), say_how_to_resume))
     dashboard = not options.pop("no_dashboard")
     _train(file, address=address, inline=inline, as_json=as_json, dashboard=dashboard, **options)
 
@@ -90,14 +91,16 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
     """Launches in this process, shows how it goes, and prints what came of it."""
     from orchestrator.launch import launch as run
     from orchestrator.progress import telling
+    from orchestrator.streams import reserved_stdout
     from orchestrator.supervisor import clear_session, is_supervised
 
-    try:
-        with telling(as_json=as_json, quiet=quiet) as tell:
-            outcome = run(file, storage=storage, tell=tell, **options)
-    finally:
-        if is_supervised():
-            clear_session()
+    with reserved_stdout() as stdout:
+        try:
+            with telling(as_json=as_json, quiet=quiet, stdout=stdout) as tell:
+                outcome = run(file, storage=storage, tell=tell, **options)
+        finally:
+            if is_supervised():
+                clear_session()
     if not as_json:
         _print_outcome(outcome, storage)
     if not outcome.is_complete:
