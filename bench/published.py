@@ -1,4 +1,4 @@
-"""The published table beside our own figures: Markdown from the rows of experiments.yaml in a storage.
+"""Our figures beside those of a lab note, another experiment: Markdown from the rows of experiments.yaml in a storage.
 
 python bench/published.py STORAGE [--study FILE] [--set KEY=VALUE ...] [--out DIR]
 """
@@ -21,7 +21,7 @@ from orchestrator.errors import EXIT_USAGE, KdctlError, masked
 from orchestrator.launch import look
 from orchestrator.markdown import escaped, grid
 from orchestrator.plan import Plan, PlannedTrial
-from orchestrator.published import PUBLISHED, Published, differences
+from orchestrator.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import PUBLISHED_COLUMNS
 from orchestrator.storage import Storage
@@ -29,11 +29,19 @@ from orchestrator.summary import Group, tables
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 
-_INTRODUCTION = """\
-`acc` is the published tables' convention, ours and theirs alike: the best test accuracy of all epochs. It is picked on
-the test set, so it flatters; the last epoch's accuracy involves no pick, and was not published. Ours are measured over
-all 10,000 test images but where a run is marked, the published over 9,984 of them. The published runs stand in their
-order and belong to none of our seeds. Deviations are those of a sample (n − 1)."""
+_INTRODUCTION = f"""\
+The four tables beside ours come from a lab note. **It describes another experiment**, so what separates its figures
+from ours has many possible causes, and equal figures show nothing. What differs whatever the settings are:
+
+{chr(10).join(f"- {text}" for text in DIFFERENCES)}
+
+Closest setting of kdctl: {CLOSEST}. Under each table stands which
+settings of our runs differ from that.
+
+`acc` is the note's convention, for its runs and ours: the best test accuracy of all epochs. It is picked on the test
+set, so it flatters; the last epoch's accuracy involves no pick, and the note does not contain it. Ours are measured
+over all 10,000 test images unless a setting says otherwise. The note's runs are in its order and belong to none of our
+seeds. Deviations are those of a sample (n − 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +92,11 @@ def _percent(value: float | None) -> str:
 
 
 def section(wanted: Published, study: Study) -> str:
-    """One published table: its runs in the published columns, then ours beside theirs."""
+    """One of the four tables: our runs in the note's columns, then beside the note's."""
     trials = [trial for trial in study.plan.trials if _has(wanted, trial)]
-    heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (published: {wanted.statistic.mean:.1f})"
+    heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (lab note: {wanted.statistic.mean:.1f})"
     if not trials:
-        return f"{heading}\n\nmissing: the study has no such trial; published {_listed(wanted)}"
+        return f"{heading}\n\nmissing: the study has no such trial; lab note {_listed(wanted)}"
     runs = grid(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
     parts = [heading, runs, _comparison(wanted, trials, study), "\n".join(_remarks(trials, study))]
     return "\n\n".join(parts)
@@ -104,26 +112,22 @@ def _listed(wanted: Published) -> str:
 
 
 def _run(no: int, trial: PlannedTrial, study: Study) -> list[str]:
-    """A run in the published columns. What is not known says why, and is not guessed."""
+    """A run in the note's columns. What is not known says why, and is not guessed."""
     config, state = trial.config, study.state(trial)
     cells = [str(no), config.method, config.dataset, config.student, config.teacher.student if config.teacher else "-"]
     row = study.rows.get(trial.trial_id)
     if row is None:
         return [*cells, state, state, state, str(config.epochs), str(config.lr), str(config.batch_size)]
     start = row.start_time.strftime("%Y-%m-%d %H:%M:%S")
-    measured = [_acc(row), str(row.epoch)] if row.state is State.FINISHED else [f"**{state}**", "-"]
+    measured = [_percent(row.acc), str(row.epoch)] if row.state is State.FINISHED else [f"**{state}**", "-"]
     cells = [str(no), *map(escaped, (row.method, row.dataset, row.student, row.teacher or "-"))]
     return [*cells, start, *measured, str(row.nepoch), str(row.lr), str(row.batch_size)]
-
-
-def _acc(row: TrialRecord) -> str:
-    return _percent(row.acc) + (" **not comparable**" if differences(row) else "")
 
 
 def _comparison(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> str:
     header = (
         "run", "seed", "ours, best epoch (picked on the test set)", "ours, last epoch", "agreement with the teacher",
-        "published, best epoch (picked on the test set)",
+        "lab note (another experiment), best epoch (picked on the test set)",
     )  # fmt: skip
     lines = []
     for no, (trial, acc) in enumerate(zip_longest(trials, wanted.acc), 1):
@@ -136,7 +140,7 @@ def _measured(trial: PlannedTrial, study: Study) -> list[str]:
     row, seed = study.rows.get(trial.trial_id), str(trial.config.seed)
     if row is None or row.state is not State.FINISHED:
         return [seed, *[study.state(trial)] * 3]
-    return [seed, _acc(row), _percent(row.last_acc), _percent(row.agreement)]
+    return [seed, _percent(row.acc), _percent(row.last_acc), _percent(row.agreement)]
 
 
 def _means(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> Iterator[list[str]]:
@@ -148,8 +152,7 @@ def _means(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> I
     for group in groups:
         name = f"{label}, {escaped(group.label)}" if len(groups) > 1 else label
         ours = [_mean(group, column) for column in ("acc", "last_acc", "agreement")]
-        mark = " **not comparable**" if differences(group.rows[0]) else ""
-        yield [name, "", ours[0] + mark, *ours[1:], str(wanted.statistic)]
+        yield [name, "", *ours, str(wanted.statistic)]
 
 
 def _groups(trials: Sequence[PlannedTrial], study: Study) -> list[Group]:
@@ -168,10 +171,10 @@ def _remarks(trials: Sequence[PlannedTrial], study: Study) -> Iterator[str]:
             yield f"- teacher {_teacher(teacher, study)}"
     counts = Counter(study.state(trial) for trial in trials)
     yield f"- {len(trials)} runs: " + ", ".join(f"{counts[state]} {state}" for state in _states(counts))
-    unlike = dict.fromkeys(
-        text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := differences(row))
+    found = dict.fromkeys(
+        text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := other_settings(row))
     )
-    yield from (f"- **not comparable with the published figure**: {escaped(text)}" for text in unlike)
+    yield from (f"- settings that differ from the closest ones: {escaped(text)}" for text in found)
 
 
 def _teacher(trial: PlannedTrial, study: Study) -> str:
@@ -195,7 +198,12 @@ def _states(counts: Mapping[str, int]) -> list[str]:
 
 def render(study: Study) -> str:
     """The four tables, and what they cost on which machines."""
-    parts = ["# The published table", _INTRODUCTION, *(section(wanted, study) for wanted in PUBLISHED), _cost(study)]
+    parts = [
+        "# Our runs and those of a lab note",
+        _INTRODUCTION,
+        *(section(wanted, study) for wanted in PUBLISHED),
+        _cost(study),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

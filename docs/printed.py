@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator import cli, errors, keys, losses, metrics, results, schema, summary
+from orchestrator import cli, datasets, errors, keys, losses, metrics, results, schema, summary
 from orchestrator.keys import Key
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/monitoring.md")
+PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/monitoring.md")
 SCHEMA = "docs/study.schema.json"
 _BLOCK = re.compile(r"(<!-- printed: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -80,6 +80,15 @@ def _help(words: str, command: click.Command) -> str:
         return command.get_help(context)
 
 
+def _normalisation() -> str:
+    shown = {
+        name: [", ".join(f"{value:.4f}" for value in values) for values in (facts.mean, facts.std)]
+        for name, facts in datasets.DATASETS.items()
+    }
+    rows = [f"| `{name}` | {mean} | {std} |" for name, (mean, std) in shown.items()]
+    return "\n".join(["| dataset | mean | standard deviation |", "|---|---|---|", *rows])
+
+
 def _exit_codes() -> str:
     rows = [f"| {code} | {meaning} |" for code, meaning in errors.EXIT_CODES.items()]
     return "\n".join(["| code | meaning |", "|---|---|", *rows])
@@ -103,6 +112,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "resource-keys": lambda: _key_table(keys.RESOURCE_KEYS),
     "methods": _method_table,
     "metrics": _metric_table,
+    "normalisation": _normalisation,
     "trial-columns": lambda: _column_table(results.TRIAL_COLUMNS),
     "epoch-columns": lambda: _column_table(results.EPOCH_COLUMNS),
     "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),

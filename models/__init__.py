@@ -24,7 +24,8 @@ class Family:
     rule: str
 
 
-# `resnet_32_D` are the CIFAR ResNets of arXiv 1512.03385, section 4.2; the paper's own deepest has 1,202 layers.
+# `resnet_32_D` are CIFAR ResNets as in the field's code: the layers of arXiv 1512.03385, section 4.2, but with
+# projection shortcuts (the paper's option B) where section 4.2 has none (option A). The paper's deepest has 1,202.
 FAMILIES = {
     "resnet_32": Family(
         "orchestrator.models.resnet:ResNet", "ResNet", "resnet_32_20", 8, 6, 1202, "depth must be 6n+2"

@@ -1,4 +1,9 @@
-"""The CIFAR ResNet (He et al. 2015, arXiv 1512.03385, section 4.2)."""
+"""The CIFAR ResNet as in the field's code.
+
+The layers are those of He et al. 2015 (arXiv 1512.03385, section 4.2) except for the shortcuts. Where the shape
+changes, ours are projections, a 1×1 convolution with batch norm (the paper's option B); section 4.2 uses option A,
+which pads with zeros and has no parameters.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ def conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut: identity, or a projection where the shape changes."""
+    """Two 3×3 convolutions beside a shortcut: identity, or a projection (option B) where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

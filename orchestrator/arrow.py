@@ -164,21 +164,70 @@ def write_parquet(sink: IO[bytes], schema: Any, batches: Iterable[Batch]) -> Non
             writer.write_batch(batch)
 
 
-def read_images(path: Path, label: str) -> tuple[list[bytes], list[int]]:
-    """The encoded images and labels of a Parquet shard laid out as on the Hugging Face hub.
+def column_names(path: Path) -> list[str]:
+    """The columns of a Parquet file. Raises UnreadableFile where it is damaged."""
+    with _naming_damage():
+        found: list[str] = _open(path).schema_arrow.names
+        return found
 
+
+_IMAGES = ("img", "image")  # what the column of images is called, on the hub first
+
+
+def read_images(path: Path, labels: Sequence[str]) -> tuple[Any, list[int]]:
+    """The images and labels of a Parquet shard; `labels` are the names that the labels' column may have, best first.
+
+    Images are a list of encoded ones, or an array of bytes [N, height, width, 3] where the shard holds bare pixels.
     Raises UnreadableFile where it is damaged or has other columns.
     """
     with _naming_damage():
         table = _open(path).read()
+    column, label = (_one_of(table, names, labels) for names in (_IMAGES, labels))
     try:
-        images = table.column("img").combine_chunks().field("bytes").to_pylist()
-        labels = table.column(label).to_pylist()
-    except (KeyError, AttributeError, TypeError, pa.ArrowException) as error:
-        raise UnreadableFile(f"has no columns img.bytes and {label} ({error})") from None
-    if any(not isinstance(image, bytes) for image in images) or any(not isinstance(entry, int) for entry in labels):
+        images = _images(table.column(column).combine_chunks())
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        kind = str(table.schema.field(column).type)[:100]
+        raise UnreadableFile(
+            f"has {column} of type {kind} ({error}); wanted encoded images (bytes, or a struct with bytes), or lists "
+            f"of height × width × 3 pixels, and {label} as whole numbers"
+        ) from None
+    found = table.column(label).to_pylist()
+    if (isinstance(images, list) and None in images) or any(not isinstance(entry, int) for entry in found):
         raise UnreadableFile(f"holds something else than image bytes and whole-number {label}")
-    return images, labels
+    return images, found
+
+
+def _one_of(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
+    """The column of one of these names: the best name, or the only one that is there."""
+    present = [name for name in names if name in table.column_names]
+    if present and (present[0] == names[0] or len(present) == 1):
+        return present[0]
+    raise UnreadableFile(
+        f"has the columns {', '.join(table.column_names)}; wanted {' or '.join(_IMAGES)} with the images, and one of "
+        f"{', '.join(labels)} with the labels"
+    )
+
+
+def _images(column: Any) -> Any:
+    kind = column.type
+    if pa.types.is_struct(kind):
+        column = column.field("bytes")
+        kind = column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return column.to_pylist()
+    return _pixels(column.storage if isinstance(column, pa.ExtensionArray) else column)
+
+
+def _pixels(column: Any) -> Any:
+    """Lists of height × width × 3 whole numbers from 0 to 255, as an array."""
+    shape = [len(column)]
+    while isinstance(column, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
+        inner = column.flatten()
+        shape.append(len(inner) // max(len(column), 1))
+        column = inner
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(f"lists of {' × '.join(map(str, shape[1:])) or 'nothing'}")
+    return column.cast(pa.uint8()).to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _schema(columns: Mapping[str, str]) -> Any:

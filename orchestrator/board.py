@@ -12,10 +12,11 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
-from orchestrator.events import Begun, Event, Kind, Launch
+from orchestrator.events import Begun, Event, Kind, Launch, accuracies
 from orchestrator.events import Outcome as LaunchOutcome
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.studies import Member
+from orchestrator.varying import short_ids
 
 _ROUGH = 2.0  # a pace that is taken from other work may be so many times too high or too low
 
@@ -47,10 +48,11 @@ _LIVE = (Stage.RUNNING, Stage.ELSEWHERE)
 
 @dataclass(slots=True)
 class Standing:
-    """Where one trial stands. `epoch` is the last that ended, `acc` its test accuracy in %, `speed` its images/s.
+    """Where one trial stands. `epoch` is the last that ended, `last` its test accuracy in %, `speed` its images/s.
 
-    `measured` epochs took `seconds`; `since` is when the trial was last heard of, `over` the seconds that it took
-    beside its epochs, `is_hit` whether its table was there before it asked.
+    `acc` is the best test accuracy so far. `measured` epochs took `seconds`; `since` is when the trial was last heard
+    of, `over` the seconds that it took beside its epochs. `is_hit` says whether its table was there before it asked,
+    `is_building` whether it is being built.
     """
 
     no: int
@@ -58,11 +60,13 @@ class Standing:
     stage: Stage
     epoch: int = 0
     acc: float | None = None
+    last: float | None = None
     speed: float | None = None
     device: str | None = None
     host: str | None = None
     reason: str | None = None
     is_hit: bool | None = None
+    is_building: bool = False
     measured: int = 0
     seconds: float = 0.0
     begun: datetime | None = None
@@ -75,9 +79,9 @@ class Standing:
         member = self.member
         return {
             "trial_id": member.trial_id, "title": member.title, "role": member.role, "teacher_id": member.teacher_id,
-            "stage": str(self.stage), "epoch": self.epoch, "nepoch": member.epochs, "test_acc": self.acc,
-            "images_per_second": self.speed, "device": self.device, "host": self.host, "reason": self.reason,
-            "cached": member.is_cached,
+            "stage": str(self.stage), "epoch": self.epoch, "nepoch": member.epochs, "acc": self.acc,
+            "last_acc": self.last, "images_per_second": self.speed, "device": self.device, "host": self.host,
+            "reason": self.reason, "cached": member.is_cached,
         }  # fmt: skip
 
 
@@ -99,6 +103,7 @@ class Board:
         self.ended: datetime | None = None  # when it ended; None while it runs
         self.is_running = True
         self.host: str | None = None  # where it was launched, where that is known
+        self.preparing: str | None = None  # what the launch is busy with before its first trial
         self.most = 0  # trials that were seen to run at a time
         self.trials: dict[str, Standing] = {}
         self._students: dict[str, list[Standing]] = defaultdict(list)
@@ -107,6 +112,7 @@ class Board:
             self.trials[member.trial_id] = standing
             if member.teacher_id:
                 self._students[member.teacher_id].append(standing)
+        self.short_ids = short_ids(self.trials)  # unique within the study
         for standing in self.trials.values():
             if standing.stage is Stage.QUEUED:
                 self.await_turn(standing)
@@ -123,6 +129,7 @@ class Board:
 
     def take(self, event: Event) -> None:
         """Takes note of what happened in the launch."""
+        self.preparing = self._preparing(event)
         if event.kind is Kind.END:
             self.is_running, self.ended = False, event.time
             if isinstance(event.facts, LaunchOutcome):
@@ -142,17 +149,25 @@ class Board:
             standing.stage = Stage.RETRYING if event.kind is Kind.RETRY else Stage.ELSEWHERE
             standing.reason, standing.since = event.text, event.time
 
+    def _preparing(self, event: Event) -> str | None:
+        if event.kind is Kind.PREPARING:
+            return event.text
+        return self.preparing if event.trial is None and event.kind is not Kind.END else None
+
     def _begin(self, standing: Standing, begun: Begun, time: datetime) -> None:
         standing.stage, standing.reason = Stage.RUNNING, None
         standing.epoch, standing.host, standing.device = begun.epoch - 1, begun.host, begun.device
-        standing.is_hit = begun.is_hit
+        standing.is_hit, standing.is_building = begun.is_hit, begun.is_hit is False
+        standing.acc, standing.last = begun.acc, None
         standing.begun = standing.since = time
         standing.measured, standing.seconds = 0, 0.0
         self.see_running()
 
     def _epoch(self, standing: Standing, record: EpochRecord, time: datetime) -> None:
         standing.stage = Stage.RUNNING
-        standing.epoch, standing.acc, standing.speed = record.epoch, record.test_acc, record.images_per_second
+        standing.epoch, standing.last, standing.speed = record.epoch, record.test_acc, record.images_per_second
+        standing.acc = max(record.test_acc, standing.acc or 0.0)
+        standing.is_building = False
         standing.measured += 1
         standing.seconds += record.seconds
         standing.since = time
@@ -173,11 +188,12 @@ class Board:
 
     def put(self, standing: Standing, row: TrialRecord, stage: Stage) -> None:
         """Notes what a row says of a trial, and where the trial stands."""
-        standing.stage, standing.reason = stage, row.error
+        standing.stage, standing.reason, standing.is_building = stage, row.error, False
         standing.device, standing.host = row.device or standing.device, row.host or standing.host
         if row.state is State.FINISHED:
             standing.epoch = standing.member.epochs
-            standing.acc, standing.speed = row.last_acc, row.images_per_second or standing.speed
+            standing.acc, standing.last = row.acc, row.last_acc
+            standing.speed = row.images_per_second or standing.speed
             for student in self._students.get(row.trial_id, ()):
                 if student.stage is Stage.WAITING:
                     student.stage = Stage.QUEUED
@@ -316,15 +332,14 @@ _DEPTH = re.compile(r"_(\d{1,4})$")
 
 def _kinds(member: Member) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """What a trial's pace depends on, from the most to the least: its work, its model on its data, its data."""
-    words = member.title.split()
-    method, dataset, student, *more = [*words[:3], "?", "?", "?"][:3] + words[3:]
-    teacher = more[1] if member.answers == "live" and more[:1] == ["←"] else ""
-    return (method, dataset, student, member.answers or "", teacher), (dataset, student), (dataset,)
+    teacher = member.teacher if member.answers == "live" else None
+    work = (member.method, member.dataset, member.student, member.answers or "", teacher or "")
+    return work, (member.dataset, member.student), (member.dataset,)
 
 
 def _size(member: Member) -> float:
     """What a model costs beside others, as far as its name tells: a ResNet's depth."""
-    found = _DEPTH.search(_kinds(member)[1][1])
+    found = _DEPTH.search(member.student)
     return float(found[1]) if found else 1.0
 
 
@@ -391,10 +406,10 @@ def eta_text(eta: Eta | None) -> str:
 def said(standing: Standing) -> str:
     """Where a trial stands, in a line."""
     name = f"{standing.member.trial_id} {standing.member.title}: {standing.stage}"
-    if standing.stage is Stage.RUNNING and standing.acc is not None:
-        return f"{name}, epoch {standing.epoch}/{standing.member.epochs}, acc {standing.acc:.2f} %"
+    if standing.stage is Stage.RUNNING and standing.last is not None:
+        return f"{name}, epoch {standing.epoch}/{standing.member.epochs}, {accuracies(standing.acc, standing.last)}"
     if standing.stage is Stage.FINISHED and standing.acc is not None:
-        return f"{name}, last {standing.acc:.2f} %"
+        return f"{name}, {accuracies(standing.acc, standing.last)}"
     return f"{name}, {standing.reason}" if standing.reason else name
 
 

@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlencode
 import pyarrow as pa
 from pyarrow import fs
 
+from orchestrator import folders, proxies
 from orchestrator.errors import StorageError, printable
 from orchestrator.places import MARKER, PART, Entry
 
@@ -214,11 +215,21 @@ class Bucket:
         return self.root if name in ("", ".") else f"{self.root}/{name}"
 
     def _cached(self, name: str) -> Path:
-        return _cache() / hashlib.sha256(f"{self.address}\n{name}".encode()).hexdigest()[:32]
+        return folders.own() / hashlib.sha256(f"{self.address}\n{name}".encode()).hexdigest()[:32]
 
     @property
     def _filesystem(self) -> Any:
         return _connect(self)
+
+    @property
+    def _way(self) -> str:
+        """How requests get to the bucket, where there is a proxy."""
+        options = dict(self.options)
+        server = options.get("endpoint_override", "storage.googleapis.com" if self.kind == "gs" else "amazonaws.com")
+        url = f"{options.get('scheme', 'https')}://{server}"
+        if self.kind == "gs" or not (proxy := proxies.of(url)):
+            return proxies.through(url)
+        return f" without {proxy}, as s3:// is reached directly"
 
     @contextmanager
     def _trying(self, what: str, name: str) -> Iterator[None]:
@@ -229,9 +240,9 @@ class Bucket:
         except _Failure as error:
             reason = printable((str(error).splitlines() or [type(error).__name__])[0])
             raise StorageError(
-                f"{printable(self.shown(name))} cannot be {what} ({reason}); wanted a bucket that exists and lets you "
-                "read, write and remove; check the bucket, the credentials in the environment and the network, then "
-                "go on with the same command"
+                f"{printable(self.shown(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
+                "and lets you read, write and remove; check the bucket, the credentials in the environment and the "
+                "network, then go on with the same command"
             ) from None
 
 
@@ -271,6 +282,7 @@ def _options(kind: str, place: str, query: str) -> tuple[tuple[str, str], ...]:
 @lru_cache(maxsize=16)
 def _connect(bucket: Bucket, in_parts: bool = False) -> Any:
     """One file system a process and bucket, made when it is first needed: it holds connections."""
+    proxies.spare_loopback()  # for gs://; what reaches s3:// uses no proxy
     options: dict[str, Any] = dict(bucket.options)
     if bucket.kind == "gs":
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=90), **options)
@@ -300,13 +312,6 @@ def _entry(name: str, info: Any) -> Entry | None:
     if info.type != fs.FileType.File:
         return None
     return Entry(name, int(info.size), (info.mtime_ns or 0) / 1e9)
-
-
-def _cache() -> Path:
-    own = os.environ.get("KDCTL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdctl"
 
 
 def _drop_others(copy: Path) -> None:

@@ -112,7 +112,8 @@ def drop_checkpoints(storage: Storage, trial_id: str) -> None:
 
 
 def _names(storage: Storage, trial_id: str) -> list[str]:
-    return [entry.name for entry in storage.place.entries(storage.checkpoints(trial_id))]
+    names = (entry.name for entry in storage.place.entries(storage.checkpoints(trial_id)))
+    return [name for name in names if storage.is_ours(name)]
 
 
 def _read(content: bytes, trial_id: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

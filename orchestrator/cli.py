@@ -28,6 +28,7 @@ from orchestrator.errors import (
     RayLost,
     masked,
 )
+from orchestrator.proxies import spare_loopback
 
 # Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
 
@@ -102,6 +103,7 @@ def _announce(code: int) -> None:
 def _run() -> None:
     if VARIABLE in os.environ:
         _offer()
+    spare_loopback()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -161,10 +163,14 @@ def _offer() -> None:
 
 def _report_bug() -> None:
     story = masked(traceback.format_exc())
-    with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
-        file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
     last = story.strip().splitlines()[-1]
-    click.echo(f"this is a bug in kdctl: {last}\nplease report it with the log {file.name}", err=True)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
+            file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
+        advice = f"please report it with the log {file.name}"
+    except OSError as error:
+        advice = f"its log cannot be written ({error.strerror or error}): name a folder in TMPDIR and try again"
+    click.echo(f"this is a bug in kdctl: {last}\n{advice}", err=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -24,8 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from orchestrator import folders
 from orchestrator.errors import ResourceError, printable
-from orchestrator.supervisor import end_session, session
+from orchestrator.processes import session, started
+from orchestrator.supervisor import end_session
 
 LOOPBACK = "127.0.0.1"
 PORT = 8265  # of a dashboard, or the next free one
@@ -45,6 +48,12 @@ SETTINGS = {
 }
 
 Say = Callable[[str], None]
+
+
+def settings() -> dict[str, str]:
+    """SETTINGS, and a port without a server for usage reports: a dashboard would report even that they are off."""
+    is_on = os.environ.get("RAY_USAGE_STATS_ENABLED") == "1"
+    return SETTINGS if is_on else {**SETTINGS, "RAY_USAGE_STATS_REPORT_URL": f"http://{LOOPBACK}:9/"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +91,76 @@ Memory = TypeVar("Memory", Kept, Shown)
 
 
 def token_file() -> Path:
-    """Where Ray keeps the token of this user's clusters."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    """Where the token of this user's clusters is: Ray's own place, or kdctl's folder where that cannot be used."""
+    if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(named)
+    home = folders.home()
+    usual = home / ".ray" / "auth_token" if home else None
+    if usual and (os.access(usual, os.R_OK) or folders.can_be_written(usual.parent)):
+        return usual
+    return folders.own() / "auth_token"
 
 
 def token() -> str | None:
     """The token that this user's clusters ask for; None where there is none yet."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, ResourceError):
         return os.environ.get("RAY_AUTH_TOKEN", "").strip() or token_file().read_text(encoding="utf-8").strip() or None
     return None
 
 
 def hide_token() -> None:
     """Ray leaves the token of its clusters readable by every user of the machine."""
-    file = token_file()
-    with suppress(OSError):  # a file system that is read-only: who mounted it so has seen to its rights
+    with suppress(OSError, ResourceError):  # on a read-only file system, whoever mounted it has seen to its rights
+        file = token_file()
         if file.stat().st_uid == os.getuid() and file.stat().st_mode & 0o077:
             file.chmod(0o600)
 
 
 def make_token() -> None:
-    """Makes a token where there is none, for this user alone. Raises ResourceError where none can be kept."""
-    if token():
+    """Makes a token where there is none, for this user alone, and lets Ray find it.
+
+    Raises ResourceError where none can be kept.
+    """
+    check_token()
+    if has_tokens() and not token():
+        file = token_file()
+        try:
+            folders.make(file.parent, mode=0o700)
+            with _private(file) as written:
+                written.write(secrets.token_hex(32).encode())
+        except OSError as error:
+            raise _no_place_for_token(file, error.strerror) from None
+    lend_token()
+
+
+def check_token() -> None:
+    """Looks whether there is a token, or `make_token` can make one; writes nothing. Raises ResourceError."""
+    if not has_tokens() or token():
         return
     file = token_file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _private(file) as written:
-            written.write(secrets.token_hex(32).encode())
-        hide_token()
-    except OSError as error:
-        raise ResourceError(
-            f"Ray's token cannot be written to {file} ({error.strerror}); name another file in RAY_AUTH_TOKEN_PATH"
-        ) from None
+    if os.path.lexists(file) and not os.access(file, os.W_OK):
+        raise _no_place_for_token(file, "it is there, but holds no token that you may read")
+    if not folders.can_be_written(file.parent):
+        raise _no_place_for_token(file, f"files cannot be made in {file.parent}")
+
+
+def has_tokens() -> bool:
+    """Whether clusters that this user starts ask for a token."""
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def _no_place_for_token(file: Path, reason: str | None) -> ResourceError:
+    return ResourceError(
+        f"Ray's token cannot be written to {file} ({reason}); name a file that can be written in RAY_AUTH_TOKEN_PATH, "
+        "or put a token into RAY_AUTH_TOKEN"
+    )
+
+
+def lend_token() -> None:
+    """Names the token's file to Ray, which looks in the home directory alone, and fails where there is none."""
+    with suppress(ResourceError):
+        if (file := token_file()) == folders.own() / "auth_token" and file.is_file():
+            os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(file))
 
 
 def command(*words: str) -> str:
@@ -133,7 +179,7 @@ def command(*words: str) -> str:
 
 def login(dashboard: str) -> str:
     """One line: where a dashboard is and how to log in; never the token itself."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if not has_tokens():
         return f"dashboard: http://{dashboard}"
     return f"dashboard: http://{dashboard} — log in with the token that `{command('dashboard', 'token')}` prints"
 
@@ -183,9 +229,8 @@ def _typed(entrypoint: str) -> str:
 
 
 def folder() -> Path:
-    """The folder that remembers the clusters and dashboards of this user."""
-    own = os.environ.get("KDCTL_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdctl"
+    """The folder that remembers the clusters and dashboards of this user. Raises ResourceError."""
+    return folders.own()
 
 
 def _file(name: str) -> Path:
@@ -193,11 +238,8 @@ def _file(name: str) -> Path:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a living process started, as the kernel counts; None where there is none."""
-    with suppress(OSError, IndexError):
-        state, *more = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else more[18]
-    return None
+    """When a living process started; None where there is none."""
+    return started(pid) or None
 
 
 def _private(file: Path) -> BinaryIO:
@@ -206,7 +248,7 @@ def _private(file: Path) -> BinaryIO:
 
 
 def _write(file: Path, content: Kept | Shown) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    folders.make(file.parent)
     new = file.with_name(f".{file.name}.{os.getpid()}")
     with _private(new) as written:
         written.write(json.dumps(asdict(content)).encode())
@@ -225,20 +267,23 @@ def _read(file: Path, kind: type[Memory]) -> Memory | None:
 
 def show(study: str, dashboard: str) -> None:
     """Remembers where the dashboard of this process's launch is."""
-    with suppress(OSError):  # it is only for `kdctl dashboard`
+    with suppress(OSError, ResourceError):  # it is only for `kdctl dashboard`
         _write(_file(f"dashboard-{os.getpid()}"), Shown(os.getpid(), _start_of(os.getpid()) or "", study, dashboard))
 
 
 def hide() -> None:
     """Forgets what `show` remembered."""
-    with suppress(OSError):
+    with suppress(OSError, ResourceError):
         _file(f"dashboard-{os.getpid()}").unlink(missing_ok=True)
 
 
 def shown() -> list[Shown]:
     """The dashboards of the launches that run; those of launches that died are forgotten."""
     found = []
-    for file in sorted(folder().glob(_file("dashboard-*").name)):
+    of_this_machine = re.compile(rf"dashboard-\d+-{re.escape(socket.gethostname())}")
+    for file in sorted(folder().glob("dashboard-*")):
+        if not of_this_machine.fullmatch(file.name):
+            continue
         one = _read(file, Shown)
         if one and _start_of(one.pid) == one.started:
             found.append(one)
@@ -308,7 +353,7 @@ def _another() -> str | None:
 def _alone() -> Iterator[None]:
     """Keeps two commands from starting and ending a cluster at the same time."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
+        folders.make(folder())
         lock = _file("lock").open("w")
     except OSError as error:
         raise ResourceError(
@@ -338,6 +383,9 @@ def up(say: Say) -> tuple[Kept, bool]:
                 f"a Ray cluster that kdctl did not start is up here at {another}; join it with "
                 f"`kdctl launch FILE --address {another}`, or end it with `ray stop`, then try again"
             )
+        folders.of_ray()
+        folders.shared_memory()
+        folders.lend_home()
         make_token()
         return _start(), True
 
@@ -377,7 +425,7 @@ def _head(kept: Kept) -> list[str]:
 def _environment() -> dict[str, str]:
     own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # makes it listen on the loopback address alone
     wanted = {"RAY_AUTH_MODE": "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "NO_COLOR": "1"}
-    return {**SETTINGS, **wanted, **os.environ, **own}
+    return {**settings(), **wanted, **os.environ, **own}
 
 
 def _free_port(first: int = 0) -> int:

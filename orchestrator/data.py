@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import lzma
 import pickle
 import pickletools
 import shutil
+import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,10 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import Tensor
 
-from orchestrator import arrow
+from orchestrator import arrow, layouts, proxies
 from orchestrator.datasets import DATASETS, Dataset
 from orchestrator.errors import DataError
+from orchestrator.layouts import Copy
 from orchestrator.leases import waiting
 from orchestrator.records import TrialConfig
 from orchestrator.storage import Storage
@@ -36,10 +40,14 @@ Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 Labels = NDArray[np.int64]  # [N]
 Splits = Mapping[str, tuple[Pixels, Labels]]
 
-_TORCHVISION = {  # folder of torchvision's layout, and its class
-    "cifar10": ("cifar-10-batches-py", "CIFAR10"),
-    "cifar100": ("cifar-100-python", "CIFAR100"),
+_BUILDERS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's classes
+# The files of the binary version by split, and how many bytes of labels come before an image; the last is the fine one.
+_BINARY: Mapping[str, tuple[Mapping[str, Sequence[str]], int]] = {
+    "cifar10": ({"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}, 1),
+    "cifar100": ({"train": ["train.bin"], "test": ["test.bin"]}, 2),
 }
+_LABELS = {"cifar10": ("label", "labels"), "cifar100": ("fine_label", "fine_labels", "label", "labels")}
+_LARGEST = 200_000_000  # bytes of a file in an archive; the largest of CIFAR's has 155 million
 
 _FORMATS = ("PNG", "WEBP", "BMP", "JPEG")  # Pillow knows many more, some of which start other programs
 
@@ -121,10 +129,15 @@ def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Image
         ) from None
 
 
+def is_prepared(name: str, storage: Storage) -> bool:
+    """Whether a dataset is in the storage, so that `prepare` has nothing to do."""
+    return storage.place.entry(storage.dataset(name, DATASETS[name].digest)) is not None
+
+
 def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Callable[[], None] = lambda: None) -> None:
     """Puts a dataset into the storage, decoded, checked and in canonical order, unless it is there.
 
-    `folder` is the data folder; CIFAR is read from it in either layout, and downloaded into it where it is missing.
+    `folder` is the data folder; CIFAR is read from it in any of `layouts`, and downloaded into it where it is missing.
     `while_waiting` is called while another launch does so. Raises DataError that says which file is missing or damaged
     and how to get it.
     """
@@ -135,13 +148,18 @@ def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Cal
     with waiting(storage, f"dataset-{name}", while_waiting):
         if storage.place.entry(target):
             return
-        splits = canonical(_digits() if name == "digits" else _cifar(name, facts, folder))
-        check(name, facts, splits)
+        splits = _checked(name, facts, _digits()) if name == "digits" else _cifar(name, facts, folder)
         tensors: dict[str, NDArray[Any]] = {}
         for split, (pixels, labels) in splits.items():
             tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
             tensors[f"{split}.labels"] = labels
         storage.place.write(target, save(tensors))
+
+
+def _checked(name: str, facts: Dataset, splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
+    ordered = canonical(splits)
+    check(name, facts, ordered)
+    return ordered
 
 
 def canonical(splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
@@ -196,8 +214,8 @@ def _cure(name: str) -> str:
     if name == "digits":
         return "reinstall scikit-learn, which ships them"
     return (
-        f"put whole files there (torchvision's {_TORCHVISION[name][0]}/, or {name}/train-*.parquet and "
-        f"{name}/test-*.parquet), or remove them and launch where there is a network, which downloads them"
+        f"put whole files there ({layouts.wanted(name)}), or remove them and launch where there is a network, which "
+        "downloads them"
     )
 
 
@@ -213,29 +231,46 @@ def _digits() -> Splits:
 
 
 def _cifar(name: str, facts: Dataset, folder: Path | None) -> Splits:
+    """CIFAR from the first copy in a folder that is whole, downloaded where there is none."""
     if folder is None:
         raise DataError(f"{name} needs a data folder; name it with --data DIR or in KDCTL_DATA")
-    shards = {split: sorted((folder / name).glob(f"{split}-*.parquet")) for split in ("train", "test")}
-    if any(shards.values()):
-        for split, paths in shards.items():
-            if not paths:
-                raise DataError(f"{folder / name}: there is no {split}-*.parquet; {_cure(name)}")
-        return {split: _read_shards(paths, name, facts) for split, paths in shards.items()}
-    if not (folder / _TORCHVISION[name][0]).exists():
+    copies = layouts.find(name, folder)
+    if not copies:
         _download(name, folder)
-    return _read_torchvision(name, folder)
+        copies = layouts.find(name, folder)
+    faults = []
+    for copy in copies:
+        try:
+            return _checked(name, facts, _read(copy, name, facts))
+        except DataError as error:
+            faults.append(str(error))
+    raise DataError("\n".join(faults))
 
 
-def _read_shards(paths: list[Path], name: str, facts: Dataset) -> tuple[Pixels, Labels]:
+def _read(copy: Copy, name: str, facts: Dataset) -> Splits:
+    if copy.lacks:
+        raise DataError(f"{copy.place}: {copy.lacks}; {_cure(name)}")
+    if copy.kind == "parquet":
+        return {split: _read_shards(paths, name, facts) for split, paths in copy.shards.items()}
+    if copy.kind == "binary":
+        return _read_binary(name, copy.place)
+    return _read_torchvision(name, copy.place)
+
+
+def _read_shards(paths: Sequence[Path], name: str, facts: Dataset) -> tuple[Pixels, Labels]:
     parts, labels = [], []
     for path in paths:
         try:
-            images, found = arrow.read_images(path, facts.label)
-            with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-                parts.append(np.stack(list(pool.map(_decode(facts.side), images))))
+            images, found = arrow.read_images(path, _LABELS[name])
+            if isinstance(images, list):
+                with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+                    images = np.stack(list(pool.map(_decode(facts.side), images)))
+            parts.append(images)
         except (arrow.UnreadableFile, ValueError) as error:
             raise DataError(f"{path}: {error}; {_cure(name)}") from None
         labels += found
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise DataError(f"{paths[0].parent}: its shards hold images of several sizes; {_cure(name)}")
     return np.concatenate(parts), np.array(labels, np.int64)
 
 
@@ -256,30 +291,75 @@ def _decode(side: int) -> Callable[[bytes], Pixels]:
     return decode
 
 
-def _read_torchvision(name: str, folder: Path) -> Splits:
+def _read_torchvision(name: str, place: Path) -> Splits:
     """The batches of torchvision's layout, which are pickles: each is compared with its published MD5, then decoded."""
     from torchvision import datasets
 
-    builder = getattr(datasets, _TORCHVISION[name][1])  # for its lists of files; it reads them with a bare pickle.load
-    where = folder / _TORCHVISION[name][0]
+    builder = getattr(datasets, _BUILDERS[name])  # for its lists of files; it reads them with a bare pickle.load
     side = DATASETS[name].side
+    files = _files_of(place, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
     splits = {}
-    for split, files in (("train", builder.train_list), ("test", builder.test_list)):
-        batches = [_read_batch(where / file, md5, name, 3 * side * side) for file, md5 in files]
+    for split, listed in (("train", builder.train_list), ("test", builder.test_list)):
+        batches = [_read_batch(place / file, files(file), md5, name, 3 * side * side) for file, md5 in listed]
         rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         splits[split] = (rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels)
     return splits
 
 
-def _read_batch(path: Path, md5: str, name: str, width: int) -> tuple[Pixels, Labels]:
+def _read_binary(name: str, place: Path) -> Splits:
+    """The files of the binary version: of each image its labels, then its red, green and blue pixels."""
+    (listed, head), side = _BINARY[name], DATASETS[name].side
+    files = _files_of(place, {file for files in listed.values() for file in files}, name)
+    width = head + 3 * side * side
+    splits = {}
+    for split, names in listed.items():
+        raw = b"".join(files(file) for file in names)
+        if len(raw) % width:
+            raise DataError(f"{place}: the {split} files are not whole ({len(raw):,} bytes); {_cure(name)}")
+        rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
+        pixels = rows[:, head:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+        splits[split] = (pixels, rows[:, head - 1].astype(np.int64))
+    return splits
+
+
+def _files_of(place: Path, wanted: set[str], name: str) -> Callable[[str], bytes]:
+    """Gives the content of a file by its name: of a folder, or of an archive, from which nothing is extracted."""
+    inside = None if place.is_dir() else _unpacked(place, wanted, name)
+
+    def content(file: str) -> bytes:
+        try:
+            if inside is None:
+                return (place / file).read_bytes()
+            return inside[file]
+        except (OSError, KeyError) as error:
+            reason = f"it holds no {file}" if isinstance(error, KeyError) else _first_line(error)
+            raise DataError(f"{place}: a file is missing or damaged ({reason}); {_cure(name)}") from None
+
+    return content
+
+
+def _unpacked(archive: Path, wanted: set[str], name: str) -> dict[str, bytes]:
+    """Some files of an archive, in memory, by their names without any folder."""
+    found: dict[str, bytes] = {}
     try:
-        raw = path.read_bytes()
-        found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-        if found != md5:
-            raise ValueError(f"{path.name} has the MD5 {found}, wanted {md5}")
-    except (OSError, ValueError) as error:
-        message = f"{path.parent}: a file is missing or damaged ({_first_line(error)}); {_cure(name)}"
-        raise DataError(message) from None
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                file = PurePosixPath(member.name).name
+                if member.isreg() and file in wanted and member.size <= _LARGEST:
+                    stream = tar.extractfile(member)
+                    found[file] = stream.read() if stream else b""
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise DataError(
+            f"{archive} is damaged or cut off ({_first_line(error)}); download it again, or {_cure(name)}"
+        ) from None
+    return found
+
+
+def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tuple[Pixels, Labels]:
+    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if found != md5:
+        reason = f"{path.name} has the MD5 {found}, wanted {md5}"
+        raise DataError(f"{path.parent}: a file is missing or damaged ({reason}); {_cure(name)}")
     try:
         return _rows_of(_unpickled(raw), width)
     except Exception as error:  # a damaged pickle raises errors of a dozen types
@@ -342,8 +422,8 @@ def _download(name: str, folder: Path) -> None:
     from torchvision import datasets
     from torchvision.datasets.utils import download_and_extract_archive
 
-    layout, builder = _TORCHVISION[name]
-    source = getattr(datasets, builder)  # not made: that would read the batches with a bare pickle.load
+    layout = layouts.PYTHON[name]
+    source = getattr(datasets, _BUILDERS[name])  # not made: that would read the batches with a bare pickle.load
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
@@ -351,8 +431,8 @@ def _download(name: str, folder: Path) -> None:
             shutil.move(Path(part) / layout, folder / layout)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
-            f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}); "
-            f"put it there by hand: torchvision's {layout}/, or {name}/train-*.parquet and {name}/test-*.parquet"
+            f"{name} is not in {folder}, {layouts.listed(folder)}, and could not be downloaded"
+            f"{proxies.through(source.url)} ({_first_line(error)}); put it there by hand: {layouts.wanted(name)}"
         ) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from orchestrator import cluster, folders, layouts, soundness
+from orchestrator.columns import table, wrapped
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.housekeeping import clock, sized
 from orchestrator.leases import acquire
 from orchestrator.places import MARKER, PART, Folder, Place
-from orchestrator.report import aligned
 from orchestrator.storage import Storage
 
 _PYTHON = (3, 11)
@@ -33,10 +33,6 @@ _SHARED_MEMORY = 100e6  # bytes; with less Ray keeps its objects on the disk
 _SPACE_LOW, _SPACE_NONE = 5e9, 0.5e9  # bytes; a table over CIFAR-10 has 0.2 GB, weights and checkpoints have less
 _DRIFT = 10.0  # seconds between the clocks of storage and machine
 _NO_EARLIER = 1_735_689_600.0  # 2025 began, which a clock that was never set does not know
-_SOCKET = 107  # bytes of a socket's path, a limit of Linux
-# Where Ray makes its sockets below the temporary folder; a process id has up to 7 digits.
-_SESSION = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-_TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # folders of its layout
 
 
 class Verdict(StrEnum):
@@ -92,6 +88,8 @@ def _of_machine() -> dict[str, Callable[[], Result]]:
         "ray": _ray,
         "shared memory": _shared_memory,
         "temporary folder": _temporary_folder,
+        "user folder": _own_folder,
+        "Ray's token": _token,
     }
 
 
@@ -99,6 +97,7 @@ def _of_storage(storage: str, data: Path) -> dict[str, Callable[[], Result]]:
     return {
         "free space": partial(_free_space, storage),
         "clock": partial(_clock, storage),
+        "files": partial(_files, storage),
         **{name: partial(_data, name, storage, data) for name in DATASETS},
     }
 
@@ -198,8 +197,9 @@ def _ray() -> Result:
     return _ok(f"Ray {version('ray')}")
 
 
-def _shared_memory(folder: Path = Path("/dev/shm")) -> Result:  # noqa: S108 - where Ray keeps its objects
-    if not folder.is_dir():
+def _shared_memory() -> Result:
+    folder = folders.shared_memory()
+    if folder is None:
         return _ok("not of this system")
     free = shutil.disk_usage(folder).free
     if free < _SHARED_MEMORY:
@@ -209,19 +209,24 @@ def _shared_memory(folder: Path = Path("/dev/shm")) -> Result:  # noqa: S108 - w
 
 
 def _temporary_folder() -> Result:
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir())
-    own = folder / "ray"  # another user may have made it
-    try:
-        for place in (folder, own) if own.is_dir() else (folder,):
-            tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        cure = "name another folder in RAY_TMPDIR and TMPDIR, or launch with --inline"
-        return Verdict.BAD, f"{place} cannot be written ({error.strerror or error})", cure
-    length = len(os.fsencode(folder / _SESSION))
-    if length > _SOCKET:
-        found = f"{folder} is too long: a socket of Ray would have a path of {length} bytes, Linux allows {_SOCKET}"
-        return Verdict.BAD, found, "name a shorter folder in RAY_TMPDIR, or launch with --inline"
-    return _ok(f"{folder} can be written, and its path is short enough for sockets")
+    with folders.scratch("kdctl-doctor-"):  # kdctl's own, and Ray's
+        return _ok(f"{folders.of_ray()} can be written, and its path is short enough for sockets")
+
+
+def _token() -> Result:
+    cluster.check_token()
+    if not cluster.has_tokens():
+        return _ok("RAY_AUTH_MODE is set: clusters ask for none")
+    return _ok("there is one" if cluster.token() else f"none yet, a launch makes it in {cluster.token_file()}")
+
+
+def _own_folder() -> Result:
+    folder = folders.own()
+    if not folders.can_be_written(folder):
+        cure = "name a folder that can be written in KDCTL_CACHE"
+        return Verdict.BAD, f"{folder} cannot be written, where kdctl remembers what it started", cure
+    without = "" if folders.home() else "there is no home directory that can be used; "
+    return _ok(f"{without}{folder} can be written")
 
 
 # The storage.
@@ -308,6 +313,15 @@ def _clock(address: str) -> Result:
     return _ok(f"{_date(here)}, and the storage agrees")
 
 
+def _files(address: str) -> Result:
+    place, is_there = _nearest(address)
+    found = soundness.lacking(Storage(place)) if is_there else []
+    if not found:
+        return _ok("none that is foreign, and finished trials have their weights and epochs")
+    facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
+    return Verdict.WARNING, facts, cure
+
+
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
@@ -320,15 +334,17 @@ def _data(name: str, address: str, folder: Path) -> Result:
         if find_spec("sklearn") is None:
             return Verdict.BAD, "scikit-learn is not installed, which has them", "install kdctl anew, which brings it"
         return _ok("comes with scikit-learn")
-    shards = [any((folder / name).glob(f"{split}-*.parquet")) for split in ("train", "test")]
-    if all(shards) or (folder / _TORCHVISION[name]).is_dir():
-        return _ok(f"in {folder}; a launch checks and prepares it")
-    found = f"half of it in {folder / name}" if any(shards) else f"neither in the storage nor in {folder}"
+    copies = layouts.find(name, folder)
+    if copies and not copies[0].lacks:
+        return _ok(f"{copies[0]}; a launch checks and prepares it")
+    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
+    if copies:
+        found = f"{copies[0]}, but {copies[0].lacks}"
     return (
         Verdict.WARNING,
         found,
-        f"a launch downloads it where there is a network; else put torchvision's {_TORCHVISION[name]}/, or "
-        f"{name}/train-*.parquet and {name}/test-*.parquet, into the folder that --data or KDCTL_DATA names",
+        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
+        "or KDCTL_DATA names",
     )
 
 
@@ -340,15 +356,15 @@ def is_fit(findings: Sequence[Finding]) -> bool:
     return all(finding.verdict is not Verdict.BAD for finding in findings)
 
 
-def text(findings: Sequence[Finding]) -> str:
-    """All findings, the cures of those that need one, and a summary, for a terminal."""
+def text(findings: Sequence[Finding], width: int | None = None) -> str:
+    """All findings, the cures of those that need one, and a summary, in lines of at most `width` columns, if given."""
     rows = [(finding.verdict, finding.check, finding.found) for finding in findings]
     cures: dict[str, list[str]] = {}
     for finding in findings:
         if finding.cure:
             cures.setdefault(finding.cure, []).append(finding.check)
-    lines = [f"{', '.join(checks)}: {cure}" for cure, checks in cures.items()]
-    blocks = [aligned(("verdict", "check", "found"), rows), "\n".join(lines), _summary(findings)]
+    lines = [wrapped(f"{', '.join(checks)}: {cure}", width) for cure, checks in cures.items()]
+    blocks = [table(("verdict", "check", "found"), rows, width), "\n".join(lines), wrapped(_summary(findings), width)]
     return "\n\n".join(filter(None, blocks))
 
 

@@ -29,12 +29,14 @@ _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]{1,100}", re.ASCII)
 _OCTAL_OR_HEX = re.compile(r"0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,9})?", re.ASCII)
+_TAB = re.compile(r" *\t")
+_MERGE = "<<"
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN)")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value stands: a file's line and column from 1, or a whole `--set`, which has line 0."""
+    """Where a value stands: a file's line and column from 1, or line 0 for a whole file or a whole `--set`."""
 
     source: str
     line: int
@@ -87,25 +89,27 @@ def read(path: Path) -> Node:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, read once, as a pipe gives it only once. Raises StudyError where it is not text."""
     source = str(path)
-    start = Place(source, 1, 1)
+    whole = Place(source, 0, 0)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
-        raise StudyError([start.fault("", "this is a folder; name the study file in it")]) from None
+        raise StudyError([whole.fault("", "this is a folder; name the study file in it")]) from None
     except FileNotFoundError:
-        raise StudyError([start.fault("", f"there is no such file; {nearest_file(path)}")]) from None
+        raise StudyError([whole.fault("", f"there is no such file; {nearest_file(path)}")]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StudyError([start.fault("", f"the file cannot be read ({reason}); check the path")]) from None
+        raise StudyError([whole.fault("", f"the file cannot be read ({reason}); check the path")]) from None
     if len(raw) > MAX_BYTES:
         message = (
             f"the file is larger than {MAX_BYTES:,} bytes; a study file is a few kilobytes of text: check the path"
         )
-        raise StudyError([start.fault("", message)])
+        raise StudyError([whole.fault("", message)])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise StudyError([whole.fault("", "the file is UTF-16 text; save it as UTF-8")]) from None
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
         raise StudyError([_place_after(source, before).fault("", message)]) from None
@@ -117,7 +121,7 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
     Raises StudyError with every fault found. Faults that leave a document to go on with, such as a duplicate key, are
     added to `faults` instead where that is given.
     """
-    builder = _Builder(source)
+    builder = _Builder(source, text)
     if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
         raise StudyError(
             [_place_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
@@ -135,7 +139,8 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
         mark = error.problem_mark or error.context_mark
         place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
         message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
-        raise StudyError([*builder.faults, place.fault("", message)]) from None
+        fault = builder.tab(place.line, place.line) or place.fault("", message)
+        raise StudyError([*builder.faults, fault]) from None
     if faults is not None and builder.root is not None:
         faults += builder.faults
     elif builder.faults:
@@ -194,13 +199,17 @@ class _Open:
     node: Node
     anchor: str | None
     key: str | None = None  # the key whose value comes next
+    merge: Place | None = None  # where a mapping's `<<` stands
+    is_merging: bool = False  # whether the value of `<<` comes next
+    merged: list[Node] = field(default_factory=list)  # the mappings that it adds, the first one wins
 
 
 class _Builder:
     """Makes nodes of events without recursion, so that no document can overflow the stack."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, text: str) -> None:
         self.source = source
+        self._lines = text.split("\n")
         self.root: Node | None = None
         self.faults: list[Fault] = []
         self._open: list[_Open] = []
@@ -220,8 +229,7 @@ class _Builder:
                 if self._documents > 1:
                     self._stop(place, "a second document starts here; a study file holds one: remove this `---`")
             case yaml.ScalarEvent():
-                plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
-                self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
+                self._take_scalar(event, place)
             case yaml.AliasEvent():
                 self._add(self._target(str(event.anchor), place), None, None, place)
             case yaml.SequenceStartEvent():
@@ -229,8 +237,59 @@ class _Builder:
             case yaml.MappingStartEvent():
                 self._push(Node({}, place), event.anchor, place)
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                self._merge(self._open[-1])
                 closed = self._open.pop()
                 self._add(closed.node, closed.anchor, None)
+
+    def _take_scalar(self, event: yaml.ScalarEvent, place: Place) -> None:
+        plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
+        if plain and event.value == _MERGE and self._expect_merged(place):
+            return
+        # The next line of a plain scalar may begin with a tab, but whoever wrote it meant another value.
+        if plain and event.end_mark and (fault := self.tab(place.line + 1, event.end_mark.line + 1)):
+            self.faults.append(fault)
+        self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
+
+    def tab(self, first: int, last: int) -> Fault | None:
+        """The first tab in the indentation of these lines, which YAML allows in none."""
+        for number, line in enumerate(self._lines[first - 1 : last], first):
+            if match := _TAB.match(line):
+                message = "a tab indents this line, and YAML indents with spaces only; replace it with spaces"
+                return Place(self.source, number, match.end()).fault("", message)
+        return None
+
+    # Merge keys, as YAML 1.1 has them: https://yaml.org/type/merge.html
+
+    def _expect_merged(self, place: Place) -> bool:
+        """Whether a `<<` here is a key, whose value is then merged."""
+        parent = self._open[-1] if self._open else None
+        if parent is None or not isinstance(parent.node.value, dict) or parent.key is not None or parent.is_merging:
+            return False
+        if parent.merge:
+            message = f"key '<<' stands here again, first in line {parent.merge.line}; write one, like `<<: [*a, *b]`"
+            self.faults.append(place.fault("", message))
+        parent.is_merging, parent.merge = True, place
+        return True
+
+    def _take_merged(self, parent: _Open, node: Node, place: Place) -> None:
+        sources = node.value if isinstance(node.value, list) else [node]
+        if wrong := next((source for source in sources if not isinstance(source.value, dict)), None):
+            message = (
+                f"got {wrong.described()}; `<<` adds the keys of a mapping, or of a list of mappings; "
+                "write `<<: *name`, and `&name` before that mapping"
+            )
+            self.faults.append((place if wrong is node else wrong.place).fault("", message))
+        parent.merged += [source for source in sources if isinstance(source.value, dict)]
+        parent.is_merging = False
+
+    def _merge(self, opened: _Open) -> None:
+        """Adds the merged keys that a mapping has not itself; each stays where it was written."""
+        for source in opened.merged:
+            assert isinstance(source.value, dict) and isinstance(opened.node.value, dict)
+            for name in [name for name in source.value if name not in opened.node.value]:
+                opened.node.value[name] = source.value[name]
+                opened.node.keys[name] = source.keys[name]
+                self._weigh(opened.node, source.value[name])
 
     def _push(self, node: Node, anchor: str | None, place: Place) -> None:
         if len(self._open) >= MAX_DEPTH:
@@ -253,6 +312,9 @@ class _Builder:
             self.root = node
             return
         parent = self._open[-1]
+        if parent.is_merging:
+            self._take_merged(parent, node, place or node.place)
+            return
         if isinstance(parent.node.value, list):
             parent.node.value.append(node)
         elif parent.key is None:
@@ -262,10 +324,13 @@ class _Builder:
             assert isinstance(parent.node.value, dict)
             parent.node.value[parent.key] = node
             parent.key = None
-        parent.node.weight += node.weight
-        if parent.node.weight > MAX_NODES:
+        self._weigh(parent.node, node)
+
+    def _weigh(self, parent: Node, node: Node) -> None:
+        parent.weight += node.weight
+        if parent.weight > MAX_NODES:
             message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
-            self._stop(parent.node.place, message)
+            self._stop(parent.place, message)
 
     def _key(self, node: Node, text: str | None, parent: Node, place: Place) -> str:
         if text is None:

@@ -20,6 +20,7 @@ class Kind(StrEnum):
 
     LAUNCH = "launch"  # a launch begins; comes first, once a process
     NOTE = "note"  # something that concerns the launch as a whole
+    PREPARING = "preparing"  # what the launch is busy with before a trial can start, like starting Ray
     STARTED = "started"  # a worker took a trial
     NOTICE = "notice"  # a trial has something to say
     EPOCH = "epoch"  # a trial ended an epoch
@@ -33,7 +34,8 @@ class Kind(StrEnum):
 class Begun:
     """Where a trial is trained, and how it asks its teacher: `answers` is table, live or None.
 
-    `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train.
+    `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train, `acc` the
+    best test accuracy of the epochs before it.
     """
 
     host: str
@@ -42,6 +44,7 @@ class Begun:
     epoch: int
     answers: str | None
     is_hit: bool | None
+    acc: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no such number
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def accuracies(acc: float | None, last: float | None) -> str:
+    """Both test accuracies in words: `acc` is the best so far in every command, `last` that of the last epoch."""
+    parts = [f"{name} {value:.2f} %" for name, value in (("acc", acc), ("last", last)) if value is not None]
+    return ", ".join(parts)
 
 
 Tell = Callable[[Event], None]  # what is told of every event

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from orchestrator import models, results, studies
+from orchestrator import labels, models, results, studies
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
@@ -88,7 +88,9 @@ def gather(
     for row in rows:
         if not _is_sound(row):
             shown = storage.place.shown(storage.trial_row(row.trial_id))
-            raise StorageError(f"{shown} holds no row of kdctl's; launch its study again, which writes it anew")
+            raise StorageError(
+                f"{shown} holds no row of kdctl's; launch its study again, which trains this trial again"
+            )
     if members is None:
         rows.sort(key=lambda row: (row.study, row.no))
         members = [_member(row) for row in rows]
@@ -114,4 +116,6 @@ def _is_sound(row: TrialRecord) -> bool:
 def _member(row: TrialRecord) -> Member:
     """A trial of which only its row is known."""
     answers = json.loads(row.recipe).get("teacher_answers")
-    return Member(row.trial_id, "trial", row.title(), row.teacher_id, row.nepoch, answers, row.state is State.FINISHED)
+    is_cached = row.state is State.FINISHED
+    title, work = labels.title(row), (row.method, row.dataset, row.student, row.teacher)
+    return Member(row.trial_id, "trial", title, row.teacher_id, row.nepoch, answers, is_cached, *work)

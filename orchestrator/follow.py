@@ -23,9 +23,10 @@ _AT_REST = {State.FAILED: Stage.FAILED, State.SKIPPED: Stage.SKIPPED, State.STOP
 
 @dataclass(frozen=True, slots=True)
 class _Epochs:
-    """What the epochs of a trial say: the last one, how many there are, and their seconds."""
+    """What the epochs of a trial say: the last one, the best accuracy, how many there are, and their seconds."""
 
     last: Mapping[str, Any]
+    acc: float
     count: int
     seconds: float
 
@@ -52,7 +53,8 @@ class Follower:
         for epoch in self._read(results.read_epochs, self._changed(self._storage.epoch_rows, alive)):
             grouped[epoch["trial_id"]].append(epoch)
         for trial_id, epochs in grouped.items():
-            self._epochs[trial_id] = _Epochs(epochs[-1], len(epochs), sum(epoch["seconds"] for epoch in epochs))
+            acc, seconds = max(epoch["test_acc"] for epoch in epochs), sum(epoch["seconds"] for epoch in epochs)
+            self._epochs[trial_id] = _Epochs(epochs[-1], acc, len(epochs), seconds)
         return self._board(held)
 
     def _is_finished(self, trial_id: str) -> bool:
@@ -65,7 +67,11 @@ class Follower:
         for entry in self._storage.place.entries(folder):
             trial_id = PurePosixPath(entry.name).stem
             stamp = entry.modified, entry.size
-            if trial_id in wanted and self._stamps.get(entry.name) != stamp:
+            if (
+                trial_id in wanted
+                and entry.name == f"{folder}/{trial_id}.parquet"
+                and self._stamps.get(entry.name) != stamp
+            ):
                 self._stamps[entry.name] = stamp
                 found.append(trial_id)
         return found
@@ -107,7 +113,7 @@ class Follower:
             _finish(board, standing, row)
             return
         if epochs:
-            standing.epoch, standing.acc = epochs.last["epoch"], epochs.last["test_acc"]
+            standing.epoch, standing.acc, standing.last = epochs.last["epoch"], epochs.acc, epochs.last["test_acc"]
             standing.speed = epochs.last["images_per_second"]
             standing.measured, standing.seconds = epochs.count, epochs.seconds
         if holder:

@@ -17,12 +17,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator import results, studies
+from orchestrator.columns import table
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.places import MARKER, PART, Entry, Place
 from orchestrator.plan import Plan
 from orchestrator.records import State, TableKey
-from orchestrator.report import aligned
 from orchestrator.storage import CHECKPOINTS_KEPT, Storage, read_json
 
 STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
@@ -83,7 +83,7 @@ def _of_trials(storage: Storage) -> Iterator[Piece]:
     folders = (storage.checkpoints(""), _top(storage.weights("")), storage.epoch_rows)
     entries = [entry for folder in folders for entry in storage.place.entries(folder.rstrip("/"))]
     # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
-    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows)}
+    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name)}
     checkpoints: dict[str, list[Entry]] = {}
     for entry in entries:
         owner = _owner(storage, entry)
@@ -151,7 +151,7 @@ def _table_key(storage: Storage, entry: Entry) -> TableKey | None:
 def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
-    for entry in storage.place.entries(storage.plans):
+    for entry in filter(lambda entry: storage.is_ours(entry.name), storage.place.entries(storage.plans)):
         wanted += studies.tables(storage, entry.name)
     states = results.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
     return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
@@ -295,15 +295,15 @@ def _has_row(storage: Storage, piece: Piece) -> bool:
 # Showing.
 
 
-def text(pieces: Sequence[Piece]) -> str:
-    """How many files of each kind and how large, for a terminal."""
+def text(pieces: Sequence[Piece], width: int | None = None) -> str:
+    """How many files of each kind and how large, on a terminal of `width` columns or a page of any width."""
     rows = []
     for kind, title in _TITLES.items():
         sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
         if sizes:
             rows.append((title, f"{len(sizes):,}", sized(sum(sizes))))
     rows.append(("in all", f"{len(pieces):,}", sized(total(pieces))))
-    return aligned(("what", "files", "size"), rows)
+    return table(("what", "files", "size"), rows, width)
 
 
 def total(pieces: Sequence[Piece]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator import results
+from orchestrator import labels, results
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
 from orchestrator.storage import Storage
@@ -100,7 +100,7 @@ def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
     known = {stored.teacher_id: stored for stored in teachers}
 
     def titles(ids: Sequence[str]) -> list[str]:
-        return [known[teacher_id].row.title() for teacher_id in ids]
+        return [labels.title(known[teacher_id].row) for teacher_id in ids]
 
     return known[choose(text.strip().lower(), list(known), titles, "teacher", "`kdctl teachers` lists them")]
 

@@ -11,7 +11,6 @@ import os
 import secrets
 import shlex
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,14 +20,17 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import ray
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from requests import exceptions
 
-from orchestrator import cluster, results, studies
+from orchestrator import addresses, cluster, folders, proxies, results, studies
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
 from orchestrator.records import State
 from orchestrator.spec import Study
@@ -46,8 +48,9 @@ _TALKERS = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_pr
 # What the job runs first; `exec`, so that a signal to the job is one to kdctl. Workers have the Python that Ray was
 # started with, whose folder need not be on the PATH; Ray's node process, our parent's parent, knows it.
 _RUN = r"""#!/bin/sh
-raylet=$(cut -d ' ' -f 4 "/proc/$PPID/stat" 2>/dev/null)
-bin=$(tr '\0' '\n' <"/proc/$raylet/cmdline" 2>/dev/null | sed -n 's,^--python_worker_command=\(/[^ ]*\)/python.*,\1,p')
+raylet=$(cut -d ' ' -f 4 "/proc/$PPID/stat" 2>/dev/null || ps -o ppid= -p "$PPID" 2>/dev/null | tr -d ' ')
+command=$({ tr '\0' '\n' <"/proc/$raylet/cmdline" || ps -ww -o args= -p "$raylet" | tr ' ' '\n'; } 2>/dev/null)
+bin=$(echo "$command" | sed -n 's,^--python_worker_command=\(/[^ ]*\)/python.*,\1,p')
 PATH="${bin:+$bin:}$PATH"
 if ! command -v kdctl >/dev/null; then
     echo "kdctl is not on the PATH of the cluster's head: $PATH" >&2
@@ -123,7 +126,49 @@ class _Client(JobSubmissionClient):  # type: ignore[misc] # of a module that myp
     """Ray's client, which by itself waits for ever for a machine that does not answer."""
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=(_CONNECTING, _ANSWERING), **kwargs)
+        proxy = proxies.of(self._address)
+        if proxy and self._headers and self._address.startswith("http://"):
+            raise ClusterError(_would_show_token(self._address, proxy))
+        url = proxy.url if proxy else ""  # where it is empty the environment's own is not looked for
+        try:
+            answer = super()._do_request(
+                method, endpoint, timeout=(_CONNECTING, _ANSWERING), allow_redirects=False, auth=_as_it_is,
+                proxies={"http": url, "https": url, "all": ""}, **kwargs,
+            )  # fmt: skip
+        except (exceptions.InvalidSchema, exceptions.InvalidURL) as error:
+            if proxy is None:
+                raise
+            raise ClusterError(f"{proxy} cannot be used ({_reason(error)}); expected http://HOST:PORT") from None
+        except exceptions.ConnectionError as error:  # Ray would leave out why
+            raise ClusterError(_unreachable(self._address, _cause(error))) from None
+        if answer.is_redirect:
+            raise ClusterError(
+                f"{self._address} answers with a redirect to {masked(answer.headers['location'])}, which kdctl does "
+                "not follow, as the token is for the address that you named; name the dashboard's own in --address"
+            )
+        return answer
+
+
+def _as_it_is(request: Any) -> Any:
+    """Authentication for `requests`, which would else send what ~/.netrc holds in the place of Ray's token."""
+    return request
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What is at the bottom of an error of `requests`, which wraps it several times."""
+    found = error.args[0] if error.args else None
+    while inner := getattr(found, "reason", None) or getattr(found, "original_error", None):
+        found = inner
+    return found if isinstance(found, BaseException) else error
+
+
+def _would_show_token(address: str, proxy: proxies.Proxy) -> str:
+    host = urlsplit(address).hostname
+    return (
+        f"{address} is not encrypted and is reached through {proxy}, which would see Ray's token; add {host} to "
+        f"no_proxy, use an https:// address, or a tunnel (`ssh -L 8265:127.0.0.1:8265 {host}` and "
+        "--address http://127.0.0.1:8265)"
+    )
 
 
 class Cluster:
@@ -133,7 +178,7 @@ class Cluster:
         """Looks whether it answers and takes our token. Raises ClusterError."""
         for name in _TALKERS:  # they tell what they send
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
-        self.address = address.rstrip("/")
+        self.address = addresses.dashboard(address)
         token = _token()
         headers = {"Authorization": f"Bearer {token}"} if token else None
         with _asking(self.address, has_token=token is not None), _meant(self.address):
@@ -145,10 +190,11 @@ class Cluster:
         return f"{self.address}/#/jobs/{job_id}"
 
     def submit(self, order: Order) -> ClusterJob:
-        """Hands a study over; it runs from then on without us. Raises ClusterError."""
+        """Hands a study over; it runs from then on without us. Raises ClusterError, also for another Ray than ours."""
+        self._check_versions()
         job_id = _job_id(order.study.name)
-        with tempfile.TemporaryDirectory(prefix="kdctl-job-") as made:
-            file = _gather(order.study, Path(made))
+        with folders.scratch("kdctl-job-") as made:
+            file = _gather(order.study, made)
             environment = {
                 "KDCTL_EXPECTED": f"kdctl, version {version('kdctl')}",
                 "KDCTL_COMMAND": order.command,
@@ -158,10 +204,24 @@ class Cluster:
                 self._client.submit_job(
                     entrypoint=_entrypoint(order, file),
                     submission_id=job_id,
-                    runtime_env={"working_dir": made, "env_vars": environment},
+                    runtime_env={"working_dir": str(made), "env_vars": environment},
                     metadata=_metadata(order),
                 )
         return self.job(job_id)
+
+    def _check_versions(self) -> None:
+        theirs = self._client._server_ray_version  # as /api/version has just said
+        if theirs != ray.__version__:
+            raise ClusterError(
+                f"the cluster at {self.address} runs Ray {theirs}, and kdctl here Ray {ray.__version__}; expected the "
+                f"same version: install ray=={theirs} here, or kdctl with its Ray on every machine of the cluster"
+            )
+
+    def python(self) -> str | None:
+        """The version of the cluster's Python, where its dashboard tells it."""
+        with suppress(OSError, ValueError, KeyError, TypeError, KdctlError):
+            return str(self._client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]["pythonVersion"])
+        return None
 
     def jobs(self) -> list[ClusterJob]:
         """Every job of kdctl that the cluster remembers, the newest first. Raises ClusterError."""
@@ -215,6 +275,22 @@ class Cluster:
 
     def follow(self, job: ClusterJob) -> Iterator[str]:
         """What a job has written and writes, until it ends. Raises ClusterError."""
+        yield from self._poll(job) if proxies.of(self.address) else self._stream(job)
+
+    def _poll(self, job: ClusterJob) -> Iterator[str]:
+        """As `_stream`, which goes through no proxy."""
+        seen = 0
+        while True:
+            is_over = self.job(job.job_id).is_over
+            text = self.log(job)
+            if text[seen:]:
+                yield text[seen:]
+            if is_over:
+                return
+            seen = len(text)
+            time.sleep(_LOOK)
+
+    def _stream(self, job: ClusterJob) -> Iterator[str]:
         loop = asyncio.new_event_loop()
         lines: AsyncIterator[str] = self._client.tail_job_logs(job.job_id)
         try:
@@ -294,23 +370,28 @@ def _asking(address: str, *, has_token: bool) -> Iterator[None]:
 
 def _is_no_ray(address: str, error: object) -> str:
     return (
-        f"what answers at {address} does not speak as a Ray dashboard does ({_reason(error)}); wanted its address, "
-        "like http://127.0.0.1:8265, which `ray start --head` prints"
+        f"what answers at {address}{proxies.through(address)} does not speak as a Ray dashboard does "
+        f"({_reason(error)}); wanted its address, like http://127.0.0.1:8265, which `ray start --head` prints"
     )
 
 
 def _unreachable(address: str, error: object) -> str:
+    parts = urlsplit(address)
+    more = "" if parts.port else "; the address has no port, and 8265 is the dashboard's"
+    if proxies.of(address):
+        more += f"; if the proxy cannot reach it, add {parts.hostname} to no_proxy"
     return (
-        f"no Ray dashboard answers at {address} ({_reason(error)}); start the cluster with `ray start --head`, see "
-        "docs/clusters.md, or reach it through a tunnel (`ssh -L 8265:127.0.0.1:8265 HOST`)"
+        f"no Ray dashboard answers at {address}{proxies.through(address)} ({_reason(error)}){more}; start the "
+        "cluster with `ray start --head`, see docs/clusters.md, or reach it through a tunnel "
+        "(`ssh -L 8265:127.0.0.1:8265 HOST`)"
     )
 
 
 def _how_to_log_in(address: str, said: str, *, has_token: bool) -> str:
     got = "does not take your token" if has_token and "Authentication failed" in said else "asks for a token"
     return (
-        f"the cluster at {address} {got}; put the cluster's own into RAY_AUTH_TOKEN or ~/.ray/auth_token "
-        "(`ray get-auth-token` on its head prints it), see docs/clusters.md"
+        f"the cluster at {address}{proxies.through(address)} {got}; put the cluster's own into RAY_AUTH_TOKEN or "
+        "~/.ray/auth_token (`ray get-auth-token` on its head prints it), see docs/clusters.md"
     )
 
 

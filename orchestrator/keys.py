@@ -191,6 +191,11 @@ class Key:
         return self.default_doc or ("required" if self.default is None else json.dumps(self.default).strip('"'))
 
 
+def default_milestones(epochs: int) -> tuple[int, ...]:
+    """Half and three quarters of the epochs, as in the published recipe."""
+    return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+
+
 DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
     "limit_train": Key(
         Whole(1, 10_000_000, optional=True), "use only so many training images, all classes alike", default_doc="all"
@@ -243,7 +248,7 @@ TEACHER_KEYS: Mapping[str, Key] = {
     "dataset": Key(
         Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
     ),
-    "weights": Key(FilePath(), "weights that you have (safetensors or a plain state dict)", default_doc="train one"),
+    "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
 }
 
 

@@ -10,12 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import events, results, stops, studies
+from orchestrator import events, folders, results, soundness, stops, studies
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
@@ -52,7 +52,9 @@ class Outcome:
 def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings: Sequence[str] = ()) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
     place = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings))
+    plan = make_plan(load_study(study_file, settings, open_weights=True))
+    if warning := studies.other_file(place, plan):
+        plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
     return beside(plan, results.read_states(place, trial_ids), list(place.tables()))
 
@@ -77,7 +79,7 @@ def launch(
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
     fails raises nothing: it is a row. `tell` is called with every event, one at a time; unless told otherwise they
     are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
-    own; without it the one that `kdctl up` keeps, or one of its own, which has a `dashboard`.
+    own; without it the one that RAY_ADDRESS names or `kdctl up` keeps, or one of its own, which has a `dashboard`.
     """
     since = datetime.now(UTC)
     tell = _in_turn(tell or Lines())
@@ -86,7 +88,7 @@ def launch(
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, to_do, since, settings, Path(data), inline=inline)
     tell(began := _begin(plan, launched))
-    for warning in (*plan.warnings, *damaged):
+    for warning in (*plan.warnings, *damaged, *soundness.foreign(place)):
         tell(Event(Kind.NOTE, warning))
     try:
         if to_do:
@@ -195,6 +197,7 @@ def _train(
     address: str | None,
     dashboard: bool,
 ) -> None:
+    tell(Event(Kind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator import data as datasets
     from orchestrator.runner import Run, run_inline
 
@@ -205,6 +208,8 @@ def _train(
         lease.sweep()
         studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
+            if not datasets.is_prepared(name, storage):
+                tell(Event(Kind.PREPARING, f"decoding {name}"))
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
@@ -212,6 +217,9 @@ def _train(
         if launched.executor == "inline":
             run_inline(run, tell)
         else:
+            is_own = address in (None, "local")
+            tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
+            folders.lend_home()  # Tune cannot be imported without one
             from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
 
             run_ray(run, tell)
@@ -232,6 +240,7 @@ def _launched(
         settings=tuple(map(masked, settings)),
         data=str(data),
         left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
+        path=studies.path_of(plan.source),
     )
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
+from orchestrator import processes
 from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.places import Entry
 from orchestrator.records import TableKey
@@ -48,8 +48,8 @@ class Holder:
         """Whether it ran on this machine and is not there any more."""
         if self.machine != _machine():
             return False
-        started = _started(self.pid)
-        return started != self.started and (started is not None or not _is_hidden(self.pid))
+        started = processes.started(self.pid)
+        return started != self.started and (started is not None or not processes.exists(self.pid))
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -57,32 +57,8 @@ class Holder:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux; claims then die by age alone
-        return f"{socket.gethostname()} {secrets.token_hex(8)}"
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the boot; None where it cannot be seen.
-
-    Of one that has ended and still has an entry this is "", which no holder has.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _is_hidden(pid: int) -> bool:
-    """Whether a process that cannot be seen is there, as those of other users may be hidden."""
-    try:
-        os.kill(pid, 0)
-    except (OSError, OverflowError) as error:
-        return isinstance(error, PermissionError)
-    return True
+    # Where nobody knows what pids mean something in, claims die by age alone.
+    return processes.boot() or f"{socket.gethostname()} {secrets.token_hex(8)}"
 
 
 def _clock() -> float:
@@ -92,7 +68,7 @@ def _clock() -> float:
 
 def _this_process() -> Holder:
     pid = os.getpid()
-    return Holder(socket.gethostname(), _machine(), pid, _started(pid) or "?", secrets.token_hex(8))
+    return Holder(socket.gethostname(), _machine(), pid, processes.started(pid) or "?", secrets.token_hex(8))
 
 
 _DAMAGED = Holder("?", "?", 0, "?", "?")  # somebody's, until it is old

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,12 +19,14 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from orchestrator.board import Board, Eta, Stage, Standing, age, eta_text, lasting
+from orchestrator.board import Board, Eta, Stage, Standing, age, eta_text
+from orchestrator.columns import wrap, wrapped
 from orchestrator.errors import printable
 
 _PAUSE = 0.2  # seconds between two frames
 _RECKON = 1.0  # seconds between two reckonings of what is left
 _FEW = 3  # failures, and teachers that are waited for, that are shown one by one
+_HEADED = 3  # rows for trials from which on they have a header
 _LISTED = 100  # trials, where all are listed
 _SOME = 20  # of them where there is room
 _UNBOUND = 10_000  # lines and columns of what is no terminal
@@ -37,10 +39,15 @@ _STYLES = {
     Stage.LOST: "red", Stage.RETRYING: "yellow", Stage.STOPPED: "yellow",
 }  # fmt: skip
 
-_COLUMNS = ("epoch", "acc", "bar", "speed", "device", "host", "id")  # beside a trial's name, the most important first
-_LEFT = ("bar", "device", "host", "id")  # columns of which the left edges stand in a line
-_NAME = 20  # columns that a name keeps before another column is dropped
-_LONGEST = 72  # columns of a name where there is room
+_HEADLINE = {"done": "bold green", "left": "bold", "study": ""}  # styles of its parts
+# Beside a trial's id and name, the most important first: where there is no room the last ones go. Each with its head.
+_COLUMNS = {
+    "epoch": "epoch", "acc": "acc %", "last": "last %", "bar": "", "host": "host", "device": "device",
+    "speed": "images/s",
+}  # fmt: skip
+_LEFT = ("bar", "device", "host")  # columns of which the left edges stand in a line
+_NARROWEST = 12  # columns of a name before it takes several lines, each of that width
+_ROOMY = 100  # columns of a terminal from which on ids are shown whole
 _BAR = 10  # columns of the bar of a trial
 _WIDEST = 100  # columns of the bar of the study
 
@@ -52,42 +59,72 @@ def lines_of(
 
     Of the trials it is those that run, or where it is to be `whole` the others too.
     """
-    rows: list[Text] = [_headline(board, eta, now)]
+    rows: list[Text] = [_headline(board, eta, now, width)]
     if height > 2:
         share, room = board.share(), max(1, min(width, _WIDEST) - 6)
         rows.append(_bar(share, room).append(f" {int(100 * share):3} %"))
     if height > 3:
         rows.append(_counts(board))
+    if board.preparing and height > 4:
+        rows.append(_line(board.preparing, "…", "cyan"))
     rest = height - len(rows)
-    failed, waits, notes = _failures(board, few), _waits(board, few), _hits(board)
+    ids = _ids(board, width)
+    failed, waits, notes = _failures(board, few, ids), _waits(board, few, ids), _hits(board)
     lives = board.at(Stage.RUNNING, Stage.ELSEWHERE, Stage.RETRYING, Stage.LOST)
     # What runs comes first, but not all of it before the first word of what failed.
     shown = [part[: max(0, min(len(part), rest // 4 if lives else rest // 2))] for part in (failed, waits, notes)]
     rest -= sum(map(len, shown))
-    rows += _listed(list(board.trials.values()), width, min(rest, _LISTED)) if whole else _listed(lives, width, rest)
+    trials, most = (list(board.trials.values()), min(rest, _LISTED + 1)) if whole else (lives, rest)
+    rows += _listed(trials, ids, width, most)
     for part in shown:
         rows += part
     return rows[:height]
 
 
-def _headline(board: Board, eta: Eta | None, now: datetime) -> Text:
-    counts = board.counts()
-    done = f"{counts.get(Stage.FINISHED, 0)}/{len(board.trials)}"
+def starting(since: datetime, now: datetime) -> list[Text]:
+    """What is shown before a launch knows its trials."""
+    return [Text("starting", "bold", no_wrap=True).append(f" · for {_clock((now - since).total_seconds())}", "dim")]
+
+
+def _ids(board: Board, width: int) -> Mapping[str, str]:
+    """The id of each trial as it is shown: whole where there is room, else as short as it is unique in the study."""
+    return {trial_id: trial_id for trial_id in board.trials} if width >= _ROOMY else board.short_ids
+
+
+def _headline(board: Board, eta: Eta | None, now: datetime, width: int) -> Text:
+    """How much is done, of what, and how long it takes; the less important parts go where there is no room."""
+    parts = {
+        "done": f"{board.counts().get(Stage.FINISHED, 0)}/{len(board.trials)}", "left": _left_words(board, eta),
+        "study": _shown(board.study), "where": _where(board),
+    }  # fmt: skip
+    if board.is_running or board.ended:
+        parts["clock"] = f"{'for' if board.is_running else 'took'} {_clock(age(board, now))}"
+    for name in ("where", "left", "clock"):
+        if _too_wide(parts, width) > 0:
+            parts.pop(name, None)
+    parts["study"] = shortened(parts["study"], cell_len(parts["study"]) - max(0, _too_wide(parts, width)))
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"{done} ", "bold green")
+    for number, (name, words) in enumerate(parts.items()):
+        text.append(" · " if number > 1 else " " if number else "").append(words, _HEADLINE.get(name, "dim"))
+    return text
+
+
+def _too_wide(parts: Mapping[str, str], width: int) -> int:
+    return sum(cell_len(words) + 3 for words in parts.values()) - 5 - width
+
+
+def _left_words(board: Board, eta: Eta | None) -> str:
     if board.is_running:
         left = eta_text(eta)
-        text.append("time left unknown" if left == "-" else f"{left} left", "bold")
-    else:
-        open_ = sum(
-            count for stage, count in counts.items() if stage not in (Stage.FINISHED, Stage.FAILED, Stage.SKIPPED)
-        )
-        text.append("not running" if open_ else "ended", "bold")
-    text.append(f" · {_shown(board.study)}")
-    text.append(f" · {_where(board)}", "dim")
-    if board.is_running or board.ended:
-        text.append(f" · {'for' if board.is_running else 'took'} {lasting(age(board, now))}", "dim")
-    return text
+        return "time left unknown" if left == "-" else f"{left} left"
+    over = (Stage.FINISHED, Stage.FAILED, Stage.SKIPPED)
+    return "not running" if any(stage not in over for stage in board.counts()) else "ended"
+
+
+def _clock(seconds: float) -> str:
+    """A time that passes, by the second: `0:07`, `12:34`, `1:02:03`."""
+    minutes, seconds = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
 def _where(board: Board) -> str:
@@ -113,10 +150,10 @@ def _line(label: str, said: str, style: str = "") -> Text:
     return text.append(f"{label} ", style).append(_shown(said))
 
 
-def _failures(board: Board, few: int) -> list[Text]:
+def _failures(board: Board, few: int, ids: Mapping[str, str]) -> list[Text]:
     failed = board.at(Stage.FAILED)
     rows: list[Text] = [
-        _line("failed", f"{one.member.trial_id} {one.member.title}: {one.reason or 'no reason given'}", "bold red")
+        _line("failed", f"{ids[one.member.trial_id]} {one.member.shown}: {one.reason or 'no reason given'}", "bold red")
         for one in failed[-few:]
     ]
     if len(failed) > few:
@@ -124,14 +161,15 @@ def _failures(board: Board, few: int) -> list[Text]:
     return rows
 
 
-def _waits(board: Board, few: int) -> list[Text]:
+def _waits(board: Board, few: int, ids: Mapping[str, str]) -> list[Text]:
     if not board.is_running:
         return []
     waits = board.waits()
     rows: list[Text] = []
     for teacher, count in waits[:few]:
         where = f", epoch {teacher.epoch}/{teacher.member.epochs}" if teacher.stage is Stage.RUNNING else ""
-        rows.append(_line("waiting", f"{count} for {teacher.member.title} ({teacher.stage}{where})", "dim"))
+        name = f"{ids[teacher.member.trial_id]} {teacher.member.shown}"
+        rows.append(_line("waiting", f"{count} for {name} ({teacher.stage}{where})", "dim"))
     if len(waits) > few:
         rows.append(_line("waiting", f"… and for {len(waits) - few} more teachers", "dim"))
     return rows
@@ -149,40 +187,56 @@ def _hits(board: Board) -> list[Text]:
     return [_line("cached", ", ".join(parts), "dim")] if parts else []
 
 
-def _listed(trials: Sequence[Standing], width: int, rest: int) -> list[Text]:
+def _listed(trials: Sequence[Standing], ids: Mapping[str, str], width: int, rest: int) -> list[Text]:
+    """A header and as many trials as there is room for, with a word on how many more there are."""
     if not trials or rest < 1:
         return []
-    shown = list(trials if len(trials) <= rest else trials[: rest - 1])
-    rows = _aligned(shown, width)
-    if len(shown) < len(trials):
-        left = f"… and {len(trials) - len(shown)} more" if shown else f"{len(trials)} running"
-        rows.append(Text(left, "dim", no_wrap=True, overflow="ellipsis"))
+    header, *blocks = _aligned(trials[:rest], ids, width)
+    rows = header if rest > _HEADED else []
+    left = len(trials)
+    for block in blocks:
+        if len(rows) + len(block) > rest - (left > 1):
+            break
+        rows, left = rows + block, left - 1
+    if left:
+        more = f"… and {left} more" if left < len(trials) else f"{left} running"
+        rows.append(Text(more, "dim", no_wrap=True, overflow="ellipsis"))
     return rows
 
 
-def _aligned(lives: Sequence[Standing], width: int) -> list[Text]:
-    """A line for each, in columns as wide as they need to be; those for which there is no room are dropped."""
-    columns = {name: [_cell(standing, name) for standing in lives] for name in _COLUMNS}
-    names = [_shown(standing.member.title) for standing in lives]
-    if len({standing.host for standing in lives}) < 2:
+def _aligned(trials: Sequence[Standing], ids: Mapping[str, str], width: int) -> list[list[Text]]:
+    """The lines of the header and of each trial; columns for which there is no room are dropped, the speed first."""
+    columns = {
+        name: [Text(head, "dim"), *(_cell(standing, name) for standing in trials)] for name, head in _COLUMNS.items()
+    }
+    if len({standing.host for standing in trials}) < 2:
         del columns["host"]
-    widths = {name: max((cell.cell_len for cell in cells), default=0) for name, cells in columns.items()}
-    room, kept = width - _NAME, dict[str, int]()
-    for name, size in widths.items():
-        if size + 2 > room:
+    ids_shown = ["id", *(ids[standing.member.trial_id] for standing in trials)]
+    names = ["trial", *(_shown(standing.member.shown) for standing in trials)]
+    id_width, longest = max(map(len, ids_shown)), max(map(cell_len, names))
+    room, kept = width - id_width - 1, dict[str, int]()
+    for name, cells in columns.items():
+        size = max(cell.cell_len for cell in cells[1:]) and max(cell.cell_len for cell in cells)
+        least = _NARROWEST if name == "epoch" else longest  # all others make room for names
+        if size and room - size - 2 < least:
             break
         if size:
             room, kept[name] = room - size - 2, size
-    longest = min(_LONGEST, room + _NAME, max(map(cell_len, names), default=0))
-    rows = []
-    for number, name in enumerate(names):
-        row = Text(set_cell_size(shortened(name, longest), longest), no_wrap=True, overflow="ellipsis")
-        for column, size in kept.items():
-            cell = columns[column][number]
-            cell.align("left" if column in _LEFT else "right", size)
-            row.append("  ").append_text(cell)
-        rows.append(row)
-    return rows
+    return [
+        _row(ids_shown[no].ljust(id_width), names[no], min(room, longest), {k: (columns[k][no], kept[k]) for k in kept})
+        for no in range(len(names))
+    ]
+
+
+def _row(id_shown: str, name: str, width: int, cells: Mapping[str, tuple[Text, int]]) -> list[Text]:
+    """One trial: a name that is too long goes on in the next lines."""
+    first, *more = wrap(name, width) if width >= _NARROWEST else [shortened(name, width)]
+    row = Text(no_wrap=True, overflow="ellipsis")
+    row.append(id_shown, "dim").append(f" {set_cell_size(first, max(0, width))}")
+    for column, (cell, size) in cells.items():
+        cell.align("left" if column in _LEFT else "right", size)
+        row.append("  ").append_text(cell)
+    return [row, *(Text(f"{'':{len(id_shown)}} {part}", no_wrap=True) for part in more)]
 
 
 def shortened(name: str, width: int) -> str:
@@ -204,12 +258,12 @@ def _cell(standing: Standing, name: str) -> Text:
     if name == "epoch" and standing.stage is not Stage.RUNNING:
         return Text(str(standing.stage), _STYLES.get(standing.stage, ""))
     words = {
-        "epoch": f"{standing.epoch}/{epochs}",
-        "acc": "" if standing.acc is None else f"{standing.acc:.2f} %",
-        "speed": "" if standing.speed is None else f"{standing.speed:,.0f} images/s",
+        "epoch": "building table" if standing.is_building else f"{standing.epoch}/{epochs}",
+        "acc": "" if standing.acc is None else f"{standing.acc:.2f}",
+        "last": "" if standing.last is None else f"{standing.last:.2f}",
+        "speed": "" if standing.speed is None else f"{standing.speed:,.0f}",
         "device": device_name(standing.device),
         "host": standing.host or "",
-        "id": standing.member.trial_id,
     }
     return Text(_shown(words[name]))
 
@@ -251,7 +305,12 @@ class Frames:
         """Lets notes scroll by, and draws the board below them. Raises OSError where nobody reads it any more."""
         width, height = self._size()
         # One row is the cursor's; without one column to spare some terminals would wrap.
-        frame = self.rendered(lines_of(board, width - 1, height - 1, eta, now or datetime.now(UTC)), width - 1)
+        self.show(lines_of(board, width - 1, height - 1, eta, now or datetime.now(UTC)), notes)
+
+    def show(self, rows: Sequence[Text], notes: Sequence[str] = ()) -> None:
+        """Lets notes scroll by, and puts rows below them. Raises OSError where nobody reads it any more."""
+        width, height = self._size()
+        frame = self.rendered(rows, width - 1)
         out = ["\x1b[?25l", self._over(width, height), *(_note(note, width) for note in notes)]
         out += [f"{text}\x1b[0m\x1b[K\n" for text, _ in frame]
         self._write("".join([*out, "\x1b[J\x1b[?25h"]))
@@ -297,6 +356,13 @@ class Frames:
 
 
 def _note(text: str, width: int) -> str:
+    """A line that scrolls by, broken at spaces where it is too long, and then indented."""
+    first, *more = wrapped(text, width).split("\n")
+    more = wrapped(" " * 9 + " ".join(more), width).split("\n") if more else []
+    return "".join(_line_of_note(line, width) for line in (first, *more))
+
+
+def _line_of_note(text: str, width: int) -> str:
     # Where it ends at the edge the cursor stands on its last character still, which is not to be erased.
     rest = "" if text and cell_len(text) % width == 0 else "\x1b[K"
     return f"\x1b[K{text}{rest}\n"
@@ -319,6 +385,7 @@ class Live:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._board: Board | None = None
         self._notes: list[str] = []
+        self._since = datetime.now(UTC)
         self._eta: tuple[float, Eta | None] = (float("-inf"), None)
         self._thread = threading.Thread(target=self._live, name="live", daemon=True)
         self._thread.start()
@@ -340,9 +407,11 @@ class Live:
     def _live(self) -> None:
         with suppress(OSError, ValueError):  # nobody reads it any more; what is trained matters more
             while self._drain(time.monotonic() + _PAUSE):
+                now = datetime.now(UTC)
                 if self._board:
-                    now = datetime.now(UTC)
                     self._frames.draw(self._board, self._left(self._board, now), self._taken(), now)
+                else:
+                    self._frames.show(starting(self._since, now), self._taken())
             self._frames.end(self._taken())
 
     def _drain(self, until: float) -> bool:

@@ -241,8 +241,8 @@ def strangers(folder: Path) -> list[str]:
 def export(folder: Path) -> None:
     """Writes every file of an export into a folder, all or none. Raises StorageError."""
     written: dict[Path, Path] = {}
+    scrape.prepare()
     try:
-        scrape.folder().mkdir(parents=True, exist_ok=True)  # so that Prometheus can watch it
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files(folder).items():
             new = folder / f".{name}.new"

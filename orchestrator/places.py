@@ -205,6 +205,8 @@ class Folder:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(self.shown(name)) from error
+        except IsADirectoryError:
+            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(f"{self.shown(name)} cannot be read ({reason}); mend it, then go on") from None
@@ -213,6 +215,8 @@ class Folder:
     def _writing(self, name: str) -> Iterator[None]:
         try:
             yield
+        except IsADirectoryError:
+            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(

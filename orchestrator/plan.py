@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from orchestrator import keys, losses
+from orchestrator import keys, labels, losses
 from orchestrator.datasets import DATASETS
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.spec import Axis, Experiment, Resources, Study, Teacher
@@ -34,11 +34,8 @@ class PlannedTrial:
     table: TableKey | None
 
     def title(self) -> str:
-        """What a person calls it, like `logit cifar10 resnet_32_20 ← resnet_32_110 seed 0`."""
-        config = self.config
-        arrow = f" ← {config.teacher.student}" if config.teacher else ""
-        source = " from a file" if config.weights else ""
-        return f"{config.method} {config.dataset} {config.student}{arrow} seed {config.seed}{source}"
+        """What a person calls it, see `labels.title`."""
+        return labels.title(self.config)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: what most readers want in flat keys, and the whole config."""
@@ -201,7 +198,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
     facts = DATASETS[settings["dataset"]]
     method = losses.METHODS[settings["method"]]
     epochs = settings["epochs"]
-    milestones = tuple(m for m in settings.get("milestones", _milestones(epochs)) if m < epochs)
+    milestones = tuple(m for m in settings.get("milestones", keys.default_milestones(epochs)) if m < epochs)
     options = {name: settings.get(name, default) for name, default in method.defaults().items()}
     return TrialConfig(
         method=settings["method"],
@@ -225,11 +222,6 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
     )
-
-
-def _milestones(epochs: int) -> tuple[int, ...]:
-    """Half and three quarters of the epochs, as in the published recipe."""
-    return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
 
 
 def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:

@@ -17,12 +17,12 @@ _SHOWN = 3  # lines of a log
 
 _NOT_IMPORTED = "failed to import on the worker"
 _NOT_SET_UP = "raised in its creation task"
-_ADDRESS = re.compile(r"\bip=([\w.:]+)")
+_ADDRESS = re.compile(r"\bip(?:=|: )([\w.:]+)")
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Exit)\b")  # the last line of a traceback
 
 # What to do about it, by what is found in Ray's words.
 _ADVICE: Mapping[str, str] = {
-    r"/dev/shm|plasma": "Ray keeps its objects in /dev/shm: mount it writable and large enough (docker: --shm-size=1g)",
+    r"dev/shm|plasma": "Ray keeps its objects in /dev/shm: mount it writable and large enough (docker: --shm-size=1g)",
     r"[Vv]ersion mismatch": "install the cluster's versions of Ray and Python here, or start the cluster with these",
     r"[Tt]oo many open files": "raise the limit of open files (`ulimit -n 65536`)",
     r"start new thread|thread: Resource temporarily unavailable|fork": "raise the limit of processes (`ulimit -u`)",
@@ -41,7 +41,7 @@ def describe(error: BaseException) -> str:
 
 def plain(text: str) -> str:
     """A text of Ray's without colours, blank lines and secrets."""
-    lines = (printable(line.rstrip()) for line in _COLOUR.sub("", text).splitlines())
+    lines = (printable(line.rstrip()) for line in _COLOUR.sub("", text).expandtabs(4).splitlines())
     return "\n".join(line for line in lines if line)
 
 

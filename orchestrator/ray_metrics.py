@@ -17,6 +17,7 @@ import torch
 from ray.util.metrics import Counter, Gauge
 
 from orchestrator import scrape
+from orchestrator.errors import ResourceError
 from orchestrator.events import Event, Tell
 from orchestrator.metrics import METRICS, Meter, Sample, labels_of
 from orchestrator.plan import PlannedTrial
@@ -76,7 +77,7 @@ def _announced(before: Sequence[str]) -> list[str]:
     nodes = (node for node in ray.nodes() if node["Alive"])
     targets = sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
     if targets != before:
-        with suppress(OSError):  # a folder that cannot be written to; Ray serves the metrics all the same
+        with suppress(OSError, ResourceError):  # a folder that cannot be written; Ray serves the metrics all the same
             scrape.announce(targets)
     return targets
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,13 +23,14 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator import folders
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
 from orchestrator.ray_errors import explain_loss, plain
 from orchestrator.ray_metrics import exported, memory_told
 from orchestrator.ray_session import dead_process, joined
-from orchestrator.records import EpochRecord, Failure, TrialRecord
+from orchestrator.records import EpochRecord, TrialRecord
 from orchestrator.runner import Conductor, Run, described, gpus_of
 from orchestrator.spec import Resources
 from orchestrator.trial import Elsewhere, Job, Notice, Report, run_trial
@@ -69,6 +68,7 @@ def run_ray(run: Run, tell: Tell) -> None:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
         with exported(run.began, tell, say) as tell_all:
+            tell(Event(Kind.PREPARING, "starting the workers"))
             conductor = Conductor(run, jobs, tell_all, most)
             _fit(run, conductor, gpus, most)
     conductor.conclude()
@@ -89,22 +89,20 @@ def _fit(run: Run, conductor: Conductor, gpus: float, most: int) -> None:
     # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(most)
     bundle = _bundle(run.resources.cpus_per_trial, gpus)
-    scratch = tempfile.mkdtemp(prefix="kdctl-tune-")  # for Tune's own state, which nobody reads; ours is in the storage
-    try:
+    # Tune's own state, which nobody reads, goes into a scratch folder; ours is in the storage.
+    with folders.scratch("kdctl-tune-") as scratch:
         tune.Tuner(
             TrialWorker,
             tune_config=tune.TuneConfig(search_alg=PlanSearcher(conductor), num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="kdctl",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Watcher(run, conductor, bundle)],
                 stop=GivingUp(run, conductor),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
             ),
         ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _bundle(cpus: int, gpus: float) -> dict[str, float]:
@@ -258,7 +256,8 @@ class Watcher(tune.Callback):
         """Gives what the worker does from now on the trial's name, which the dashboard and `ps` show."""
         worker = trial.temporary_state.ray_actor
         vars(worker).pop("train", None)  # of its trial before; Ray makes the method anew
-        worker.train = worker.train.options(name=_job(trial).trial.title())
+        planned = _job(trial).trial
+        worker.train = worker.train.options(name=f"{planned.trial_id} {planned.title()}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-from orchestrator import cluster, ray_errors
-from orchestrator.errors import ResourceError
+from orchestrator import addresses, cluster, folders, proxies, ray_errors
+from orchestrator.errors import ClusterError, ResourceError, masked
 
 # Whether the environment lets Ray use other addresses than loopback.
 _MAY_LEAVE = bool(ray_constants.ENABLE_RAY_CLUSTER)
 
 OWN = "local"  # an address: a cluster of the launch's own, also where one is kept
 
+_HTTP = 2.0  # seconds for a server to show that it speaks HTTP
 _PATIENCE = 7.0  # seconds for our part of Ray to end
 _POLL = 0.3  # seconds between two looks whether a dashboard answers
 _COMING_UP = 120.0  # seconds for a dashboard to answer
@@ -39,12 +40,13 @@ Say = Callable[[str], None]
 def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources.
 
-    Without an address it is the cluster that `kdctl up` keeps, where there is one. `dashboard` says whether a cluster
-    of our own has one: it comes up beside what is done here, and `say` tells once it answers. Raises ResourceError.
+    Without an address it is the cluster that RAY_ADDRESS names, or that `kdctl up` keeps, where there is one.
+    `dashboard` says whether a cluster of our own has one: it comes up beside what is done here, and `say` tells once it
+    answers. Raises ResourceError, and ClusterError for an address that cannot be joined.
     """
+    address = _named(address, say)
     kept = cluster.kept(say) if address != OWN else None
-    named = address == "auto" and os.environ.get("RAY_ADDRESS")  # as a job's driver has it: the cluster of the job
-    if kept and (named or address not in (None, "auto", kept.address)):
+    if kept and address not in (None, "auto", kept.address):
         kept = None
     if kept:
         say(f"the cluster that `kdctl up` keeps is joined, at {kept.address}; --address {OWN} starts another one")
@@ -69,6 +71,25 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
         _leave()
 
 
+def _named(address: str | None, say: Say) -> str | None:
+    """The address to join: the one that was given, or as in all programs that use Ray the one in RAY_ADDRESS."""
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if address is not None and (address := addresses.to_join(address)) != "auto":
+        return address
+    if not named:
+        return address
+    if address is None and addresses.is_dashboard(named):
+        say(f"RAY_ADDRESS is ignored: it names a dashboard; --address {masked(named)} hands the study to it")
+        return None
+    try:
+        found = addresses.to_join(named)
+    except ClusterError as error:
+        raise ClusterError(f"RAY_ADDRESS: {error}") from None
+    if address is None and found != OWN:
+        say(f"joining the Ray cluster that RAY_ADDRESS names, {found}; --address {OWN} starts another one")
+    return found
+
+
 def is_own() -> bool:
     """Whether this process started the cluster that it is part of."""
     node = ray._private.worker._global_node
@@ -87,6 +108,12 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
     _stay_on_this_machine(address is None or is_kept)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
     logging.getLogger("ray._private.authentication").setLevel(logging.CRITICAL)  # docs/security.md says it better
+    if address is None:
+        folders.of_ray()
+        folders.shared_memory()
+        cluster.make_token()
+    cluster.lend_token()
+    proxies.spare_loopback()
     if os.environ.get("NO_COLOR") or not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     try:
@@ -133,7 +160,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     """
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
     if is_ours:
-        for name, value in cluster.SETTINGS.items():
+        for name, value in cluster.settings().items():
             os.environ.setdefault(name, value)
     if is_ours or not _MAY_LEAVE:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
@@ -149,10 +176,21 @@ def _hear_again(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nobody listens at a `host:port`; Ray itself would try for minutes."""
+    """Raises OSError where nobody listens at a `host:port`, for Ray itself would try for minutes; ClusterError where
+    it is a dashboard that does.
+    """
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    if not host:
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+        connection.settimeout(_HTTP)
+        with suppress(OSError):
+            connection.sendall(f"GET /api/version HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            if connection.recv(5) == b"HTTP/":
+                raise ClusterError(
+                    f"{address} speaks HTTP, as dashboards do, and cannot be joined; hand the study to it with "
+                    f"--address http://{address}, or join the cluster at its own port, 6379 as a rule"
+                )
 
 
 def _leave() -> None:

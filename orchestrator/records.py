@@ -197,8 +197,3 @@ class TrialRecord:
     resumed: int
     weights_bytes: int | None
     weights_sha256: str | None
-
-    def title(self) -> str:
-        """What a person calls the trial, as its plan does."""
-        arrow = f" ← {self.teacher}" if self.teacher else ""
-        return f"{self.method} {self.dataset} {self.student}{arrow} seed {self.seed}"

@@ -25,7 +25,7 @@ TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
     "student": ("string", "the model that was trained"),
     "teacher": ("string", "the teacher's model; null without one"),
     "start_time": ("timestamp", "when training began, UTC"),
-    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as the published tables do"),
+    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as is customary"),
     "epoch": ("int", "the first epoch that reached acc, from 1"),
     "nepoch": ("int", "epochs to train; 0 for a teacher from a file"),
     "lr": ("float", "learning rate at the start"),
@@ -185,9 +185,11 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
 def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
     if trial_ids is not None and len(trial_ids) <= _FEW:
         return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
-    found = {PurePosixPath(entry.name).stem: entry.name for entry in storage.place.entries(folder)}
-    wanted = sorted(found) if trial_ids is None else [trial_id for trial_id in trial_ids if trial_id in found]
-    return [found[trial_id] for trial_id in wanted if found[trial_id].endswith(".parquet")]
+    names = [entry.name for entry in storage.place.entries(folder) if storage.is_ours(entry.name)]
+    if trial_ids is None:
+        return names
+    found = set(names)
+    return [name for name in (f"{folder}/{trial_id}.parquet" for trial_id in trial_ids) if name in found]
 
 
 def _contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
@@ -252,5 +254,17 @@ def _naming(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except arrow.UnreadableFile as error:
-        shown = storage.place.shown(name)
-        raise StorageError(f"{shown} {error}; launch its study again, which writes it anew") from None
+        raise StorageError(f"{storage.place.shown(name)} {error}; {_advice(storage, name)}") from None
+
+
+def _advice(storage: Storage, name: str) -> str:
+    """What to do about a damaged file."""
+    trial_id = PurePosixPath(name).stem
+    again = "launch its study again, which trains this trial again, from its last checkpoint where there is one"
+    if name == storage.trial_row(trial_id) or read_states(storage, [trial_id]).get(trial_id) is not State.FINISHED:
+        return again
+    row = storage.place.shown(storage.trial_row(trial_id))
+    return (
+        "its trial is finished, and the results are whole: remove this file to go on without its curves, or also "
+        f"remove {row} and launch its study again, which trains it again"
+    )

@@ -15,7 +15,7 @@ import torch
 
 from orchestrator import logs, results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
-from orchestrator.events import Begun, Event, Kind, Tell
+from orchestrator.events import Begun, Event, Kind, Tell, accuracies
 from orchestrator.graphs import STREAMS, sharing
 from orchestrator.leases import Lease, acquire, trial_resource
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
@@ -64,6 +64,7 @@ class Conductor:
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._begun: dict[str, Begun] = {}
+        self._best: dict[str, float] = {}  # test accuracy of each trial so far
         self._left = {job.trial.trial_id for job in jobs}
         self._seen: dict[str, float] = {}  # when the lease of a live trial was last seen, on the monotonic clock
         self._looked = time.monotonic()
@@ -114,9 +115,11 @@ class Conductor:
             self._tell(Event(Kind.NOTICE, report.text, trial))
         elif isinstance(report, Begun):
             self._begun[trial.trial_id] = report
+            self._best[trial.trial_id] = report.acc or 0.0
             self._tell(Event(Kind.STARTED, _where(report), trial, report))
         elif isinstance(report, EpochRecord):
-            self._tell(Event(Kind.EPOCH, _how_good(report, trial.config.epochs), trial, report))
+            acc = self._best[trial.trial_id] = max(report.test_acc, self._best.get(trial.trial_id, 0.0))
+            self._tell(Event(Kind.EPOCH, _how_good(report, trial.config.epochs, acc), trial, report))
         elif self.is_live(job):  # and no late word of an attempt that was given up
             self._note_end(job, report)
 
@@ -238,13 +241,14 @@ class Conductor:
 
 
 def _where(begun: Begun) -> str:
-    hit = {None: "", True: ", the table is there", False: ", the table is to be built"}[begun.is_hit]
+    hit = {None: "", True: ", the table is there", False: "; building the table first"}[begun.is_hit]
     asks = f", teacher's answers: {begun.answers}{hit}" if begun.answers else ""
     return f"started on {begun.host}, {begun.device}{asks}"
 
 
-def _how_good(record: EpochRecord, epochs: int) -> str:
-    return f"epoch {record.epoch}/{epochs}, acc {record.test_acc:.2f} %, {record.images_per_second:,.0f} images/s"
+def _how_good(record: EpochRecord, epochs: int, acc: float) -> str:
+    speed = f"{record.images_per_second:,.0f} images/s"
+    return f"epoch {record.epoch}/{epochs}, {accuracies(acc, record.test_acc)}, {speed}"
 
 
 def _outcome(record: TrialRecord) -> str:
@@ -252,8 +256,8 @@ def _outcome(record: TrialRecord) -> str:
         return record.error or "stopped"
     if record.state is not State.FINISHED:
         return f"{record.state}: {record.error}"
-    best = f"best acc {record.acc:.2f} % in epoch {record.epoch}" if record.epoch else f"acc {record.acc:.2f} %"
-    return f"finished, {best}, last {record.last_acc:.2f} %"
+    best = f" (epoch {record.epoch})" if record.epoch else ""
+    return f"finished, {accuracies(record.acc, None)}{best}, {accuracies(None, record.last_acc)}"
 
 
 def run_inline(run: Run, tell: Tell) -> None:

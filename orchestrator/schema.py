@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator import keys
 from orchestrator.keys import Key
-from orchestrator.spec import STUDY_NAME
+from orchestrator.spec import NOTE, STUDY_NAME
 
 
 def study_schema() -> dict[str, Any]:
@@ -27,7 +27,8 @@ def study_schema() -> dict[str, Any]:
         "resources": _object(_schemas(keys.RESOURCE_KEYS), [], "what one trial gets"),
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
-    return {**head, **_object(parts, ["study", "experiments"])}
+    # Merge keys (`<<`) need no word here: editors follow them before they check.
+    return {**head, **_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
 
 
 def schema_text() -> str:

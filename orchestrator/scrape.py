@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator import cluster
+from orchestrator import cluster, folders, processes
+from orchestrator.errors import ResourceError
 
 
 def folder() -> Path:
@@ -20,10 +21,21 @@ def folder() -> Path:
     return cluster.folder() / "prometheus"
 
 
+def prepare() -> None:
+    """Makes the folder, so that Prometheus can watch it. Raises ResourceError."""
+    try:
+        folders.make(folder())
+    except OSError as error:
+        raise ResourceError(
+            f"{folder()}, where launches announce themselves to Prometheus, cannot be made ({error.strerror}); name a "
+            "folder that can be written in KDCTL_CACHE"
+        ) from None
+
+
 def announce(targets: Sequence[str]) -> None:
     """Lets Prometheus find these `host:port` as long as this process lives, instead of others. Raises OSError."""
     file = _file(os.getpid())
-    file.parent.mkdir(parents=True, exist_ok=True)
+    folders.make(file.parent)
     _sweep()
     new = file.with_suffix(".new")
     new.write_text(json.dumps([{"targets": list(targets)}]), encoding="utf-8")
@@ -32,7 +44,7 @@ def announce(targets: Sequence[str]) -> None:
 
 def withdraw() -> None:
     """Takes back what this process announced."""
-    with suppress(OSError):
+    with suppress(OSError, ResourceError):
         _file(os.getpid()).unlink(missing_ok=True)
 
 
@@ -42,7 +54,7 @@ def _file(pid: int) -> Path:
 
 def _sweep() -> None:
     """Removes the files of this machine's launches that were killed."""
-    for file in folder().glob(f"{socket.gethostname()}-*.json"):
-        pid = file.stem.rpartition("-")[2]
-        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+    for file in folder().glob("*.json"):
+        host, _, pid = file.stem.rpartition("-")
+        if host == socket.gethostname() and pid.isdecimal() and not processes.exists(int(pid)):
             file.unlink(missing_ok=True)

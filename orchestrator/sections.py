@@ -6,14 +6,14 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from orchestrator import figures
 from orchestrator.facts import MISSING, Facts
 from orchestrator.figures import MORE, Figure, Pair
-from orchestrator.published import PUBLISHED, differences
+from orchestrator.published import CLOSEST, DIFFERENCES, PUBLISHED, other_settings
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import PUBLISHED_COLUMNS, data_cut
 from orchestrator.summary import Compared, Group, PairTable, Statistic, compared, tables
@@ -126,8 +126,8 @@ def caution(facts: Facts) -> str:
 
 _READING = (
     Text(
-        "Best epoch: the highest test accuracy of all epochs. It is picked on the test set, as the published tables "
-        "do, so it flatters. Last epoch: the accuracy after the last epoch, with no pick. Selected: the accuracy at "
+        "Best epoch: the highest test accuracy of all epochs. It is picked on the test set, as is customary, so it "
+        "flatters. Last epoch: the accuracy after the last epoch, with no pick. Selected: the accuracy at "
         "the epoch that was best on held-out training images, where a study holds some out."
     ),
     Text(
@@ -140,6 +140,8 @@ _READING = (
 
 
 # Results.
+
+_NOTE_COLUMN = "lab note (another experiment), best epoch, %"
 
 
 def _results(facts: Facts) -> Iterator[Text | Table]:
@@ -175,7 +177,7 @@ def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -
     has_published = bool(_published(table, table.groups[0], any_method=True))
     header = ["setting", "finished", *(name for name, _ in columns)]
     header += ["difference to base [95 %]"] if has_base else []
-    header += ["published, best epoch, %"] if has_published else []
+    header += [_NOTE_COLUMN] if has_published else []
     rows = []
     for entry in kept:
         group = entry.group
@@ -223,18 +225,20 @@ def _published(table: PairTable, group: Group, *, any_method: bool = False) -> S
 
 def _published_cell(table: PairTable, group: Group) -> Cell:
     cell = _mean(_published(table, group))
-    if cell.value is None or not differences(group.rows[0]):
-        return cell
-    return Cell(cell.text, f"{cell.small}, not comparable", cell.value, is_marked=True)
+    return cell if cell.value is None else replace(cell, small=f"{cell.small}, another experiment")
 
 
 def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
     if any(_published(table, group) for group in groups):
-        yield "Published runs were tested on 9,984 of the 10,000 test images and belong to none of our seeds."
+        yield (
+            "The lab note's figures come from another experiment, so what separates them from ours has many possible "
+            f"causes: {'; '.join(DIFFERENCES)}. Its runs belong to none of our seeds. Closest setting of kdctl: "
+            f"{CLOSEST}."
+        )
     told = dict.fromkeys(
-        f"Not comparable with the published figure ({figures.label_of(group)}): {text}."
+        f"Settings that differ from the lab note's as well ({figures.label_of(group)}): {text}."
         for group in groups
-        if _published(table, group) and (text := differences(group.rows[0]))
+        if _published(table, group) and (text := other_settings(group.rows[0]))
     )
     told |= dict.fromkeys(f"{text[0].upper()}{text[1:]}." for group in groups if (text := data_cut(group.rows[0])))
     yield from list(told)[:10]

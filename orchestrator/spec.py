@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import difflib
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,12 @@ from orchestrator.datasets import DATASETS
 from orchestrator.document import Node, Place, shorten
 from orchestrator.errors import Fault, StudyError
 from orchestrator.keys import Key
+from orchestrator.settings import apply
 from orchestrator.suggest import nearest
 
 MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")
+NOTE = "x-"  # what top-level keys begin with that are read for their anchors alone
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
@@ -85,70 +88,35 @@ class Study:
     text: str = field(default="", compare=False, repr=False)
 
 
-def load_study(path: str | Path, settings: Sequence[str] = (), text: str | None = None) -> Study:
+def load_study(
+    path: str | Path, settings: Sequence[str] = (), text: str | None = None, *, open_weights: bool = False
+) -> Study:
     """The study in a file, after `settings` such as `recipe.epochs=2`.
 
-    The file is read once, or not at all where its `text` is given. Raises StudyError with every fault found; nothing
-    is ever executed or written.
+    The file is read once, or not at all where its `text` is given. With `open_weights` the weights files that it names
+    are opened, and one that does not fit its teacher is a fault. Raises StudyError with every fault found; nothing is
+    ever executed or written.
     """
     path = Path(path)
     faults: list[Fault] = []
     text = document.read_text(path) if text is None else text
     root = document.parse(text, str(path), faults)
     for setting in settings:
-        faults += _apply(root, setting)
-    reader = _Reader(path, text)
+        faults += apply(root, setting)
+    reader = _Reader(path, text, open_weights=open_weights)
     study = reader.study(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
     return study
 
 
-def _apply(root: Node, setting: str) -> list[Fault]:
-    """Puts one `--set path=value` into the document; returns what is wrong with it."""
-    source = f"--set {shorten(setting)}"
-    place = Place(source, 0, 0)
-    path, equals, text = setting.partition("=")
-    steps = re.findall(r"[^.\[\]]+", path)
-    if not equals or not steps:
-        return [place.fault("", "wanted PATH=VALUE; write it like recipe.epochs=2 or experiments[0].seed=[0,1]")]
-    try:
-        new = document.parse_setting(text, source)
-    except StudyError as error:
-        return list(error.faults)
-    target = root
-    for depth, step in enumerate(steps, 1):
-        value: Any = target.value
-        child: Node | None
-        if isinstance(value, dict):
-            at: str | int = step
-            child = value.get(step)
-        elif isinstance(value, list) and step in map(str, range(len(value))):
-            at = int(step)
-            child = value[at]
-        else:
-            return [place.fault("", f"there is nothing at {shorten(path)!r} in the file; check the path")]
-        if depth == len(steps):
-            child = new
-            target.keys[step] = place
-        elif child is None or child.value is None:
-            # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
-            child = Node({}, place)
-            target.keys.setdefault(step, place)
-        else:
-            # An alias shares its nodes with the anchor, which this setting is not about.
-            child = replace(child, value=copy.copy(child.value), keys=dict(child.keys))
-        value[at] = child
-        target = child
-    return []
-
-
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path, text: str, *, open_weights: bool) -> None:
         self.path = path
         self.text = text
+        self.open_weights = open_weights
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
 
@@ -234,7 +202,10 @@ class _Reader:
                     self.faults.append(_size_fault(experiment))
                     continue
                 self.faults += _faults_between(experiment, recipe)
+                if self.open_weights:
+                    self.faults += _weights_faults(experiment, self.path.parent)
                 self.warnings += _warnings_of(experiment, recipe)
+        self.warnings += _equal_experiments(found)
         total = sum(map(_size, found))
         if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
             message = f"got {total:,} trials in all; allowed are {MAX_TRIALS:,}; split the study"
@@ -341,8 +312,8 @@ class _Reader:
         for name, child in node.value.items():
             if name in names:
                 yield name, child
-            else:
-                message = f"unknown key; known are {', '.join(names)}; {nearest(name, names)}"
+            elif path or not name.startswith(NOTE):
+                message = f"unknown key; known are {', '.join(names)}; {_guess(name, names, path, child)}"
                 self.faults.append(node.keys[name].fault(f"{path}.{shorten(name)}".lstrip("."), message))
 
     def _required(self, node: Node, name: str, path: str, cure: str) -> Node | None:
@@ -351,6 +322,24 @@ class _Reader:
             where = f"{path}.{name}".lstrip(".")
             self.faults.append(node.place.fault(where, f"key {name!r} is missing; {cure}"))
         return node.value.get(name)
+
+
+def _guess(name: str, names: Sequence[str], path: str, value: Node) -> str:
+    """What to do about a key that is not known here: another part of the file may have it, or one alike."""
+    experiment = re.match(r"experiments\[[0-9]+\]", path)
+    parts = {
+        experiment[0] if experiment else "experiments[0]": ("teacher", *keys.EXPERIMENT_KEYS),
+        "resources": tuple(keys.RESOURCE_KEYS),
+        "recipe": tuple(keys.RECIPE_KEYS),
+    }
+    homes = {key: f"{part}.{key}" for part, known in parts.items() for key in known}
+    here = nearest(name, names)
+    if name in homes or (not path and here.startswith("choose")):
+        there = difflib.get_close_matches(name, homes, n=1)
+        here = f"did you mean {homes[there[0]]}?" if there else here
+    if not path and isinstance(value.value, dict | list):
+        return f"{here} a key that only holds what others repeat begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
+    return here
 
 
 def _grid(node: Node) -> Node | None:
@@ -400,6 +389,19 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
                         "they see the same images; remove the teacher's dataset"
                     )
                     yield stated.fault(message)
+
+
+def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
+    """Weights files that do not fit the teacher that they are named for."""
+    for teacher in experiment.teachers:
+        for value in teacher.axes.get("weights", ()):
+            if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
+                from orchestrator import weights  # loads torch, which a study without weights need not wait for
+
+                path, digest = folder / value.value, teacher.digests[value.value]
+                models = [model.value for model in teacher.axes.get("model", ())]
+                classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
+                yield from map(value.fault, weights.problems(path, digest, itertools.product(models, classes)))
 
 
 def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
@@ -460,6 +462,9 @@ def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
 
 
 def _warnings_of(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    yield from _repeats(experiment)
+    for teacher in experiment.teachers:
+        yield from itertools.islice(_leaks(experiment, teacher, recipe), 1)
     runs = [_effective(recipe, experiment.axes)]
     runs += [_teacher_axes(recipe, experiment, t) for t in experiment.teachers if "weights" not in t.axes]
     for axes in runs:
@@ -469,3 +474,50 @@ def _warnings_of(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterato
                 if late:
                     listed = ", ".join(map(str, late))
                     yield milestones.fault(f"warning: {listed} has no effect within {epochs.value} epochs")
+
+
+def _equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
+    first: dict[object, str] = {}
+    for experiment in experiments:
+        parts = (experiment.axes, *(teacher.axes for teacher in experiment.teachers))
+        values = tuple(
+            tuple(sorted((name, tuple(v.value for v in axis)) for name, axis in axes.items())) for axes in parts
+        )
+        path = first.setdefault(values, experiment.value.path)
+        if path != experiment.value.path:
+            yield experiment.value.fault(f"warning: this equals {path}, and adds no trial; change a seed, or remove it")
+
+
+def _repeats(experiment: Experiment) -> Iterator[Fault]:
+    """The first value that an axis has twice; both stand for one trial."""
+    for axes in (experiment.axes, *(teacher.axes for teacher in experiment.teachers)):
+        for axis in axes.values():
+            first = {value.value: value for value in reversed(axis)}
+            if again := next((value for value in axis if first[value.value] is not value), None):
+                yield again.fault(f"warning: {again.value} is in this list twice, and the second adds no trial")
+
+
+def _leaks(experiment: Experiment, teacher: Teacher, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    """Where a teacher is trained on images that its student holds out to select its epoch with.
+
+    Both take their images from the front of the same order (`data.load`), and the held-out ones are the last of them.
+    """
+    own = [teacher.axes[name] for name in ("holdout", "limit_train") if teacher.axes.get(name)]
+    if not own or "weights" in teacher.axes:
+        return  # it sees exactly its student's images, or nobody knows what it saw
+    student = _effective(recipe, experiment.axes)
+    for dataset, holdout, limit in itertools.product(
+        *(student[name] for name in ("dataset", "holdout", "limit_train"))
+    ):
+        whole = DATASETS[dataset.value].train
+        images = min(limit.value or whole, whole)
+        limits, holdouts = teacher.axes.get("limit_train", (limit,)), teacher.axes.get("holdout", (holdout,))
+        for teacher_limit, teacher_holdout in itertools.product(limits, holdouts):
+            seen = min(teacher_limit.value or whole, whole) - teacher_holdout.value
+            leaked = min(seen, images) - (images - holdout.value)
+            if leaked > 0:
+                yield own[0][0].fault(
+                    f"warning: the teacher is trained on {leaked:,} of the {holdout.value:,} images that its student "
+                    "holds out to choose its epoch with, so the validation accuracy is too high; leave holdout and "
+                    "limit_train to the student, whose teacher then sees the same images"
+                )

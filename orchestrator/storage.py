@@ -18,6 +18,20 @@ _ANSWERS = ("logits", "pooled")
 _SLICE = re.compile(
     r"teachers/([0-9a-f]{12})/([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})-([0-9a-f]{8})-(\d{6,9})\.slice"
 )
+# Every name that a storage gives its files; what has another one lies there by mistake, as copies of sync programs do.
+_OURS = re.compile(
+    "|".join((
+        r"trials/ID/weights\.safetensors",
+        r"teachers/ID/[a-z]+-p\d+-(?:no)?flip-n\d+(?:\.npy|\.json|-[0-9a-f]{8}-\d{6,9}\.slice)",
+        r"datasets/[a-z0-9]+-[0-9a-f]+\.safetensors",
+        r"results/(?:trials|epochs)/ID\.parquet",
+        r"checkpoints/ID/\d{6,}-\d{8,}\.checkpoint",
+        r"leases/[^/~]+~[0-9a-f]{16}\.json",
+        r"plans/ID\.json",
+        r"logs/ID\.log",
+        r"stops/[a-z0-9-]+\.json",
+    )).replace("ID", "[0-9a-f]{1,12}")  # a launch makes ids of 12 digits
+)  # fmt: skip
 CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
 
 
@@ -125,6 +139,13 @@ class Storage:
     def stop(self, resource: str) -> str:
         """What stands there while the launch that holds this lease is asked to stop."""
         return f"{self.stops}/{resource}.json"
+
+    # All folders with files of a storage, which may lie in a folder that holds other things too.
+    folders = (trial_rows, epoch_rows, leases, plans, logs, stops, "trials", "teachers", "datasets", "checkpoints")
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a storage gives a file this name."""
+        return _OURS.fullmatch(name) is not None
 
     # What is there.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import KdctlError, StorageError
+from orchestrator import varying
+from orchestrator.errors import KdctlError, StorageError, masked, printable
 from orchestrator.plan import Plan
 from orchestrator.records import TableKey
 from orchestrator.storage import Storage, key_facts, read_json, write_json
@@ -20,7 +24,7 @@ class Member:
     """A trial of a study as a reader of the storage needs it before it has a row.
 
     `answers` is how the plan asks its teacher: table, live, or None without one. `is_cached` says whether it was
-    finished before the launch.
+    finished before the launch. What follows is empty where an older kdctl stored the plan.
     """
 
     trial_id: str
@@ -30,13 +34,24 @@ class Member:
     epochs: int
     answers: str | None
     is_cached: bool
+    method: str = ""
+    dataset: str = ""
+    student: str = ""
+    teacher: str | None = None  # its model
+    name: str = ""  # within the study, see `varying.names`
+
+    @property
+    def shown(self) -> str:
+        """What a view of its study calls it."""
+        return self.name or self.title
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
     """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
 
-    `left` are the trials that it was told to leave, as they failed or wait for one that did.
+    `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
+    is for good (`path_of`); launches of earlier versions have none.
     """
 
     resource: str
@@ -48,6 +63,7 @@ class Launched:
     settings: tuple[str, ...]
     data: str
     left: tuple[str, ...] = ()
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +77,14 @@ class StoredStudy:
 
 def members(plan: Plan) -> tuple[Member, ...]:
     """The trials of a plan, in its order."""
+    names = varying.names([trial.config for trial in plan.trials])
     return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
-            trial.state == "finished",
+            trial.state == "finished", trial.config.method, trial.config.dataset, trial.config.student,
+            trial.config.teacher.student if trial.config.teacher else None, name,
         )
-        for trial in plan.trials
+        for trial, name in zip(plan.trials, names, strict=True)
     )  # fmt: skip
 
 
@@ -90,9 +108,35 @@ def knows(storage: Storage, name: str) -> bool:
     return _study(read_json(storage, storage.plan(_digest(name)))) is not None
 
 
+def path_of(file: str) -> str:
+    """The whole path of a study file; nothing for a pipe, and for the copy that a job on a cluster is given."""
+    path = Path(file).resolve()
+    return masked(str(path)) if path.is_file() and "KDCTL_COMMAND" not in os.environ else ""
+
+
+def other_file(storage: Storage, plan: Plan) -> str | None:
+    """A warning where the storage remembers a study of this name from another file; None for one edited or moved."""
+    last = _study(read_json(storage, storage.plan(_digest(plan.study))))
+    path = path_of(plan.source)
+    if last is None or not path or last.launched.path in ("", path) or last.launched.text == masked(plan.text):
+        return None
+    if last.launched.host == socket.gethostname() and not Path(last.launched.path).is_file():
+        return None  # it was moved here, and edited
+    return (
+        f"{printable(plan.source)}: study: warning: {storage.place.shown('')} has a study {plan.study} already, of "
+        f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
+        "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
+        "one of them another name"
+    )
+
+
 def remembered(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
-    found = [_study(read_json(storage, entry.name)) for entry in storage.place.entries(storage.plans)]
+    found = [
+        _study(read_json(storage, entry.name))
+        for entry in storage.place.entries(storage.plans)
+        if storage.is_ours(entry.name)
+    ]
     return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
 
 

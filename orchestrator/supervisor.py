@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
+from orchestrator.processes import session
 
 _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
 _PIPE = "KDCTL_SUPERVISOR_PIPE"  # and the descriptor through which it announces its end
@@ -29,6 +30,7 @@ _RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
 _LONG = 600.0  # seconds
 _PATIENCE = 13.0  # seconds for a child to stop after a signal
 _KILLING = 10.0  # seconds; a process that waits for a disk cannot be killed
+_LOOK = 1.0  # seconds between two looks whether the parent is there, where the kernel does not tell
 _PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a launch to stop
 
@@ -55,6 +57,8 @@ def follow_parent() -> None:
         import ctypes  # every other command does without
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    else:  # no other system sends a signal then
+        threading.Thread(target=_watch_parent, args=(number,), daemon=True).start()
     if not has_parent():
         os.kill(os.getpid(), number)
 
@@ -67,6 +71,12 @@ def announce_end(code: int) -> None:
     if has_parent():
         with suppress(OSError, ValueError):
             os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
+
+
+def _watch_parent(number: int) -> None:
+    while has_parent():
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), number)
 
 
 def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
@@ -224,16 +234,3 @@ def end_session(leader: int, but: int | None = None) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def session(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
-        except (OSError, ValueError):
-            continue
-        if int(session) == leader and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from orchestrator import models
+from orchestrator import models, weights
 from orchestrator.data import Data
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
@@ -97,60 +97,15 @@ class HostTable:
 # Weights.
 
 
-def load_weights(path: Path, model: str, classes: int, device: torch.device) -> ResNet:
-    """A model in eval mode with the weights of a file: safetensors, or a plain state dict saved by torch.
+def load_weights(path: Path, model: str, classes: int, device: torch.device, digest: str | None = None) -> ResNet:
+    """A model in eval mode with the weights of a file, in any of the formats of `weights_formats`.
 
-    Nothing in the file is executed. Raises TeacherError where it is damaged or does not fit.
+    Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
     """
-    state = _read_state(path)
+    state = weights.fit(weights.read(path, digest), path, model, classes)
     built = fresh_model(lambda: models.build(model, classes), 0, device)
-    wanted = built.state_dict()
-    # Counters of batches do not change what a model in eval mode says, and many files lack them.
-    optional = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")}
-    problems = [f"{name} is missing" for name in wanted if name not in state and name not in optional]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if not problems:  # a tensor of another shape may be far larger than its file
-        problems = [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if problems:
-        listed = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise TeacherError(f"{path} does not fit {model} with {classes} classes: {listed}; give weights of that model")
-    built.load_state_dict({**optional, **state})
+    built.load_state_dict({**built.state_dict(), **state})  # counters of batches may be missing
     return built.eval().requires_grad_(False)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"  # as torch.save writes
-        state = torch.load(path, map_location="cpu", weights_only=True) if is_zip else load_file(path)
-    except FileNotFoundError:
-        raise TeacherError(f"{path} is missing; put it there, or take it out of the study file") from None
-    except Exception as error:  # a damaged file makes torch raise errors of a dozen types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        message = f"{path} is neither whole safetensors nor a plain state dict ({reason}); save it again as one of them"
-        raise TeacherError(message) from None
-    if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
-        raise TeacherError(f"{path} holds something else than plain tensors by name; save model.state_dict() alone")
-    return state
-
-
-_NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is a dense tensor with numbers of its own, neither quantised nor sparse nor a meta tensor."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and value.dtype in _NUMBERS
-    )
 
 
 def save_weights(model: ResNet, storage: Storage, trial_id: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -177,11 +177,13 @@ class _Attempt:
         self._row = replace(job.row(State.RUNNING), host=socket.gethostname(), torch_version=torch.__version__)
         self._epochs: list[EpochRecord] = []
         self._course: Course | None = None
+        self._tested: Score | None = None  # how weights from a file do
         self._log = Log(storage, self._id)
         self._flushed = self._saved = time.monotonic()
 
     def run(self) -> Generator[Report, None, TrialRecord]:
         """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
+        self._log.add(f"trial {self._id} of study {self._job.study}: {self._job.trial.title()}")
         try:
             self._find_device()
             with own_stream(self._device):
@@ -230,7 +232,10 @@ class _Attempt:
             self._write_row(self._row)
             self._flush()
             yield self._begun(0)
-            return teacher.load_weights(Path(job.weights), config.student, classes, self._device)
+            model = teacher.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
+            self._tested = evaluate(model, images.test, images, self.check)
+            yield from _doubt(self._tested.acc, images)
+            return model
         loss = losses.build(config.method, **dict(config.options))
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
         course = Course.start(model, config)
@@ -255,7 +260,8 @@ class _Attempt:
         table = self._job.trial.table
         is_hit = None if table is None else teacher.has_table(table, self._storage)
         answers = self._job.trial.teacher_cache
-        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit)
+        acc = max((record.test_acc for record in self._epochs), default=None)
+        return Begun(socket.gethostname(), os.getpid(), str(self._row.device), epoch, answers, is_hit, acc)
 
     def _resume(self, course: Course) -> Generator[Report]:
         notices: list[str] = []
@@ -317,7 +323,7 @@ class _Attempt:
 
     def _finish(self, model: ResNet) -> TrialRecord:
         images = data.load(self._job.trial.config, self._storage, self._device)
-        tested = self._course.tested if self._course else None  # not where the last epoch was another process's
+        tested = self._course.tested if self._course else self._tested  # not where the last epoch was another process's
         score = tested or evaluate(model, images.test, images, self.check)
         final = _final(self._job, self._storage, self._device, score)
         self._flush()
@@ -409,6 +415,18 @@ def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _doubt(acc: float, images: Data) -> Iterator[Notice]:
+    """Says so where weights from a file do hardly better than guessing."""
+    guessing = 100 / images.facts.classes
+    if acc < 2 * guessing:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
+        yield Notice(
+            f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
+            f"they trained on {images.facts.title}, on images from 0 to 1 less the mean ({mean}), divided by the "
+            f"standard deviation ({std})?"
+        )
 
 
 def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> dict[str, Any]:

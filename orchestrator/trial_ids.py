@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator import studies
+from orchestrator import labels, studies
 from orchestrator.errors import KdctlError, printable
 from orchestrator.storage import Storage
 
@@ -27,8 +27,8 @@ def known(storage: Storage) -> dict[str, str]:
     titles = {
         member.trial_id: member.title for study in reversed(studies.remembered(storage)) for member in study.members
     }
-    rows = (PurePosixPath(entry.name).stem for entry in storage.place.entries(storage.trial_rows))
-    return {**titles, **{trial_id: "" for trial_id in rows if _ID.fullmatch(trial_id) and trial_id not in titles}}
+    names = (entry.name for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name))
+    return {**titles, **{trial_id: "" for name in names if (trial_id := PurePosixPath(name).stem) not in titles}}
 
 
 def resolve(storage: Storage, text: str) -> str:
@@ -56,7 +56,7 @@ def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
     rows = results.read_trials(storage, missing) if missing else []
-    found = {**trials, **{row.trial_id: row.title() for row in rows}}
+    found = {**trials, **{row.trial_id: labels.title(row) for row in rows}}
     return [found.get(trial_id, "") for trial_id in trial_ids]
 
 

@@ -33,9 +33,11 @@ def planned(no: int, *, epochs: int = 10, teacher: PlannedTrial | None = None, d
 
 def member(trial: PlannedTrial, *, is_cached: bool = False) -> Member:
     """The same as a member of a study."""
+    config, teacher = trial.config, trial.config.teacher
     return Member(
-        trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache, is_cached
-    )
+        trial.trial_id, trial.role, trial.title(), trial.teacher_id, config.epochs, trial.teacher_cache, is_cached,
+        config.method, config.dataset, config.student, teacher.student if teacher else None,
+    )  # fmt: skip
 
 
 def launch(*trials: PlannedTrial, cached: tuple[PlannedTrial, ...] = (), executor: str = "ray") -> Event:

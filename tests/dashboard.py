@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
+
+import ray
 
 TOKEN = "a-token-that-is-long-enough-for-ray"
 
@@ -21,9 +25,12 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.token: str | None = TOKEN
-        self.version = "2.60.0"
+        self.version = ray.__version__
+        self.python = platform.python_version()
         self.page: str | None = None
         self.status = 200
+        self.location = ""  # where the page redirects to
+        self.received: list[str] = []  # the first lines of what it was asked
         self.jobs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}  # of the package that was sent last
         self.refusal: str | None = None  # to a job that is handed over
@@ -50,6 +57,7 @@ class Dashboard:
         self._thread.join()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.received.append(request.requestline)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         given = request.headers.get("Authorization")
         if self.page is not None:
@@ -59,8 +67,11 @@ class Dashboard:
         elif self.token and given != f"Bearer {self.token}":
             status, text = 403, "Forbidden: Invalid authentication token"
         else:
-            status, text = self._answer(request.command, request.path.split("?")[0], body)
+            path = urlsplit(request.path).path  # a proxy is asked for a whole URL
+            status, text = self._answer(request.command, path, body)
         request.send_response(status)
+        if self.location:
+            request.send_header("Location", self.location)
         request.send_header("Content-Length", str(len(text.encode())))
         request.end_headers()
         request.wfile.write(text.encode())
@@ -68,6 +79,8 @@ class Dashboard:
     def _answer(self, method: str, path: str, body: bytes) -> tuple[int, str]:
         if path == "/api/version":
             return 200, json.dumps({"version": "4", "ray_version": self.version, "session_name": "s"})
+        if path == "/api/v0/cluster_metadata":
+            return 200, json.dumps({"data": {"pythonVersion": self.python}})
         if path.startswith("/api/packages/"):
             return self._package(method, body)
         if path == "/api/jobs/" and method == "GET":

@@ -414,7 +414,7 @@ def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*args: object) -> None:
+    def bug(*args: object, **options: object) -> None:
         raise LookupError("a thing that cannot be")
 
     monkeypatch.setattr("orchestrator.spec.load_study", bug)
@@ -447,7 +447,7 @@ def test_no_secret_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch, words: 
 
 
 def test_no_secret_is_in_the_log_of_a_bug(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*args: object) -> None:
+    def bug(*args: object, **options: object) -> None:
         raise LookupError(SECRET)
 
     monkeypatch.setenv("HF_TOKEN", SECRET)

@@ -427,7 +427,8 @@ def test_a_damaged_image_is_refused_or_an_image(kind: str, damage: list[tuple[in
 BROKEN_COLUMNS: dict[str, Callable[[Row], Row]] = {
     "other label column": lambda row: {"img": row["img"], "coarse_label": row["label"]},
     "no image column": lambda row: {"label": row["label"]},
-    "bare image column": lambda row: {"img": row["img"]["bytes"], "label": row["label"]},
+    "flat pixels": lambda row: {"img": [0] * 3072, "label": row["label"]},
+    "two image columns": lambda row: {"image": row["img"], "img": row["label"], "label": row["label"]},
     "image column of another shape": lambda row: {"img": {"raw": row["img"]["bytes"]}, "label": row["label"]},
     "labels in words": lambda row: {**row, "label": "cat"},
     "fractional labels": lambda row: {**row, "label": 0.5},

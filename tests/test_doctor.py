@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from orchestrator import data, doctor
+from orchestrator import doctor, folders, layouts
 from orchestrator.cli import cli
 from orchestrator.datasets import DATASETS
 from orchestrator.doctor import Finding, Verdict, examine, is_fit
@@ -26,7 +26,8 @@ from orchestrator.places import MARKER, Folder
 from orchestrator.storage import Storage
 
 MACHINE = ["python", "torch", "gpu", "cpu", "memory", "ray", "shared memory", "temporary folder"]
-OF_STORAGE = ["storage", "free space", "clock", "digits", "cifar10", "cifar100"]
+MACHINE += ["user folder", "Ray's token"]
+OF_STORAGE = ["storage", "free space", "clock", "files", "digits", "cifar10", "cifar100"]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -104,6 +105,8 @@ def test_no_check_raises(name: str, empty: Path, monkeypatch: pytest.MonkeyPatch
         raise PermissionError("no")
 
     for place in ("_python", "_torch", "_gpu", "_cpu", "_memory", "_ray", "_shared_memory", "_temporary_folder"):
+        monkeypatch.setattr(doctor, place, fails)
+    for place in ("_own_folder", "_token"):
         monkeypatch.setattr(doctor, place, fails)
     for place in ("_nearest", "clock", "find_spec"):
         monkeypatch.setattr(doctor, place, fails)
@@ -191,24 +194,28 @@ def test_ray_is_looked_for(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_shared_memory_wants_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._shared_memory(tmp_path / "none")[0] is Verdict.OK
+    monkeypatch.setattr(folders, "_SHARED", tmp_path / "none")
+    assert doctor._shared_memory()[0] is Verdict.OK
+    monkeypatch.setattr(folders, "_SHARED", tmp_path)
     free_space(monkeypatch, 64e6)
-    verdict, text, cure = doctor._shared_memory(tmp_path)
+    verdict, text, cure = doctor._shared_memory()
     assert verdict is Verdict.WARNING and "64 MB free" in text and "--shm-size" in cure
     free_space(monkeypatch, 1e9)
-    assert doctor._shared_memory(tmp_path)[0] is Verdict.OK
+    assert doctor._shared_memory()[0] is Verdict.OK
 
 
 def test_the_temporary_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_SOCKET", 1000)  # the folder of a test has a long path
+    monkeypatch.setattr(folders, "_SOCKET", 1000)  # the folder of a test has a long path
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert doctor._temporary_folder()[0] is Verdict.OK
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
-    verdict, text, cure = doctor._temporary_folder()
-    assert (
-        verdict is Verdict.BAD and f"{tmp_path}/none cannot be written (No such file" in text and "RAY_TMPDIR" in cure
-    )
+    assert doctor._temporary_folder()[0] is Verdict.OK, "Ray makes it"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "none"))
+    bad = found("temporary folder", tmp_path)
+    assert bad.verdict is Verdict.BAD and f"{tmp_path}/file/none, where Ray keeps" in bad.found
+    assert "it is no folder, and cannot be made one" in bad.found and "RAY_TMPDIR" in bad.cure
 
 
 def test_a_folder_of_ray_that_is_anothers_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,15 +227,16 @@ def test_a_folder_of_ray_that_is_anothers_is_bad(tmp_path: Path, monkeypatch: py
     (tmp_path / "ray").mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    assert f"{tmp_path}/ray cannot be written (Permission denied)" in doctor._temporary_folder()[1]
+    text = found("temporary folder", tmp_path).found
+    assert f"{tmp_path}/ray, where Ray keeps its logs and sockets, cannot be written (Permission denied)" in text
 
 
 def test_the_path_of_a_socket_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(deep))
-    verdict, text, cure = doctor._temporary_folder()
-    assert verdict is Verdict.BAD and "Linux allows 107" in text and "shorter" in cure
+    bad = found("temporary folder", tmp_path)
+    assert bad.verdict is Verdict.BAD and "Linux allows 107" in bad.found and "shorter" in bad.cure
 
 
 # The storage.
@@ -344,11 +352,13 @@ def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: P
     assert all(word in finding.cure for word in ("downloads", "--data", "KDCTL_DATA", f"{name}/train-*.parquet"))
     (tmp_path / name).mkdir()
     (tmp_path / name / "train-0.parquet").touch()
-    assert found(name, empty, tmp_path).found == f"half of it in {tmp_path / name}"
+    assert found(name, empty, tmp_path).found.endswith(
+        f"{tmp_path / name} (1 train and 0 test shards), but there is no test-*.parquet"
+    )
     (tmp_path / name / "test-0.parquet").touch()
     assert found(name, empty, tmp_path).verdict is Verdict.OK
     other = tmp_path / "other"
-    (other / data._TORCHVISION[name][0]).mkdir(parents=True)
+    (other / layouts.PYTHON[name]).mkdir(parents=True)
     assert found(name, empty, other).verdict is Verdict.OK
 
 
@@ -364,16 +374,17 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", "--storage", str(empty), "--data", "nowhere"])
     table, cures, summary = done.stdout.strip().split("\n\n")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert len(table.splitlines()) == 15 and table.startswith("verdict  check ")
+    assert len(table.splitlines()) == 18 and table.startswith("verdict  check ")
     assert [line.split(":")[0] for line in cures.splitlines()] == ["cifar10", "cifar100"]
-    assert summary == "12 ok, 2 warnings, 0 bad: kdctl can train here"
+    assert summary == "15 ok, 2 warnings, 0 bad: kdctl can train here"
 
 
 def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     _, cures, summary = doctor.text(examine(str(tmp_path / "runs"), Path("nowhere"))).split("\n\n")
-    assert cures.splitlines()[-1] == "free space, clock, digits, cifar10, cifar100: mend the storage, then ask again"
-    assert summary == "8 ok, 5 warnings, 1 bad: mend what is bad first"
+    names = "free space, clock, files, digits, cifar10, cifar100"
+    assert cures.splitlines()[-1] == f"{names}: mend the storage, then ask again"
+    assert summary == "10 ok, 6 warnings, 1 bad: mend what is bad first"
 
 
 def test_the_command_ends_with_1_where_something_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ FLOORS = {
     "orchestrator.datasets": 0,
     "orchestrator.models.resnet": 0,
     "orchestrator.losses.terms": 0,
+    "orchestrator.misfits": 0,
+    "orchestrator.weights_formats": 0,
     "orchestrator.models": 1,
     "orchestrator.losses": 1,
     "orchestrator.ray_errors": 2,
@@ -30,17 +32,26 @@ FLOORS = {
     "orchestrator.document": 1,
     "orchestrator.arrow": 1,
     "orchestrator.places": 1,
+    "orchestrator.processes": 0,
+    "orchestrator.folders": 1,
+    "orchestrator.proxies": 1,
+    "orchestrator.addresses": 1,
+    "orchestrator.layouts": 2,
     "orchestrator.signals": 2,
     "orchestrator.supervisor": 1,
     "orchestrator.bucket": 2,
     "orchestrator.cluster": 2,
     "orchestrator.ray_session": 3,
+    "orchestrator.settings": 2,
+    "orchestrator.weights": 2,
     "orchestrator.views": 2,
     "orchestrator.keys": 2,
+    "orchestrator.labels": 3,
     "orchestrator.storage": 3,
     "orchestrator.spec": 3,
     "orchestrator.results": 4,
     "orchestrator.plan": 4,
+    "orchestrator.soundness": 5,
     "orchestrator.schema": 4,
     "orchestrator.leases": 4,
     "orchestrator.starter": 5,
@@ -63,6 +74,8 @@ FLOORS = {
     "orchestrator.sections": 8,
     "orchestrator.page": 9,
     "orchestrator.tabular": 1,
+    "orchestrator.columns": 0,
+    "orchestrator.varying": 3,
     "orchestrator.query": 5,
     "orchestrator.training": 6,
     "orchestrator.teacher": 7,
@@ -113,7 +126,7 @@ DOORS = {
     "torchvision": ("orchestrator.data",),
     "PIL": ("orchestrator.data",),
     "jinja2": ("orchestrator.page",),
-    "rich": ("orchestrator.live", "orchestrator.tabular"),
+    "rich": ("orchestrator.live", "orchestrator.tabular", "orchestrator.columns"),
     "duckdb": ("orchestrator.query",),
 }
 
@@ -299,9 +312,27 @@ def test_a_private_folder_is_seen(folder: str) -> None:
     assert not PRIVATE.search(f"see docs/{folder}/page and a {folder}")
 
 
-def test_the_lock_file_has_versions_and_hashes_alone() -> None:
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+LOCKS = ("requirements.lock", "requirements-dev.lock")
+
+
+def pins(name: str) -> list[str]:
+    """The lines of a lock file that are neither hashes nor comments, without the backslashes at their ends."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line.removesuffix(" \\") for line in lines if line and not line.startswith((" ", "#"))]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_has_versions_and_hashes_alone(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
     assert "://" not in text
     # aiohttp and httptools are names; what comes before a name would be an option such as an index.
-    pins = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
-    assert pins and all(re.match(r"[a-z0-9][a-z0-9.\-]*==", pin) for pin in pins)
+    assert pins(name) and all(re.match(r"[a-z0-9][a-z0-9.\-]*==", pin) for pin in pins(name))
+    assert all(f"{pin} \\\n    --hash=sha256:" in text for pin in pins(name))
+
+
+def test_the_development_tools_are_in_their_own_lock_file() -> None:
+    user, developer = (set(pins(name)) for name in LOCKS)
+    assert user < developer, "other versions; run `make lock`"
+    added = {pin.partition("==")[0] for pin in developer - user}
+    assert {"mypy", "pytest", "ruff", "hypothesis", "playwright"} <= added
+    assert not added & {"torch", "torchvision", "ray", "setuptools"}

@@ -23,8 +23,8 @@ from processes import descendants, processes, until
 from safetensors.torch import save_file
 
 from orchestrator import cli, jobs
+from orchestrator.addresses import is_dashboard
 from orchestrator.commands.jobs import print_log, status_of_jobs, stop_job
-from orchestrator.commands.options import is_dashboard
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.jobs import Cluster, Order
 from orchestrator.launch import launch

@@ -23,8 +23,9 @@ from terminal import Terminal
 
 from orchestrator import cluster
 from orchestrator.errors import ResourceError
+from orchestrator.processes import session
 from orchestrator.storage import Storage
-from orchestrator.supervisor import end_session, session
+from orchestrator.supervisor import end_session
 
 pytestmark = [
     pytest.mark.timeout(290),
@@ -226,6 +227,14 @@ def remember(process: subprocess.Popen[bytes], **changes: Any) -> cluster.Kept:
     return kept
 
 
+def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delenv("RAY_USAGE_STATS_REPORT_URL", raising=False)
+    assert cluster._environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    assert "RAY_USAGE_STATS_REPORT_URL" not in cluster._environment()
+
+
 def test_nothing_is_kept_at_first(memory: Path) -> None:
     said: list[str] = []
     assert cluster.kept(said.append) is None and cluster.shown() == [] and said == []
@@ -299,7 +308,10 @@ def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
     cluster.show("tiny", "127.0.0.1:5")
     with sleeper() as process:
         cluster._write(cluster._file("dashboard-1"), cluster.Shown(process.pid, "1", "dead", "127.0.0.1:6"))
+    other = cluster.folder() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
+    other.touch()
     (mine,) = cluster.shown()
+    assert other.exists()
     assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
     assert cluster._file(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
     cluster.hide()

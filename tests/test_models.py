@@ -41,8 +41,16 @@ def test_parameter_counts(depth: int) -> None:
     assert tuple(counts) == PARAMETERS[depth]
 
 
+def test_shortcuts_are_projections() -> None:
+    """Option B of the paper: 2,752 parameters more than its section 4.2, whose ResNet-20 has 269,722."""
+    parameters = dict(models.build("resnet_32_20", 10).named_parameters())
+    projections = {name: parameter for name, parameter in parameters.items() if "downsample" in name}
+    assert {name.split(".downsample")[0] for name in projections} == {"layer2.0", "layer3.0"}
+    assert PARAMETERS[20][0] - sum(map(torch.numel, projections.values())) == 269_722
+
+
 def reference(state: dict[str, Tensor], images: Tensor, depth: int) -> Tensor:
-    """The logits in eval mode as section 4.2 of the paper tells it, from nothing but the state dict."""
+    """The logits in eval mode with projection shortcuts (option B), computed from nothing but the state dict."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]

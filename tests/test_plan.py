@@ -301,9 +301,14 @@ def test_teachers_precede_the_students_that_wait_for_them(plan_of: Planner) -> N
 
 
 def test_titles(plan_of: Planner) -> None:
-    assert [trial.title() for trial in plan_of(STUDENT).trials] == [
+    assert [trial.title() for trial in plan_of(STUDENT, epochs=200, milestones=[100, 150]).trials] == [
         "base digits resnet_32_14 seed 0",
         "logit digits resnet_32_8 ← resnet_32_14 seed 0",
+    ]
+    swept = plan_of(STUDENT | {"match": "pooled", "teacher": {"model": "resnet_32_14", "seed": 1}})
+    assert [trial.title() for trial in swept.trials] == [
+        "base epochs=8 · digits · resnet_32_14 · seed 1",
+        "logit match=pooled epochs=8 · digits · resnet_32_8 ← resnet_32_14 (seed 1) · seed 0",
     ]
 
 
@@ -322,7 +327,7 @@ def test_a_weights_file_is_known_by_its_bytes(tmp_path: Path, plan_of: Planner) 
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert (teacher.config.weights, teacher.config.epochs) == (digest, 0)
     assert one.weights == {digest: str(tmp_path / "one.pt")}
-    assert teacher.title() == "base digits resnet_32_14 seed 0 from a file"
+    assert teacher.title() == "base weights=ba7816bf8f01 · digits · resnet_32_14 · seed 0"
 
 
 def test_how_others_train_changes_no_teacher_from_a_file(tmp_path: Path, plan_of: Planner) -> None:

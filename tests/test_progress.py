@@ -77,7 +77,7 @@ def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
     tell(ended(job, State.STOPPED, "stopped in epoch 3"))  # it has not ended: the next launch goes on with it
     tell(ended(job, State.FINISHED, "finished"))
     tell(ended(job, State.FAILED, "failed: the reason", ("one", "two")))
-    title = "0123456789ab base digits resnet_32_8 seed 0"
+    title = f"0123456789ab {job.trial.title()}"
     assert lines(capsys) == [
         "5 trials",
         f"{title}: stopped in epoch 3",
@@ -136,7 +136,7 @@ def test_quiet_says_what_fails_and_what_is_tried_again(job: Job, capsys: pytest.
             Event(Kind.RETRY, "its worker was lost", job.trial), ended(job, State.FAILED, "failed: it broke"),
         ):  # fmt: skip
             tell(event)
-    name = "0123456789ab base digits resnet_32_8 seed 0"
+    name = f"0123456789ab {job.trial.title()}"
     assert lines(capsys) == [f"{name}: its worker was lost", f"[2/2] {name}: failed: it broke"]
 
 

@@ -1,4 +1,4 @@
-"""The published table beside ours: its figures, what a page says of whole, broken and cut studies, and hostile text."""
+"""The lab note's tables beside ours: their figures, what a page says of whole, broken, cut and hostile studies."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def page(storage: Storage, settings: list[str] | None = None) -> str:
 
 
 def complete() -> list[TrialRecord]:
-    """Every row of the study; the students of ResNet-20 on CIFAR-10 as published, the others alike."""
+    """Every row of the study; the students of ResNet-20 on CIFAR-10 as in the note, the others alike."""
     given = dict(zip((trial.trial_id for trial in STUDENTS), published.PUBLISHED[0].acc, strict=False))
     return [row(trial, given.get(trial.trial_id, 70.0)) for trial in TRIALS]
 
 
 COMPLETE = """\
-## resnet_32_20 ← resnet_32_20 on cifar10 (published: 92.5)
+## resnet_32_20 ← resnet_32_20 on cifar10 (lab note: 92.5)
 
 | no | method | dataset | student | teacher | start_time | acc | epoch | nepoch | lr | batch_size |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -99,7 +99,7 @@ COMPLETE = """\
 | 3 | logit | cifar10 | resnet_32_20 | resnet_32_20 | 2024-01-02 03:06:05 | 92.53 | 190 | 200 | 0.1 | 128 |
 
 | run | seed | ours, best epoch (picked on the test set) | ours, last epoch | agreement with the teacher \
-| published, best epoch (picked on the test set) |
+| lab note (another experiment), best epoch (picked on the test set) |
 | --- | --- | --- | --- | --- | --- |
 | 1 | 0 | 92.52 | 92.27 | 95.12 | 92.52 |
 | 2 | 1 | 92.49 | 92.24 | 95.12 | 92.49 |
@@ -109,6 +109,7 @@ COMPLETE = """\
 - teacher resnet_32_20 seed 0 (`base`: cross-entropy alone): best epoch 70.00 (picked on the test set), \
 last epoch 69.75 (n=1); the last epoch's weights teach
 - 3 runs: 3 finished, 0 failed, 0 missing
+- settings that differ from the closest ones: match logits, not pooled
 
 """
 COST = """\
@@ -143,23 +144,38 @@ def test_the_published_figures_are_the_designs() -> None:
 def test_a_complete_study(runs: Storage) -> None:
     fill(runs, complete())
     text = page(runs)
-    assert text.startswith("# The published table\n\n`acc` is the published tables' convention")
+    assert text.startswith(
+        "# Our runs and those of a lab note\n\nThe four tables beside ours come from a lab note. **It "
+    )
+    assert all(f"\n- {difference}\n" in text for difference in published.DIFFERENCES)
     assert COMPLETE in text
     assert text.endswith(COST)
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## resnet_32_20 ← resnet_32_20 on cifar10 (published: 92.5)",
-        "## resnet_32_20 ← resnet_32_20 on cifar100 (published: 69.2)",
-        "## resnet_32_110 ← resnet_32_110 on cifar10 (published: 94.2)",
-        "## resnet_32_110 ← resnet_32_110 on cifar100 (published: 71.8)",
+        "## resnet_32_20 ← resnet_32_20 on cifar10 (lab note: 92.5)",
+        "## resnet_32_20 ← resnet_32_20 on cifar100 (lab note: 69.2)",
+        "## resnet_32_110 ← resnet_32_110 on cifar10 (lab note: 94.2)",
+        "## resnet_32_110 ← resnet_32_110 on cifar100 (lab note: 71.8)",
         "## The study",
     ]
     assert text.count("| " + " | ".join(PUBLISHED_COLUMNS) + " |") == 4
-    assert "not comparable" not in text
+    assert text.count("- settings that differ from the closest ones: match logits, not pooled\n") == 4
 
 
-def test_the_study_file_is_the_published_recipe() -> None:
+def test_nothing_is_called_comparable() -> None:
+    assert len(published.DIFFERENCES) == 4
+    for name in ("7×7", "1,920", "training mode", "on the test set", "9,984"):
+        assert any(name in difference for difference in published.DIFFERENCES), name
+    assert "match: pooled" in published.CLOSEST
+    assert (7 * 7 - 3 * 3) * 3 * 16 == 1_920
+
+
+def test_only_what_is_matched_separates_the_study_file_from_the_closest_settings(tmp_path: Path) -> None:
     assert len(STUDENTS) == 12 and len(TEACHERS) == 4
-    assert {published.differences(row(trial)) for trial in STUDENTS} == {""}
+    assert {published.other_settings(row(trial)) for trial in STUDENTS} == {"match logits, not pooled"}
+    study = tmp_path / "pooled.yaml"
+    study.write_text(STUDY.read_text().replace("method: logit", "method: logit\n    match: pooled"))
+    pooled = [trial for trial in look(study, "no-such-storage").trials if trial.role == "student"]
+    assert {published.other_settings(row(trial)) for trial in pooled} == {""}
 
 
 BROKEN = """\
@@ -194,17 +210,18 @@ def test_what_failed_or_is_missing_is_shown_and_counted(runs: Storage) -> None:
     assert "- 1.000 GPU-hours on NVIDIA H200: the sum over 1 trials" in text
 
 
-def test_a_cut_recipe_is_not_comparable(runs: Storage) -> None:
+def test_a_cut_recipe_is_named(runs: Storage) -> None:
     trials = [trial for trial in look(STUDY, runs.place.address, CUT).trials if trial.config.dataset == "cifar10"]
     fill(runs, [row(trial, 20.0, device="cpu, 1 threads", ray_version=None) for trial in trials])
     text = page(runs, CUT)
-    line = "| 2024-01-02 03:04:05 | 20.00 **not comparable** | 190 | 2 | 0.1 | 128 |\n"
+    line = "| 2024-01-02 03:04:05 | 20.00 | 190 | 2 | 0.1 | 128 |\n"
     assert text.count(line) == 2
-    assert text.count("| 20.00 **not comparable** | 19.75 | 95.12 |") == 6
-    assert text.count("| 20.00 ± 0.00 (n=3) **not comparable** | 19.75 ± 0.00 (n=3) |") == 2
+    assert text.count("| 20.00 | 19.75 | 95.12 |") == 6
+    assert text.count("| 20.00 ± 0.00 (n=3) | 19.75 ± 0.00 (n=3) |") == 2
     changes = "%sepochs 2, not 200; %smilestones none, not 100 and 150; %sgamma 1.0, not 0.1; "
     own, taught = (f"{changes}%slimit_train 512, not unset" % ((prefix,) * 4) for prefix in ("", "teacher."))
-    assert text.count(f"- **not comparable with the published figure**: {own}; {taught}\n") == 2
+    said = f"{own}; match logits, not pooled; {taught}"
+    assert text.count(f"- settings that differ from the closest ones: {said}\n") == 2
     assert "- 8.000 CPU-hours on cpu, 1 threads: the sum over 8 trials" in text
     assert "- Ray: unknown or unused (8 trials)\n" in text
 
@@ -215,8 +232,8 @@ def test_a_cut_recipe_is_not_comparable(runs: Storage) -> None:
         ({"epochs": 199}, "epochs 199, not 200"),
         ({"limit_test": 100}, "limit_test 100, not unset"),
         ({"holdout": 5000}, "holdout 5000, not 0"),
-        ({"weights": "ab"}, 'weights "ab", not unset'),
-        ({"options": {}}, 'options {}, not {"ce_weight": 1.0, "match": "logits"}'),
+        ({"weights": "ab"}, "weights ab, not unset"),
+        ({"flip": False}, "flip false, not true"),
     ],
 )
 def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], said: str) -> None:
@@ -224,16 +241,21 @@ def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], said
     own = json.loads(record.recipe)
     nepoch = recipe.get("epochs", 200)
     student = replace(record, recipe=json.dumps({**own, **recipe}), nepoch=nepoch)
-    assert published.differences(student) == said
-    if "options" not in recipe:
-        taught = replace(record, recipe=json.dumps({**own, "teacher": {**own["teacher"], **recipe}}))
-        assert published.differences(taught) == f"teacher.{said}"
+    assert published.other_settings(student) == f"{said}; match logits, not pooled"
+    taught = replace(record, recipe=json.dumps({**own, "teacher": {**own["teacher"], **recipe}}))
+    assert published.other_settings(taught) == f"match logits, not pooled; teacher.{said}"
+
+
+def test_the_options_of_the_method_count() -> None:
+    record = row(STUDENTS[0])
+    own = {**json.loads(record.recipe), "options": {"ce_weight": 0.0, "match": "pooled"}}
+    assert published.other_settings(replace(record, recipe=json.dumps(own))) == "ce_weight 0.0, not 1.0"
 
 
 def test_how_a_trial_was_run_does_not_count() -> None:
     record = row(STUDENTS[0])
     own = {**json.loads(record.recipe), "teacher_answers": "live", "teacher_cache": "live"}
-    assert published.differences(replace(record, recipe=json.dumps(own))) == ""
+    assert published.other_settings(replace(record, recipe=json.dumps(own))) == "match logits, not pooled"
 
 
 def test_settings_have_means_of_their_own(runs: Storage, tmp_path: Path) -> None:
@@ -243,10 +265,10 @@ def test_settings_have_means_of_their_own(runs: Storage, tmp_path: Path) -> None
     fill(runs, [row(trial, 90.0 if trial.config.lr == 0.1 else 80.0) for trial in trials])
     text = published.render(published.Study.read(study, runs, []))
     assert text.count("| mean ± std (n), logit lr=0.1 |  | 90.00 ± 0.00 (n=3) |") == 4
-    assert text.count("| mean ± std (n), logit lr=0.05 |  | 80.00 ± 0.00 (n=3) **not comparable** |") == 4
-    assert text.count("- **not comparable with the published figure**: lr 0.05, not 0.1\n") == 4
+    assert text.count("| mean ± std (n), logit lr=0.05 |  | 80.00 ± 0.00 (n=3) |") == 4
+    assert text.count("- settings that differ from the closest ones: lr 0.05, not 0.1; match logits, not pooled\n") == 4
     assert text.count("| 4 | 0 | 80.00") + text.count("| 4 | 0 | 90.00") == 4
-    assert text.count("| 95.12 | - |\n") == 12  # there are three published runs beside six
+    assert text.count("| 95.12 | - |\n") == 12  # the note has three runs beside six
 
 
 def test_a_pair_that_the_study_lacks_is_missing(runs: Storage, tmp_path: Path) -> None:
@@ -254,7 +276,7 @@ def test_a_pair_that_the_study_lacks_is_missing(runs: Storage, tmp_path: Path) -
     study.write_text("study: s\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]\n")
     fill(runs, [row(trial) for trial in look(study, runs.place.address).trials])
     text = published.render(published.Study.read(study, runs, []))
-    said = "missing: the study has no such trial; published 92.52, 92.49, 92.53, mean 92.51 ± 0.02 (n=3)"
+    said = "missing: the study has no such trial; lab note 92.52, 92.49, 92.53, mean 92.51 ± 0.02 (n=3)"
     assert text.count("missing: the study has no such trial") == 4 and said in text
 
 

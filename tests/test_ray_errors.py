@@ -32,7 +32,7 @@ STACK = "[2026-01-02 11:45:57,763 E 71 81] logging.cc:474: PC: @     0x7fbdcf2a8
 NOT_IMPORTED = """\
 Failure # 1 (occurred at 2026-01-02_11-00-00)
 The actor died unexpectedly before finishing this task.
-\tip=10.1.2.3
+\tip: 10.1.2.3
 RuntimeError: The actor with name TrialWorker failed to import on the worker. This may be because needed library
 dependencies are not installed in the worker environment:
 
@@ -157,6 +157,6 @@ def test_a_worker_that_cannot_import_says_what() -> None:
 
 
 def test_a_worker_that_fails_before_its_first_step_says_why() -> None:
-    story = "The actor died because of an error raised in its creation task, ray::f() (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
+    story = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
     failure, reason = ray_errors.explain_loss(story)
     assert failure is Failure.ERROR and reason.startswith("its worker cannot start (KeyError: 'job')")

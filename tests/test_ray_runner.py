@@ -224,13 +224,21 @@ def kill_raylet(pid: int) -> None:
     os.kill(raylet, signal.SIGKILL)
 
 
-def test_a_killed_worker_and_a_dead_raylet_cost_no_trial(make_folder: Callable[[str], Path]) -> None:
+def kill_gcs(pid: int) -> None:
+    """Kills Ray's central process, whose end makes Ray's library end the launch."""
+    (gcs,) = titled(descendants(pid), b"gcs/gcs_server")
+    os.kill(gcs, signal.SIGKILL)
+
+
+def test_a_killed_worker_a_dead_raylet_and_a_dead_gcs_cost_no_trial(make_folder: Callable[[str], Path]) -> None:
     folder = make_folder(LONG)
-    events: Events = {": epoch 1/": kill_trainers(folder), "goes on in epoch": kill_raylet}
+    events: Events = {": epoch 1/": kill_trainers(folder), "goes on in epoch": kill_raylet, "goes on in .*": kill_gcs}
     launched = launch(folder, "--max-concurrent", "1", events=events)
     assert launched.code == 0, launched.stderr
     assert "its worker process was lost; tried again in 5 s from its last checkpoint (1 of 2)" in launched.stderr
     assert "Ray was lost (its processes died); starting again in 1 s from the last checkpoints" in launched.stderr
+    # Ray's library ends the launch with code 1, unless the launch notices the dead process first.
+    assert re.search(r"Ray was lost \((its processes died|its library .*)\); starting again in 2 s", launched.stderr)
     assert launched.left == set()
     rows = results.read_trials(Storage.at(folder / "runs"))
     assert [row.state for row in rows] == [State.FINISHED] * 3

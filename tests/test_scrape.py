@@ -36,11 +36,13 @@ def test_a_launch_that_was_killed_is_forgotten_and_no_other(folder: Path) -> Non
     killed = "import os; from orchestrator import scrape; scrape.announce(['127.0.0.1:1']); os._exit(0)"
     subprocess.run([sys.executable, "-c", killed], check=True)
     assert len(list(folder.iterdir())) == 1
-    for other in ("elsewhere-1.json", f"{socket.gethostname()}-{os.getppid()}.json", "notes.txt"):
+    gone = max(int(file.stem.rpartition("-")[2]) for file in folder.iterdir())
+    others = {"elsewhere-1.json", f"{socket.gethostname()}-{os.getppid()}.json", "notes.txt"}
+    others |= {f"{socket.gethostname()}-7-{gone}.json"}  # of a machine that shares the home, and has a longer name
+    for other in others:
         (folder / other).touch()
     scrape.announce(["127.0.0.1:2"])
     ours = f"{socket.gethostname()}-{os.getpid()}.json"
-    others = {"elsewhere-1.json", f"{socket.gethostname()}-{os.getppid()}.json", "notes.txt"}
     assert {file.name for file in folder.iterdir()} == {ours, *others}
 
 

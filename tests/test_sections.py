@@ -12,7 +12,7 @@ from orchestrator import figures, sections
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.facts import Facts, gather
 from orchestrator.figures import Figure
-from orchestrator.published import OPTIONS, PUBLISHED, RECIPE, differences
+from orchestrator.published import DIFFERENCES, OPTIONS, PUBLISHED, RECIPE, other_settings
 from orchestrator.records import State, TrialRecord
 from orchestrator.sections import Section, Table, Text
 from orchestrator.storage import Storage
@@ -84,29 +84,37 @@ def test_a_teacher_of_another_study_costs_what_nobody_here_knows(storage: Storag
     assert costs["logit"]["seconds, teacher once"] == ("-", "not known here")
 
 
-def published_runs(**overrides: object) -> list[TrialRecord]:
+def published_runs(match: str = "pooled", **overrides: object) -> list[TrialRecord]:
     import json
 
-    recipe = {**RECIPE, "options": OPTIONS, "teacher": {**RECIPE, "options": {}}, **overrides}
+    options = {**OPTIONS, "match": match}
+    recipe = {**RECIPE, "options": options, "teacher": {**RECIPE, "options": {}}, **overrides}
     own = {"dataset": "cifar10", "student": "resnet_32_20", "teacher": "resnet_32_20", "nepoch": 200, "batch_size": 128}
     return [row(no, "logit", 92.0 + no, **own, recipe=json.dumps(recipe)) for no in (0, 1)]
 
 
-def test_published_figures_stand_beside_ours(storage: Storage) -> None:
-    rows = published_runs()
-    assert differences(rows[0]) == ""
-    found = table(told(storage, rows)["results"], "ResNet20>>20/Cifar10")
-    assert cells(found, 0)["published, best epoch, %"] == ("92.51 ± 0.02", "n=3")
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (published_runs(), None),
+        (published_runs(match="logits"), "match logits, not pooled"),
+        (published_runs(limit_train=512), "limit_train 512, not unset"),
+    ],
+)
+def test_the_notes_figures_are_marked_as_another_experiment(
+    storage: Storage, runs: list[TrialRecord], said: str | None
+) -> None:
+    assert other_settings(runs[0]) == (said or "")
+    found = table(told(storage, runs)["results"], "ResNet20>>20/Cifar10")
+    shown = cells(found, 0)["lab note (another experiment), best epoch, %"]
+    assert shown == ("92.51 ± 0.02", "n=3, another experiment")
     assert str(PUBLISHED[0].statistic) == "92.51 ± 0.02 (n=3)"
-    assert not any("Not comparable" in note for note in found.notes)
-
-
-def test_another_recipe_is_marked_as_not_comparable(storage: Storage) -> None:
-    found = table(told(storage, published_runs(limit_train=512))["results"], "ResNet20>>20/Cifar10")
-    assert cells(found, 0)["published, best epoch, %"] == ("92.51 ± 0.02", "n=3, not comparable")
-    assert found.rows[0][-1].is_marked
-    assert any("limit_train 512, not unset" in note for note in found.notes)
-    assert any(note.startswith("Trained on 512 of 50,000 images") for note in found.notes)
+    assert all(difference in found.notes[0] for difference in DIFFERENCES) and "match: pooled" in found.notes[0]
+    notes = [note for note in found.notes if note.startswith("Settings that differ from the lab note's as well")]
+    assert [note.split(": ")[-1] for note in notes] == ([f"{said}."] if said else [])
+    assert any(note.startswith("Trained on 512 of 50,000 images") for note in found.notes) == (said or "").startswith(
+        "limit_train"
+    )
 
 
 def test_curves_are_means_over_finished_runs(storage: Storage) -> None:

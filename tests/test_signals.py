@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.signals import stopping
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Says what it is asked, and lives on.
 STUBBORN = """
@@ -46,8 +46,35 @@ def test_the_second_signal_ends_at_once(first: signal.Signals, second: signal.Si
         process.send_signal(first)
         assert process.stdout and process.stdout.readline() == f"{first.name}\n"
         process.send_signal(second)
+        if second is signal.SIGHUP:  # a terminal that closes sends it several times, and is not in a hurry
+            process.send_signal(signal.SIGINT)
         assert process.wait() == 130
         assert process.stdout.read() == ""
+
+
+@pytest.mark.parametrize("first", NUMBERS)
+def test_a_terminal_that_closes_is_not_in_a_hurry(first: signal.Signals) -> None:
+    asked: list[str] = []
+    with stopping(asked.append):
+        for number in (first, signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert asked == [first.name]
+
+
+@pytest.mark.parametrize("ignored", NUMBERS)
+def test_what_was_ignored_at_the_start_stays_ignored(ignored: signal.Signals) -> None:
+    before = signal.signal(ignored, signal.SIG_IGN)  # as after `nohup`, or a shell's `&`
+    asked: list[str] = []
+    try:
+        with stopping(asked.append):
+            os.kill(os.getpid(), ignored)
+            assert asked == []
+            other = next(number for number in NUMBERS if number != ignored)
+            os.kill(os.getpid(), other)
+            assert asked == [other.name]
+        assert signal.getsignal(ignored) is signal.SIG_IGN
+    finally:
+        signal.signal(ignored, before)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -78,7 +105,7 @@ def test_one_after_another_each_hears_its_first() -> None:
     for number, _ in itertools.product(NUMBERS, range(2)):
         with stopping(asked.append):
             os.kill(os.getpid(), number)
-    assert asked == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM"]
+    assert asked == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM", "SIGHUP", "SIGHUP"]
 
 
 def test_in_another_thread_nothing_changes() -> None:

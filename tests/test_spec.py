@@ -78,7 +78,13 @@ BROKEN = [
     ("far from all keys", base("zzz: 1"), "6:3", f"{E0}.zzz", "choose one of them"),
     ("unknown resource", resources("gpu_per_trial: 1"), "7:3", "resources.gpu_per_trial", "mean gpus_per_trial?"),
     ("unknown teacher key", logit("teacher: {model: resnet_32_8, epoch: 1}"), "6:33", f"{E0}.teacher.epoch", "epochs?"),
-    ("merge key", base("<<: {lr: 1}"), "6:3", f"{E0}.<<", "unknown key"),
+    ("merged key", base("<<: {lrr: 1}"), "6:8", f"{E0}.lrr", "unknown key"),
+    ("merged value", f"x-a: &a\n  lr: fast\n{base('<<: *a')}", "2:7", f"{E0}.lr", "got the text 'fast'"),
+    ("merged nothing", base("<<: 5"), "6:7", "", "got the number 5; `<<` adds the keys of a mapping"),
+    ("text at the top", f"epochs: 3\n{base()}", "1:1", "epochs", "did you mean recipe.epochs?"),
+    ("anchor at the top", f"common: &c {{lr: 1}}\n{base()}", "1:1", "common", "begins with x-, like x-common"),
+    ("x- inside", base("x-a: 1"), "6:3", f"{E0}.x-a", "unknown key"),
+    ("quoted seed", base('seed: "0"'), "6:9", f"{E0}.seed", "got the text '0'; wanted a whole number"),
     ("unknown method", base().replace("base", "logits"), "3:11", f"{E0}.method", "did you mean logit?"),
     ("empty method", base().replace("base", ""), "3:10", f"{E0}.method", "got nothing; wanted one of base, logit, st"),
     ("unknown dataset", base().replace("digits", "cifar-10"), "4:12", f"{E0}.dataset", "did you mean cifar10?"),
@@ -340,6 +346,66 @@ def test_weights_are_digested_relative_to_the_study(tmp_path: Path) -> None:
     assert study.experiments[0].teachers[0].digests == {"w.pt": digest}
 
 
+def test_merge_keys_share_what_experiments_have_in_common(tmp_path: Path) -> None:
+    text = "x-common: &c {dataset: digits, student: resnet_32_8, seed: [0, 1]}\nstudy: s\nexperiments:\n"
+    study = load(tmp_path, f"{text}- {{<<: *c, method: base}}\n- {{<<: *c, method: base, seed: 5, epochs: 1e2}}\n")
+    assert [(t.config.seed, t.config.epochs) for t in make_plan(study).trials] == [(0, 200), (1, 200), (5, 100)]
+    same = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}\n"
+    ids = {trial.trial_id for trial in make_plan(load(tmp_path, same)).trials}
+    assert ids < {trial.trial_id for trial in make_plan(study).trials}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "part"),
+    [
+        (base("seed: [0, 1, 0, 0]"), "6:16", "0 is in this list twice"),
+        (logit("teacher: {model: [resnet_32_8, resnet_32_8]}"), "6:34", "resnet_32_8 is in this list twice"),
+        (f"{base()}- {{method: base, dataset: digits, student: resnet_32_8}}", "6:3", "this equals experiments[0]"),
+    ],
+)
+def test_what_adds_no_trial_is_a_warning(tmp_path: Path, text: str, place: str, part: str) -> None:
+    (warning,) = load(tmp_path, text).warnings
+    assert f"{warning.line}:{warning.column}" == place and part in warning.message
+
+
+@pytest.mark.parametrize(
+    ("own", "teacher", "leaked"),
+    [
+        ("holdout: 100", "holdout: 0", 100),
+        ("holdout: 100", "holdout: 40", 60),
+        ("holdout: 100", "holdout: 100", 0),
+        ("holdout: 100", "holdout: 200", 0),
+        ("holdout: 0", "holdout: 0", 0),
+        ("holdout: 100", "epochs: 1", 0),
+        ("holdout: 100, limit_train: 500", "holdout: 0", 100),
+        ("holdout: 100, limit_train: 500", "limit_train: 900", 100),
+        ("holdout: 100, limit_train: 500", "limit_train: 550", 50),
+        ("holdout: 100, limit_train: 500", "limit_train: 500", 0),
+        ("holdout: 100, limit_train: 500", "{limit_train: 400, holdout: 0}", 0),
+        ("holdout: 100, limit_train: 500", "{limit_train: 450, holdout: 0}", 50),
+        ("holdout: 100, limit_train: 500", "limit_train: null", 100),
+        ("holdout: [0, 100]", "holdout: [100, 0]", 100),
+        ("holdout: 100", "weights: w.pt", 0),
+    ],
+)
+def test_a_teacher_of_held_out_images_is_a_warning(tmp_path: Path, own: str, teacher: str, leaked: int) -> None:
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    mapping = f"model: resnet_32_8, {teacher.strip('{}')}"
+    head = "study: s\nexperiments:\n- method: logit\n  dataset: digits\n  student: resnet_32_8\n"
+    study = load(tmp_path, f"{head}  teacher: {{{mapping}}}\n  <<: {{{own}}}\n")
+    assert len(study.warnings) == (leaked > 0)
+    for warning in study.warnings:
+        assert f"the teacher is trained on {leaked} of the 100 images" in warning.message and warning.line == 6
+    assert make_plan(study).warnings == tuple(map(str, study.warnings))
+
+
+def test_a_leak_through_the_recipe_is_seen_once_a_teacher(tmp_path: Path) -> None:
+    text = recipe("holdout: 50").replace("method: base", "method: [logit, st]")
+    teachers = "teacher: [{model: resnet_32_8, holdout: 0}, {model: resnet_32_14, holdout: [0, 10]}, resnet_32_20]"
+    study = load(tmp_path, f"{text}  {teachers}\n")
+    assert [warning.path for warning in study.warnings] == [f"{E0}.teacher[0].holdout", f"{E0}.teacher[1].holdout[0]"]
+
+
 # --set
 
 
@@ -354,6 +420,7 @@ def test_weights_are_digested_relative_to_the_study(tmp_path: Path) -> None:
         (["experiments.0.seed=4"], (200, [4])),
         (["recipe=null"], (200, [0])),
         (["recipe.epochs= 3 # a comment"], (3, [0])),
+        (["recipe.epochs = 3"], (3, [0])),
     ],
 )
 def test_a_setting_changes_the_study(tmp_path: Path, sets: list[str], values: tuple[int, list[int]]) -> None:
@@ -378,7 +445,22 @@ def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
     [
         ("recipe", "", "wanted PATH=VALUE; write it like recipe.epochs=2"),
         ("=1", "", "wanted PATH=VALUE"),
-        ("]=1", "", "wanted PATH=VALUE"),
+        ("]=1", "", "']' is not a path of keys; write it like recipe.epochs=2"),
+        ("recipe..epochs=1", "", "'recipe..epochs' is not a path of keys"),
+        (".recipe.epochs=1", "", "is not a path of keys"),
+        ("recipe.=1", "", "is not a path of keys"),
+        ("recipe[epochs]=1", "", "is not a path of keys"),
+        ("experiments[0]seed=1", "", "is not a path of keys"),
+        ("experiments[0.seed=1", "", "is not a path of keys"),
+        ("rec ipe.epochs=1", "", "is not a path of keys"),
+        ("epochs=3", "epochs", "did you mean recipe.epochs?"),
+        ("epoch=3", "epoch", "did you mean recipe.epochs?"),
+        ("gpus_per_trial=0", "gpus_per_trial", "did you mean resources.gpus_per_trial?"),
+        ("seed=1", "seed", "did you mean experiments[0].seed?"),
+        ("recipe.retries=1", "recipe.retries", "did you mean resources.retries?"),
+        ("recipe.seed=1", "recipe.seed", "did you mean experiments[0].seed?"),
+        ("resources.lr=1", "resources.lr", "did you mean recipe.lr?"),
+        ("experiments[0].retries=1", "experiments[0].retries", "did you mean resources.retries?"),
         ("recipe.epochs=", "recipe.epochs", "got nothing; wanted a whole number"),
         ("recipe.epochs=fast", "recipe.epochs", "got the text 'fast'"),
         ("recipe.epochs=[", "", "this is not YAML"),
@@ -386,11 +468,11 @@ def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
         ("recipe.lr=\udcff", "", "this is not UTF-8 text"),
         ("recipe.epoch=2", "recipe.epoch", "did you mean epochs?"),
         ("recipes.epochs=2", "recipes", "did you mean recipe?"),
-        ("experiments[1].seed=1", "", "there is nothing at 'experiments[1].seed' in the file; check the path"),
-        ("experiments[-1].seed=1", "", "there is nothing at"),
-        ("experiments.seed=1", "", "there is nothing at"),
-        ("study.x=1", "", "there is nothing at 'study.x' in the file"),
-        (f"experiments[{'9' * 5000}]=1", "", "there is nothing at"),
+        ("experiments[1].seed=1", "", "experiments is a list, with experiments[0]; got '1'; name one of its entries"),
+        ("experiments[-1].seed=1", "", "is not a path of keys"),
+        ("experiments.seed=1", "", "experiments is a list, with experiments[0]; got 'seed'; name one"),
+        ("study.x=1", "", "study is the text 's', which has no key 'x'; check the path, or set study itself"),
+        (f"experiments[{'9' * 5000}]=1", "", "name one of its entries"),
         ("experiments=5", "experiments", "wanted a list of experiments"),
         ("experiments[0]=null", "experiments[0]", "got nothing; wanted a mapping"),
         ("experiments[0].student=resnet_32_9", "experiments[0].student", "did you mean resnet_32_8?"),

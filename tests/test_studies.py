@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +59,10 @@ def test_a_study_is_remembered_whole(place: Storage, tmp_path: Path) -> None:
     assert [member.is_cached for member in found.members] == [True, False, False]
     teacher, student, _ = found.members
     assert (teacher.role, student.role) == ("teacher", "student") and student.teacher_id == teacher.trial_id
-    assert student.title == "logit digits resnet_32_8 ← resnet_32_14 seed 0" and student.epochs == 20
+    title = "logit epochs=20 teacher_cache=table · digits · resnet_32_8 ← resnet_32_14 · seed 0"
+    assert student.title == title and student.epochs == 20
+    assert (student.method, student.dataset, student.student) == ("logit", "digits", "resnet_32_8")
+    assert (student.teacher, teacher.teacher) == ("resnet_32_14", None)
     assert studies.command(replace(found, launched=launched(executor="inline"))) == [
         *("kdctl", "launch", "study.yaml", "--set", "recipe.lr=1e-3", "--inline")
     ]
@@ -88,3 +92,13 @@ def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, t
     assert studies.remembered(place) == []
     with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
         list(studies.tables(place, entry.name))
+
+
+def test_a_plan_of_an_older_kdctl_is_read(place: Storage, tmp_path: Path) -> None:
+    studies.remember(place, planned(tmp_path, "one"), launched())
+    (entry,) = place.place.entries(place.plans)
+    facts = json.loads(place.place.read(entry.name))
+    facts["members"] = [fields[:7] for fields in facts["members"]]
+    place.place.write(entry.name, json.dumps(facts).encode())
+    member = studies.find(place, "one").members[1]
+    assert member.title and (member.method, member.dataset, member.student, member.teacher) == ("", "", "", None)

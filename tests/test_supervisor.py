@@ -216,6 +216,37 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     assert len(starts(tmp_path)) == 1, "a child that was to stop is not started again"
 
 
+def test_nohup_survives_the_end_of_the_terminal(stand_in: Callable[[str], Path], tmp_path: Path) -> None:
+    wait = "Path(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)\nend(0)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = driven(stand_in(wait))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    ((child, *_),) = starts(tmp_path)
+    for pid in (process.pid, int(child)):  # whoever is hung up on
+        os.kill(pid, signal.SIGHUP)
+    (tmp_path / "go").touch()
+    assert outcome(process) == (0, [])
+    assert len(starts(tmp_path)) == 1
+
+
+def test_ctrl_z_stops_the_child_too_and_it_goes_on(stand_in: Callable[[str], Path], tmp_path: Path) -> None:
+    wait = "Path(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)\nend(0)"
+    process = driven(stand_in(wait))
+    ((child, *_),) = starts(tmp_path)
+
+    def are_stopped() -> bool:
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in (process.pid, child)]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    process.send_signal(signal.SIGTSTP)
+    assert until(are_stopped)
+    process.send_signal(signal.SIGCONT)
+    (tmp_path / "go").touch()
+    assert outcome(process) == (0, [])
+
+
 @pytest.mark.parametrize("patience", [0.5, 60.0])
 def test_a_child_that_does_not_stop_is_killed(patience: float, stand_in: Callable[[str], Path], tmp_path: Path) -> None:
     ignore = """

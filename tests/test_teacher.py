@@ -588,7 +588,8 @@ def test_code_in_a_file_is_not_executed(tmp_path: Path, form: str) -> None:
         path.write_bytes(pickle.dumps(evil))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(TeacherError, match="neither whole safetensors nor a plain state dict"):
+    refusal = "a protocol other than 2" if form == "pickle" else r"holds \w+\.mkdir beside its tensors"
+    with pytest.raises(TeacherError, match=refusal):
         load(path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(evil))
@@ -629,10 +630,10 @@ def test_weights_that_do_not_fit(trained: ResNet, tmp_path: Path, kind: str, for
     assert "num_batches_tracked is missing" not in message
 
 
-def test_weights_of_another_model_list_the_first_faults(tmp_path: Path) -> None:
+def test_weights_of_another_model_say_which(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(models.build("resnet_32_14", 100).state_dict(), path)
-    with pytest.raises(TeacherError, match=r"layer1\.1\S+ is unknown; .*; .*; and \d+ more; give weights"):
+    with pytest.raises(TeacherError, match=r"weights of resnet_32_14, not resnet_32_8: .* for 100 classes"):
         load(path)
 
 
@@ -733,7 +734,7 @@ def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float
     path = tmp_path / "weights"
     raw = weights_file(trained, form)
     path.write_bytes(raw[: int(kept * len(raw))])
-    with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is neither whole safetensors nor"):
+    with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is .*copy or download it again"):
         load(path)
 
 
@@ -745,12 +746,11 @@ def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float
         [1, 2],
         torch.zeros(3),
         {"epoch": 3},
-        {"state_dict": {"fc.bias": torch.zeros(10)}},
         {"fc.bias": torch.zeros(10).to_sparse()},
         {"fc.bias": torch.zeros(10, device="meta")},
         {"fc.bias": torch.zeros(10, dtype=torch.complex64)},
     ],
-    ids=["list", "tensor", "number", "nested", "sparse", "meta", "complex"],
+    ids=["list", "tensor", "number", "sparse", "meta", "complex"],
 )
 def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pt"
@@ -762,7 +762,7 @@ def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> No
 def test_no_weights(taught: Taught, tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="nothing.pt is missing"):
         load(tmp_path / "nothing.pt")
-    with pytest.raises(TeacherError, match="neither whole safetensors"):
+    with pytest.raises(TeacherError, match="cannot be read"):
         load(tmp_path)
     taught.storage.place.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):

@@ -10,7 +10,15 @@ from pathlib import Path
 import click
 
 from orchestrator.commands import colours, completing
-from orchestrator.commands.options import agrees, data_option, is_terminal, json_option, storage_option, yes_option
+from orchestrator.commands.options import (
+    agrees,
+    data_option,
+    is_terminal,
+    json_option,
+    storage_option,
+    warn,
+    yes_option,
+)
 from orchestrator.errors import EXIT_TRIALS
 
 
@@ -31,17 +39,19 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
       kdctl clean experiments.yaml --yes
       kdctl clean --storage /mnt/shared/runs --json
     """
-    from orchestrator import housekeeping
+    from orchestrator import housekeeping, soundness
+    from orchestrator.columns import width_of
     from orchestrator.launch import look
     from orchestrator.storage import Storage
 
     plans = [look(file, storage) for file in files]
+    warn(soundness.foreign(Storage.at(storage)))
     found = (housekeeping.free if yes else housekeeping.find)(Storage.at(storage), plans)
     if as_json:
         facts = {"freed": yes, "bytes": housekeeping.total(found), "files": [piece.to_json() for piece in found]}
         click.echo(json.dumps(facts, indent=1))
         return
-    click.echo(housekeeping.text(found))
+    click.echo(housekeeping.text(found, width_of(sys.stdout)))
     if found and not yes and is_terminal():
         if not agrees(f"Free {housekeeping.counted(found)}?"):
             click.echo("nothing was removed", err=True)
@@ -68,11 +78,15 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
       kdctl doctor --storage /mnt/shared/runs --data ~/images
       kdctl doctor --json
     """
+    from orchestrator.columns import width_of
     from orchestrator.doctor import examine, is_fit, text
 
     found = examine(storage, Path(data))
     facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
-    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else colours.verdicts(text(found)))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        click.echo(colours.verdicts(text(found, width_of(sys.stdout))))
     if not is_fit(found):
         sys.exit(EXIT_TRIALS)
 

@@ -5,6 +5,7 @@ and `stop` where `--address` names a dashboard.
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import sys
 from datetime import datetime
@@ -32,12 +33,14 @@ def submit(
     from orchestrator.spec import load_study
     from orchestrator.storage import Storage
 
-    study = load_study(file, settings)
+    study = load_study(file, settings, open_weights=True)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
     place = Storage.at(storage).place.address
     folder = str(Path(data).absolute()) if data is not None else None
     cluster = Cluster(address)
+    if (python := cluster.python()) and python != platform.python_version():
+        click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
         Order(
             study, place, folder, tuple(settings), max_concurrent, skip_failed,
@@ -67,8 +70,8 @@ def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> 
 
 def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
     """Lists the studies on a cluster, or the jobs of one, the newest first."""
+    from orchestrator.columns import table, width_of
     from orchestrator.jobs import Cluster, progress
-    from orchestrator.report import aligned
 
     found = [(job, progress(job)) for job in Cluster(address).jobs() if name in (None, job.study, job.job_id)]
     if as_json:
@@ -87,7 +90,7 @@ def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
         )
         for job, done in found
     ]  # fmt: skip
-    click.echo(aligned(header, [tuple(map(printable, row)) for row in cells]))
+    click.echo(table(header, [tuple(map(printable, row)) for row in cells], width_of(sys.stdout)))
 
 
 def _state(job: ClusterJob) -> str:

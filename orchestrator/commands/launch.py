@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from orchestrator.addresses import is_dashboard
 from orchestrator.commands import colours
 from orchestrator.commands.jobs import stop_job, submit
 from orchestrator.commands.options import (
     address_option,
     agrees,
+    cluster_option,
     data_option,
     file_argument,
-    is_dashboard,
     is_terminal,
     say_how_to_resume,
     set_option,
@@ -37,11 +38,7 @@ if TYPE_CHECKING:
 @data_option
 @storage_option
 @set_option
-@click.option(
-    "--address", metavar="ADDR",
-    help="Ray cluster to join (auto: the one here; local: start one for this launch), or to hand the study to "
-    "(http://HOST:8265). Without it the one that `kdctl up` keeps, or else one for this launch.",
-)  # fmt: skip
+@cluster_option
 @click.option("--no-dashboard", is_flag=True, help="Start Ray without its dashboard.")
 @click.option("--inline", is_flag=True, help="Train in this process, one trial after another, without Ray.")
 @click.option("--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at a time.")

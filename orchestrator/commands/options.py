@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from orchestrator import addresses
 from orchestrator.commands import completing
 from orchestrator.errors import masked
 
@@ -75,15 +76,25 @@ def address_option(command: Command) -> Command:
     return option(command)
 
 
-def is_dashboard(address: str) -> bool:
-    """Whether an address is that of a dashboard, which takes a study, and not that of a cluster to join."""
-    return address.lower().startswith(("http://", "https://"))
+def cluster_option(command: Command) -> Command:
+    """`--address` of a launch: a cluster to join, or a dashboard to hand the study to."""
+    option = click.option(
+        "--address", metavar="ADDR", callback=_cluster,
+        help="Ray cluster to join (auto: the one here; local: start one for this launch), or to hand the study to "
+        "(http://HOST:8265). Without it the one that RAY_ADDRESS names, or that `kdctl up` keeps, or else one for this "
+        "launch.",
+    )  # fmt: skip
+    return option(command)
+
+
+def _cluster(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+    if address is None:
+        return None
+    return addresses.dashboard(address) if addresses.is_dashboard(address) else addresses.to_join(address)
 
 
 def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
-    if address and not is_dashboard(address):
-        raise click.BadParameter(f"{address!r} is no dashboard; wanted its address, like http://127.0.0.1:8265")
-    return address
+    return None if address is None else addresses.dashboard(address)
 
 
 def yes_option(command: Command) -> Command:
@@ -102,9 +113,11 @@ def agrees(question: str) -> bool:
 
 
 def warn(warnings: Sequence[object]) -> None:
-    """Says each on standard error."""
+    """Says each on standard error, broken at spaces where a terminal is too narrow."""
+    from orchestrator.columns import width_of, wrapped
+
     for warning in warnings:
-        click.echo(str(warning), err=True)
+        click.echo(wrapped(str(warning), width_of(sys.stderr)), err=True)
 
 
 def say_how_to_resume() -> None:

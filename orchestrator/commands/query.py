@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import json_option, storage_option
+from orchestrator.commands.options import json_option, storage_option, warn
 from orchestrator.errors import KdctlError, printable
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
       kdctl query "FROM epochs" --output epochs.parquet
     """
+    from orchestrator import soundness
     from orchestrator.query import asked
     from orchestrator.storage import Storage
 
@@ -58,6 +59,7 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     place = Storage.at(storage)
     with asked(place, _statement(sql)) as answer, _opened(output, place) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
+    warn(soundness.lacking(place) if "epochs" in sql.lower() else soundness.foreign(place))
     if left_out:
         click.echo(f"… {left_out:,} more rows; --format csv has them all", err=True)
 

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.commands import colours, completing
 from orchestrator.commands.layout import Group
-from orchestrator.commands.options import json_option, set_option, storage_option, study_argument
+from orchestrator.commands.options import json_option, set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
     from orchestrator.lookup import Found
@@ -37,7 +37,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
       kdctl results my-digits --format markdown > results.md
       kdctl results --json | python -m json.tool
     """
-    from orchestrator import lookup
+    from orchestrator import lookup, soundness
     from orchestrator import results as stored
     from orchestrator.report import render
     from orchestrator.storage import Storage
@@ -45,6 +45,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     place = Storage.at(storage)
     found = None if study is None else lookup.study(place, study, settings)
     rows = stored.read_trials(place, found.trial_ids if found else None)
+    warn(soundness.lacking(place, found.trial_ids if found else None))
     if found is None:
         rows.sort(key=lambda row: (row.study, row.no))
     if not rows:
@@ -84,11 +85,14 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 
 def _list_teachers(storage: str, as_json: bool) -> None:
+    from orchestrator import soundness
     from orchestrator.inventory import list_teachers
     from orchestrator.report import aligned
     from orchestrator.storage import Storage
 
-    found = list_teachers(Storage.at(storage))
+    place = Storage.at(storage)
+    found = list_teachers(place)
+    warn(soundness.foreign(place))
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import set_option, storage_option, study_argument
+from orchestrator.commands.options import set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
     from orchestrator.facts import Facts
@@ -40,6 +40,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
       kdctl report digits --storage s3://bucket/runs
       kdctl report --format markdown --output docs/results.md
     """
+    from orchestrator import soundness
     from orchestrator.page import FORMATS, render, write
     from orchestrator.sections import head
     from orchestrator.storage import Storage
@@ -47,7 +48,9 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: Pat
     path = output or Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
         raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
-    facts: Facts = _facts(study, Storage.at(storage), settings)
+    place = Storage.at(storage)
+    facts: Facts = _facts(study, place, settings)
+    warn(soundness.lacking(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
     click.echo(path)

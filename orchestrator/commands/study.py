@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,22 +77,23 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
       kdctl check experiments.yaml --set recipe.epochs=2
       kdctl check experiments.yaml --json
     """
+    from orchestrator.columns import width_of, wrapped
     from orchestrator.plan import make_plan
     from orchestrator.spec import load_study
 
     try:
-        study = load_study(file, settings)
+        study = load_study(file, settings, open_weights=True)
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:
-            raise
+            raise KdctlError(wrapped(masked(str(error)), width_of(sys.stderr))) from None  # masked while it is whole
         click.echo(_check_json(file, None, 0, error.faults, ()))
         sys.exit(EXIT_USAGE)
     if as_json:
         click.echo(_check_json(file, study.name, count, (), study.warnings))
         return
     warn(study.warnings)
-    click.echo(f"{file}: study {study.name} is good, {count} trials")
+    click.echo(wrapped(f"{file}: study {study.name} is good, {count} trials", width_of(sys.stdout)))
 
 
 def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
@@ -114,12 +116,15 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
       kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
       kdctl plan experiments.yaml --storage /mnt/shared/runs --json
     """
+    from orchestrator import soundness
+    from orchestrator.columns import width_of
     from orchestrator.launch import look
+    from orchestrator.storage import Storage
 
     found = look(file, storage, settings)
-    warn(found.warnings)
+    warn((*found.warnings, *soundness.foreign(Storage.at(storage))))
     if not as_json:
-        click.echo(colours.states(_plan_text(found)))
+        click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
         return
     sys.stdout.writelines(f"{line}\n" for line in _plan_json(found))  # `echo` would flush every line
     sys.stdout.flush()
@@ -138,30 +143,58 @@ def _plan_json(plan: Plan) -> Iterator[str]:
     yield "]}"
 
 
-def _plan_text(plan: Plan) -> str:
-    from orchestrator.report import aligned
+def _plan_text(plan: Plan, width: int | None) -> str:
+    """A table of the trials with what varies in this study, how many are to come, and what all have in common."""
+    from orchestrator.columns import fits, table, wrapped
 
-    header = (
-        "trial_id",
-        "role",
-        "method",
-        "dataset",
-        "student ← teacher",
-        "seed",
-        "waits for",
-        "teacher cache",
-        "state",
-    )
-    rows = []
-    for trial in plan.trials:
-        config = trial.config
-        pair = f"{config.student} ← {config.teacher.student}" if config.teacher else config.student
-        source = " (weights from a file)" if config.weights else ""
-        cells = (trial.trial_id, trial.role, config.method, config.dataset, pair + source, str(config.seed))
-        rows.append((*cells, trial.teacher_id or "-", trial.teacher_cache or "-", trial.state))
+    *layouts, last = _layouts(plan)
+    header, *rows = next((lines for lines in layouts if fits(lines[0], lines[1:], width)), last)
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
-    return "\n".join([aligned(header, rows), "", f"{len(rows)} trials of study {plan.study}: {counts}"])
+    lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(plan)]
+    return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
+
+
+def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
+    """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
+    from orchestrator.varying import all_settings, names, short_ids, varying
+
+    configs = [trial.config for trial in plan.trials]
+    settings = all_settings(configs)
+    varies = list(dict.fromkeys(["method", *varying(settings)]))
+    own = [
+        (*(found.get(name, "-") for name in varies), str(c.seed)) for found, c in zip(settings, configs, strict=True)
+    ]
+    whole = [(trial.trial_id, trial.role) for trial in plan.trials]
+    states = [(trial.state,) for trial in plan.trials]
+    teachers = [(trial.teacher_id or "-", trial.teacher_cache or "-") for trial in plan.trials]
+    yield _table(
+        ("trial_id", "role", *varies, "seed", "waits for", "teacher cache", "state"), whole, own, teachers, states
+    )
+    short = {"-": "-", **short_ids([trial.trial_id for trial in plan.trials])}
+    ids = [(short[trial.trial_id],) for trial in plan.trials]
+    teachers = [(short[teacher_id], cache) for teacher_id, cache in teachers]
+    yield _table(("id", *varies, "seed", *last), ids, own, teachers, states)
+    named = [(name,) for name in names(configs)]
+    yield _table(("id", "trial", *last), ids, named, teachers, states)
+    yield _table(("id", "trial", "state"), ids, named, states)
+
+
+def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [header, *(tuple(chain(*cells)) for cells in zip(*parts, strict=True))]
+
+
+def _common(plan: Plan) -> list[str]:
+    """What is the same in all trials that have it, in a line; without what has its default anyway."""
+    from orchestrator.varying import all_settings, default, varying
+
+    settings = all_settings(trial.config for trial in plan.trials)
+    varies = set(varying(settings))
+    found = {name: value for own in settings for name, value in own.items() if name not in varies}
+    own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
+    usual = {name for name, value in found.items() if value in (default(name), own.get(name))}
+    shown = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
+    return [f"the same in all: {', '.join(shown)}"] if shown else []
 
 
 @click.command()

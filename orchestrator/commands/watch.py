@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.commands.jobs import print_log, status_of_jobs
-from orchestrator.commands.options import address_option, json_option, storage_option, study_argument, trial_argument
+from orchestrator.commands.options import (
+    address_option,
+    json_option,
+    storage_option,
+    study_argument,
+    trial_argument,
+    warn,
+)
 
 if TYPE_CHECKING:
     from orchestrator.board import Board
@@ -42,7 +49,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
       kdctl status experiments.yaml --watch
       kdctl status --storage s3://bucket/folder --json
     """
-    from orchestrator import lookup
+    from orchestrator import lookup, soundness
     from orchestrator.follow import Follower
     from orchestrator.storage import Storage
     from orchestrator.studies import find, remembered
@@ -56,6 +63,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
     found = find(place, lookup.study(place, study).name if study else None)
     others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
     follower = Follower(place, found)
+    warn(soundness.lacking(place, [member.trial_id for member in found.members]))
     if watch:
         _follow(follower, place, as_json=as_json)
     else:

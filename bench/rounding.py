@@ -1,0 +1,84 @@
+"""How far a teacher's table is from the teacher itself: every view of every image, not a sample.
+
+python bench/rounding.py FILE STORAGE
+
+FILE is a study that was launched with `teacher_cache: table`, STORAGE the place of its results. The live teacher is the
+one that a student without a table gets: in eval mode, with its batch norms as they are. A table is built from a copy
+whose batch norms are folded into its convolutions, and stores float16, which rounds a value by at most 2⁻¹¹ of it,
+4.9e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from common import device_of, headline, run
+from torch import Tensor
+
+from orchestrator import data
+from orchestrator.launch import look
+from orchestrator.records import TableKey, TrialConfig
+from orchestrator.storage import Storage
+from orchestrator.teacher import LiveTeacher, load_teacher
+from orchestrator.training import Batch
+from orchestrator.views import ViewSpace
+
+BATCH = 500
+
+
+@torch.inference_mode()
+def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.device) -> tuple[float, float, float]:
+    """The largest difference, the largest one relative to its own output, and the largest output of the live teacher.
+
+    A relative difference counts where the output is at least a hundredth of the largest one.
+    """
+    images = data.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
+    live = LiveTeacher(load_teacher(teacher, storage, device), (key.answers,))
+    stored = torch.from_numpy(np.load(storage.place.path(storage.table(key)), mmap_mode="c"))
+    padded = ViewSpace(key.crop_padding, key.flip).pad(images.train.pixels)
+    differences, outputs = [], []
+    for view in range(key.views):
+        for index in torch.arange(key.images, device=device).split(BATCH):
+            views = torch.full_like(index, view)
+            batch = Batch(images.normalise(padded.take(index, views)), images.train.labels[index], index, views, index)
+            outputs.append(live(batch)[key.answers].cpu())
+            differences.append((outputs[-1] - stored[view, index.cpu()].float()).abs())
+    return summary(torch.cat(differences), torch.cat(outputs).abs())
+
+
+def summary(difference: Tensor, output: Tensor) -> tuple[float, float, float]:
+    """The largest difference, the largest relative one, and the largest output."""
+    counted = output >= output.max() / 100
+    return float(difference.max()), float((difference / output)[counted].max()), float(output.max())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="the study file")
+    parser.add_argument("storage", help="the folder or bucket with its results")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as it was launched with")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU if there is one)")
+    options = parser.parse_args(arguments)
+    device = device_of(parser, options.device)
+    trials = look(options.file, options.storage, options.set).trials
+    tables = {t.table: t.config.teacher for t in trials if t.table and t.config.teacher}
+    print(headline(device), end="\n\n")
+    print("| teacher | values | largest output | largest difference | of the largest output | of its own output |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    storage = Storage.at(options.storage)
+    for key, teacher in tables.items():
+        absolute, relative, largest = errors(key, teacher, storage, device)
+        name = f"{teacher.student}, {teacher.dataset}, {key.images:,} images × {key.views} views"
+        values = np.load(storage.place.path(storage.table(key)), mmap_mode="r").size
+        print(f"| {name} | {values:,} | {largest:.1f} | {absolute:.1e} | {absolute / largest:.1e} | {relative:.1e} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

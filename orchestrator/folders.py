@@ -1,0 +1,168 @@
+"""Folders outside the storage that kdctl and Ray write on this machine: where they are, and whether they can be used.
+
+A launch asks these functions before it starts Ray, and `doctor` reports what they answer, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import ResourceError
+
+_SOCKET = 107  # bytes of a socket's path, a limit of Linux
+# Where Ray makes its sockets below the temporary folder; a process id has up to 7 digits.
+_SESSION = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_SHARED = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects
+
+
+# The user's.
+
+
+def home() -> Path | None:
+    """The home directory; None where there is none, as for the user of a container: no HOME that exists, no entry."""
+    try:
+        found = Path.home()
+    except RuntimeError:  # HOME is not set, and the system knows no user with this number
+        return None
+    return found if found.is_absolute() and os.path.isdir(found) else None  # noqa: PTH112 - never raises
+
+
+def lend_home() -> None:
+    """Sets HOME where no home directory can be named at all: parts of Ray cannot be imported without one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(own() / "home")  # a name is enough; as it is not there, nothing else changes
+
+
+def own() -> Path:
+    """The folder for what kdctl remembers of this user; nothing need be there yet.
+
+    It is KDCTL_CACHE where that is set, else kdctl/ in XDG_CACHE_HOME or ~/.cache; where that cannot be written, a
+    folder that only this user may open, in XDG_RUNTIME_DIR or the folder for temporary files. Raises ResourceError
+    where there is none.
+    """
+    if named := os.environ.get("KDCTL_CACHE"):
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    base = Path(cache) if cache else (found := home()) and found / ".cache"
+    if base and can_be_written(base / "kdctl"):
+        return base / "kdctl"
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _is_private(Path(runtime)) and can_be_written(Path(runtime)):
+        return _private(Path(runtime, "kdctl"))
+    return _private(Path(_temporary_files(), f"kdctl-{os.getuid()}"))
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it can be made itself. Writes nothing."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112 - never raises
+
+
+def make(folder: Path, mode: int = 0o755) -> None:
+    """Makes a folder and those above it, writable by nobody else whatever the umask is. Raises OSError."""
+    for each in (*reversed(folder.parents), folder):
+        if not os.path.isdir(each):  # noqa: PTH112 - never raises
+            each.mkdir(mode=mode, exist_ok=True)
+
+
+def _temporary_files() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        raise ResourceError(
+            "there is no folder for temporary files that can be written; name one in TMPDIR, and one that stays in "
+            "KDCTL_CACHE"
+        ) from None
+
+
+def _private(folder: Path) -> Path:
+    """Makes a folder that only this user may open, where others can write beside it. Raises ResourceError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be made ({error.strerror}), where kdctl remembers what it started; name a folder that "
+            "can be written in KDCTL_CACHE"
+        ) from None
+    if not _is_private(folder):
+        raise ResourceError(
+            f"{folder} is not a folder that only you may open, so somebody else may have made it; remove it, or name "
+            "another folder in KDCTL_CACHE"
+        )
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = folder.lstat()  # a link may lead to a folder of ours that others chose
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder for temporary files that goes at the end. Raises ResourceError where none can be made."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ResourceError(
+            f"no temporary folder can be made ({error.strerror or error}); name a folder with room that can be "
+            "written in TMPDIR"
+        ) from None
+    with made as name:
+        yield Path(name)
+
+
+# Ray's.
+
+
+def of_ray() -> Path:
+    """The folder in which Ray keeps its logs and sockets, where it can be used. Raises ResourceError."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - as Ray has it
+    _try_to_write(folder)
+    length = len(os.fsencode(folder / _SESSION))
+    if length > _SOCKET:
+        raise ResourceError(
+            f"{folder} is too long: a socket of Ray would have a path of {length} bytes, Linux allows {_SOCKET}; name "
+            "a shorter folder in RAY_TMPDIR (RAY_TMPDIR=/tmp), or launch with --inline"
+        )
+    return folder
+
+
+def _try_to_write(folder: Path) -> None:
+    tried = folder
+    try:
+        if not can_be_written(folder):
+            is_there = os.path.isdir(folder)  # noqa: PTH112 - never raises
+            raise PermissionError(0, "Permission denied" if is_there else "it is no folder, and cannot be made one")
+        for tried in (folder, folder / "ray"):  # another user may have made the second
+            if tried.is_dir():
+                tempfile.TemporaryFile(dir=tried).close()
+    except OSError as error:
+        raise ResourceError(
+            f"{tried}, where Ray keeps its logs and sockets, cannot be written ({error.strerror or error}); name "
+            "another folder in RAY_TMPDIR and TMPDIR, or launch with --inline"
+        ) from None
+
+
+def shared_memory() -> Path | None:
+    """The folder in which Ray keeps its objects, None where the system has none. Raises ResourceError."""
+    if not _SHARED.is_dir():
+        return None
+    try:
+        tempfile.TemporaryFile(dir=_SHARED).close()
+    except OSError as error:
+        raise ResourceError(
+            f"{_SHARED}, where Ray keeps its objects, cannot be written ({error.strerror or error}); start a container "
+            "with --shm-size=1g, or launch with --inline"
+        ) from None
+    return _SHARED
