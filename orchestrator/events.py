@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from orchestrator import labels
 from orchestrator.errors import masked
 from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, State, TrialRecord
@@ -85,7 +86,9 @@ class Event:
         """Plain JSON data: flat, with names as in the results."""
         data: dict[str, Any] = {"time": self.time.isoformat(), "event": str(self.kind), "text": masked(self.text)}
         if self.trial:
-            data |= {"trial_id": self.trial.trial_id, "title": self.trial.title(), "nepoch": self.trial.config.epochs}
+            config = self.trial.config
+            data |= {"trial_id": self.trial.trial_id, "title": self.trial.title(), "setting": labels.of_config(config)}
+            data |= {"seed": config.seed, "nepoch": config.epochs}
         data |= _flat(self.facts)
         if self.log_name:
             data |= {"log": list(map(masked, self.log)), "log_name": masked(self.log_name)}

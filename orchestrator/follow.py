@@ -41,11 +41,12 @@ class Follower:
         self._stamps: dict[str, tuple[float, int]] = {}
         self._rows: dict[str, TrialRecord] = {}
         self._epochs: dict[str, _Epochs] = {}
+        self._dead: set[tuple[str, float]] = set()  # claims of launches that are gone
         self._most = 0
 
     def look(self) -> Board:
         """Where the study stands now. Raises StorageError where the storage cannot be read."""
-        held = leases.held(self._storage)  # before the rows: who ends meanwhile has its row by then
+        held = leases.held(self._storage, self._dead)  # before the rows: who ends meanwhile has its row by then
         for row in self._read(results.read_trials, self._changed(self._storage.trial_rows, self._ids)):
             self._rows[row.trial_id] = row
         alive = [trial_id for trial_id in self._ids if not self._is_finished(trial_id)]
@@ -124,6 +125,8 @@ class Follower:
 
     def _stage(self, board: Board, row: TrialRecord) -> Stage:
         """Where a trial stands that nobody trains, and that is not finished."""
+        if board.is_running and row.state is State.RUNNING and row.error:
+            return Stage.RETRYING  # see `runner.Conductor`
         is_of_now = row.end_time is not None and row.end_time >= self.study.launched.since
         if not board.is_running or (is_of_now and row.state is not State.STOPPED):
             return _AT_REST.get(row.state, Stage.LOST)

@@ -246,14 +246,15 @@ def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Itera
         yield lease
 
 
-def held(storage: Storage) -> dict[str, Holder]:
+def held(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[str, Holder]:
     """Every resource with who holds it, for who only reads: nothing is written, and dead claims stay.
 
     Without a claim of its own a reader does not know the time of the storage. Where by the clock of this machine a
-    claim is dead, and nobody knows of its process, a second look tells whether it is touched still.
-    Raises StorageError.
+    claim is dead, and nobody knows of its process, a second look tells whether it is touched still. Who looks again and
+    again keeps in `dead` which claims were not, so that the same one costs a second look once. Raises StorageError.
     """
-    first = _seen(storage)
+    known = set() if dead is None else dead
+    first = {name: claim for name, claim in _seen(storage).items() if (name, claim[1].modified) not in known}
     doubtful = [name for name, (_, entry) in first.items() if abs(time.time() - entry.modified) > EXPIRES]
     again = first
     if doubtful:
@@ -261,8 +262,12 @@ def held(storage: Storage) -> dict[str, Holder]:
         again = _seen(storage)
     found = {}
     for name, (holder, entry) in again.items():
+        if (name, entry.modified) in known:
+            continue
         if name not in doubtful or name not in first or entry.modified != first[name][1].modified:
             found[_resource(name)] = holder
+        else:
+            known.add((name, entry.modified))
     return found
 
 

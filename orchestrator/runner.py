@@ -131,7 +131,10 @@ class Conductor:
             self._schedule.again(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
             self._schedule.again(job, _PAUSE)  # this process stood still, and its workers took it for dead
-        elif not self._retry(job, report.failure, report.error, report.end_time):
+        elif self._retry(job, report.failure, report.error, report.end_time):
+            # Its row says that it failed, which whoever looks at the storage meanwhile would take for its end.
+            self._write(replace(report, state=State.RUNNING, failure=None, end_time=None))
+        else:
             self._end(job, report)
 
     def begun(self, trial_id: str) -> Begun | None:
@@ -269,6 +272,7 @@ def run_inline(run: Run, tell: Tell) -> None:
     most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     how = "one after another in this process" if most == 1 else f"{most} in this process"
     tell(Event(Kind.NOTE, described(gpus, run.resources, how)))
+    tell(Event(Kind.PREPARING, "starting the first trial"))
     run.begun.set()
     conductor = Conductor(run, [replace(job, gpus=gpus) for job in run.jobs], tell, most)
     if most == 1:

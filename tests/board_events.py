@@ -13,6 +13,7 @@ from orchestrator.plan import PlannedTrial
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.studies import Member
 from orchestrator.trial import Job
+from orchestrator.varying import names
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -31,18 +32,20 @@ def planned(no: int, *, epochs: int = 10, teacher: PlannedTrial | None = None, d
     return PlannedTrial(f"{no:012x}", role, config, teacher_id, "new", answers, None)
 
 
-def member(trial: PlannedTrial, *, is_cached: bool = False) -> Member:
+def member(trial: PlannedTrial, *, is_cached: bool = False, name: str = "") -> Member:
     """The same as a member of a study."""
     config, teacher = trial.config, trial.config.teacher
     return Member(
         trial.trial_id, trial.role, trial.title(), trial.teacher_id, config.epochs, trial.teacher_cache, is_cached,
-        config.method, config.dataset, config.student, teacher.student if teacher else None,
+        config.method, config.dataset, config.student, teacher.student if teacher else None, name,
     )  # fmt: skip
 
 
 def launch(*trials: PlannedTrial, cached: tuple[PlannedTrial, ...] = (), executor: str = "ray") -> Event:
     """The first event."""
-    members = tuple(member(trial, is_cached=trial in cached) for trial in trials)
+    called = names([trial.config for trial in trials])
+    both = zip(trials, called, strict=True)
+    members = tuple(member(trial, is_cached=trial in cached, name=name) for trial, name in both)
     return Event(Kind.LAUNCH, "", facts=Launch("tiny", executor, members), time=at(0))
 
 

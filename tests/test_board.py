@@ -50,9 +50,9 @@ def test_an_epoch_tells_where_a_trial_is() -> None:
     (standing,) = board.at(Stage.RUNNING)
     assert (standing.epoch, standing.host, standing.device) == (2, "node-1", "cpu, 1 threads")
     board.take(epoch(trial, 3, 2))
-    assert (standing.epoch, standing.acc, standing.speed, standing.since) == (3, 53.0, 12345.6, at(2))
+    assert (standing.epoch, standing.last, standing.speed, standing.since) == (3, 53.0, 12345.6, at(2))
     board.take(ended(trial, 3))
-    assert (standing.stage, standing.epoch, standing.acc) == (Stage.FINISHED, 10, 60.0)
+    assert (standing.stage, standing.epoch, standing.acc) == (Stage.FINISHED, 10, 61.0) and standing.last == 60.0
 
 
 def test_what_failed_says_why_and_what_stopped_goes_on() -> None:
@@ -115,7 +115,8 @@ def test_the_share_counts_epochs() -> None:
 def test_a_trial_as_json() -> None:
     board = told(launch(EIGHT[0]), started(EIGHT[0], 0), epoch(EIGHT[0], 1, 1))
     facts = board.trials[EIGHT[0].trial_id].to_json()
-    assert facts["stage"] == "running" and (facts["epoch"], facts["nepoch"], facts["test_acc"]) == (1, 10, 51.0)
+    assert facts["stage"] == "running" and (facts["epoch"], facts["nepoch"]) == (1, 10)
+    assert (facts["acc"], facts["last_acc"]) == (51.0, 51.0)
 
 
 # How long it takes.

@@ -203,7 +203,7 @@ def test_status_says_where_the_last_study_stands_and_names_the_others(folder: St
     said = run("status", "--storage", folder.place.address)
     assert said.exit_code == 0 and "\x1b" not in said.stdout
     assert said.stdout.splitlines()[0].startswith("1/4 not running · tiny · on Ray, node-1")
-    assert f"failed {STUDENTS[0].trial_id} {STUDENTS[0].title()}: it broke" in said.stdout
+    assert f"failed {STUDENTS[0].trial_id} logit seed 1: it broke" in said.stdout
     assert "also in this storage: older" in said.stderr
     assert run("status", "older", "--storage", folder.place.address).stdout.startswith("1/4 not running · older")
 
@@ -237,7 +237,7 @@ def test_watching_tells_what_changes_and_ends_with_the_launch(folder: Storage, m
     said = run("status", "--watch", "--storage", folder.place.address)
     lines = [line for line in said.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert steps == [] and [line[9:] for line in lines if TEACHER.trial_id == line[9:21] or "failed" in line] == [
-        f"{TEACHER.trial_id} {TEACHER.title()}: finished, last 60.00 %",
+        f"{TEACHER.trial_id} {TEACHER.title()}: finished, acc 61.00 %, last 60.00 %",
         f"{STUDENTS[0].trial_id} {STUDENTS[0].title()}: failed, it broke",
     ]
     assert "1/4 not running" in said.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,9 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 
 def _list_teachers(storage: str, as_json: bool) -> None:
-    from orchestrator import soundness
+    from orchestrator import labels, soundness
+    from orchestrator.columns import table, width_of
     from orchestrator.inventory import list_teachers
-    from orchestrator.report import aligned
     from orchestrator.storage import Storage
 
     place = Storage.at(storage)
@@ -96,16 +97,17 @@ def _list_teachers(storage: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return
-    header = ("teacher_id", "model", "dataset", "acc", "size", "tables", "used by")
+    header = ("teacher_id", "model", "setting", "dataset", "seed", "acc", "last", "size", "tables", "used by")
     rows = [
         (
-            teacher.teacher_id, teacher.row.student, teacher.row.dataset, f"{teacher.row.last_acc:.2f}",
+            teacher.teacher_id, teacher.row.student, labels.of_row(teacher.row), teacher.row.dataset,
+            str(teacher.row.seed), f"{teacher.row.acc:.2f}", f"{teacher.row.last_acc:.2f}",
             f"{teacher.bytes / 1e6:,.1f} MB", ", ".join(key.name for key in teacher.tables) or "-",
             ", ".join(f"{count} of {study}" for study, count in teacher.users.items()) or "-",
         )
         for teacher in found
     ]  # fmt: skip
-    click.echo(aligned(header, rows))
+    click.echo(table(header, rows, width_of(sys.stdout)))
     if not found:
         click.echo(f"no teachers in {storage}; launch a study, or name another storage with --storage", err=True)
 

@@ -147,8 +147,9 @@ def _plan_text(plan: Plan, width: int | None) -> str:
     """A table of the trials with what varies in this study, how many are to come, and what all have in common."""
     from orchestrator.columns import fits, table, wrapped
 
-    *layouts, last = _layouts(plan)
-    header, *rows = next((lines for lines in layouts if fits(lines[0], lines[1:], width)), last)
+    for header, *rows in _layouts(plan):
+        if fits(header, rows, width):
+            break
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
     lines = [f"{len(states)} trials of study {plan.study}: {counts}", *_common(plan)]
@@ -168,9 +169,8 @@ def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     whole = [(trial.trial_id, trial.role) for trial in plan.trials]
     states = [(trial.state,) for trial in plan.trials]
     teachers = [(trial.teacher_id or "-", trial.teacher_cache or "-") for trial in plan.trials]
-    yield _table(
-        ("trial_id", "role", *varies, "seed", "waits for", "teacher cache", "state"), whole, own, teachers, states
-    )
+    last = ("waits for", "teacher cache", "state")
+    yield _table(("trial_id", "role", *varies, "seed", *last), whole, own, teachers, states)
     short = {"-": "-", **short_ids([trial.trial_id for trial in plan.trials])}
     ids = [(short[trial.trial_id],) for trial in plan.trials]
     teachers = [(short[teacher_id], cache) for teacher_id, cache in teachers]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.storage import Storage
 
 _LOOK = 2.0  # seconds between two looks at a storage
+_CANDIDATES = 100  # trials that are listed where none is named
 _FRAME = 0.25  # seconds between two frames on a terminal, which may have changed its size
 
 
@@ -172,9 +173,24 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
     if address:
         print_log(address, trial, lines, follow=follow)
     elif trial is None:
-        raise click.UsageError("Missing argument 'TRIAL'; `kdctl status` lists the trials with their ids")
+        raise click.UsageError(_which_trial(Storage.at(storage)))
     else:
         _print_log(Storage.at(storage), trial, lines, follow=follow)
+
+
+def _which_trial(place: Storage) -> str:
+    """Says that a trial is missing, and lists those of the last study with what tells them apart."""
+    from orchestrator.columns import table, width_of
+    from orchestrator.studies import remembered
+
+    found = next(iter(remembered(place)), None)
+    if found is None:
+        return f"Missing argument 'TRIAL'; {place.place.shown('')} holds no study yet; launch one, or name its storage"
+    rows = [(member.trial_id, member.shown) for member in found.members[:_CANDIDATES]]
+    left = len(found.members) - len(rows)
+    more = f"\nand {left:,} more: kdctl plan, or kdctl status {found.name}" if left else ""
+    trials = table(("id", "trial"), rows, width_of(sys.stderr))
+    return f"Missing argument 'TRIAL'; the beginning of an id is enough. Study {found.name} has:\n\n{trials}{more}"
 
 
 def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
