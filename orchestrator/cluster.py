@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from orchestrator import folders
+from orchestrator import folders, limits
 from orchestrator.errors import ResourceError, printable
 from orchestrator.processes import session, started
 from orchestrator.supervisor import end_session
@@ -167,7 +167,7 @@ def command(*words: str) -> str:
     """A kdctl command as this user can type it."""
     script = Path(sys.executable).with_name("kdctl")
     if not script.is_file():
-        return " ".join((shlex.quote(sys.executable), "-m", "orchestrator.cli", *words))
+        return " ".join((shlex.quote(sys.executable), "-m", "orchestrator", *words))
     on_path = shutil.which("kdctl")
     if on_path and Path(on_path).samefile(script):
         return " ".join(("kdctl", *words))
@@ -419,6 +419,7 @@ def _head(kept: Kept) -> list[str]:
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address", LOOPBACK, "--port", port, "--ray-client-server-port", str(_free_port())),
         *("--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", dashboard),
+        *("--num-cpus", str(limits.cores())),
     ]  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from orchestrator import cluster, folders, layouts, soundness
+from orchestrator import cluster, folders, layouts, limits, soundness
 from orchestrator.columns import table, wrapped
 from orchestrator.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
@@ -169,15 +168,13 @@ def _has_driver() -> bool:
 
 
 def _cpu() -> Result:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = limits.cores()
     total = os.cpu_count() or allowed
     return _ok(f"{allowed} cores" + (f" of the machine's {total}" if allowed != total else ""))
 
 
 def _memory() -> Result:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # a container may have less than the machine
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    total = limits.memory()
     found = sized(total)
     if total < _MEMORY:
         return (

@@ -20,6 +20,7 @@ from orchestrator.events import Event, Kind, Tell
 from orchestrator.leases import LAUNCH, acquire, trial_resource
 from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
 from orchestrator.progress import Lines
+from orchestrator.ray_environment import settled
 from orchestrator.records import State, TrialRecord
 from orchestrator.signals import stopping
 from orchestrator.spec import load_study
@@ -235,7 +236,8 @@ def _train(
             is_own = address in (None, "local")
             tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
             folders.lend_home()  # Tune cannot be imported without one
-            from orchestrator.ray_runner import run_ray  # Ray takes seconds to import
+            with settled():  # Ray reads some of its variables when it is imported, which takes seconds
+                from orchestrator.ray_runner import run_ray
 
             run_ray(run, tell)
 

@@ -11,13 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported or when it starts its processes, so they come before its import.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # three files a trial that nobody reads
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `signals` hears Ctrl-C
-
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -27,6 +20,7 @@ from orchestrator import folders
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.events import Begun, Event, Kind, Tell
 from orchestrator.graphs import sharing
+from orchestrator.ray_environment import settled
 from orchestrator.ray_errors import explain_loss, plain
 from orchestrator.ray_metrics import exported, memory_told
 from orchestrator.ray_session import dead_process, joined
@@ -47,6 +41,7 @@ _KINDS: Mapping[str, Callable[..., Report]] = {
 _LAST = (TrialRecord.__name__, Elsewhere.__name__)  # what a trial ends with
 
 
+@settled()
 def run_ray(run: Run, tell: Tell) -> None:
     """Runs the trials as one Tune experiment, on the cluster at `run.address`, the kept one, or one of its own.
 

@@ -19,8 +19,9 @@ from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.job_config import JobConfig
 
-from orchestrator import addresses, cluster, folders, proxies, ray_errors
+from orchestrator import addresses, cluster, folders, import_path, limits, proxies, ray_errors
 from orchestrator.errors import ClusterError, ResourceError, masked
 
 # Whether the environment lets Ray use other addresses than loopback.
@@ -123,9 +124,15 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
             _check_loopback()
         if is_kept:
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        with _no_api_server():
+        with _no_api_server(), _no_uv():
             ray.init(
-                address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                address=address or "local",
+                num_cpus=None if address else limits.cores(),
+                job_config=_Job(),
+                runtime_env=_workers_path() if address and not is_kept else None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises bare ones too
         if ray_errors.raised_here(error):
@@ -133,6 +140,32 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
         raise ResourceError(_refusal(error, address)) from None
     finally:
         _hear_again(handlers)
+
+
+class _Job(JobConfig):
+    """What Ray knows of a launch; its workers do not look for modules in the folders where it was started."""
+
+    def _get_proto_job_config(self) -> Any:
+        self._py_driver_sys_path: list[str] = []
+        return super()._get_proto_job_config()
+
+
+def _workers_path() -> dict[str, Any]:
+    """Lets workers of a cluster that somebody else started put their import path in order, before they load kdctl."""
+    ray.cloudpickle.register_pickle_by_value(import_path)  # they may not find the module otherwise
+    return {"worker_process_setup_hook": import_path.put_in_order}
+
+
+@contextmanager
+def _no_uv() -> Iterator[None]:
+    """Keeps `ray.init` from uploading the working folder after `uv run`, also where Ray was imported before us."""
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    before = getattr(ray_constants, name, False)
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, before)
 
 
 def _refusal(error: Exception, address: str | None) -> str:

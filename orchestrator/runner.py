@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -13,7 +12,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from orchestrator import logs, results
+from orchestrator import limits, logs, results
 from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError, StorageError
 from orchestrator.events import Begun, Event, Kind, Tell, accuracies
 from orchestrator.graphs import STREAMS, sharing
@@ -269,7 +268,7 @@ def run_inline(run: Run, tell: Tell) -> None:
     Raises ResourceError where it has too few GPUs, StorageError where the storage fails, Interrupted after a signal.
     """
     found = float(torch.cuda.device_count())
-    gpus = gpus_of(run.resources, [{"CPU": float(os.cpu_count() or 1), "GPU": found}])
+    gpus = gpus_of(run.resources, [{"CPU": float(limits.cores()), "GPU": found}])
     most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     how = "one after another in this process" if most == 1 else f"{most} in this process"
     tell(Event(Kind.NOTE, described(gpus, run.resources, how)))

@@ -19,6 +19,9 @@ FLOORS = {
     "orchestrator": 0,  # every import of the package runs it, so it imports nothing
     "orchestrator.errors": 0,
     "orchestrator.suggest": 0,
+    "orchestrator.import_path": 0,
+    "orchestrator.limits": 0,
+    "orchestrator.ray_environment": 1,
     "orchestrator.streams": 0,
     "orchestrator.commits": 0,
     "orchestrator.datasets": 0,
@@ -116,6 +119,7 @@ FLOORS = {
     "orchestrator.commands.watch": 15,
     "orchestrator.commands.launch": 15,
     "orchestrator.cli": 16,
+    "orchestrator.__main__": 17,
 }
 
 COMMANDS = ("orchestrator.cli", *(name for name in FLOORS if name.startswith("orchestrator.commands.")))

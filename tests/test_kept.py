@@ -345,7 +345,7 @@ def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, 
     folder.mkdir()
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert cluster.command("up") == f"{folder / 'python'} -m orchestrator.cli up"
+    assert cluster.command("up") == f"{folder / 'python'} -m orchestrator up"
     (folder / "kdctl").touch(0o755)
     assert cluster.command("up") == f"{folder / 'kdctl'} up"
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,56 @@
+"""What of this machine the process may use: CPU cores and memory, by its affinity and its control groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PROCESS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """CPU cores that this process may use at once, at least one: `taskset`, a cpuset or a quota may leave it fewer."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([float(allowed), *_quotas()])))
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([total, *_memory_limits()])
+
+
+def _quotas() -> Iterator[float]:
+    """The share of cores that each control group above this process may have."""
+    for group in _groups("cpu"):
+        with suppress(OSError, ValueError):  # version 2, where `max` is no number: no limit
+            quota, period = (group / "cpu.max").read_text().split()
+            yield int(quota) / int(period)
+        with suppress(OSError, ValueError):  # version 1, where -1 means no limit
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if int(quota) > 0:
+                yield int(quota) / int(period)
+
+
+def _memory_limits() -> Iterator[int]:
+    for group in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
+            with suppress(OSError, ValueError):
+                yield int((group / name).read_text())
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups that hold this process, from its own up to the topmost that is visible.
+
+    In a container the path is often that of the host, and only the topmost folder is there.
+    """
+    with suppress(OSError):
+        for line in _PROCESS.read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if names and controller not in names.split(","):
+                continue
+            for mount in (_MOUNT, _MOUNT / "unified") if not names else (_MOUNT / names, _MOUNT / controller):
+                own = mount / path.lstrip("/")
+                yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
