@@ -23,7 +23,9 @@ from terminal import Terminal
 
 from orchestrator import cluster
 from orchestrator.errors import ResourceError
+from orchestrator.plan import make_plan
 from orchestrator.processes import session
+from orchestrator.spec import load_study
 from orchestrator.storage import Storage
 from orchestrator.supervisor import end_session
 
@@ -41,7 +43,10 @@ experiments:
   - {method: base, dataset: digits, student: resnet_32_8, seed: 8, epochs: 5000}
 resources: {gpus_per_trial: 0}
 """
-FIRST, SECOND = "base digits resnet_32_8 seed 7", "base digits resnet_32_8 seed 8"
+with tempfile.TemporaryDirectory() as _folder:
+    (Path(_folder) / "study.yaml").write_text(STUDY)
+    _TRIALS = make_plan(load_study(Path(_folder) / "study.yaml")).trials
+FIRST, SECOND = (f"{trial.trial_id} {trial.title()}" for trial in _TRIALS)  # what Ray calls their tasks
 KDCTL = str(Path(sys.executable).with_name("kdctl"))
 
 

@@ -780,7 +780,8 @@ def test_a_row_before_anything_was_measured(digits_storage: Storage, make_config
 def test_a_log_tells_where_how_and_how_well(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(epochs=2), storage)
     row = reports(job).last
-    begins, first, second, finished = logs.read(storage, row.trial_id)
+    name, begins, first, second, finished = logs.read(storage, row.trial_id)
+    assert name.endswith(f"trial {row.trial_id} of study {row.study}: {job.trial.title()}")
     assert f"begins in epoch 1 of 2 on cpu, 1 threads, process {os.getpid()} on " in begins and "kdctl " in begins
     assert " epoch 1/2: lr 0.05, loss " in first and " epoch 2/2: " in second and "images/s" in second
     assert finished.endswith(f", last {row.last_acc} %") and "finished: best test accuracy" in finished
