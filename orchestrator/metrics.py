@@ -69,7 +69,7 @@ class Sample(NamedTuple):
 
 
 def label(text: str) -> str:
-    """A label's value as Ray takes it, which knows ASCII alone: `←` is `<-`, ` · ` a comma, and what else there is its escape."""
+    """A label's value as Ray takes it, which knows ASCII alone: `←` is `<-`, ` ·` is `,`, all else its escape."""
     return text.replace("←", "<-").replace(" ·", ",").encode("ascii", "backslashreplace").decode("ascii")
 
 
