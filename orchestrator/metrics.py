@@ -69,8 +69,8 @@ class Sample(NamedTuple):
 
 
 def label(text: str) -> str:
-    """A label's value as Ray takes it, which knows ASCII alone: `←` is `<-`, and what else there is its escape."""
-    return text.replace("←", "<-").encode("ascii", "backslashreplace").decode("ascii")
+    """A label's value as Ray takes it, which knows ASCII alone: `←` is `<-`, ` ·` is `,`, all else its escape."""
+    return text.replace("←", "<-").replace(" ·", ",").encode("ascii", "backslashreplace").decode("ascii")
 
 
 def labels_of(study: str, trial: PlannedTrial) -> dict[str, str]:

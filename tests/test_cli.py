@@ -170,9 +170,17 @@ def test_results_come_in_every_format(run: Run, trained: Storage, form: str, fil
         assert len(list(csv.DictReader(io.StringIO(out)))) == 3
     elif form == "json":
         groups = [group for table in json.loads(out)["tables"] for group in table["groups"]]
-        assert sorted(group["label"] for group in groups) == ["base", "logit"]
+        names = sorted(group["label"].split()[0] for group in groups)
+        assert names == ["base", "logit"] and all(" epochs=1 batch_size=32 " in group["label"] for group in groups)
     else:
-        assert "ResNet8>>8/Digits" in out and "(n=2)" in out
+        assert "ResNet8>>8/Digits" in out and "epochs=1 batch_size=32" in out and "last epoch − base" in out
+
+
+def test_single_runs_are_listed_on_request(run: Run, trained: Storage) -> None:
+    _, short, _ = run("results", "study.yaml", "--storage", trained.place.address)
+    _, whole, _ = run("results", "study.yaml", "--runs", "--storage", trained.place.address)
+    assert "start_time" not in short and whole.count("start_time") == 2
+    assert len(whole.splitlines()) >= len(short.splitlines()) + 2 + 3
 
 
 def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None:

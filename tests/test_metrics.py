@@ -148,8 +148,8 @@ def test_when_the_launch_is_over_nothing_runs() -> None:
 def test_labels_are_ascii_as_ray_wants_them() -> None:
     trial = planned(1, teacher=planned(0))
     labels = labels_of("tiny", trial)
-    assert labels["trial"] == "logit digits resnet_32_8 <- resnet_32_8 seed 1"
-    assert trial.title() == labels["trial"].replace("<-", "←")
+    assert labels["trial"].endswith(", digits, resnet_32_8 <- resnet_32_8, seed 1")
+    assert trial.title() == labels["trial"].replace("<-", "←").replace(", ", " · ")
     assert all(value.isascii() for value in labels.values())
     assert label("Übung\n") == "\\xdcbung\n"
 
