@@ -49,10 +49,18 @@ class Outcome:
         return len(self.rows) == len(self.plan.trials) and all(row.state is State.FINISHED for row in self.rows)
 
 
-def look(study_file: str | Path, storage: str | Path = DEFAULT_STORAGE, settings: Sequence[str] = ()) -> Plan:
-    """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing."""
+def look(
+    study_file: str | Path,
+    storage: str | Path = DEFAULT_STORAGE,
+    settings: Sequence[str] = (),
+    text: str | None = None,
+) -> Plan:
+    """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing.
+
+    The file is not read where its `text` is given.
+    """
     place = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings, open_weights=True))
+    plan = make_plan(load_study(study_file, settings, text, open_weights=True))
     if warning := studies.other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
@@ -71,6 +79,7 @@ def launch(
     skip_failed: bool = False,
     tell: Tell | None = None,
     dashboard: bool = True,
+    text: str | None = None,
 ) -> Outcome:
     """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
@@ -80,11 +89,12 @@ def launch(
     fails raises nothing: it is a row. `tell` is called with every event, one at a time; unless told otherwise they
     are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
     own; without it the one that RAY_ADDRESS names or `kdctl up` keeps, or one of its own, which has a `dashboard`.
+    The study file is not read where its `text` is given.
     """
     since = datetime.now(UTC)
     tell = _in_turn(_telling_precision(tell or Lines()))
     place = Storage.at(storage)
-    plan, damaged = _look_for_damage(look(study_file, storage, settings), place)
+    plan, damaged = _look_for_damage(look(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, to_do, since, settings, paths.local(data, "data folder"), inline=inline)
     tell(began := _begin(plan, launched))

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from orchestrator.processes import session
 
 _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
 _PIPE = "KDCTL_SUPERVISOR_PIPE"  # and the descriptor through which it announces its end
+_STUDY = "KDCTL_SUPERVISOR_STUDY"  # and that of the study file's text, as a pipe can be read only once
 _RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
 _LONG = 600.0  # seconds
 _PATIENCE = 13.0  # seconds for a child to stop after a signal
@@ -73,19 +75,35 @@ def announce_end(code: int) -> None:
             os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
 
 
+def study_text() -> str | None:
+    """The text of the study file as the supervisor of this process read it; None without one."""
+    descriptor = os.environ.get(_STUDY, "")
+    if not (has_parent() and descriptor.isdecimal()):
+        return None
+    with os.fdopen(os.dup(int(descriptor)), "rb") as file:
+        file.seek(0)
+        return file.read().decode("utf-8", "surrogatepass")
+
+
 def _watch_parent(number: int) -> None:
     while has_parent():
         time.sleep(_LOOK)
     os.kill(os.getpid(), number)
 
 
-def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
+def supervise(
+    arguments: Sequence[str], study: str, say: Callable[[str], None], say_how_to_resume: Callable[[], None]
+) -> int:
     """Runs `kdctl` with these arguments in a child, again where Ray takes it down; returns its exit code.
 
-    `say_how_to_resume` is called where a child was stopped before it could do so itself.
+    `study` is the text of the study file, which a child gets from `study_text`. `say_how_to_resume` is called where a
+    child was stopped before it could do so itself.
     """
-    supervisor = _Supervisor(arguments, say)
-    code = supervisor.run()
+    with tempfile.TemporaryFile() as file:
+        file.write(study.encode("utf-8", "surrogatepass"))
+        file.flush()
+        supervisor = _Supervisor(arguments, file.fileno(), say)
+        code = supervisor.run()
     if code == EXIT_INTERRUPTED and supervisor.was_hasty:
         say("stopped at once; what runs goes on from its last checkpoint")
         say_how_to_resume()
@@ -93,9 +111,10 @@ def supervise(arguments: Sequence[str], say: Callable[[str], None], say_how_to_r
 
 
 class _Supervisor:
-    def __init__(self, arguments: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, arguments: Sequence[str], study: int, say: Callable[[str], None]) -> None:
         # -P: a folder that has a `models/` of its own must not stand for ours.
         self._command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
+        self._study = study  # a descriptor
         self._say = say
         self._first: signal.Signals | None = None  # the first signal that came
         self._child: subprocess.Popen[bytes] | None = None
@@ -136,11 +155,11 @@ class _Supervisor:
         """The exit code of a child, and the one that it announced; None where it did not get that far."""
         reading, writing = os.pipe()
         os.set_blocking(reading, False)  # a process that it started may hold the other end open
-        environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing)}
+        environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing), _STUDY: str(self._study)}
         with os.fdopen(reading, "rb", buffering=0) as pipe:
             try:
                 self._child = subprocess.Popen(
-                    self._command, env=environment, start_new_session=True, pass_fds=(writing,)
+                    self._command, env=environment, start_new_session=True, pass_fds=(writing, self._study)
                 )
             finally:
                 os.close(writing)

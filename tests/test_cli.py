@@ -410,7 +410,10 @@ def test_ray_that_was_lost_is_the_supervisors_business(folder: Path) -> None:
 
 
 def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def supervise(arguments: list[str], say: Callable[[str], None], say_how_to_resume: Callable[[], None]) -> int:
+    def supervise(
+        arguments: list[str], study: str, say: Callable[[str], None], say_how_to_resume: Callable[[], None]
+    ) -> int:
+        assert study == Path("study.yaml").read_text(encoding="utf-8")
         say(f"with {arguments}")
         say_how_to_resume()
         return 42

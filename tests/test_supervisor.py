@@ -93,10 +93,27 @@ def test_an_exit_code_passes_through(
     code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(stand_in(f"end({code})")))
-    assert supervise(["launch", "a b.yaml"], said.append, said.how) == code
+    assert supervise(["launch", "a b.yaml"], "", said.append, said.how) == code
     ((_, *words),) = starts(tmp_path)
     assert words == ["-P", "-m", "orchestrator.cli", "launch", "a", "b.yaml"]
     assert said == []
+
+
+def test_every_child_gets_the_text_of_the_study_file(
+    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = f"""
+from orchestrator.supervisor import study_text
+with open({str(tmp_path / "texts")!r}, "ab") as file:
+    file.write(study_text().encode("utf-8", "surrogatepass") + b"|")
+if count == 1:
+    os._exit(1)
+end(0)"""
+    monkeypatch.setattr(sys, "executable", str(stand_in(body)))
+    text = "study: möwe\n"
+    assert supervise(["launch", "/dev/fd/63"], text, said.append, said.how) == 0
+    assert (tmp_path / "texts").read_text(encoding="utf-8") == f"{text}|{text}|"
+    assert supervisor.study_text() is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +132,7 @@ def test_a_child_that_ray_took_down_is_started_again(
     stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "executable", str(stand_in(f"if count <= {lost}:\n    {end}\nend(0)")))
-    code = supervise(["launch"], said.append, said.how)
+    code = supervise(["launch"], "", said.append, said.how)
     assert len(starts(tmp_path)) == min(lost + 1, 4)
     assert pauses == [1.0, 2.0, 4.0][:lost]
     assert [how in text for text in said[:3]] == [True] * min(lost, 3)
@@ -132,7 +149,7 @@ def test_a_child_that_dies_after_it_announced_its_end_is_not_started_again(
     then: str, code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(stand_in(f"announce({code})\n{then}")))
-    assert supervise(["launch"], said.append, said.how) == code
+    assert supervise(["launch"], "", said.append, said.how) == code
     assert len(starts(tmp_path)) == 1 and said == []
 
 
@@ -144,7 +161,7 @@ def test_a_process_that_holds_the_pipe_is_not_waited_for(
     program = stand_in(code)
     monkeypatch.setattr(sys, "executable", str(program))
     try:
-        assert supervise(["launch"], said.append, said.how) == 2
+        assert supervise(["launch"], "", said.append, said.how) == 2
     finally:
         os.kill(int((program.parent / "holder").read_text()), signal.SIGKILL)
 
@@ -154,7 +171,7 @@ def test_a_child_that_lived_long_starts_a_new_row(
 ) -> None:
     monkeypatch.setattr(supervisor, "_LONG", -1.0)
     monkeypatch.setattr(sys, "executable", str(stand_in("if count <= 9: sys.exit(75)\nend(0)")))
-    assert supervise(["launch"], said.append, said.how) == 0
+    assert supervise(["launch"], "", said.append, said.how) == 0
     assert len(starts(tmp_path)) == 10 and len(set(pauses)) == 1
 
 
@@ -163,7 +180,7 @@ def test_the_earlier_handlers_are_back_afterwards(
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(sys, "executable", str(stand_in("end(0)")))
-    supervise([], said.append, said.how)
+    supervise([], "", said.append, said.how)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
@@ -174,7 +191,7 @@ import sys
 from orchestrator import supervisor
 sys.executable, supervisor._PATIENCE = sys.argv[1], float(sys.argv[2])
 def say(text): print(text, flush=True)
-sys.exit(supervisor.supervise(["launch"], say, lambda: say("how to resume")))
+sys.exit(supervisor.supervise(["launch"], "", say, lambda: say("how to resume")))
 """
 
 
@@ -277,7 +294,7 @@ def test_a_signal_between_two_children_reaches_the_next_one(
 
     monkeypatch.setattr(subprocess, "Popen", late)
     monkeypatch.setattr(sys, "executable", str(stand_in(LAST)))
-    assert supervise(["launch"], said.append, said.how) == 130
+    assert supervise(["launch"], "", said.append, said.how) == 130
 
 
 def test_a_signal_during_the_pause_starts_no_child(
@@ -289,7 +306,7 @@ def test_a_signal_during_the_pause_starts_no_child(
 
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     monkeypatch.setattr(sys, "executable", str(stand_in("sys.exit(75)")))
-    assert supervise(["launch"], said.append, said.how) == 130
+    assert supervise(["launch"], "", said.append, said.how) == 130
     assert len(starts(tmp_path)) == 1
 
 
@@ -310,7 +327,7 @@ def test_no_process_of_the_session_is_left(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(supervisor, "_RESTARTS", 0)
     monkeypatch.setattr(sys, "executable", str(stand_in(FAMILY.format(python=sys.executable) + end)))
-    supervise([], said.append, said.how)
+    supervise([], "", said.append, said.how)
     family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
     assert len(family) == 2 and not any(map(is_alive, family))
 

@@ -69,8 +69,8 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
     if is_supervised():
         follow_parent()
     elif not inline:
-        load_study(file, options["settings"])  # a fault of the file needs no second process
-        sys.exit(supervise(sys.argv[1:], lambda text: written(sys.stderr, text), say_how_to_resume))
+        study = load_study(file, options["settings"])  # a fault of the file needs no second process
+        sys.exit(supervise(sys.argv[1:], study.text, lambda text: written(sys.stderr, text), say_how_to_resume))
     dashboard = not options.pop("no_dashboard")
     _train(file, address=address, inline=inline, as_json=as_json, dashboard=dashboard, **options)
 
@@ -88,12 +88,12 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
     from orchestrator.launch import launch as run
     from orchestrator.progress import telling
     from orchestrator.streams import reserved_stdout
-    from orchestrator.supervisor import clear_session, is_supervised
+    from orchestrator.supervisor import clear_session, is_supervised, study_text
 
     with reserved_stdout() as stdout:
         try:
             with telling(as_json=as_json, quiet=quiet, stdout=stdout) as tell:
-                outcome = run(file, storage=storage, tell=tell, **options)
+                outcome = run(file, storage=storage, tell=tell, text=study_text(), **options)
         finally:
             if is_supervised():
                 clear_session()
