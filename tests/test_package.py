@@ -88,7 +88,7 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
     found = contents(wheel)
     tops = {name.split("/")[0] for name in found}
     info = f"kdctl-{PROJECT['version']}.dist-info"
-    assert {"orchestrator", info} <= tops <= {"orchestrator", "kdctl.py", info}
+    assert {"orchestrator", info} <= tops <= {"orchestrator", "kdctl_entry.py", info}
     sources = [name for name in committed() if name.startswith(("orchestrator/", "models/", "losses/"))]
     wanted = {name if name.startswith("orchestrator/") else f"orchestrator/{name}" for name in sources} - set(LINKS)
     assert {name for name in found if name.startswith("orchestrator/")} == wanted
