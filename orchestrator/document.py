@@ -109,7 +109,7 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise StudyError([whole.fault("", "the file is UTF-16 text; save it as UTF-8")]) from None
+            raise StudyError([whole.fault("", "the file is not UTF-8 text but UTF-16; save it as UTF-8")]) from None
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
         raise StudyError([_place_after(source, before).fault("", message)]) from None

@@ -25,7 +25,7 @@ class Lines:
     """
 
     def __init__(
-        self, write: Callable[[str], None] | None = None, keeps: Callable[[Event], bool] = lambda event: True
+        self, write: Callable[[str], object] | None = None, keeps: Callable[[Event], bool] = lambda event: True
     ) -> None:
         self._write = write or (lambda text: written(sys.stderr, text))
         self._keeps = keeps
@@ -65,12 +65,17 @@ def quiet(event: Event) -> None:
     """Says nothing."""
 
 
-def written(stream: TextIO | None, text: str) -> None:
-    """Writes a line at once. A reader that left is no error: what is trained matters more."""
-    with suppress(OSError, ValueError, RuntimeError):
+def written(stream: TextIO | None, text: str) -> OSError | None:
+    """Writes a line at once; gives the error, and raises none: what is trained matters more."""
+    try:
         if stream is not None:
             stream.write(f"{text}\n")
             stream.flush()
+    except OSError as error:
+        return error
+    except (ValueError, RuntimeError):
+        pass  # it is closed
+    return None
 
 
 def is_failure(event: Event) -> bool:
@@ -93,8 +98,8 @@ def telling(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None
     line an event elsewhere.
     """
     if as_json:
-        out = stdout or sys.stdout
-        yield lambda event: written(out, json.dumps(event.to_json(), ensure_ascii=False))
+        with _json(stdout or sys.stdout) as tell:
+            yield tell
     elif quiet:
         yield Lines(keeps=is_failure)
     elif is_terminal(sys.stderr):
@@ -102,6 +107,21 @@ def telling(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None
             yield tell
     else:
         yield Lines()
+
+
+@contextmanager
+def _json(stream: TextIO | None) -> Iterator[Tell]:
+    """Events as JSON. Raises an OSError at the end, when everything is trained, but not that of a reader who left."""
+    lost: list[OSError] = []
+
+    def tell(event: Event) -> None:
+        error = written(stream, json.dumps(event.to_json(), ensure_ascii=False))
+        if error and not isinstance(error, BrokenPipeError) and not lost:
+            lost.append(error)
+
+    yield tell
+    if lost:
+        raise lost[0]
 
 
 def is_terminal(stream: TextIO | None) -> bool:

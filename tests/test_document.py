@@ -249,7 +249,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path, part in [
         (tmp_path / "none.yaml", "there is no such file; check the path"),
         (tmp_path, "this is a folder; name the study file in it"),
-        (tmp_path / "utf-16.yaml", "the file is UTF-16 text; save it as UTF-8"),
+        (tmp_path / "utf-16.yaml", "the file is not UTF-8 text but UTF-16; save it as UTF-8"),
         (tmp_path / ("a" * 5000), "the file cannot be read (File name too long)"),
         (Path("a\0b"), "the file cannot be read (embedded null byte)"),
     ]:

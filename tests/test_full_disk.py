@@ -13,7 +13,12 @@ import pytest
 
 from orchestrator import output
 
-STUDY = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8}\n"
+STUDY = """\
+study: s
+recipe: {epochs: 1, limit_train: 100, limit_test: 50, milestones: []}
+experiments:
+- {method: base, dataset: digits, student: resnet_32_8}
+"""
 
 full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 
@@ -33,7 +38,7 @@ def sh(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
         "--help", "--version", "init --help", "check s.yaml", "plan s.yaml", "plan s.yaml --json", "schema", "results",
         "results --json", "query 'SELECT 1'", "query 'FROM range(100000)' --format csv",
         "query 'FROM range(100000)' --format parquet", "teachers", "doctor", "completion bash", "clean --json",
-        "launch s.yaml --inline --json",
+        "launch s.yaml --inline --json",  # which trains all the same: nobody need read its events
     ],
 )  # fmt: skip
 def test_a_full_disk_is_said_and_is_no_bug(tmp_path: Path, words: str) -> None:
