@@ -43,8 +43,13 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
 
     Without an address it is the cluster that RAY_ADDRESS names, or that `kdctl up` keeps, where there is one.
     `dashboard` says whether a cluster of our own has one: it comes up beside what is done here, and `say` tells once it
-    answers. Raises ResourceError, and ClusterError for an address that cannot be joined.
+    answers. A program that called `ray.init` before is part of a cluster already: that one is used, and left as it is.
+    Raises ResourceError, and ClusterError for an address that cannot be joined.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
+    if ray.is_initialized():
+        yield _used_as_it_is(address, say)
+        return
     address = _named(address, say)
     kept = cluster.kept(say) if address != OWN else None
     if kept and address not in (None, "auto", kept.address):
@@ -65,11 +70,27 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
                 f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
                 "start it with RAY_AUTH_MODE=token, see docs/security.md"
             )
-        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield _nodes()
     finally:
         over.set()
         cluster.hide()
         _leave()
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _used_as_it_is(address: str | None, say: Say) -> list[dict[str, float]]:
+    """The nodes of the cluster that this program joined or started itself. Raises ResourceError for another address."""
+    if address is not None:
+        raise ResourceError(
+            f"this program called ray.init before, so it is part of a Ray cluster and cannot join another one at "
+            f"{address!r}; leave the address out, or call ray.shutdown first"
+        )
+    say("the Ray cluster is used that this program is part of already, and stays as it is")
+    return _nodes()
 
 
 def _named(address: str | None, say: Say) -> str | None:
@@ -107,7 +128,6 @@ def dead_process() -> str | None:
 def _connect(address: str | None, *, is_kept: bool) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _stay_on_this_machine(address is None or is_kept)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
     logging.getLogger("ray._private.authentication").setLevel(logging.CRITICAL)  # docs/security.md says it better
     if address is None:
         folders.of_ray()

@@ -92,7 +92,7 @@ def _watch_parent(number: int) -> None:
 
 
 def supervise(
-    arguments: Sequence[str], study: str, say: Callable[[str], None], say_how_to_resume: Callable[[], None]
+    arguments: Sequence[str], study: str, say: Callable[[str], object], say_how_to_resume: Callable[[], None]
 ) -> int:
     """Runs `kdctl` with these arguments in a child, again where Ray takes it down; returns its exit code.
 
@@ -111,7 +111,7 @@ def supervise(
 
 
 class _Supervisor:
-    def __init__(self, arguments: Sequence[str], study: int, say: Callable[[str], None]) -> None:
+    def __init__(self, arguments: Sequence[str], study: int, say: Callable[[str], object]) -> None:
         # -P: a folder that has a `models/` of its own must not stand for ours.
         self._command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
         self._study = study  # a descriptor

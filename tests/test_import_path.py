@@ -66,15 +66,22 @@ def test_a_launch_on_ray_imports_nothing_of_the_folder(folder: Path) -> None:
     assert events and "retry" not in str(events)
 
 
+@pytest.mark.timeout(200)
 def test_a_script_of_a_user_launches_beside_a_models_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH")
     for name in set(MODULES.split()) - {"losses"}:
         (folder / f"{name}.py").unlink()
     (folder / "script.py").write_text(
         "import models\nfrom orchestrator.launch import launch\n"
-        "if __name__ == '__main__':\n    assert launch('study.yaml', inline=True).is_complete\n"
+        "if __name__ == '__main__':\n"
+        "    assert launch('study.yaml', inline=True).is_complete\n"
+        "    import ray\n"
+        "    ray.init(num_cpus=1, include_dashboard=False)\n"
+        "    assert launch('study.yaml', storage='on-ray').is_complete and ray.is_initialized()\n"
     )
-    assert run(folder, sys.executable, "script.py").returncode == 0
+    done = run(folder, sys.executable, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert "stays as it is" in done.stderr and "experiment_analysis" not in done.stderr
 
 
 def paths(folder: Path, code: str, **environment: str) -> list[list[str]]:

@@ -11,6 +11,7 @@ import ray
 from processes import until
 
 from orchestrator import cluster, ray_session
+from orchestrator.errors import ResourceError
 
 
 class Node:
@@ -78,3 +79,16 @@ def test_another_ray_starts_its_dashboard_as_it_likes(monkeypatch: pytest.Monkey
     with ray_session._no_api_server():
         assert found.start_api_server != "its own"
     assert found.start_api_server == "its own"
+
+
+def test_a_program_that_is_part_of_a_cluster_cannot_join_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False}])
+    monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("the cluster is the program's own"))
+    said: list[str] = []
+    with ray_session.joined(None, "tiny", said.append) as nodes:
+        assert nodes == [{"CPU": 2.0}]
+    assert len(said) == 1
+    other = ray_session.joined("10.0.0.1:6379", "tiny", said.append)
+    with pytest.raises(ResourceError, match=r"ray.init before.*ray.shutdown first"), other:
+        pytest.fail("nothing was joined")
