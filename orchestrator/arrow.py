@@ -209,8 +209,8 @@ def _one_of(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
     if present and (present[0] == names[0] or len(present) == 1):
         return present[0]
     raise UnreadableFile(
-        f"has the columns {', '.join(table.column_names)}; wanted {' or '.join(_IMAGES)} with the images, and one of "
-        f"{', '.join(labels)} with the labels"
+        f"has the columns {', '.join(table.column_names)}; wanted {' or '.join(_IMAGES)} with the images, and "
+        f"{' or '.join(labels)} with the labels"
     )
 
 

@@ -74,13 +74,13 @@ def _foreign(storage: Storage, entries: Sequence[Entry]) -> list[str]:
 
 
 def _finished(storage: Storage, trial_ids: list[str]) -> Iterator[str]:
-    """Those whose row says so; a damaged row is named by whoever reads it."""
+    """Those whose row says so, and what their weights are; a damaged row is named by whoever reads it."""
     for trial_id in trial_ids:
         try:
             row = results.read_trial(storage, trial_id)
         except StorageError:
             continue
-        if row and row.state is State.FINISHED:
+        if row and row.state is State.FINISHED and row.weights_sha256:
             yield trial_id
 
 

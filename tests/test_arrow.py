@@ -105,7 +105,7 @@ def test_a_column_that_is_there_twice_is_unreadable() -> None:
 def test_a_folder_name_is_no_column(tmp_path: Path) -> None:
     folder = tmp_path / "label=9"
     folder.mkdir()
-    assert arrow.read_images(shard(folder / "a.parquet", [b"one"], [1]), "label") == ([b"one"], [1])
+    assert arrow.read_images(shard(folder / "a.parquet", [b"one"], [1]), ("label",)) == ([b"one"], [1])
 
 
 # Damage.
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_unreadable(file: Path, damage: str) -> None:
         arrow.from_parquet(raw, COLUMNS)
     file.write_bytes(raw)
     with pytest.raises(arrow.UnreadableFile, match=r"^is not a whole Parquet file \(.+\)$"):
-        arrow.read_images(file, "label")
+        arrow.read_images(file, ("label",))
 
 
 @settings(max_examples=300, deadline=None)
@@ -171,7 +171,7 @@ def test_noise_is_unreadable(noise: bytes, starts: bool, ends: bool, footer: int
 def test_a_missing_file_and_a_folder_are_unreadable(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.parquet", tmp_path):
         with pytest.raises(arrow.UnreadableFile):
-            arrow.read_images(path, "label")
+            arrow.read_images(path, ("label",))
 
 
 # Images as on the Hugging Face hub.
@@ -185,7 +185,7 @@ def shard(path: Path, images: list[Any], labels: list[Any]) -> Path:
 
 
 def test_images_and_labels_are_read(file: Path) -> None:
-    assert arrow.read_images(shard(file, [b"one", b"two"], [1, 0]), "label") == ([b"one", b"two"], [1, 0])
+    assert arrow.read_images(shard(file, [b"one", b"two"], [1, 0]), ("label",)) == ([b"one", b"two"], [1, 0])
 
 
 @pytest.mark.parametrize(
@@ -200,13 +200,16 @@ def test_images_and_labels_are_read(file: Path) -> None:
 )
 def test_other_columns_are_refused(file: Path, images: list[Any], labels: list[Any], label: str) -> None:
     with pytest.raises(arrow.UnreadableFile, match=label):
-        arrow.read_images(shard(file, images, labels), label)
+        arrow.read_images(shard(file, images, labels), (label,))
 
 
 def test_images_of_another_table_are_refused(file: Path) -> None:
     file.write_bytes(written([ROW]))
-    with pytest.raises(arrow.UnreadableFile, match="img.bytes"):
-        arrow.read_images(file, "label")
+    with pytest.raises(
+        arrow.UnreadableFile,
+        match="name, count, share, at; wanted img or image with the images, and label with the labels",
+    ):
+        arrow.read_images(file, ("label",))
 
 
 @settings(deadline=None)

@@ -334,7 +334,10 @@ def test_stop_of_nothing(run: Run) -> None:
 @pytest.mark.parametrize("command", ["stop", "status", "logs"])
 def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> None:
     code, out, err = run(command, "--address", "10.0.0.1:6379")
-    assert (code, out) == (2, "") and "is no dashboard; wanted its address, like http://127.0.0.1:8265" in err
+    assert (code, out) == (
+        2,
+        "",
+    ) and "is not the address of a dashboard; expected one like http://127.0.0.1:8265" in err
 
 
 # Errors.

@@ -92,7 +92,7 @@ def test_a_kind_takes_this(kind: Kind, value: Any, wanted: Any) -> None:
         (Epochs(), [None], "got nothing"),
         (Epochs(), {"a": 1}, "got a mapping; wanted a list of epochs"),
         (FilePath(), " ", "wanted the path of a file"),
-        (FilePath(), "a\0b", "wanted the path of a file"),
+        (FilePath(), "a\0b", "holds a NUL byte"),
         (FilePath(), 5, "got the number 5"),
     ],
 )

@@ -396,7 +396,8 @@ def test_a_teacher_of_held_out_images_is_a_warning(tmp_path: Path, own: str, tea
     assert len(study.warnings) == (leaked > 0)
     for warning in study.warnings:
         assert f"the teacher is trained on {leaked} of the 100 images" in warning.message and warning.line == 6
-    assert make_plan(study).warnings == tuple(map(str, study.warnings))
+    found = [warning for warning in make_plan(study).warnings if not warning.startswith("warning: without these runs")]
+    assert found == list(map(str, study.warnings))
 
 
 def test_a_leak_through_the_recipe_is_seen_once_a_teacher(tmp_path: Path) -> None:

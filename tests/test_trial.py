@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -59,7 +60,7 @@ def run(job: Job) -> tuple[list[EpochRecord], TrialRecord]:
     """The records of a trial: its epochs, and its own."""
     *epochs, last = run_trial(job)
     assert isinstance(last, TrialRecord)
-    assert all(isinstance(epoch, Begun | EpochRecord) for epoch in epochs)
+    assert all(isinstance(epoch, Begun | EpochRecord | Notice) for epoch in epochs)
     return [epoch for epoch in epochs if isinstance(epoch, EpochRecord)], last
 
 
@@ -232,7 +233,8 @@ def test_the_first_of_equal_epochs_counts(
 def test_a_teacher_from_a_file(taught: Storage, make_config: MakeConfig, storage: Storage, tmp_path: Path) -> None:
     source = make_config(seed=7)
     torch.save(load_file(file_of(taught, taught.weights(source.trial_id()))), tmp_path / "teacher.pt")
-    config = make_config(weights="0" * 64, epochs=0, limit_train=None)
+    digest = hashlib.sha256((tmp_path / "teacher.pt").read_bytes()).hexdigest()
+    config = make_config(weights=digest, epochs=0, limit_train=None)
     epochs, row = run(job_of(config, storage, weights=tmp_path / "teacher.pt"))
     trained = results.read_trial(taught, source.trial_id())
     assert trained
@@ -577,7 +579,8 @@ def test_where_it_stopped_is_told(storage: Storage, make_config: MakeConfig, tau
     assert again.notices == ["goes on in epoch 3 of 3, from its checkpoint"]
     assert again.last.resumed == 2
     source = file_of(taught, taught.weights(make_config(seed=7).trial_id()))
-    given = job_of(make_config(weights="0" * 64, epochs=0, limit_train=None), storage, weights=source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    given = job_of(make_config(weights=digest, epochs=0, limit_train=None), storage, weights=source)
     assert reports(given, After(0)).last.error == "stopped before its first epoch; the same command goes on from there"
     assert reports(given).last.state is State.FINISHED
 

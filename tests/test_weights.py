@@ -21,7 +21,7 @@ from torch import nn
 
 from orchestrator import models, teacher
 from orchestrator.cli import cli
-from orchestrator.errors import StudyError, TeacherError
+from orchestrator.errors import KdctlError, StudyError, TeacherError
 from orchestrator.launch import look
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import State
@@ -279,7 +279,7 @@ def test_check_plan_and_launch_open_the_file(study: Path) -> None:
     torch.save({"model": LARGE}, "t.pth")
     for command in (["check", "study.yaml"], ["plan", "study.yaml"], ["launch", "study.yaml", "--inline"]):
         error = CliRunner().invoke(cli, command).exception
-        assert isinstance(error, StudyError)
+        assert isinstance(error, KdctlError) and error.exit_code == 2
         assert str(error).startswith(
             "study.yaml:7:44: experiments[0].teacher.weights: t.pth does not fit resnet_32_8 with 10"
         )
