@@ -113,7 +113,7 @@ def message(ended: Ended, *words: str) -> str:
     """What a refused launch says, which has to contain some words."""
     last = ended.text.strip()
     assert all(word in last for word in words), last[-1500:]
-    return f"exit {ended.code} after {ended.seconds:.0f} s: {' '.join(last.split())[:160]}"
+    return f"exit {ended.code} after {ended.seconds:.0f} s: {' '.join(last.rpartition('starting Ray')[2].split())[:300]}"
 
 
 # The situations.
@@ -245,7 +245,7 @@ def no_loopback(folder: Path) -> str:
 
 def read_only_shm(folder: Path) -> str:
     """/dev/shm cannot be written to, as in some containers."""
-    return message(run(folder, namespace("mount -o remount,ro /dev/shm", launch(), folder), code=2), "/dev/shm")
+    return message(run(folder, namespace("mount -t tmpfs -o ro tmpfs /dev/shm", launch(), folder), code=2), "/dev/shm")
 
 
 def tilde(folder: Path) -> str:
