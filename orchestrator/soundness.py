@@ -22,9 +22,10 @@ def foreign(storage: Storage) -> list[str]:
     return _foreign(storage, _listed(storage))
 
 
-def lacking(storage: Storage, trial_ids: Collection[str] | None = None) -> list[str]:
+def lacking(storage: Storage, trial_ids: Collection[str] | None = None, *, look_for_weights: bool = True) -> list[str]:
     """The warning of `foreign`, and others of what finished trials lack: the given ones, or all.
 
+    Epochs are always looked for, weights where that is of interest.
     Raises StorageError where the storage cannot be read.
     """
     entries = _listed(storage)
@@ -33,7 +34,7 @@ def lacking(storage: Storage, trial_ids: Collection[str] | None = None) -> list[
     wanted = set(ids if trial_ids is None else trial_ids)
     ids = [trial_id for trial_id in ids if trial_id in wanted and storage.is_ours(storage.trial_row(trial_id))]
     epochs = [trial_id for trial_id in ids if not sizes.get(storage.trial_epochs(trial_id))]
-    weights = [trial_id for trial_id in ids if not sizes.get(storage.weights(trial_id))]
+    weights = [trial_id for trial_id in ids if look_for_weights and not sizes.get(storage.weights(trial_id))]
     finished = set(_finished(storage, sorted({*epochs, *weights})))
     found = _foreign(storage, entries)
     if without := [trial_id for trial_id in weights if trial_id in finished]:

@@ -113,7 +113,9 @@ def message(ended: Ended, *words: str) -> str:
     """What a refused launch says, which has to contain some words."""
     last = ended.text.strip()
     assert all(word in last for word in words), last[-1500:]
-    return f"exit {ended.code} after {ended.seconds:.0f} s: {' '.join(last.rpartition('starting Ray')[2].split())[:300]}"
+    return (
+        f"exit {ended.code} after {ended.seconds:.0f} s: {' '.join(last.rpartition('starting Ray')[2].split())[:300]}"
+    )
 
 
 # The situations.

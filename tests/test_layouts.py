@@ -225,9 +225,7 @@ def test_the_columns_that_are_there_are_listed(cifar10: Fake, empty: Storage) ->
     cifar10.write_parquet()
     rows = [{"picture": row["img"], "class": row["label"]} for row in pq.read_table(shard(cifar10)).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), shard(cifar10))
-    words = (
-        "has the columns picture, class; wanted img or image with the images, and label or labels with the labels"
-    )
+    words = "has the columns picture, class; wanted img or image with the images, and label or labels with the labels"
     refused(cifar10, empty, str(shard(cifar10)), words)
 
 

@@ -75,7 +75,10 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     target = None if output is None else _target(output, place)
     with asked(place, _statement(sql)) as answer, _opened(target) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
-    warn(soundness.lacking(place) if "epochs" in sql.lower() else soundness.foreign(place))
+    if "epochs" in sql.lower():
+        warn(soundness.lacking(place, look_for_weights=False))
+    else:
+        warn(soundness.foreign(place))
     if left_out:
         click.echo(f"… {left_out:,} more rows; --format csv has them all", err=True)
 
