@@ -86,10 +86,9 @@ def launch(
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
-    fails raises nothing: it is a row. `tell` is called with every event, one at a time; unless told otherwise they
-    are lines on standard error. `address` is that of a Ray cluster, `auto` the one here, `local` one of the launch's
-    own; without it the one that RAY_ADDRESS names or `kdctl up` keeps, or one of its own, which has a `dashboard`.
-    The study file is not read where its `text` is given.
+    fails raises nothing: it is a row. `tell` is called with every event, one at a time; by default they are lines on
+    standard error. `address` is as for `kdctl launch`; a cluster of the launch's own has a `dashboard`. The study file
+    is not read where its `text` is given.
     """
     since = datetime.now(UTC)
     tell = _in_turn(_telling_precision(tell or Lines()))

@@ -159,7 +159,9 @@ experiments:
     epochs: 20000
 resources: {gpus_per_trial: 0}
 """
-TEACHER, STUDENT = "base digits resnet_32_8 seed 0", "logit digits resnet_32_8 ← resnet_32_8 seed 0"
+_CUT = "batch_size=32 crop_padding=1 flip=false limit_train=64 limit_test=50"
+TEACHER = f"base epochs=1 {_CUT}, digits, resnet_32_8, seed 0"
+STUDENT = f"logit epochs=20000 {_CUT} teacher_cache=table teacher.epochs=1, digits, resnet_32_8 ← resnet_32_8, seed 0"
 KDCTL = str(Path(sys.executable).with_name("kdctl"))
 
 
