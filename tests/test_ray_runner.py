@@ -166,7 +166,7 @@ def test_the_errors_are_the_same(both: Both) -> None:
         for place in (folder, twin)
     )
     assert errors == others
-    assert sum("try a smaller lr" in error for error in errors) == 2
+    assert sum("try a smaller lr" in error for error in errors) == 3  # with the student that was skipped for it
     assert sum(error.startswith("its teacher ") for error in errors) == 1
 
 
