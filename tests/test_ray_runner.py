@@ -201,7 +201,9 @@ def test_progress_is_one_clean_line_an_event(on_ray: tuple[Path, Launched]) -> N
     lines = on_ray[1].stderr.splitlines()
     assert noise(on_ray[1]) == []
     assert "Traceback" not in on_ray[1].stdout
-    epochs = [line for line in lines if re.search(r": epoch \d+/2, acc [\d.]+ %, last [\d.]+ %, [\d,]+ images/s$", line)]
+    epochs = [
+        line for line in lines if re.search(r": epoch \d+/2, acc [\d.]+ %, last [\d.]+ %, [\d,]+ images/s$", line)
+    ]
     assert {line.split()[1] for line in epochs} >= {t for t, s in states(on_ray[0]).items() if s is State.FINISHED}
     assert sum(bool(re.search(r" \[\d/7\] ", line)) for line in lines) == 7
 
