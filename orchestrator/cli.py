@@ -28,7 +28,6 @@ from orchestrator.errors import (
     RayLost,
     masked,
 )
-from orchestrator.proxies import spare_loopback
 
 # Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
 
@@ -104,7 +103,7 @@ def _announce(code: int) -> None:
 def _run() -> None:
     if VARIABLE in os.environ:
         _offer()
-    spare_loopback()
+    _spare_loopback()
     try:
         cli(standalone_mode=False)
         sys.stdout.flush()
@@ -122,6 +121,13 @@ def _run() -> None:
         sys.exit(EXIT_BUG)
     finally:
         output.drop_unwritable()
+
+
+def _spare_loopback() -> None:
+    if any(name.lower().endswith("_proxy") for name in os.environ):  # others need not load what follows
+        from orchestrator.proxies import spare_loopback
+
+        spare_loopback()
 
 
 def _told(error: BaseException) -> int:

@@ -94,14 +94,22 @@ def finished(folder: Path, count: int = 1) -> None:
     assert states == [State.FINISHED] * count, states
 
 
-def trained(folder: Path, command: str, environment: Mapping[str, str] | None = None) -> str:
-    """Runs a launch that is to finish the study `one`, on Ray and again inline in another storage."""
-    on_ray = run(folder, command, environment)
-    finished(folder)
-    shutil.rmtree(folder / "runs")
-    inline = run(folder, f"{command} --inline", environment)
-    finished(folder)
-    return f"trains: on Ray {on_ray.seconds:.0f} s, inline {inline.seconds:.0f} s"
+def trained(
+    folder: Path,
+    command: str,
+    environment: Mapping[str, str] | None = None,
+    within: Callable[[str], str] = str,
+) -> str:
+    """Runs a launch that is to finish the study `one`, on Ray and again inline in another storage.
+
+    `within` puts the command into its surroundings.
+    """
+    seconds = []
+    for each in (command, f"{command} --inline"):
+        seconds.append(run(folder, within(each), environment).seconds)
+        finished(folder)
+        shutil.rmtree(folder / "runs")
+    return "trains: on Ray {:.0f} s, inline {:.0f} s".format(*seconds)
 
 
 def launch(*, prefix: str = "", file: str = "one.yaml") -> str:
@@ -129,7 +137,6 @@ def traps(folder: Path) -> str:
         path.write_text(f"raise SystemExit('the trap {name} was imported')\n")
     # Python itself reads `random` and `logging` of PYTHONPATH before any program can prevent it, for its children too.
     plain = trained(folder, launch())
-    shutil.rmtree(folder / "runs")
     for name in ("random", "logging"):
         (folder / f"{name}.py").unlink()
     return f"{plain}; with PYTHONPATH=. {trained(folder, launch(), {'PYTHONPATH': '.'})}"
@@ -200,12 +207,7 @@ def long_temporary_folder(folder: Path) -> str:
 
 def pipe(folder: Path) -> str:
     """A study file that can be read once."""
-    on_ray = run(folder, f"{KDCTL} launch <(cat one.yaml)")
-    finished(folder)
-    shutil.rmtree(folder / "runs")
-    inline = run(folder, f"{KDCTL} launch --inline <(cat one.yaml)")
-    finished(folder)
-    return f"trains: on Ray {on_ray.seconds:.0f} s, inline {inline.seconds:.0f} s"
+    return trained(folder, launch(file="<(cat one.yaml)"))
 
 
 def proxy(folder: Path) -> str:
@@ -223,13 +225,8 @@ def no_home(folder: Path) -> str:
     """A uid without a name, and no HOME at all; then HOME=/."""
     seen = []
     for home in ("-u HOME", "HOME=/"):
-        on_ray = run(folder, as_somebody(launch(prefix=f"env {home}"), folder))
-        finished(folder)
-        shutil.rmtree(folder / "runs")
-        inline = run(folder, as_somebody(f"{launch(prefix=f'env {home}')} --inline", folder))
-        finished(folder)
-        shutil.rmtree(folder / "runs")
-        seen.append(f"env {home}: trains, on Ray {on_ray.seconds:.0f} s, inline {inline.seconds:.0f} s")
+        done = trained(folder, launch(prefix=f"env {home}"), within=lambda command: as_somebody(command, folder))
+        seen.append(f"env {home}: {done}")
     return "; ".join(seen)
 
 

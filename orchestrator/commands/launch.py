@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from orchestrator.addresses import is_dashboard
 from orchestrator.commands import colours
 from orchestrator.commands.jobs import stop_job, submit
 from orchestrator.commands.options import (
@@ -57,6 +56,7 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
       kdctl launch experiments.yaml --inline                                              # without Ray
       kdctl launch experiments.yaml --address http://127.0.0.1:8265 --storage s3://bucket/runs
     """
+    from orchestrator.addresses import is_dashboard
     from orchestrator.progress import written
     from orchestrator.spec import load_study
     from orchestrator.supervisor import follow_parent, is_supervised, supervise

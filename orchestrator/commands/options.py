@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from orchestrator import addresses
 from orchestrator.commands import completing
 from orchestrator.errors import masked
 
@@ -90,11 +89,17 @@ def cluster_option(command: Command) -> Command:
 def _cluster(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
     if address is None:
         return None
+    from orchestrator import addresses
+
     return addresses.dashboard(address) if addresses.is_dashboard(address) else addresses.to_join(address)
 
 
 def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
-    return None if address is None else addresses.dashboard(address)
+    if address is None:
+        return None
+    from orchestrator import addresses
+
+    return addresses.dashboard(address)
 
 
 def yes_option(command: Command) -> Command:
