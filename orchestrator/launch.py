@@ -86,9 +86,8 @@ def launch(
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
-    fails raises nothing: it is a row. `tell` is called with every event, one at a time; by default they are lines on
-    standard error. `address` is as for `kdctl launch`; a cluster of the launch's own has a `dashboard`. The study file
-    is not read where its `text` is given.
+    fails raises nothing: it is a row. `tell` gets every event, one at a time; by default lines on standard error.
+    `address` is as for `kdctl launch`; its own cluster has a `dashboard`. A file whose `text` is given is not read.
     """
     since = datetime.now(UTC)
     tell = _in_turn(_telling_precision(tell or Lines()))

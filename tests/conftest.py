@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from orchestrator import data
 from orchestrator.records import TrialConfig
 from orchestrator.storage import Storage
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup make test`: what is started here would ignore it too
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)  # models this small are slower on more, the more so on a busy machine
 
 TINY = TrialConfig(

@@ -21,7 +21,7 @@ def test_what_auto_chose_is_said_once_a_choice(make_config: Callable[..., TrialC
     heard: list[Event] = []
     tell = launch._telling_precision(heard.append)
     trial = PlannedTrial("0123456789ab", "student", make_config(precision="auto"), None, "new", None, None)
-    begun = Begun("h", 7, "cpu, 1 threads", 1, None, None, "bfloat16")
+    begun = Begun("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
     for facts in (begun, begun, replace(begun, arithmetic="float32"), replace(begun, arithmetic=None)):
         tell(Event(Kind.STARTED, "", trial, facts))
     fixed = replace(trial, config=make_config(precision="float32"))
