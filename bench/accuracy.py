@@ -30,14 +30,15 @@ from common import as_a_trial, device_of, headline, parser_of, planned, positive
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator import data, losses, models
-from orchestrator.data import Data
+from orchestrator import losses, models
+from orchestrator.data import data
+from orchestrator.data.data import Data
 from orchestrator.models.resnet import BasicBlock, Outputs, ResNet
-from orchestrator.plan import PlannedTrial
 from orchestrator.records import TrialConfig
-from orchestrator.storage import Storage
-from orchestrator.teacher import load_teacher, no_answers, open_table, save_weights
-from orchestrator.training import (
+from orchestrator.storage.storage import Storage
+from orchestrator.study.plan import PlannedTrial
+from orchestrator.teachers.teacher import load_teacher, no_answers, open_table, save_weights
+from orchestrator.training.training import (
     Answers,
     Course,
     Feed,

@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 
 from orchestrator import models
-from orchestrator.checkpoints import drop_checkpoints, save_checkpoint
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.spec import Resources
-from orchestrator.storage import Storage
-from orchestrator.training import Course, fresh_model
+from orchestrator.storage.storage import Storage
+from orchestrator.study.spec import Resources
+from orchestrator.training.checkpoints import drop_checkpoints, save_checkpoint
+from orchestrator.training.training import Course, fresh_model
 
 CONFIG = TrialConfig(
     method="base", dataset="cifar100", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1,

@@ -24,12 +24,13 @@ import plain
 import torch
 from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, planned, positive, ratios, run, spread
 
-from orchestrator import data, losses, models
-from orchestrator.data import Data
+from orchestrator import losses, models
+from orchestrator.data import data
+from orchestrator.data.data import Data
 from orchestrator.records import TrialConfig, view_count
-from orchestrator.storage import Storage
-from orchestrator.teacher import TableTeacher, no_answers
-from orchestrator.training import Answers, Course, train
+from orchestrator.storage.storage import Storage
+from orchestrator.teachers.teacher import TableTeacher, no_answers
+from orchestrator.training.training import Answers, Course, train
 
 DATASET = "cifar10"
 SMALL, DEEP = "resnet_32_20", "resnet_32_110"

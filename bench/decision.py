@@ -19,16 +19,18 @@ from pathlib import Path
 
 import torch
 
-from orchestrator import data, losses, models, teacher
-from orchestrator.data import Data
-from orchestrator.datasets import DATASETS
+from orchestrator import losses, models
+from orchestrator.data import data
+from orchestrator.data.data import Data
+from orchestrator.data.datasets import DATASETS
 from orchestrator.models.resnet import ResNet
-from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.records import EpochRecord, view_count
-from orchestrator.spec import load_study
-from orchestrator.storage import Storage
-from orchestrator.summary import Statistic
-from orchestrator.training import Answers, Course, fresh_model, train
+from orchestrator.results.summary import Statistic
+from orchestrator.storage.storage import Storage
+from orchestrator.study.plan import PlannedTrial, make_plan
+from orchestrator.study.spec import load_study
+from orchestrator.teachers import teacher
+from orchestrator.training.training import Answers, Course, fresh_model, train
 
 RUN = 10  # epochs that are really trained both ways
 EPOCHS = (RUN, 100, 1000)

@@ -28,12 +28,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from orchestrator import graphs, losses, models
-from orchestrator.data import Data, Images
-from orchestrator.datasets import DATASETS
+from orchestrator import losses, models
+from orchestrator.data.data import Data, Images
+from orchestrator.data.datasets import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.teacher import no_answers
-from orchestrator.training import Course, fresh_model, has_bfloat16, train
+from orchestrator.teachers.teacher import no_answers
+from orchestrator.training import graphs
+from orchestrator.training.training import Course, fresh_model, has_bfloat16, train
 
 IMAGES = {"cpu": 1280, "cuda": 25_600}
 SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied

@@ -39,14 +39,16 @@ from typing import Any
 import torch
 from machine import described, spread
 
-from orchestrator import data, losses, models, results
-from orchestrator.datasets import DATASETS
-from orchestrator.plan import make_plan
+from orchestrator import losses, models
+from orchestrator.data import data
+from orchestrator.data.datasets import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.spec import load_study
-from orchestrator.storage import Storage
-from orchestrator.teacher import no_answers
-from orchestrator.training import Course, fresh_model, train
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
+from orchestrator.study.plan import make_plan
+from orchestrator.study.spec import load_study
+from orchestrator.teachers.teacher import no_answers
+from orchestrator.training.training import Course, fresh_model, train
 
 STUDY = """
 study: overhead

@@ -32,8 +32,8 @@ experiments:
 SHARED = 20  # trials of one seed
 ALONE = """
 import resource, sys, time
-from orchestrator.plan import make_plan
-from orchestrator.spec import load_study
+from orchestrator.study.plan import make_plan
+from orchestrator.study.spec import load_study
 start = time.perf_counter()
 plan = make_plan(load_study(sys.argv[1]))
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(plan.trials))

@@ -16,16 +16,17 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from orchestrator import arrow, results
+from orchestrator import arrow
 from orchestrator.errors import EXIT_USAGE, KdctlError, masked
 from orchestrator.launch import look
-from orchestrator.markdown import escaped, grid
-from orchestrator.plan import Plan, PlannedTrial
-from orchestrator.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import PUBLISHED_COLUMNS
-from orchestrator.storage import Storage
-from orchestrator.summary import Group, tables
+from orchestrator.report.markdown import escaped, grid
+from orchestrator.results import results
+from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
+from orchestrator.results.report import PUBLISHED_COLUMNS
+from orchestrator.results.summary import Group, tables
+from orchestrator.storage.storage import Storage
+from orchestrator.study.plan import Plan, PlannedTrial
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 

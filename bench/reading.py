@@ -27,9 +27,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from machine import described, spread
 
-from orchestrator import results
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.storage import Storage
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
 
 EPOCH = EpochRecord(1, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3)
 ROW = TrialRecord(
@@ -52,8 +52,8 @@ RUN = """
 import sys, time
 from pathlib import Path
 import pyarrow.dataset as ds, pyarrow.parquet as pq
-from orchestrator import results
-from orchestrator.storage import Storage
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
 storage = Storage.at(sys.argv[1])
 epochs, whole = f"{{sys.argv[1]}}/results/epochs", f"{{sys.argv[1]}}/whole.parquet"
 start = time.perf_counter()

@@ -20,13 +20,13 @@ import torch
 from common import device_of, headline, run
 from torch import Tensor
 
-from orchestrator import data
+from orchestrator.data import data
+from orchestrator.data.views import ViewSpace
 from orchestrator.launch import look
 from orchestrator.records import TableKey, TrialConfig
-from orchestrator.storage import Storage
-from orchestrator.teacher import LiveTeacher, load_teacher
-from orchestrator.training import Batch
-from orchestrator.views import ViewSpace
+from orchestrator.storage.storage import Storage
+from orchestrator.teachers.teacher import LiveTeacher, load_teacher
+from orchestrator.training.training import Batch
 
 BATCH = 500
 

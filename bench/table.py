@@ -34,12 +34,12 @@ from common import (
 )
 from torch import Tensor
 
-from orchestrator import data
-from orchestrator.data import Data
-from orchestrator.datasets import DATASETS
-from orchestrator.plan import PlannedTrial
-from orchestrator.storage import Storage
-from orchestrator.teacher import load_teacher, open_table, save_weights
+from orchestrator.data import data
+from orchestrator.data.data import Data
+from orchestrator.data.datasets import DATASETS
+from orchestrator.storage.storage import Storage
+from orchestrator.study.plan import PlannedTrial
+from orchestrator.teachers.teacher import load_teacher, open_table, save_weights
 
 IMAGES = {"cpu": 100, "cuda": 5000}
 BATCH = 1000

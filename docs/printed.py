@@ -8,8 +8,12 @@ from pathlib import Path
 
 import click
 
-from orchestrator import cli, datasets, errors, keys, losses, metrics, results, schema, summary
-from orchestrator.keys import Key
+from orchestrator import cli, errors, losses
+from orchestrator.data import datasets
+from orchestrator.monitor import metrics
+from orchestrator.results import results, summary
+from orchestrator.study import keys, schema
+from orchestrator.study.keys import Key
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/monitoring.md")

@@ -12,7 +12,6 @@ from contextlib import suppress
 
 import click
 
-from orchestrator import output
 from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
 from orchestrator.commands.colours import colour, guesses
 from orchestrator.commands.completing import PATIENCE, VARIABLE
@@ -28,6 +27,7 @@ from orchestrator.errors import (
     RayLost,
     masked,
 )
+from orchestrator.machine import output
 
 # Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
 
@@ -95,7 +95,7 @@ def main() -> None:
 
 def _announce(code: int) -> None:
     if "KDCTL_SUPERVISOR" in os.environ:  # others need not load what follows
-        from orchestrator.supervisor import announce_end
+        from orchestrator.cluster.supervisor import announce_end
 
         announce_end(code)
 
@@ -125,7 +125,7 @@ def _run() -> None:
 
 def _spare_loopback() -> None:
     if any(name.lower().endswith("_proxy") for name in os.environ):  # others need not load what follows
-        from orchestrator.proxies import spare_loopback
+        from orchestrator.machine.proxies import spare_loopback
 
         spare_loopback()
 

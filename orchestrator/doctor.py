@@ -17,14 +17,17 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from orchestrator import cluster, folders, layouts, limits, soundness
+from orchestrator.catalog import soundness
+from orchestrator.catalog.housekeeping import clock, sized
+from orchestrator.cluster import cluster
 from orchestrator.columns import table, wrapped
-from orchestrator.datasets import DATASETS
+from orchestrator.data import layouts
+from orchestrator.data.datasets import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
-from orchestrator.housekeeping import clock, sized
-from orchestrator.leases import acquire
-from orchestrator.places import MARKER, PART, Folder, Place
-from orchestrator.storage import Storage
+from orchestrator.machine import folders, limits
+from orchestrator.storage.leases import acquire
+from orchestrator.storage.places import MARKER, PART, Folder, Place
+from orchestrator.storage.storage import Storage
 
 _PYTHON = (3, 11)
 _MEMORY = 2e9  # bytes; less is soon used up by workers that each load torch

@@ -14,22 +14,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator import commits, events, folders, paths, results, soundness, stops, studies
+from orchestrator.catalog import soundness
+from orchestrator.cluster.signals import stopping
+from orchestrator.cluster.supervisor import end_in_time, is_supervised
 from orchestrator.errors import Interrupted, StorageError, masked
-from orchestrator.events import Event, Kind, Tell
-from orchestrator.leases import LAUNCH, acquire, trial_resource
-from orchestrator.plan import Plan, PlannedTrial, beside, make_plan
-from orchestrator.progress import Lines
-from orchestrator.ray_environment import settled
+from orchestrator.execution.ray_environment import settled
+from orchestrator.machine import commits, folders, paths
+from orchestrator.monitor import events
+from orchestrator.monitor.events import Event, Kind, Tell
+from orchestrator.monitor.progress import Lines
 from orchestrator.records import State, TrialRecord
-from orchestrator.signals import stopping
-from orchestrator.spec import load_study
-from orchestrator.storage import Storage
-from orchestrator.studies import Launched
-from orchestrator.supervisor import end_in_time, is_supervised
+from orchestrator.results import results
+from orchestrator.storage import stops
+from orchestrator.storage.leases import LAUNCH, acquire, trial_resource
+from orchestrator.storage.storage import Storage
+from orchestrator.study import studies
+from orchestrator.study.plan import Plan, PlannedTrial, beside, make_plan
+from orchestrator.study.spec import load_study
+from orchestrator.study.studies import Launched
 
 if TYPE_CHECKING:
-    from orchestrator.trial import Job
+    from orchestrator.execution.trial import Job
 
 DEFAULT_STORAGE = "runs"
 DEFAULT_DATA = "data"
@@ -222,8 +227,8 @@ def _train(
     dashboard: bool,
 ) -> None:
     tell(Event(Kind.PREPARING, "loading PyTorch"))  # which takes seconds
-    from orchestrator import data as datasets
-    from orchestrator.runner import Run, run_inline
+    from orchestrator.data import data as datasets
+    from orchestrator.execution.runner import Run, run_inline
 
     begun, stop = threading.Event(), threading.Event()
     lease = acquire(storage, launched.resource)
@@ -245,7 +250,7 @@ def _train(
             tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
             folders.lend_home()  # Tune cannot be imported without one
             with settled():  # Ray reads some of its variables when it is imported, which takes seconds
-                from orchestrator.ray_runner import run_ray
+                from orchestrator.execution.ray_runner import run_ray
 
             run_ray(run, tell)
 
@@ -295,7 +300,7 @@ def _ask(begun: threading.Event, stop: threading.Event, tell: Tell, name: str) -
 
 
 def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched) -> list[Job]:
-    from orchestrator.trial import Job
+    from orchestrator.execution.trial import Job
 
     wanted = {trial.trial_id for trial in to_do}
     commit = commits.of_folder(Path(plan.source).absolute().parent)

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 from conftest import TINY
 
-from orchestrator.events import Begun, Event, Kind, Launch, Outcome
-from orchestrator.plan import PlannedTrial
+from orchestrator.execution.trial import Job
+from orchestrator.monitor.events import Begun, Event, Kind, Launch, Outcome
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
-from orchestrator.studies import Member
-from orchestrator.trial import Job
-from orchestrator.varying import names
+from orchestrator.study.plan import PlannedTrial
+from orchestrator.study.studies import Member
+from orchestrator.study.varying import names
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

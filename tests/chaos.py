@@ -27,10 +27,10 @@ from typing import Any
 
 from processes import Process, descendants, processes, titled, trainers, until
 
-from orchestrator import results
 from orchestrator.launch import look
 from orchestrator.records import State
-from orchestrator.storage import Storage
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
 
 STUDY = """\
 study: chaos

@@ -14,9 +14,9 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 from s3 import ENVIRONMENT, Server
 
-from orchestrator import data
+from orchestrator.data import data
 from orchestrator.records import TrialConfig
-from orchestrator.storage import Storage
+from orchestrator.storage.storage import Storage
 
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup make test`: what is started here would ignore it too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

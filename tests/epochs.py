@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.data import Data
+from orchestrator.data.data import Data
 from orchestrator.records import TrialConfig
-from orchestrator.training import Batch, Feed
+from orchestrator.training.training import Batch, Feed
 
 
 def batches_of(images: Data, config: TrialConfig, epoch: int = 1) -> list[Batch]:

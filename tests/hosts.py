@@ -27,7 +27,7 @@ from chaos import numbers
 from s3 import ENVIRONMENT, Server
 
 from orchestrator.launch import launch
-from orchestrator.progress import quiet
+from orchestrator.monitor.progress import quiet
 
 STUDY = """\
 study: hosts

@@ -8,11 +8,11 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator import results
-from orchestrator.facts import Facts, Source, gather
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.storage import Storage
-from orchestrator.studies import Member
+from orchestrator.report.facts import Facts, Source, gather
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
+from orchestrator.study.studies import Member
 
 SETTING = "epochs=10 batch_size=32"  # of every row, beside its method
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)

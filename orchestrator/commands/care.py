@@ -38,10 +38,10 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
       kdctl clean experiments.yaml --yes
       kdctl clean --storage /mnt/shared/runs --json
     """
-    from orchestrator import housekeeping, soundness
+    from orchestrator.catalog import housekeeping, soundness
     from orchestrator.columns import width_of
     from orchestrator.launch import look
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
     plans = [look(file, storage) for file in files]
     warn(soundness.foreign(Storage.at(storage)))
@@ -79,7 +79,7 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
     """
     from orchestrator.columns import width_of
     from orchestrator.doctor import examine, is_fit, text
-    from orchestrator.paths import local
+    from orchestrator.machine.paths import local
 
     found = examine(storage, local(data, "data folder"))
     facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}

@@ -12,7 +12,7 @@ from orchestrator.commands.options import agrees, is_terminal, yes_option
 from orchestrator.errors import EXIT_TRIALS
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import Kept
+    from orchestrator.cluster.cluster import Kept
 
 
 def _say(text: str) -> None:
@@ -30,8 +30,8 @@ def up() -> None:
       kdctl up
       kdctl up && kdctl launch experiments.yaml && kdctl down --yes
     """
-    from orchestrator import cluster
-    from orchestrator.signals import stopping
+    from orchestrator.cluster import cluster
+    from orchestrator.cluster.signals import stopping
 
     with stopping(_interrupted):
         found, is_new = cluster.up(_say)
@@ -58,7 +58,7 @@ def down(yes: bool) -> None:
       kdctl down
       kdctl down --yes
     """
-    from orchestrator import cluster
+    from orchestrator.cluster import cluster
 
     found = cluster.kept(_say)
     if found is None:
@@ -82,7 +82,7 @@ def _may_end(question: str) -> bool:
 
 def _question(found: Kept) -> str | None:
     """What to ask before a cluster is ended; None where nothing runs on it."""
-    from orchestrator import cluster
+    from orchestrator.cluster import cluster
 
     try:
         programs = cluster.busy_with(found)
@@ -107,7 +107,7 @@ def dashboard(context: click.Context) -> None:
     """
     if context.invoked_subcommand:
         return
-    from orchestrator import cluster
+    from orchestrator.cluster import cluster
 
     kept = cluster.kept(_say)
     if kept:
@@ -131,7 +131,7 @@ def token() -> None:
     Examples:
       kdctl dashboard token
     """
-    from orchestrator import cluster
+    from orchestrator.cluster import cluster
     from orchestrator.errors import ResourceError
 
     known = cluster.token()

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 if TYPE_CHECKING:
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
 VARIABLE = "_KDCTL_COMPLETE"  # in the environment while a shell asks
 SHELLS = ("bash", "zsh", "fish")
@@ -67,7 +67,7 @@ def study_files(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _files(incomplete: str) -> Iterator[Item]:
-    from orchestrator.paths import local
+    from orchestrator.machine.paths import local
 
     head = os.path.split(incomplete)[0]
     for path in sorted(local(head or ".", "folder").iterdir()):
@@ -83,7 +83,7 @@ def studies(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _remembered(context: click.Context) -> Iterator[Item]:
-    from orchestrator.studies import remembered
+    from orchestrator.study.studies import remembered
 
     if storage := _storage(context):
         for study in remembered(storage):
@@ -93,7 +93,7 @@ def _remembered(context: click.Context) -> Iterator[Item]:
 @_quietly
 def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Ids of trials, with what a person calls them."""
-    from orchestrator.trial_ids import known
+    from orchestrator.catalog.trial_ids import known
 
     storage = _storage(context)
     found = known(storage) if storage else {}
@@ -103,7 +103,7 @@ def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
 @_quietly
 def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Ids of the teachers of remembered studies that have a row."""
-    from orchestrator.studies import remembered
+    from orchestrator.study.studies import remembered
 
     storage = _storage(context)
     members = [member for study in remembered(storage) for member in study.members] if storage else []
@@ -118,7 +118,7 @@ def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
 @_quietly
 def settings(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Keys of a study file as `--set` wants them, each with its meaning."""
-    from orchestrator import keys
+    from orchestrator.study import keys
 
     experiments = [f"experiments[{number}]" for number in range(_experiments(context))]
     parts = {"recipe": keys.RECIPE_KEYS, "resources": keys.RESOURCE_KEYS}
@@ -135,9 +135,9 @@ def settings(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 def _experiments(context: click.Context) -> int:
     """How many experiments the file that was named has; 1 where that cannot be told."""
-    from orchestrator import document
     from orchestrator.errors import StudyError
-    from orchestrator.paths import PathError, local
+    from orchestrator.machine.paths import PathError, local
+    from orchestrator.study import document
 
     named = [context.params.get("file"), *context.args]  # Click leaves it in args where an option wants its value
     try:
@@ -156,7 +156,7 @@ def folders(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 def _storage(context: click.Context) -> Storage | None:
     """The storage that the line names so far; None for a bucket, which may take long to answer."""
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
     found: click.Context | None = context
     while found and not found.params.get("storage"):  # `kdctl teachers --storage X verify` names it one level up

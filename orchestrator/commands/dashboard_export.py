@@ -25,9 +25,9 @@ def export(output: str, yes: bool) -> None:
       kdctl dashboard export
       kdctl dashboard export --output ~/monitoring --yes
     """
-    from orchestrator import monitoring
     from orchestrator.errors import printable
-    from orchestrator.paths import local
+    from orchestrator.machine.paths import local
+    from orchestrator.monitor import monitoring
 
     folder = local(output, "--output")
     strangers = monitoring.strangers(folder)

@@ -19,7 +19,7 @@ from orchestrator.errors import masked, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.jobs import ClusterJob
+    from orchestrator.cluster.jobs import ClusterJob
 
 
 def submit(
@@ -27,11 +27,11 @@ def submit(
     max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Hands a study to a cluster and says how to watch it. `data` is None where nobody named a folder."""
-    from orchestrator.jobs import Cluster, Order
-    from orchestrator.paths import local
-    from orchestrator.plan import make_plan
-    from orchestrator.spec import load_study
-    from orchestrator.storage import Storage
+    from orchestrator.cluster.jobs import Cluster, Order
+    from orchestrator.machine.paths import local
+    from orchestrator.storage.storage import Storage
+    from orchestrator.study.plan import make_plan
+    from orchestrator.study.spec import load_study
 
     study = load_study(file, settings, open_weights=True)
     trials = len(make_plan(study).trials)
@@ -70,8 +70,8 @@ def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> 
 
 def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
     """Lists the studies on a cluster, or the jobs of one, the newest first."""
+    from orchestrator.cluster.jobs import Cluster, progress
     from orchestrator.columns import table, width_of
-    from orchestrator.jobs import Cluster, progress
 
     found = [(job, progress(job)) for job in Cluster(address).jobs() if name in (None, job.study, job.job_id)]
     if as_json:
@@ -108,7 +108,7 @@ def _took(job: ClusterJob) -> str:
 
 def print_log(address: str, name: str | None, lines: int | None, *, follow: bool) -> None:
     """Prints the log of a job, by its id or its study, or its last lines; of the newest without a name."""
-    from orchestrator.jobs import Cluster
+    from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name)
@@ -122,7 +122,7 @@ def print_log(address: str, name: str | None, lines: int | None, *, follow: bool
 
 def stop_job(address: str, name: str | None, yes: bool) -> None:
     """Stops a job, by its id or its study; says how it ended, and how to go on."""
-    from orchestrator.jobs import Cluster
+    from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name, is_running=True)

@@ -28,7 +28,7 @@ from orchestrator.errors import EXIT_TRIALS
 
 if TYPE_CHECKING:
     from orchestrator.launch import Outcome
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
 
 @click.command()
@@ -56,10 +56,10 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
       kdctl launch experiments.yaml --inline                                              # without Ray
       kdctl launch experiments.yaml --address http://127.0.0.1:8265 --storage s3://bucket/runs
     """
-    from orchestrator.addresses import is_dashboard
-    from orchestrator.progress import written
-    from orchestrator.spec import load_study
-    from orchestrator.supervisor import follow_parent, is_supervised, supervise
+    from orchestrator.cluster.supervisor import follow_parent, is_supervised, supervise
+    from orchestrator.machine.addresses import is_dashboard
+    from orchestrator.monitor.progress import written
+    from orchestrator.study.spec import load_study
 
     if inline and (address or options["max_concurrent"]):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
@@ -85,10 +85,10 @@ def _hand_over(file: str, address: str, as_json: bool, options: dict[str, Any]) 
 
 def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Launches in this process, shows how it goes, and prints what came of it."""
+    from orchestrator.cluster.supervisor import clear_session, is_supervised, study_text
     from orchestrator.launch import launch as run
-    from orchestrator.progress import telling
-    from orchestrator.streams import reserved_stdout
-    from orchestrator.supervisor import clear_session, is_supervised, study_text
+    from orchestrator.machine.streams import reserved_stdout
+    from orchestrator.monitor.progress import telling
 
     with reserved_stdout() as stdout:
         try:
@@ -105,10 +105,10 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 
 def _print_outcome(outcome: Outcome, storage: str) -> None:
     from orchestrator import columns
-    from orchestrator.cluster import command
-    from orchestrator.paths import local
-    from orchestrator.report import render
-    from orchestrator.storage import Storage
+    from orchestrator.cluster.cluster import command
+    from orchestrator.machine.paths import local
+    from orchestrator.results.report import render
+    from orchestrator.storage.storage import Storage
 
     click.echo(colours.states(render(outcome.rows, width=columns.width_of(sys.stdout))))
     folder = Storage.at(storage).place.shown("results") if "://" in storage else local(storage, "storage") / "results"
@@ -143,8 +143,9 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
       kdctl stop resnet-logit --storage /mnt/shared/runs --yes
       kdctl stop resnet-logit --address http://127.0.0.1:8265
     """
-    from orchestrator import lookup, studies
-    from orchestrator.storage import Storage
+    from orchestrator.catalog import lookup
+    from orchestrator.storage.storage import Storage
+    from orchestrator.study import studies
 
     if address:
         stop_job(address, study, yes)
@@ -157,8 +158,8 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
 
 def _stop(storage: Storage, name: str, resource: str, *, yes: bool) -> bool:
     """Asks a launch to stop, and waits until it has; False where the person would rather not."""
-    from orchestrator import stops
     from orchestrator.errors import KdctlError
+    from orchestrator.storage import stops
 
     holder = stops.holder(storage, resource)
     if holder is None:

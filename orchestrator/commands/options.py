@@ -89,7 +89,7 @@ def cluster_option(command: Command) -> Command:
 def _cluster(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
     if address is None:
         return None
-    from orchestrator import addresses
+    from orchestrator.machine import addresses
 
     return addresses.dashboard(address) if addresses.is_dashboard(address) else addresses.to_join(address)
 
@@ -97,7 +97,7 @@ def _cluster(context: click.Context, option: click.Parameter, address: str | Non
 def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
     if address is None:
         return None
-    from orchestrator import addresses
+    from orchestrator.machine import addresses
 
     return addresses.dashboard(address)
 

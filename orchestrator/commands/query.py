@@ -14,11 +14,11 @@ import click
 
 from orchestrator.commands.options import json_option, storage_option, warn
 from orchestrator.errors import KdctlError, printable
-from orchestrator.paths import local
+from orchestrator.machine.paths import local
 
 if TYPE_CHECKING:
-    from orchestrator.query import Answer
-    from orchestrator.storage import Storage
+    from orchestrator.results.query import Answer
+    from orchestrator.storage.storage import Storage
 
 _FORMATS = ("table", "csv", "tsv", "json", "parquet", "markdown")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
@@ -66,9 +66,9 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
       kdctl query "FROM epochs" --output epochs.parquet
     """
-    from orchestrator import soundness
-    from orchestrator.query import asked
-    from orchestrator.storage import Storage
+    from orchestrator.catalog import soundness
+    from orchestrator.results.query import asked
+    from orchestrator.storage.storage import Storage
 
     form = _form(form, as_json, output)
     place = Storage.at(storage)
@@ -126,7 +126,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         yield out
         out.flush()
         return
-    from orchestrator.places import Folder
+    from orchestrator.storage.places import Folder
 
     with Folder(target.parent).building(target.name) as part, part.open("wb") as file:
         yield file
@@ -149,7 +149,7 @@ def _target(output: str, storage: Storage) -> Path:
 
 def _write(answer: Answer, form: str, out: IO[bytes], is_terminal: bool) -> int:
     """Writes an answer, and gives the number of rows that a table leaves out."""
-    from orchestrator import tabular
+    from orchestrator.results import tabular
 
     if form == "parquet":
         answer.write_parquet(out)

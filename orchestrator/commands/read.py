@@ -14,8 +14,8 @@ from orchestrator.commands.layout import Group
 from orchestrator.commands.options import json_option, set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
-    from orchestrator.lookup import Found
-    from orchestrator.storage import Storage
+    from orchestrator.catalog.lookup import Found
+    from orchestrator.storage.storage import Storage
 
 
 @click.command()
@@ -45,12 +45,12 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
       kdctl results my-digits --format markdown > results.md
       kdctl results --json | python -m json.tool
     """
-    from orchestrator import columns, lookup, soundness
-    from orchestrator import results as stored
-    from orchestrator.report import render_studies
-    from orchestrator.storage import Storage
-    from orchestrator.studies import Membership
-    from orchestrator.summary import StudyRows
+    from orchestrator import columns
+    from orchestrator.catalog import lookup, soundness
+    from orchestrator.results import results as stored
+    from orchestrator.results.report import render_studies
+    from orchestrator.storage.storage import Storage
+    from orchestrator.study.studies import Membership, StudyRows
 
     place = Storage.at(storage)
     found = None if study is None else lookup.study(place, study, settings)
@@ -66,7 +66,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
 
 
 def _nothing(storage: str, place: Storage, found: Found | None) -> str:
-    from orchestrator import lookup
+    from orchestrator.catalog import lookup
 
     reason = lookup.other_settings(place, found) if found else None
     if found and reason:
@@ -92,10 +92,11 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 
 def _list_teachers(storage: str, as_json: bool) -> None:
-    from orchestrator import labels, soundness
+    from orchestrator.catalog import soundness
     from orchestrator.columns import table, width_of
-    from orchestrator.inventory import list_teachers
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
+    from orchestrator.study import labels
+    from orchestrator.teachers.inventory import list_teachers
 
     place = Storage.at(storage)
     found = list_teachers(place)
@@ -136,8 +137,8 @@ def verify(outer: tuple[str, bool], teacher_id: str, storage: str | None, as_jso
       kdctl teachers verify 1f3a
       kdctl teachers verify 1f3a --json
     """
-    from orchestrator.inventory import verify_teacher
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
+    from orchestrator.teachers.inventory import verify_teacher
 
     verdicts = verify_teacher(teacher_id, Storage.at(storage or outer[0]))
     if as_json or outer[1]:

@@ -11,8 +11,8 @@ import click
 from orchestrator.commands.options import set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
-    from orchestrator.facts import Facts
-    from orchestrator.storage import Storage
+    from orchestrator.report.facts import Facts
+    from orchestrator.storage.storage import Storage
 
 
 @click.command()
@@ -40,11 +40,11 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
       kdctl report digits --storage s3://bucket/runs
       kdctl report --format markdown --output docs/results.md
     """
-    from orchestrator import lookup, soundness
-    from orchestrator.page import FORMATS, render, write
-    from orchestrator.paths import local
-    from orchestrator.sections import head
-    from orchestrator.storage import Storage
+    from orchestrator.catalog import lookup, soundness
+    from orchestrator.machine.paths import local
+    from orchestrator.report.page import FORMATS, render, write
+    from orchestrator.report.sections import head
+    from orchestrator.storage.storage import Storage
 
     path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
@@ -63,8 +63,11 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
     from datetime import UTC, datetime
 
-    from orchestrator import commits, facts, lookup, studies
-    from orchestrator.paths import word
+    from orchestrator.catalog import lookup
+    from orchestrator.machine import commits
+    from orchestrator.machine.paths import word
+    from orchestrator.report import facts
+    from orchestrator.study import studies
 
     now = datetime.now(UTC)
     if study is None:

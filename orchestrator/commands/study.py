@@ -23,12 +23,12 @@ from orchestrator.commands.options import (
     warn,
     yes_option,
 )
-from orchestrator.datasets import DATASETS
+from orchestrator.data.datasets import DATASETS
 from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
 
 if TYPE_CHECKING:
     from orchestrator.errors import Fault
-    from orchestrator.plan import Plan
+    from orchestrator.study.plan import Plan
 
 
 @click.command()
@@ -48,8 +48,8 @@ def init(file: str, dataset: str, yes: bool) -> None:
       kdctl init
       kdctl init cifar.yaml --dataset cifar10
     """
-    from orchestrator import starter
-    from orchestrator.paths import local
+    from orchestrator.machine.paths import local
+    from orchestrator.study import starter
 
     path = local(file, "study file")
     if path.exists() and not yes:
@@ -78,8 +78,8 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
       kdctl check experiments.yaml --json
     """
     from orchestrator.columns import width_of, wrapped
-    from orchestrator.plan import make_plan
-    from orchestrator.spec import load_study
+    from orchestrator.study.plan import make_plan
+    from orchestrator.study.spec import load_study
 
     try:
         study = load_study(file, settings, open_weights=True)
@@ -116,10 +116,10 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
       kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
       kdctl plan experiments.yaml --storage /mnt/shared/runs --json
     """
-    from orchestrator import soundness
+    from orchestrator.catalog import soundness
     from orchestrator.columns import width_of
     from orchestrator.launch import look
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
     found = look(file, storage, settings)
     warn((*found.warnings, *soundness.foreign(Storage.at(storage))))
@@ -158,7 +158,7 @@ def _plan_text(plan: Plan, width: int | None) -> str:
 
 def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
-    from orchestrator.varying import all_settings, names, short_ids, varying
+    from orchestrator.study.varying import all_settings, names, short_ids, varying
 
     configs = [trial.config for trial in plan.trials]
     settings = all_settings(configs)
@@ -186,7 +186,7 @@ def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[t
 
 def _common(plan: Plan) -> list[str]:
     """What is the same in all trials that have it, in a line; without what has its default anyway."""
-    from orchestrator.varying import all_settings, default, varying
+    from orchestrator.study.varying import all_settings, default, varying
 
     settings = all_settings(trial.config for trial in plan.trials)
     varies = set(varying(settings))
@@ -207,6 +207,6 @@ def schema() -> None:
     Examples:
       kdctl schema > study.schema.json
     """
-    from orchestrator.schema import schema_text
+    from orchestrator.study.schema import schema_text
 
     click.echo(schema_text(), nl=False)

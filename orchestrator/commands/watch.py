@@ -22,9 +22,9 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.board import Board
-    from orchestrator.follow import Follower
-    from orchestrator.storage import Storage
+    from orchestrator.monitor.board import Board
+    from orchestrator.monitor.follow import Follower
+    from orchestrator.storage.storage import Storage
 
 _LOOK = 2.0  # seconds between two looks at a storage
 _CANDIDATES = 100  # trials that are listed where none is named
@@ -50,10 +50,10 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
       kdctl status experiments.yaml --watch
       kdctl status --storage s3://bucket/folder --json
     """
-    from orchestrator import lookup, soundness
-    from orchestrator.follow import Follower
-    from orchestrator.storage import Storage
-    from orchestrator.studies import find, remembered
+    from orchestrator.catalog import lookup, soundness
+    from orchestrator.monitor.follow import Follower
+    from orchestrator.storage.storage import Storage
+    from orchestrator.study.studies import find, remembered
 
     if address and watch:
         raise click.UsageError(f"follow a job by its log: kdctl logs {study or 'STUDY'} --address {address} --follow")
@@ -74,7 +74,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
 
 
 def _print(board: Board, *, as_json: bool) -> None:
-    from orchestrator.live import printed
+    from orchestrator.monitor.live import printed
 
     click.echo(json.dumps(_facts(board), ensure_ascii=False) if as_json else printed(board, sys.stdout), nl=as_json)
 
@@ -93,8 +93,8 @@ def _facts(board: Board) -> dict[str, Any]:
 
 def _boards(follower: Follower, storage: Storage) -> Iterator[Board]:
     """What each look shows, also of a launch that follows on another; the last one is of a study that does not run."""
-    from orchestrator.follow import Follower
-    from orchestrator.studies import find
+    from orchestrator.monitor.follow import Follower
+    from orchestrator.study.studies import find
 
     while True:
         board = follower.look()
@@ -108,7 +108,7 @@ def _boards(follower: Follower, storage: Storage) -> Iterator[Board]:
 
 
 def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
-    from orchestrator.progress import is_terminal
+    from orchestrator.monitor.progress import is_terminal
 
     if not as_json and is_terminal(sys.stdout):
         _draw(follower, storage)
@@ -132,13 +132,13 @@ def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
 
 
 def _said(standing: Any) -> str:
-    from orchestrator.board import said
+    from orchestrator.monitor.board import said
 
     return str(said(standing))
 
 
 def _draw(follower: Follower, storage: Storage) -> None:
-    from orchestrator.live import Frames
+    from orchestrator.monitor.live import Frames
 
     frames = Frames(sys.stdout)
     for board in _boards(follower, storage):
@@ -168,7 +168,7 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
       kdctl logs 3f2a --lines 20 --follow
       kdctl logs resnet-logit --address http://127.0.0.1:8265 --follow
     """
-    from orchestrator.storage import Storage
+    from orchestrator.storage.storage import Storage
 
     if address:
         print_log(address, trial, lines, follow=follow)
@@ -181,7 +181,7 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
 def _which_trial(place: Storage) -> str:
     """Says that a trial is missing, and lists those of the last study with what tells them apart."""
     from orchestrator.columns import table, width_of
-    from orchestrator.studies import remembered
+    from orchestrator.study.studies import remembered
 
     found = next(iter(remembered(place)), None)
     if found is None:
@@ -194,9 +194,9 @@ def _which_trial(place: Storage) -> str:
 
 
 def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
-    from orchestrator import logs as stored
+    from orchestrator.catalog.trial_ids import resolve
     from orchestrator.errors import KdctlError, printable
-    from orchestrator.trial_ids import resolve
+    from orchestrator.storage import logs as stored
 
     trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)
@@ -231,8 +231,9 @@ def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
 
 def _is_over(storage: Storage, trial_id: str) -> bool:
     """Whether a trial has a row that says how it ended, and nobody trains it."""
-    from orchestrator import leases, results
     from orchestrator.records import State
+    from orchestrator.results import results
+    from orchestrator.storage import leases
 
     row = results.read_trial(storage, trial_id)
     ended = row is not None and row.state is not State.RUNNING

@@ -1,0 +1,255 @@
+"""A small parent for a launch on Ray, which may take its process with it: it starts it again, and cleans up after it.
+
+When Ray's central process dies, its library ends the program that uses it, and when its node process dies that
+program waits for ever. So the launch runs in a child, in a session of its own. The parent passes signals on, starts
+another child where one was lost (which goes on from what the storage holds), and leaves no process of the session.
+
+Ray's library ends the child with code 1, which is also the code of a study with a failed trial. So the child announces
+the code that it ends with, through a pipe; a child that ends without having done so was lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
+from orchestrator.machine.processes import session
+
+_PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
+_PIPE = "KDCTL_SUPERVISOR_PIPE"  # and the descriptor through which it announces its end
+_STUDY = "KDCTL_SUPERVISOR_STUDY"  # and that of the study file's text, as a pipe can be read only once
+_RESTARTS = 3  # in a row; a child that lived for _LONG starts a new row
+_LONG = 600.0  # seconds
+_PATIENCE = 13.0  # seconds for a child to stop after a signal
+_KILLING = 10.0  # seconds; a process that waits for a disk cannot be killed
+_LOOK = 1.0  # seconds between two looks whether the parent is there, where the kernel does not tell
+_PR_SET_PDEATHSIG = 1
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a launch to stop
+
+
+def is_supervised() -> bool:
+    """Whether this process is the child of a supervisor."""
+    return os.environ.get(_PARENT, "").isdecimal()
+
+
+def has_parent() -> bool:
+    """Whether this process is the child of a supervisor that is still there."""
+    return os.environ.get(_PARENT) == str(os.getppid())
+
+
+def not_ignored(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those signals that this process does not ignore: `nohup` and a shell's `&` start a program with some ignored."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def follow_parent() -> None:
+    """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
+    number = next(iter(not_ignored((signal.SIGTERM, *STOPS))), signal.SIGKILL)
+    if sys.platform == "linux":
+        import ctypes  # every other command does without
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    else:  # no other system sends a signal then
+        threading.Thread(target=_watch_parent, args=(number,), daemon=True).start()
+    if not has_parent():
+        os.kill(os.getpid(), number)
+
+
+def announce_end(code: int) -> None:
+    """Lets the supervisor of this process, where it has one, know the exit code: the last thing that it does.
+
+    A code that was not announced is not taken for one of kdctl's.
+    """
+    if has_parent():
+        with suppress(OSError, ValueError):
+            os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
+
+
+def study_text() -> str | None:
+    """The text of the study file as the supervisor of this process read it; None without one."""
+    descriptor = os.environ.get(_STUDY, "")
+    if not (has_parent() and descriptor.isdecimal()):
+        return None
+    with os.fdopen(os.dup(int(descriptor)), "rb") as file:
+        file.seek(0)
+        return file.read().decode("utf-8", "surrogatepass")
+
+
+def _watch_parent(number: int) -> None:
+    while has_parent():
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), number)
+
+
+def supervise(
+    arguments: Sequence[str], study: str, say: Callable[[str], object], say_how_to_resume: Callable[[], None]
+) -> int:
+    """Runs `kdctl` with these arguments in a child, again where Ray takes it down; returns its exit code.
+
+    `study` is the text of the study file, which a child gets from `study_text`. `say_how_to_resume` is called where a
+    child was stopped before it could do so itself.
+    """
+    with tempfile.TemporaryFile() as file:
+        file.write(study.encode("utf-8", "surrogatepass"))
+        file.flush()
+        supervisor = _Supervisor(arguments, file.fileno(), say)
+        code = supervisor.run()
+    if code == EXIT_INTERRUPTED and supervisor.was_hasty:
+        say("stopped at once; what runs goes on from its last checkpoint")
+        say_how_to_resume()
+    return code
+
+
+class _Supervisor:
+    def __init__(self, arguments: Sequence[str], study: int, say: Callable[[str], object]) -> None:
+        # -P: a folder that has a `models/` of its own must not stand for ours.
+        self._command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
+        self._study = study  # a descriptor
+        self._say = say
+        self._first: signal.Signals | None = None  # the first signal that came
+        self._child: subprocess.Popen[bytes] | None = None
+        self._signals = 0
+        self._kill_at = float("inf")
+        self.was_hasty = False  # whether a child that was to stop had to be killed
+
+    def run(self) -> int:
+        earlier = {number: signal.signal(number, self._hear) for number in not_ignored(STOPS)}
+        if not_ignored([signal.SIGTSTP]):
+            earlier[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stand_still)
+        try:
+            return self._run()
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _run(self) -> int:
+        left = _RESTARTS
+        while True:
+            start = time.monotonic()
+            code, announced = self._run_child()
+            if announced is not None:
+                return announced
+            if self._first:
+                return EXIT_INTERRUPTED
+            left = _RESTARTS if time.monotonic() - start > _LONG else left - 1
+            if left < 0:
+                self._say(_give_up(code))
+                return EXIT_TRIALS
+            seconds = 2.0 ** (_RESTARTS - 1 - left)
+            self._say(f"Ray was lost ({_how(code)}); starting again in {seconds:g} s from the last checkpoints")
+            time.sleep(seconds)
+            if self._first:
+                return EXIT_INTERRUPTED
+
+    def _run_child(self) -> tuple[int, int | None]:
+        """The exit code of a child, and the one that it announced; None where it did not get that far."""
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)  # a process that it started may hold the other end open
+        environment = {**os.environ, _PARENT: str(os.getpid()), _PIPE: str(writing), _STUDY: str(self._study)}
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            try:
+                self._child = subprocess.Popen(
+                    self._command, env=environment, start_new_session=True, pass_fds=(writing, self._study)
+                )
+            finally:
+                os.close(writing)
+            code = self._wait(self._child)
+            announced = pipe.read()
+        if announced:
+            self.was_hasty = False  # it got to its end all the same
+        return code, announced[-1] if announced else None
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int:
+        try:
+            while True:
+                try:
+                    return child.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    if self._first and self._kill_at == float("inf"):
+                        self._pass_on(self._first)  # it came when there was no child yet
+                    if time.monotonic() > self._kill_at:
+                        self.was_hasty = True
+                        end_session(child.pid)
+        finally:
+            end_session(child.pid)
+            child.wait()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        is_first, self._first = self._first is None, self._first or signal.Signals(number)
+        if self._child is None or self._child.returncode is not None:
+            return
+        if is_first:
+            self._pass_on(number)
+        elif number != signal.SIGHUP:  # a terminal that closes sends it several times, and is not in a hurry
+            self._kill_at = 0.0
+
+    def _pass_on(self, number: int) -> None:
+        assert self._child
+        self._kill_at = time.monotonic() + _PATIENCE
+        with suppress(ProcessLookupError):
+            os.kill(self._child.pid, number)
+
+    def _stand_still(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z: the child's session, which no terminal reaches, stops and goes on together with this process."""
+        pids = session(self._child.pid) if self._child else []
+        start = time.monotonic()
+        for order in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in pids:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, order)
+            if order is signal.SIGSTOP:
+                os.kill(os.getpid(), signal.SIGSTOP)  # until somebody sends SIGCONT, as `fg` and `bg` do
+        self._kill_at += time.monotonic() - start
+
+
+def _how(code: int) -> str:
+    """How a child was lost."""
+    if code < 0:
+        return f"signal {-code} ended the launch"
+    return "its processes died" if code == EXIT_LOST else "its library ended the launch"
+
+
+def _give_up(code: int) -> str:
+    logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
+    return (
+        f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_how(code)}; see what ends its processes "
+        f"(memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"
+    )
+
+
+def end_in_time() -> None:
+    """Ends this process and its session a while from now, for a child that is to stop and whose parent is gone."""
+    timer = threading.Timer(_PATIENCE + 1, _end_now)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now() -> None:
+    clear_session()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def clear_session() -> None:
+    """Ends every other process of this one's session, where it leads it: for a child whose parent may be gone."""
+    if os.getsid(0) == os.getpid():
+        end_session(os.getpid(), but=os.getpid())
+
+
+def end_session(leader: int, but: int | None = None) -> None:
+    """Kills what is left of a session; Ray's agents would stay for a minute."""
+    deadline = time.monotonic() + _KILLING
+    while (pids := set(session(leader)) - {but}) and time.monotonic() < deadline:
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)

@@ -1,0 +1,221 @@
+"""SQL over what a storage holds: the one door to DuckDB, which sees some views in memory and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import IO, Any
+
+import duckdb
+
+from orchestrator import arrow
+from orchestrator.errors import KdctlError, printable
+from orchestrator.results.results import (
+    EPOCH_COLUMNS,
+    TRIAL_COLUMNS,
+    epochs_table,
+    read_trials,
+    table_of,
+    trials_table,
+    types_of,
+)
+from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
+from orchestrator.results.tabular import Heading
+from orchestrator.storage.storage import Storage
+from orchestrator.study.studies import Membership
+
+# view → its columns: name → (type, meaning).
+VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "trials": {**TRIAL_COLUMNS, "studies": ("strings", "the studies whose last plans want the trial, by name")},
+    "epochs": EPOCH_COLUMNS,
+    "summary": SUMMARY_COLUMNS,
+    "results": RESULT_COLUMNS,
+}
+MEMORY = "2GiB"  # for one query, beside the views that it reads
+
+_VIEWS = ", ".join(VIEWS)
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "strings": "VARCHAR[]",
+    "int": "BIGINT",
+    "float": "DOUBLE",
+    "timestamp": "TIMESTAMPTZ",
+}
+_BATCH = 50_000  # rows that are handed on at once
+# DuckDB opens no file, loads nothing, asks nobody, and reads no variable of this program. One after another, as
+# nothing of this kind can be set once it may not reach outside.
+_LOCKED = (
+    "enable_progress_bar = false",  # it would stand among the data
+    "temp_directory = ''",
+    f"memory_limit = '{MEMORY}'",
+    "autoinstall_known_extensions = false",
+    "autoload_known_extensions = false",
+    "allow_community_extensions = false",
+    "allow_persistent_secrets = false",
+    "python_enable_replacements = false",
+    "TimeZone = 'UTC'",
+    "enable_external_access = false",
+)
+
+
+class QueryError(KdctlError):
+    """A query that is no single SELECT, or that cannot be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query gives: its columns by name, and their values batch after batch, as DuckDB finds them."""
+
+    schema: Any
+    batches: Iterator[arrow.Batch]
+
+    @property
+    def heading(self) -> Heading:
+        """Its columns."""
+        return Heading(self.schema.names, [arrow.is_number(field.type) for field in self.schema])
+
+    def columns(self) -> Iterator[list[list[Any]]]:
+        """The values of each batch as Python's, column by column."""
+        for batch in self.batches:
+            yield [self._values(name, column) for name, column in zip(self.schema.names, batch.columns, strict=True)]
+
+    def write_parquet(self, sink: IO[bytes]) -> None:
+        """Writes all of it as one Parquet file. Raises QueryError for a type that Parquet has not."""
+        try:
+            arrow.write_parquet(sink, self.schema, self.batches)
+        except arrow.Error as error:
+            raise QueryError(f"Parquet cannot hold this ({printable(str(error))}); cast it to VARCHAR") from None
+
+    def _values(self, name: str, column: Any) -> list[Any]:
+        try:
+            return arrow.values(column)
+        except arrow.Error as error:
+            raise QueryError(
+                f"column {printable(name)} cannot be shown ({printable(str(error))}); cast it to VARCHAR"
+            ) from None
+
+
+@contextmanager
+def asked(storage: Storage, sql: str) -> Iterator[Answer]:
+    """The answer of a storage to one SELECT over `VIEWS`; only those that it mentions are read.
+
+    Raises QueryError for another statement and for what DuckDB complains of, StorageError that names a damaged file.
+    """
+    # DuckDB works in a thread of its own: Ctrl-C reaches the main one, and there only between two lines of Python.
+    with closing(duckdb.connect(":memory:")) as connection, ThreadPoolExecutor(1) as worker:
+        _lock(connection)
+        _refuse_all_but_select(connection, sql)
+        _fill(connection, storage, _mentioned(connection, sql))
+        try:
+            reader = _ask(worker, lambda: connection.sql(sql).to_arrow_reader(_BATCH))
+            schema = arrow.renamed(reader.schema, _unique(reader.schema.names))
+            batches = iter(lambda: _ask(worker, lambda: next(reader, None)), None)
+            yield Answer(schema, (batch.rename_columns(schema.names) for batch in batches))
+        except BaseException:
+            connection.interrupt()
+            raise
+
+
+def _ask(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
+    try:
+        return worker.submit(question).result()
+    except (duckdb.Error, arrow.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
+        raise QueryError(_said(error)) from None
+
+
+def _lock(connection: duckdb.DuckDBPyConnection) -> None:
+    for setting in _LOCKED:
+        connection.execute(f"SET {setting}")
+
+
+def _refuse_all_but_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    try:
+        sql.encode()
+        kinds = [statement.type.name for statement in connection.extract_statements(sql)]
+    except UnicodeError:
+        raise QueryError("the query is no text in UTF-8; write it so") from None
+    except duckdb.Error as error:
+        raise QueryError(_said(error)) from None
+    if kinds == ["SELECT"]:
+        return
+    got = f"{len(kinds)} statements" if len(kinds) != 1 else f"a statement of kind {kinds[0]}"
+    if kinds == ["MULTI"]:
+        got = "a PIVOT without its values, which PIVOT trials ON method IN ('base', 'st') USING avg(acc) has"
+    raise QueryError(f"got {got}; wanted one SELECT over the views {_VIEWS}: a query only reads")
+
+
+def _mentioned(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """The views that a statement reads. To be asked while there are none: DuckDB tells the names that it misses."""
+    try:
+        names = connection.get_table_names(sql)
+    except duckdb.Error:
+        return set(VIEWS)  # to run it will say what is wrong
+    return {name.lower() for name in names} & set(VIEWS)
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, storage: Storage, wanted: set[str]) -> None:
+    """Makes the views. One that is not wanted has its columns, and refuses to be read rather than look empty."""
+    tables = _tables(storage, wanted)
+    for name, columns in VIEWS.items():
+        if name in tables:
+            connection.register(name, tables[name])
+        else:
+            connection.execute(_unread(name, types_of(columns)))
+    connection.execute("SET lock_configuration = true")
+
+
+def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
+    tables: dict[str, arrow.Table] = {}
+    if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
+        tables["epochs"] = epochs_table(storage)
+    if not wanted & {"trials", "summary", "results"}:
+        return tables
+    membership = Membership.of(storage)  # before the rows, which may belong to a study that begins meanwhile
+    if wanted & {"summary", "results"}:
+        rows = read_trials(storage)
+        tables["trials"] = _with_studies(table_of(rows), membership)
+        for name, describe in (("summary", summaries), ("results", outcomes)):
+            lines = (line for part in membership.split(rows) for line in describe(part.rows, part.study))
+            tables[name] = arrow.table_of(types_of(VIEWS[name]), lines)
+    else:
+        tables["trials"] = _with_studies(trials_table(storage), membership)
+    return tables
+
+
+def _with_studies(trials: arrow.Table, membership: Membership) -> arrow.Table:
+    """The trials, each with the studies that it belongs to."""
+    held = (arrow.values(trials.column(name)) for name in ("trial_id", "study"))
+    return arrow.appended(trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)])
+
+
+def _unread(name: str, types: Mapping[str, str]) -> str:
+    # Each column is made from the complaint, so that no optimiser finds the view empty without asking for it.
+    columns = ", ".join(f'CAST(e AS {_SQL_TYPES[kind]}) AS "{column}"' for column, kind in types.items())
+    complaint = f"{name} was not read; name it in the statement itself, not in a text that it runs"
+    return f"CREATE VIEW {name} AS SELECT {columns} FROM (SELECT error('{complaint}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """A name for each column of its own: acc, acc_1, …"""
+    taken: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in count(1))
+        taken.append(name if name not in taken else next(new for new in numbered if new not in {*taken, *names}))
+    return taken
+
+
+def _said(error: Exception) -> str:
+    """DuckDB's complaint as ours: safe to show, and without advice that nobody can follow here."""
+    text = re.split(r"\n\n(?:Possible solutions|Please try installing)", str(error))[0].strip()
+    shown = "\n".join(map(printable, text.splitlines()))
+    if "Permission Error" in text or text.endswith("extension."):
+        return f"a query reads the views {_VIEWS} alone: no file, no network, no extension ({shown})"
+    if "Out of Memory" in text:
+        return f"the query needs more than {MEMORY} of memory; ask for fewer rows or columns, or filter them first"
+    if text.startswith("Catalog Error: Table"):
+        return f"{shown}\nthe views are {_VIEWS}"
+    return shown

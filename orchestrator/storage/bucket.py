@@ -1,0 +1,342 @@
+"""A storage in a bucket, s3:// or gs://, through Arrow's file systems."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode
+
+import pyarrow as pa
+from pyarrow import fs
+
+from orchestrator.errors import StorageError, printable
+from orchestrator.machine import folders, proxies
+from orchestrator.storage.places import MARKER, PART, Entry
+
+KEYS = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_override", "scheme")}
+_SURE = 4  # readings alike, where a server's tags say nothing
+ATTEMPTS = 12  # Arrow doubles the wait from 50 ms: together a minute and a half, which outlives a cut link
+CONNECT_SECONDS = 10
+REQUEST_SECONDS = 60
+ONE_REQUEST = 4 << 20  # bytes that Arrow sends in one request for sure
+STALE_SECONDS = 86_400  # a download that is older was killed
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_ENDPOINT = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?")
+_SECRET = re.compile(r"key|secret|token|password|credential", re.IGNORECASE)
+
+T = TypeVar("T")
+_Failure = (OSError, pa.ArrowException)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A folder of a bucket, or a whole one; `at` makes it, and fulfils what `places.Place` promises."""
+
+    kind: str  # s3 or gs
+    root: str  # bucket/folder
+    options: tuple[tuple[str, str], ...]  # what the address gives after its question mark
+
+    @classmethod
+    def at(cls, address: str) -> Bucket:
+        """The bucket at an address like s3://bucket/folder?region=eu-west-1.
+
+        Raises StorageError for an address that is wrong or holds credentials, which it does not repeat.
+        """
+        kind, _, rest = address.partition("://")
+        path, _, query = rest.partition("?")
+        bucket, _, folder = path.partition("/")
+        # A secret may hold a slash, so what stands before an @ is looked for in the whole path.
+        if "@" in bucket or ("@" in path and ":" in path.partition("@")[0]):
+            raise _credentials(kind)
+        if kind not in KEYS or not _BUCKET.fullmatch(bucket):
+            raise StorageError(
+                f"storage {kind}://… names no bucket that could exist; wanted {kind}://bucket/folder, the bucket in "
+                "lower-case letters, digits, dots and hyphens"
+            )
+        parts = folder.strip("/").split("/") if folder.strip("/") else []
+        if not path.isprintable() or {"", ".", ".."} & set(parts):
+            raise StorageError(
+                f"storage {printable(f'{kind}://{path}')} has a folder that is empty, . or .., or that cannot be "
+                f"printed; wanted {kind}://{bucket}/folder"
+            )
+        return cls(kind, "/".join([bucket, *parts]), _options(kind, f"{kind}://{path}", query))
+
+    @property
+    def address(self) -> str:
+        query = urlencode(self.options, safe=":")
+        return f"{self.kind}://{self.root}" + (f"?{query}" if query else "")
+
+    def shown(self, name: str) -> str:
+        return f"{self.kind}://{self._key(name)}"
+
+    def prepare(self) -> None:
+        probe = f"{PART}probe-{uuid.uuid4().hex}"
+        self.write(probe, b"kdctl")
+        with self._trying("read", probe):
+            found = self.entry(probe)
+            if found is None or self.read(probe) != b"kdctl":
+                raise OSError("what was written is not there")
+        self.delete(probe)
+        if self.entry(MARKER) is None:
+            self.write(MARKER, b'{"kdctl_storage": 1}\n')
+
+    def read(self, name: str) -> bytes:
+        same, before = 0, None
+        for _ in range(2 * ATTEMPTS):
+            found = content, tag = self._read(name)
+            # Its size was asked for before its content, and it may have been replaced in between. Most servers give the
+            # content's MD5 as its tag; where one does not, the same thing several times will do.
+            same = same + 1 if found == before else 1
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() == tag or same == _SURE:
+                return content
+            before = found
+        raise self._restless(name)
+
+    def _read(self, name: str) -> tuple[bytes, str]:
+        with self._trying("read", name), self._filesystem.open_input_file(self._key(name)) as stream:
+            content = bytes(stream.read_at(stream.size(), 0))  # in one request
+            return content, (stream.metadata() or {}).get("ETag", b"").decode().strip('"')
+
+    def _restless(self, name: str) -> StorageError:
+        return StorageError(
+            f"{printable(self.shown(name))} cannot be read, for it is replaced all the time; wanted it to rest; stop "
+            "what writes it, then go on with the same command"
+        )
+
+    def _steadily(self, name: str, fetch: Callable[[Entry], T]) -> T:
+        """What `fetch` gets of a file: again where the file is replaced meanwhile, for it comes by its first size."""
+        for _ in range(ATTEMPTS):
+            entry = self.entry(name)
+            if entry is None:
+                raise FileNotFoundError(self.shown(name))
+            with suppress(FileNotFoundError):
+                found = fetch(entry)
+                if self.entry(name) == entry:
+                    return found
+        raise self._restless(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._put(content, name)
+
+    @contextmanager
+    def building(self, name: str) -> Iterator[Path]:
+        with _room(name), tempfile.TemporaryDirectory(prefix="kdctl-") as folder:
+            part = Path(folder) / "part"
+            part.touch()
+            yield part
+            self._put(pa.memory_map(str(part)).read_buffer() if part.stat().st_size else b"", name)
+
+    def _put(self, content: Any, name: str) -> None:
+        # Arrow's streams store what they were given when they are closed, be it by an exception. So a thread does it,
+        # where no interrupt gets in between, and hands over all at once.
+        with self._trying("written", name), ThreadPoolExecutor(1) as thread:
+            thread.submit(_put_all, self, self._key(name), content).result()
+        shutil.rmtree(self._cached(name), ignore_errors=True)  # by the server's clock it may look like the new one
+
+    def path(self, name: str) -> Path:
+        return self._steadily(name, lambda entry: self._copy(name, entry))
+
+    def _copy(self, name: str, entry: Entry) -> Path:
+        copy = self._cached(name) / f"{entry.modified:.6f}-{entry.size}-{Path(name).name}"
+        if _size(copy) != entry.size:
+            self._fetch(name, entry, copy)
+        return copy
+
+    def _fetch(self, name: str, entry: Entry, copy: Path) -> None:
+        """Fetches a file into the cache, in place of earlier copies."""
+        with _room(name):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            handle, made = tempfile.mkstemp(prefix=PART, dir=copy.parent)
+            os.close(handle)
+        part = Path(made)
+        try:
+            with self._trying("read", name):
+                fs.copy_files(self._key(name), made, self._filesystem, fs.LocalFileSystem(), use_threads=False)
+            if _size(part) != entry.size or self.entry(name) != entry:
+                raise FileNotFoundError(self.shown(name))  # the one that was wanted
+            with _room(name):
+                part.replace(copy)
+                _drop_others(copy)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def entry(self, name: str) -> Entry | None:
+        return self._infos([name])[0]
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        return [entry.size if entry else None for entry in self._infos(names)]
+
+    def _infos(self, names: Sequence[str]) -> list[Entry | None]:
+        if not names:
+            return []
+        with self._trying("read", names[0]):
+            infos = self._filesystem.get_file_info([self._key(name) for name in names])
+        return [_entry(name, info) for name, info in zip(names, infos, strict=True)]
+
+    def entries(self, folder: str) -> list[Entry]:
+        base = self._key(folder)
+        with self._trying("read", folder):
+            infos = self._filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+        found = (_entry(info.path.removeprefix(f"{self.root}/"), info) for info in infos)
+        whole = [entry for entry in found if entry and not Path(entry.name).name.startswith(PART)]
+        return sorted(whole, key=lambda entry: entry.name)
+
+    def parts(self) -> list[Entry]:
+        return []  # a bucket shows no object before it is whole
+
+    def touch(self, name: str) -> bool:
+        # Buckets do not let anyone change the time alone, nor copy an object onto itself as it is.
+        try:
+            self.write(name, self.read(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        with suppress(FileNotFoundError), self._trying("removed", name):
+            self._filesystem.delete_file(self._key(name))
+        shutil.rmtree(self._cached(name), ignore_errors=True)
+
+    def _key(self, name: str) -> str:
+        return self.root if name in ("", ".") else f"{self.root}/{name}"
+
+    def _cached(self, name: str) -> Path:
+        return folders.own() / hashlib.sha256(f"{self.address}\n{name}".encode()).hexdigest()[:32]
+
+    @property
+    def _filesystem(self) -> Any:
+        return _connect(self)
+
+    @property
+    def _way(self) -> str:
+        """How requests get to the bucket, where there is a proxy."""
+        options = dict(self.options)
+        server = options.get("endpoint_override", "storage.googleapis.com" if self.kind == "gs" else "amazonaws.com")
+        url = f"{options.get('scheme', 'https')}://{server}"
+        if self.kind == "gs" or not (proxy := proxies.of(url)):
+            return proxies.through(url)
+        return f" without {proxy}, as s3:// is reached directly"
+
+    @contextmanager
+    def _trying(self, what: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(self.shown(name)) from None
+        except _Failure as error:
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+            raise StorageError(
+                f"{printable(self.shown(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
+                "and lets you read, write and remove; check the bucket, the credentials in the environment and the "
+                "network, then go on with the same command"
+            ) from None
+
+
+def _credentials(kind: str) -> StorageError:
+    return StorageError(
+        f"storage {kind}://… holds credentials in its address, which logs and results would show; wanted "
+        f"{kind}://bucket/folder alone; put the credentials into the environment or the credential files of the cloud"
+    )
+
+
+def _options(kind: str, place: str, query: str) -> tuple[tuple[str, str], ...]:
+    """The options of an address; raises StorageError for other ones, without their values."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if any(_SECRET.search(key) for key, _ in pairs):
+        raise _credentials(kind)
+    known = ", ".join(KEYS[kind])
+    for key, value in pairs:
+        if key not in KEYS[kind]:
+            raise StorageError(
+                f"storage {printable(place)} has an option {printable(key)!r} that kdctl does not know; the options "
+                f"of {kind}:// are {known}"
+            )
+        wanted = re.compile("https?") if key == "scheme" else _ENDPOINT
+        if not wanted.fullmatch(value):
+            raise StorageError(
+                f"storage {printable(place)} has an option {key} that cannot be right; wanted "
+                "http or https as scheme, host:port as endpoint_override and a name as region"
+            )
+    if len(dict(pairs)) != len(pairs) or bool(query) != bool(pairs):
+        raise StorageError(
+            f"storage {printable(place)} has options that are given twice or not as name=value; wanted some of "
+            f"{known}, each once"
+        )
+    return tuple(sorted(pairs))
+
+
+@lru_cache(maxsize=16)
+def _connect(bucket: Bucket, in_parts: bool = False) -> Any:
+    """One file system a process and bucket, made when it is first needed: it holds connections."""
+    proxies.spare_loopback()  # for gs://; what reaches s3:// uses no proxy
+    options: dict[str, Any] = dict(bucket.options)
+    if bucket.kind == "gs":
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=90), **options)
+    if "region" not in options:
+        # Without one the library asks the cloud machine that it hopes to run on, and takes its region.
+        own = "endpoint_override" in options
+        options["region"] = "us-east-1" if own else fs.resolve_s3_region(bucket.root.partition("/")[0])
+    return fs.S3FileSystem(
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=REQUEST_SECONDS,
+        background_writes=True,
+        allow_delayed_open=not in_parts,  # small objects go in one request
+        **options,
+    )
+
+
+def _put_all(bucket: Bucket, key: str, content: Any) -> None:
+    # In the background, for otherwise a stream whose part was refused stores the parts before it.
+    # A stream that opens late hangs for ever where an upload in parts is refused at its start.
+    stream = _connect(bucket, len(content) > ONE_REQUEST).open_output_stream(key)
+    stream.write(content)
+    stream.close()
+
+
+def _entry(name: str, info: Any) -> Entry | None:
+    if info.type != fs.FileType.File:
+        return None
+    return Entry(name, int(info.size), (info.mtime_ns or 0) / 1e9)
+
+
+def _drop_others(copy: Path) -> None:
+    """Removes earlier copies of a file, and what downloads that were killed have left."""
+    for path in copy.parent.iterdir():
+        with suppress(FileNotFoundError):
+            is_live = path.name.startswith(PART) and time.time() - path.stat().st_mtime < STALE_SECONDS
+            if path != copy and not is_live:
+                path.unlink()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+@contextmanager
+def _room(name: str) -> Iterator[None]:
+    """Tells of a local disk that has no room for what goes to the bucket or comes from it."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"no room on this machine for {printable(name)} ({error.strerror or error}); wanted a writable folder for "
+            "temporary files and a cache; make room, or name others in TMPDIR and KDCTL_CACHE"
+        ) from None

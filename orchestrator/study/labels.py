@@ -1,0 +1,157 @@
+"""What a setting is called: its method, then every setting that is not the default, like `st temperature=2 lr=0.05`.
+
+A label depends on the setting alone, never on what else a storage holds, and two settings never share one. Seeds are no
+part of it: runs of one pair with one label differ in their seeds alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from orchestrator import losses
+from orchestrator.errors import StorageError
+from orchestrator.records import TrialConfig, TrialRecord
+from orchestrator.study import keys
+
+_OF_TEACHER = (*keys.TRAINING_KEYS, *keys.DATA_KEYS)  # what a teacher is trained with
+_TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
+# Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
+_PLACED = {*keys.RECIPE_KEYS, "options", "teacher", "weights", "seed", "teacher_answers", "arithmetic"}
+_DIGITS = 12  # of a weights file's SHA-256
+_Found = TypeVar("_Found")
+_PLAIN = re.compile(r"[\w.-]+")
+
+
+def of_config(config: TrialConfig) -> str:
+    """The label of a planned trial; its row has the same."""
+    return _label(config.method, config.recipe())
+
+
+def of_row(row: TrialRecord) -> str:
+    """The label of a stored row; what an older kdctl did not store is at today's default.
+
+    Raises StorageError where the row is damaged.
+    """
+    return _of_row(row, lambda recipe: _label(row.method, recipe))
+
+
+def base_of_row(row: TrialRecord) -> str:
+    """The label of the same training without a teacher. Raises StorageError where the row is damaged."""
+    return _of_row(row, lambda recipe: _label("base", {k: v for k, v in recipe.items() if k not in _TEACHING}))
+
+
+def recipe_of(row: TrialRecord) -> dict[str, Any]:
+    """What a row was trained with, but for its method, data, models and seed. Raises StorageError."""
+    return _of_row(row, dict)
+
+
+def _of_row(row: TrialRecord, read: Callable[[dict[str, Any]], _Found]) -> _Found:
+    try:
+        found = json.loads(row.recipe)
+        return read({"epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size, **found})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise StorageError(
+            f"the row of trial {row.trial_id} is damaged: its recipe is no JSON object with kdctl's settings; launch "
+            "its study again, which writes the row again"
+        ) from None
+
+
+def title(trial: TrialConfig | TrialRecord) -> str:
+    """What a person calls a trial, planned or stored, like `logit cifar10 resnet_32_20 ← resnet_32_110 seed 0`.
+
+    Where a setting is not kdctl's default: `st lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 (seed 1) · seed 0`.
+    """
+    if isinstance(trial, TrialConfig):
+        teacher = trial.teacher
+        name, teacher_seed, label = teacher and teacher.student, teacher and teacher.seed, of_config(trial)
+    else:
+        name, teacher_seed, label = trial.teacher, 0, trial.method
+        with suppress(StorageError):  # commands that read figures report a damaged row
+            label = of_row(trial)
+            teacher_seed = (recipe_of(trial).get("teacher") or {}).get("seed")
+    gap = " " if label == trial.method else " · "
+    arrow = f" ← {name}{f' (seed {teacher_seed})' if teacher_seed else ''}" if name else ""
+    return gap.join([label, trial.dataset, f"{trial.student}{arrow}", f"seed {trial.seed}"])
+
+
+def _label(method: str, recipe: Mapping[str, Any]) -> str:
+    """Options first, then the recipe in the order of its keys, then the teacher."""
+    facts, own, teacher = losses.METHODS.get(method), _filled(recipe), recipe.get("teacher")
+    defaults: Mapping[str, Any] = facts.defaults() if facts else {}
+    options = {**defaults, **_given(recipe.get("options") or {})}
+    parts = [method, *_differing(options, defaults, defaults), *_unknown(options, defaults, "options.")]
+    parts += [*_differing(own, _defaults(own), keys.RECIPE_KEYS), *_weights(recipe), *_unknown(recipe, _PLACED)]
+    return " ".join([*parts, *(_of_teacher(teacher, own) if teacher else ())])
+
+
+def _of_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
+    """What a teacher was trained with where that is not what its student is trained with."""
+    own = _filled(recipe)
+    expected = {**_defaults(own), "limit_test": student["limit_test"]}
+    if not own["weights"]:
+        follows = own["epochs"] == student["epochs"]
+        gamma = student["gamma"] if own["milestones"] and student["milestones"] else expected["gamma"]
+        milestones = student["milestones"] if follows else expected["milestones"]
+        expected = {**student, "milestones": milestones, "gamma": gamma}
+    for part in (
+        *_differing(own, expected, _OF_TEACHER), *_weights(recipe), *_unknown(recipe, _PLACED),
+        *_unknown(recipe.get("options") or {}, (), "options."),
+    ):  # fmt: skip
+        yield f"teacher.{part}"
+
+
+def _filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a recipe, and the weights; what is not given is at its default."""
+    given = _given(recipe)
+    weights = given.get("weights")
+    epochs = given.get("epochs", 0 if weights else keys.RECIPE_KEYS["epochs"].default)
+    milestones = tuple(given.get("milestones", keys.default_milestones(epochs)))
+    own = {"weights": weights, "epochs": epochs, "milestones": milestones}
+    return {**_defaults(own), **{name: given[name] for name in keys.RECIPE_KEYS if name in given}, **own}
+
+
+def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every key, of which some follow from other settings."""
+    found = {name: key.default for name, key in keys.RECIPE_KEYS.items()}
+    if own["weights"]:  # nothing is trained
+        found["epochs"] = 0
+    if not own["milestones"]:
+        found["gamma"] = 1.0  # nothing is multiplied, see `plan`
+    return {**found, "milestones": keys.default_milestones(own["epochs"])}
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _differing(own: Mapping[str, Any], expected: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
+    yield from (f"{name}={_text(own[name])}" for name in names if own[name] != expected[name])
+
+
+def _weights(recipe: Mapping[str, Any]) -> Iterator[str]:
+    if weights := recipe.get("weights"):
+        yield f"weights={_text(weights[:_DIGITS])}"
+
+
+def _unknown(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:
+    """What another version of kdctl stored: always shown, as its default is not known here."""
+    yield from (
+        f"{prefix}{name}={_text(value)}" for name, value in sorted(_given(settings).items()) if name not in known
+    )
+
+
+def _text(value: Any) -> str:
+    """A value without spaces, alike for equal values alone."""
+    if value is None:
+        return "all"  # images
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value)) or "none"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")

@@ -1,0 +1,281 @@
+"""`Study` → `Plan`: which trials a study is, each with its id and what it waits for. Pure; JSON in and out."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from orchestrator import losses
+from orchestrator.data.datasets import DATASETS
+from orchestrator.records import State, TableKey, TrialConfig
+from orchestrator.study import keys, labels
+from orchestrator.study.spec import Axis, Experiment, Resources, Study, Teacher
+
+# The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
+# that the order of keys in the file changes nothing.
+_ORDER = ("dataset", "model", "weights", "student", "method", *keys.RECIPE_KEYS, *keys.OPTION_KEYS, "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """One trial of a plan. `state` is new, unfinished, failed or finished in the storage that was looked at.
+
+    `teacher_cache` is the decision: `table`, `live`, or None where no teacher is asked.
+    """
+
+    trial_id: str
+    role: str
+    config: TrialConfig
+    teacher_id: str | None
+    state: str
+    teacher_cache: str | None
+    table: TableKey | None
+
+    def title(self) -> str:
+        """What a person calls it, see `labels.title`."""
+        return labels.title(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data: what most readers want in flat keys, and the whole config."""
+        config = self.config
+        return {
+            "trial_id": self.trial_id,
+            "role": self.role,
+            "method": config.method,
+            "dataset": config.dataset,
+            "student": config.student,
+            "teacher": config.teacher.student if config.teacher else None,
+            "teacher_id": self.teacher_id,
+            "waits_for": [self.teacher_id] if self.teacher_id else [],
+            "seed": config.seed,
+            "nepoch": config.epochs,
+            "lr": config.lr,
+            "batch_size": config.batch_size,
+            "state": self.state,
+            "teacher_cache": self.teacher_cache,
+            "config": config.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlannedTrial:
+        """The trial that `to_json` was asked of. Raises KeyError or TypeError on other data."""
+        config = TrialConfig.from_json(data["config"])
+        return cls(
+            data["trial_id"],
+            data["role"],
+            config,
+            data["teacher_id"],
+            data["state"],
+            data["teacher_cache"],
+            _table_key(config, data["teacher_id"]) if data["teacher_cache"] == "table" else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every trial of a study, teachers before the students that wait for them.
+
+    `weights` maps the SHA-256 of each weights file that the user brought to its path; `text` is the study file's, as it
+    was read, which JSON leaves out.
+    """
+
+    study: str
+    source: str
+    trials: tuple[PlannedTrial, ...]
+    resources: Resources
+    weights: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    text: str = field(default="", compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal plan."""
+        return {
+            "study": self.study,
+            "source": self.source,
+            "trials": [trial.to_json() for trial in self.trials],
+            "resources": asdict(self.resources),
+            "weights": dict(self.weights),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
+        trials = tuple(map(PlannedTrial.from_json, data["trials"]))
+        resources = Resources(**data["resources"])
+        return cls(data["study"], data["source"], trials, resources, dict(data["weights"]), tuple(data["warnings"]))
+
+
+def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
+    """The plan of a study, given what its storage holds: the state of each trial, and the finished teacher tables."""
+    teachers: dict[TrialConfig, None] = {}
+    configs: dict[TrialConfig, None] = {}
+    weights: dict[str, str] = {}
+    for experiment in study.experiments:
+        for config in _expand(study, experiment):
+            configs[config] = None
+            if config.teacher:
+                teachers[config.teacher] = None
+        for teacher in experiment.teachers:
+            weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
+    ids = {config: config.trial_id() for config in teachers}
+    trials = [_planned("teacher", config, trial_id, None) for config, trial_id in ids.items()]
+    for config in configs:
+        if config not in ids:
+            teacher_id = ids[config.teacher] if config.teacher else None
+            trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
+    warnings = (*map(str, study.warnings), *_without_base(configs))
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
+    return beside(plan, states or {}, tables)
+
+
+_LISTED = 5  # settings, or seeds of one, in a warning
+
+
+def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
+    """A warning that names the `base` runs that some students are not compared with, as the study has none."""
+    planned = {config for config in configs if config.method == "base"}
+    planned |= {config.teacher for config in configs if config.teacher}
+    missing: dict[str, set[int]] = {}
+    for config in configs:
+        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
+        if config.teacher and base not in planned:
+            name = f"{labels.of_config(base)} · {base.dataset} · {base.student}"
+            missing.setdefault(name, set()).add(base.seed)
+    if missing:
+        listed = "; ".join(_few([f"{name} · seed {', '.join(_few(sorted(own)))}" for name, own in missing.items()]))
+        yield (
+            "warning: without these runs the difference of their students to base stays unknown: "
+            f"{listed}; add them to the experiments with `method: base`"
+        )
+
+
+def _few(values: Sequence[object]) -> list[str]:
+    return [*map(str, values[:_LISTED]), *([f"{len(values) - _LISTED:,} more"] if len(values) > _LISTED else [])]
+
+
+def beside(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
+    """The same trials beside what a storage holds, see `make_plan`.
+
+    A table costs one forward pass a view of an image and some for its check, a live teacher one an epoch of an image:
+    a table pays where the students that share it have epochs enough to come, see `_pays`.
+    """
+    wanted = [_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
+    to_come: Counter[TableKey] = Counter()
+    for trial, key in zip(plan.trials, wanted, strict=True):
+        if key and trial.config.teacher_cache != "live" and states.get(trial.trial_id) is not State.FINISHED:
+            to_come[key] += trial.config.epochs
+    trials = []
+    for trial, key in zip(plan.trials, wanted, strict=True):
+        config = trial.config
+        decision = _decision(config, key, to_come, tables) if config.teacher else None
+        state = _state(states.get(trial.trial_id))
+        table = key if decision == "table" else None
+        trials.append(PlannedTrial(trial.trial_id, trial.role, config, trial.teacher_id, state, decision, table))
+    return replace(plan, trials=tuple(trials))
+
+
+def _planned(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
+    """A trial of which no storage knows yet."""
+    return PlannedTrial(trial_id, role, config, teacher_id, "new", None, None)
+
+
+def _state(state: State | None) -> str:
+    if state is None:
+        return "new"
+    return state.value if state in (State.FINISHED, State.FAILED) else "unfinished"
+
+
+def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
+    """The trials of one experiment, equal ones repeated."""
+    recipe = {name: value.value for name, value in study.recipe.items()}
+    for own in _product(experiment.axes):
+        images = {name: own[name] for name in keys.DATA_KEYS if name in own}
+        teachers = [
+            _teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
+            for teacher in experiment.teachers
+            for mapping in _product(teacher.axes)
+        ]
+        for teacher in teachers or (None,):
+            yield _config({"seed": 0, **recipe, **own}, teacher)
+
+
+def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
+    names = sorted(axes, key=_ORDER.index)
+    for values in itertools.product(*(axes[name] for name in names)):
+        yield {name: value.value for name, value in zip(names, values, strict=True)}
+
+
+def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) -> TrialConfig:
+    base = {"seed": 0, **settings, "method": "base", "dataset": dataset, "student": settings["model"]}
+    if "weights" not in settings:
+        return _config(base, None)
+    # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
+    untrained = {name: key.default for name, key in keys.TRAINING_KEYS.items()}
+    base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
+    return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
+
+
+def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
+    """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
+    facts = DATASETS[settings["dataset"]]
+    method = losses.METHODS[settings["method"]]
+    epochs = settings["epochs"]
+    milestones = tuple(m for m in settings.get("milestones", keys.default_milestones(epochs)) if m < epochs)
+    options = {name: settings.get(name, default) for name, default in method.defaults().items()}
+    return TrialConfig(
+        method=settings["method"],
+        dataset=settings["dataset"],
+        student=settings["student"],
+        seed=settings["seed"],
+        epochs=epochs,
+        batch_size=settings["batch_size"],
+        lr=settings["lr"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        milestones=milestones,
+        gamma=settings["gamma"] if milestones else 1.0,
+        crop_padding=settings["crop_padding"],
+        flip=settings["flip"],
+        precision=settings["precision"],
+        limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
+        limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
+        holdout=settings["holdout"],
+        options=tuple(sorted(options.items())),
+        teacher=teacher,
+        teacher_cache=settings["teacher_cache"] if teacher else None,
+    )
+
+
+def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
+    """Which table would serve this trial; None where none can."""
+    needs = losses.METHODS[config.method].needs(dict(config.options))
+    if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
+        return None
+    facts = DATASETS[config.dataset]
+    images = (config.limit_train or facts.train) - config.holdout
+    return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
+
+
+def _decision(
+    config: TrialConfig, key: TableKey | None, to_come: Counter[TableKey], tables: Collection[TableKey]
+) -> str:
+    if key is None:
+        return "live"
+    if config.teacher_cache != "auto":
+        return str(config.teacher_cache)
+    return "table" if key in tables or _pays(key, to_come[key]) else "live"
+
+
+# What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. Larger
+# batches and a folded teacher outweigh views and files.
+_BUILT = 0.8
+_CHECKED = 1000  # answers that a table's check asks for
+
+
+def _pays(key: TableKey, epochs: int) -> bool:
+    """Whether building a table takes less than asking live in so many epochs."""
+    return epochs * key.images > _BUILT * (key.views * key.images + _CHECKED)

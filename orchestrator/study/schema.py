@@ -1,0 +1,57 @@
+"""The JSON Schema of a study file, made from the same keys that check it; editors complete and check with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.study import keys
+from orchestrator.study.keys import Key
+from orchestrator.study.spec import NOTE, STUDY_NAME
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema, draft 7, which is what editors' YAML support understands."""
+    experiment = {name: _axis(key.schema()) for name, key in keys.EXPERIMENT_KEYS.items()}
+    experiment["teacher"] = _axis({"anyOf": [keys.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]})
+    parts = {
+        "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
+        "recipe": _object(_schemas(keys.RECIPE_KEYS), [], "what every experiment shares"),
+        "experiments": {
+            "type": "array",
+            "minItems": 1,
+            "description": "a list where one value is wanted is an axis, and axes multiply",
+            "items": _object(experiment, ["method", "dataset", "student"]),
+        },
+        "resources": _object(_schemas(keys.RESOURCE_KEYS), [], "what one trial gets"),
+    }
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
+    # Merge keys (`<<`) need no word here: editors follow them before they check.
+    return {**head, **_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
+
+
+def schema_text() -> str:
+    """The same as a file holds it."""
+    return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _schemas(known: Mapping[str, Key]) -> dict[str, Any]:
+    return {name: key.schema() for name, key in known.items()}
+
+
+def _axes() -> dict[str, Any]:
+    return {name: _axis(schema) for name, schema in _schemas(keys.TEACHER_MAPPING_KEYS).items()}
+
+
+def _object(properties: Mapping[str, Any], required: list[str], description: str = "") -> dict[str, Any]:
+    schema = {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
+    return {**schema, "description": description} if description else schema
+
+
+def _axis(value: dict[str, Any]) -> dict[str, Any]:
+    """One value, a list of values, or `{grid: [...]}`; what is a list by nature is swept with grid alone."""
+    several = {"type": "array", "items": value, "minItems": 1}
+    grid = _object({"grid": several}, ["grid"])
+    choices = [value, grid] if value.get("type") == "array" else [value, several, grid]
+    return {"anyOf": choices, **({"description": value["description"]} if "description" in value else {})}

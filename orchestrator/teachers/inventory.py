@@ -1,0 +1,117 @@
+"""The teachers that a storage holds: how good, how large, who uses them, and whether their tables hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.catalog.trial_ids import choose
+from orchestrator.errors import KdctlError
+from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
+from orchestrator.study import labels
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTeacher:
+    """A teacher of a storage. `bytes` are its weights and tables; `users` are its students, by study."""
+
+    row: TrialRecord
+    tables: tuple[TableKey, ...]
+    bytes: int
+    users: dict[str, int]
+
+    @property
+    def teacher_id(self) -> str:
+        """The teacher's trial id."""
+        return self.row.trial_id
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        return {
+            "teacher_id": self.teacher_id,
+            "model": self.row.student,
+            "dataset": self.row.dataset,
+            "setting": labels.of_row(self.row),
+            "seed": self.row.seed,
+            "acc": self.row.acc,
+            "last_acc": self.row.last_acc,
+            "bytes": self.bytes,
+            "tables": [key.name for key in self.tables],
+            "used_by": self.users,
+        }
+
+
+def list_teachers(storage: Storage) -> list[StoredTeacher]:
+    """Every finished trial that some row or table names as its teacher. Raises StorageError for a damaged row."""
+    rows = {row.trial_id: row for row in results.read_trials(storage)}
+    tables: dict[str, list[TableKey]] = {}
+    for key in storage.tables():
+        tables.setdefault(key.teacher_id, []).append(key)
+    users: dict[str, dict[str, int]] = {teacher_id: {} for teacher_id in tables}
+    for row in rows.values():
+        if row.teacher_id:
+            of_study = users.setdefault(row.teacher_id, {})
+            of_study[row.study] = of_study.get(row.study, 0) + 1
+    return [
+        _stored(rows[teacher_id], tables.get(teacher_id, []), users[teacher_id], storage)
+        for teacher_id in sorted(users)
+        if teacher_id in rows and rows[teacher_id].state is State.FINISHED
+    ]
+
+
+def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
+    sizes = storage.place.sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
+    return StoredTeacher(row, tuple(tables), sum(size or 0 for size in sizes), users)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A table that says what its teacher says: `largest_difference` is that of the sampled answers."""
+
+    table: TableKey
+    largest_difference: float
+
+
+def verify_teacher(teacher_id: str, storage: Storage) -> list[Verdict]:
+    """Asks a teacher live about random views and compares each of its tables.
+
+    `teacher_id` may be shortened while it is unique. Raises KdctlError where there is no such teacher, and
+    TeacherError where a table is wrong.
+    """
+    import torch
+
+    from orchestrator.data import data
+    from orchestrator.teachers import teacher
+
+    stored = _find(teacher_id, list_teachers(storage))
+    config = _config(stored.row)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    verdicts = []
+    for key in stored.tables:
+        data.prepare(config.dataset, None, storage)
+        # The images of a table are the first of the canonical order, whatever limit and holdout made their number.
+        images = data.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
+        verdicts.append(Verdict(key, teacher.verify(key, config, images, storage, device)))
+    return verdicts
+
+
+def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
+    if not teachers:
+        raise KdctlError("this storage holds no teacher yet; launch a study first, or name its storage with --storage")
+    known = {stored.teacher_id: stored for stored in teachers}
+
+    def titles(ids: Sequence[str]) -> list[str]:
+        return [labels.title(known[teacher_id].row) for teacher_id in ids]
+
+    return known[choose(text.strip().lower(), list(known), titles, "teacher", "`kdctl teachers` lists them")]
+
+
+def _config(row: TrialRecord) -> TrialConfig:
+    """A teacher's config, from its row, whose recipe also says how it was run."""
+    columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
+    recipe = {name: value for name, value in json.loads(row.recipe).items() if name in TrialConfig.__slots__}
+    return TrialConfig.from_json({**recipe, **columns})

@@ -1,0 +1,127 @@
+"""Checkpoints: a training under way in one file with a digest of its own, and the newest such file that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from orchestrator.errors import printable
+from orchestrator.records import EpochRecord
+from orchestrator.storage.storage import CHECKPOINTS_KEPT, Storage
+from orchestrator.training.training import Course
+
+# A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
+# first two end with a new line. Nothing in it is ever executed.
+_FORMAT = b"kdctl-checkpoint-1 "
+
+
+def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Sequence[EpochRecord]) -> None:
+    """Writes where a training stands, with the records of its epochs so far; all others go but the one before it.
+
+    Raises StorageError where it cannot be written; the earlier ones are then still there.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in course.tensors().items()}
+    facts = {
+        "trial_id": trial_id,
+        "epoch": course.epoch,
+        "images": course.images,
+        "seconds": course.seconds,
+        "with_teacher": course.with_teacher,
+        "arithmetic": course.arithmetic,
+        "asked": course.asked,
+        "epochs": [asdict(record) for record in epochs],
+    }
+    payload = json.dumps(facts).encode() + b"\n" + save(tensors)
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    written = storage.checkpoint(trial_id, course.epoch, course.images)
+    storage.place.write(written, _FORMAT + digest + b"\n" + payload)
+    names = _names(storage, trial_id)
+    # Later ones were passed over as damaged, or somebody else wrote them while we stood still.
+    kept = [name for name in names if name <= written][-CHECKPOINTS_KEPT:]
+    for name in names:
+        if name not in kept:
+            storage.place.delete(name)
+
+
+def restore_checkpoint(
+    storage: Storage, trial_id: str, course: Course, say: Callable[[str], None]
+) -> list[EpochRecord] | None:
+    """Brings a fresh course to where the newest whole checkpoint stands; returns its epochs, None without one.
+
+    A damaged checkpoint is named to `say` and passed over for the one before it. Raises StorageError where the storage
+    cannot be read: what it holds is not to be trained again for a cut link.
+    """
+    for name in reversed(_names(storage, trial_id)):
+        content = storage.place.read(name)
+        try:
+            facts, tensors = _read(content, trial_id)
+            epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
+            position = _position(facts, len(epochs) + 1)
+            course.restore(tensors)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the file is good; the next attempt may have room for it
+        except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+            say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
+            continue
+        course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked = position
+        return epochs
+    return None
+
+
+def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
+    record = EpochRecord(**facts)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if type(value) not in (int, float) and not (value is None and str(field.type).endswith("None")):
+            raise ValueError(f"the {field.name} of epoch {number} is no number")
+    if record.epoch != number or type(record.epoch) is not int:
+        raise ValueError("its epochs do not follow each other")
+    return record
+
+
+def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool, str, str | None]:
+    """Where a course stands; `epoch` is the one after those that are recorded."""
+    match [facts[name] for name in ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked")]:
+        case [
+            int(found),
+            int(images),
+            float(seconds),
+            bool(with_teacher),
+            ("float32" | "bfloat16") as arithmetic,
+            asked,
+        ]:
+            is_known = asked in (None, "table", "live")
+            if found == epoch and images >= 0 and 0 <= seconds < math.inf and is_known:
+                return epoch, int(images), seconds, with_teacher, arithmetic, asked
+    raise ValueError("its epochs are not those before it")
+
+
+def drop_checkpoints(storage: Storage, trial_id: str) -> None:
+    """Removes what a finished trial does not need any more."""
+    for name in _names(storage, trial_id):
+        storage.place.delete(name)
+
+
+def _names(storage: Storage, trial_id: str) -> list[str]:
+    names = (entry.name for entry in storage.place.entries(storage.checkpoints(trial_id)))
+    return [name for name in names if storage.is_ours(name)]
+
+
+def _read(content: bytes, trial_id: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    head, _, payload = content.partition(b"\n")
+    if head != _FORMAT + hashlib.sha256(payload).hexdigest().encode():
+        raise ValueError("its digest is not that of its content")
+    facts, _, tensors = payload.partition(b"\n")
+    parsed = json.loads(facts)
+    if parsed["trial_id"] != trial_id:
+        raise ValueError(f"it is of trial {parsed['trial_id']!r}")
+    return parsed, load(tensors)

@@ -1,0 +1,115 @@
+"""The benchmarks of the device and of accuracy, in a tiny form: what they print, and what they compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "bench"))
+
+import accuracy  # noqa: E402
+import common  # noqa: E402
+import device  # noqa: E402
+
+from orchestrator import models  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A benchmark takes every core; the other tests shall have what they had."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> device.Bench:
+    monkeypatch.setattr(device, "SIZES", {"cpu": (64, 2**10)})
+    config = common.planned("cifar10", "resnet_32_8", "resnet_32_8", 16, 8).config
+    return device.Bench(replace(config, precision="float32"), device.random_data(16, CPU), CPU, 2)
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_ceilings_and_ways(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    operations, bandwidth = device.ceilings(bench)
+    assert operations > 0 and bandwidth > 0
+    first, speeds = device._way(bench, "float32", False, True)
+    assert first > 0 and len(speeds) == 2 and min(speeds) > 0
+    assert [row[0] for row in cells(capsys.readouterr().out)][2:3] == ["matrix product, float32"]
+
+
+def test_operations_of_an_image_are_those_of_its_layers(bench: device.Bench) -> None:
+    """By hand: a multiply-add of each weight at each place, forward, and backward for weights and inputs."""
+    stem = 3 * 16 * 9 * 32 * 32
+    stage1 = 2 * 16 * 16 * 9 * 32 * 32
+    stage2 = (16 * 32 * 9 + 32 * 32 * 9 + 16 * 32) * 16 * 16
+    stage3 = (32 * 64 * 9 + 64 * 64 * 9 + 32 * 64) * 8 * 8
+    head = 64 * 10
+    # The stem's images need no gradient.
+    assert device.operations(bench) == 2 * (2 * stem + 3 * (stage1 + stage2 + stage3 + head))
+
+
+def test_many_at_once(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    device.together(bench, 2)
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head[0] == "students at once" and [row[0] for row in rows] == ["1", "2"]
+
+
+def test_profile(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    device.profile(bench)
+    _, _, *rows = cells(capsys.readouterr().out)
+    assert any("convolution" in name for name, _ in rows)
+
+
+def test_stacked_students_say_what_they_say_alone() -> None:
+    built = [models.build("resnet_32_8", 10).train() for _ in range(3)]
+    images = torch.randn(3, 8, 3, 8, 8)
+    weights, buffers = torch.func.stack_module_state(built)
+
+    def said(w: dict[str, torch.Tensor], b: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = torch.func.functional_call(built[0], (w, b), (x,))
+        return logits
+
+    together = torch.vmap(said)(weights, buffers, images)
+    for number, model in enumerate(built):
+        torch.testing.assert_close(together[number], model(images[number]), rtol=1e-4, atol=1e-4)
+
+
+def test_rounding_is_that_of_bfloat16() -> None:
+    torch.manual_seed(1)
+    model = models.build("resnet_32_8", 10)
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+
+    def gradient(outputs: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        F.cross_entropy(outputs, labels).backward()  # type: ignore[no-untyped-call]
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.embed(images).logits
+    full, like = model.embed(images).logits, accuracy.Rounded(model).embed(images).logits
+    apart = (half - full).norm()
+    assert (like - half).norm() < apart / 10 and apart > 0
+    halves, likes = gradient(half), gradient(like)
+    assert (likes - halves).norm() < (gradient(model.embed(images).logits) - halves).norm() / 4
+
+
+def test_accuracy_of_every_path(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--images", "64", "--test", "50", "--epochs", "2", "--seeds", "2", "--student", "resnet_32_8"]
+    assert accuracy.main([*tiny, "--teacher", "resnet_32_8", "--device", "cpu"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert [name.split(",")[0] for name, *_ in rows] == ["plain float32", "kdctl", "kdctl"]
+    assert [row[-1] for row in rows] == ["2", "2", "2"] and len(head) == 6
+    assert float(rows[0][1]) == 0 <= float(rows[1][1]) < float(rows[2][1]) < 0.1

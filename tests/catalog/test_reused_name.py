@@ -1,0 +1,115 @@
+"""Two study files of one name: plan and launch say so, and say nothing where one file was edited, moved or copied."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator.launch import launch, look
+from orchestrator.monitor.events import Event, Kind
+from orchestrator.storage.storage import Storage, read_json, write_json
+from orchestrator.study import studies
+
+TEXT = """\
+study: one
+recipe: {{epochs: {epochs}, limit_train: 100, limit_test: 50, milestones: []}}
+experiments:
+- {{method: base, dataset: digits, student: resnet_32_8}}
+"""
+
+Write = Callable[[str, int], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a study file of this name, which trains for so many epochs."""
+
+    def write(name: str, epochs: int) -> Path:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(TEXT.format(epochs=epochs))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def storage(tmp_path: Path, write: Write) -> Storage:
+    """A storage that remembers the study of `a/s.yaml`, though nothing of it was trained."""
+    place = Storage.at(tmp_path / "runs")
+    place.prepare()
+    remember(place, write("a/s.yaml", 1))
+    return place
+
+
+def remember(storage: Storage, file: Path) -> None:
+    from orchestrator.launch import _launched
+
+    plan = look(file, storage.place.address)
+    studies.remember(storage, plan, _launched(plan, [], datetime.now(UTC), (), Path("d"), inline=True))
+
+
+def warnings(storage: Storage, file: Path) -> tuple[str, ...]:
+    return look(file, storage.place.address).warnings
+
+
+def test_another_file_of_the_same_name_is_a_warning(storage: Storage, write: Write, tmp_path: Path) -> None:
+    (warning,) = warnings(storage, write("b/s.yaml", 2))
+    assert f"has a study one already, of another file, {tmp_path / 'a/s.yaml'}; a launch of this one takes" in warning
+    remember(storage, tmp_path / "b/s.yaml")
+    assert warnings(storage, tmp_path / "b/s.yaml") == ()
+    assert len(warnings(storage, tmp_path / "a/s.yaml")) == 1
+
+
+def test_an_edited_a_moved_and_a_copied_file_are_the_same(
+    storage: Storage, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert warnings(storage, write("copy.yaml", 1)) == ()
+    assert warnings(storage, write("a/s.yaml", 5)) == ()
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "a/s.yaml")
+    assert warnings(storage, tmp_path / "link.yaml") == ()
+    monkeypatch.chdir(tmp_path / "a")
+    assert warnings(storage, Path("s.yaml")) == ()
+    (tmp_path / "a/s.yaml").rename(tmp_path / "moved.yaml")
+    assert warnings(storage, write("moved.yaml", 7)) == ()
+
+
+def test_a_file_of_another_machine_is_another_where_its_path_and_text_are(storage: Storage, write: Write) -> None:
+    name = storage.plan(studies._digest("one"))
+    facts = read_json(storage, name)
+    elsewhere = {**facts["launched"], "host": f"not-{socket.gethostname()}", "path": "/elsewhere/s.yaml"}
+    write_json(storage, name, {**facts, "launched": elsewhere})
+    assert len(warnings(storage, write("b/s.yaml", 2))) == 1
+    assert warnings(storage, write("b/s.yaml", 1)) == ()
+
+
+def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Write) -> None:
+    found = studies.find(storage, "one")
+    assert asdict(found.launched)["path"].endswith("a/s.yaml")
+    studies.remember(storage, look(write("a/s.yaml", 1), storage.place.address), replace(found.launched, path=""))
+    name = storage.plan(studies._digest("one"))
+    facts = read_json(storage, name)
+    del facts["launched"]["path"]
+    write_json(storage, name, facts)
+    assert studies.find(storage, "one").launched.path == ""
+    assert warnings(storage, write("b/s.yaml", 2)) == ()
+
+
+def test_what_has_no_place_for_good_has_no_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write("s.yaml", 1)
+    assert studies.path_of(str(file)) == str(file) and studies.path_of("/dev/null") == ""
+    monkeypatch.setenv("KDCTL_COMMAND", "kdctl launch s.yaml --address http://head:8265")
+    assert studies.path_of(str(file)) == ""
+
+
+def test_a_launch_says_so_once(storage: Storage, write: Write) -> None:
+    told: list[Event] = []
+    for _ in range(2):
+        launch(write("b/s.yaml", 2), storage=storage.place.address, inline=True, tell=told.append)
+    notes = [event.text for event in told if event.kind is Kind.NOTE and "another file" in event.text]
+    assert len(notes) == 1

@@ -1,0 +1,141 @@
+"""Trials by what a person types: whole ids, beginnings, typing errors; from rows and from remembered studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.catalog import trial_ids
+from orchestrator.errors import KdctlError
+from orchestrator.records import State, TrialRecord
+from orchestrator.results import results
+from orchestrator.storage.storage import Storage
+from orchestrator.study import studies
+from orchestrator.study.plan import make_plan
+from orchestrator.study.spec import load_study
+
+STUDY = """\
+study: tiny
+experiments:
+  - {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}
+"""
+ROW = TrialRecord(
+    **{
+        **dict.fromkeys(TrialRecord.__slots__),  # type: ignore[arg-type]
+        **{"no": 1, "method": "logit", "dataset": "digits", "student": "resnet_32_8", "teacher": "resnet_32_14"},
+        **{"start_time": datetime(2026, 1, 1, tzinfo=UTC), "nepoch": 200, "lr": 0.1, "batch_size": 128, "seed": 7},
+        **{"study": "other", "state": State.FINISHED, "recipe": "{}", "kdctl_version": "0", "resumed": 0},
+    }
+)
+
+
+def plain(ids: Sequence[str]) -> list[str]:
+    return [f"called {known}" for known in ids]
+
+
+def chosen(text: str, ids: Sequence[str]) -> str:
+    return trial_ids.choose(text, ids, plain, "trial", "this lists them")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Storage:
+    """A storage that remembers a study of two trials without rows, and has two rows of another."""
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    (tmp_path / "study.yaml").write_text(STUDY)
+    launched = studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    studies.remember(storage, make_plan(load_study(tmp_path / "study.yaml")), launched)
+    for trial_id in ("aaaaaaaaaa00", "aaaaaaaaaa11"):
+        results.write_trial(storage, replace(ROW, trial_id=trial_id))
+    return storage
+
+
+def test_rows_and_remembered_trials_are_known(place: Storage) -> None:
+    found = trial_ids.known(place)
+    (study,) = studies.remembered(place)
+    assert list(found)[:2] == [member.trial_id for member in study.members]
+    assert list(found.values()) == ["base digits resnet_32_8 seed 0", "base digits resnet_32_8 seed 1", "", ""]
+    assert set(found) - {member.trial_id for member in study.members} == {"aaaaaaaaaa00", "aaaaaaaaaa11"}
+
+
+def test_what_is_no_row_is_no_trial(place: Storage) -> None:
+    place.place.write(f"{place.trial_rows}/notes.parquet", b"")
+    assert "notes" not in trial_ids.known(place)
+
+
+def test_a_trial_is_found_by_its_id_or_beginning(place: Storage) -> None:
+    for trial_id in trial_ids.known(place):
+        assert trial_ids.resolve(place, trial_id) == trial_id
+        assert trial_ids.resolve(place, f" {trial_id.upper()}\n") == trial_id
+    first = next(iter(trial_ids.known(place)))
+    assert trial_ids.resolve(place, first[:5]) == first
+
+
+def test_several_that_begin_so_are_told_with_their_titles(place: Storage) -> None:
+    with pytest.raises(KdctlError) as caught:
+        trial_ids.resolve(place, "aaaa")
+    assert str(caught.value).splitlines() == [
+        "'aaaa' is the beginning of 2 trials; write more digits:",
+        "  aaaaaaaaaa00  logit digits resnet_32_8 ← resnet_32_14 seed 7",
+        "  aaaaaaaaaa11  logit digits resnet_32_8 ← resnet_32_14 seed 7",
+    ]
+
+
+def test_the_nearest_is_told(place: Storage) -> None:
+    with pytest.raises(KdctlError, match="no trial 'aaaaaaaaab11'; did you mean aaaaaaaaaa11 \\(logit digits .*\\)\\?"):
+        trial_ids.resolve(place, "aaaaaaaaab11")
+    with pytest.raises(KdctlError, match="did you mean aaaaaaaaaa00"):
+        trial_ids.resolve(place, "aaba")  # a beginning with a typing error in it
+
+
+def test_what_is_like_none_gets_no_guess(place: Storage) -> None:
+    with pytest.raises(KdctlError, match="no trial 'digits'; wanted an id of 12 hex digits, or its beginning; `kdctl"):
+        trial_ids.resolve(place, "digits")
+
+
+def test_an_empty_storage_says_so_and_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(KdctlError, match="holds no trial yet; launch a study"):
+        trial_ids.resolve(Storage.at(tmp_path / "none"), "aa")
+    assert not (tmp_path / "none").exists()
+
+
+def test_many_candidates_are_cut() -> None:
+    with pytest.raises(KdctlError) as caught:
+        chosen("0", [f"{number:012d}" for number in range(1000)])
+    assert len(str(caught.value).splitlines()) == 12 and str(caught.value).endswith("and 990 more")
+
+
+def test_no_text_rules_the_terminal() -> None:
+    with pytest.raises(KdctlError) as caught:
+        chosen("\x1b[31m" + "x" * 10_000, ["abc"])
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+IDS = st.lists(st.text("0123456789abcdef", min_size=12, max_size=12), min_size=1, max_size=30, unique=True)
+
+
+@given(IDS, st.data())
+def test_a_beginning_is_taken_exactly_where_one_id_has_it(ids: list[str], data: st.DataObject) -> None:
+    wanted = data.draw(st.sampled_from(ids))
+    text = wanted[: data.draw(st.integers(0, 12))]
+    if sum(known.startswith(text) for known in ids) == 1:
+        assert chosen(text, ids) == wanted
+    else:
+        with pytest.raises(KdctlError, match="write more digits"):
+            chosen(text, ids)
+
+
+@given(IDS, st.data())
+def test_a_wrong_digit_leads_back(ids: list[str], data: st.DataObject) -> None:
+    wanted, at = data.draw(st.sampled_from(ids)), data.draw(st.integers(0, 11))
+    with pytest.raises(KdctlError) as caught:
+        chosen(f"{wanted[:at]}x{wanted[at + 1 :]}", ids)
+    if len(ids) == 1:
+        assert f"did you mean {wanted} (called {wanted})? this lists them" in str(caught.value)
+    assert "did you mean" in str(caught.value)

@@ -1,0 +1,60 @@
+"""A study file is read once, whatever reads it: a pipe like <(…) gives its text only once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.catalog import lookup
+from orchestrator.cluster import jobs
+from orchestrator.commands.report import _facts
+from orchestrator.launch import look
+from orchestrator.storage.storage import Storage
+from orchestrator.study.spec import load_study
+
+TEXT = "# a comment\nstudy: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8}\n"
+
+pytestmark = pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="pipes have no names here")
+
+
+@contextmanager
+def pipe(text: str = TEXT) -> Iterator[str]:
+    """The name of a pipe that gives this text once, as a shell's <(cat FILE)."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    try:
+        yield f"/dev/fd/{reading}"
+    finally:
+        with suppress(OSError):
+            os.close(reading)
+
+
+def test_a_study_and_its_plan_carry_the_text_that_was_read(tmp_path: Path) -> None:
+    with pipe() as name:
+        assert load_study(name).text == TEXT
+    with pipe() as name:
+        assert look(name, tmp_path).text == TEXT
+    with pipe() as name:
+        assert lookup.study(Storage.at(tmp_path), name).text == TEXT
+
+
+def test_a_text_that_is_given_is_not_read_again() -> None:
+    assert load_study("/nowhere/s.yaml", text=TEXT).text == TEXT
+
+
+def test_a_report_shows_the_text_that_was_read(tmp_path: Path) -> None:
+    with pipe() as name:
+        source = _facts(name, Storage.at(tmp_path), ()).source
+    assert source is not None and source.text == TEXT
+
+
+def test_a_cluster_gets_the_text_that_was_read(tmp_path: Path) -> None:
+    with pipe() as name:
+        study = load_study(name)
+        file = jobs._gather(study, tmp_path)
+    assert (tmp_path / file).read_text() == TEXT

@@ -1,0 +1,164 @@
+"""What Ray writes when it fails, as a person reads it: whole, without colours, and with what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.errors import ResourceError
+from orchestrator.execution import ray_errors, ray_session
+from orchestrator.machine import folders
+from orchestrator.records import Failure
+
+# As Ray 2.60 writes them.
+MISMATCH = """\
+Version mismatch: The cluster was started with:
+    Ray: 2.59.0
+    Python: 3.11.9
+This process on node 127.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.12.4
+"""
+STARTUP = (
+    "The current node timed out during startup. This could happen because some of the raylet failed to startup or the "
+    "GCS has become overloaded."
+)
+FATAL = "[2026-01-02 11:45:57,762 C 71 81] (raylet) dlmalloc.cc:161: create_buffer failed to open file /dev/shm/plasma1"
+STACK = "[2026-01-02 11:45:57,763 E 71 81] logging.cc:474: PC: @     0x7fbdcf2a8eec  (unknown)"
+NOT_IMPORTED = """\
+Failure # 1 (occurred at 2026-01-02_11-00-00)
+The actor died unexpectedly before finishing this task.
+\tip: 10.1.2.3
+RuntimeError: The actor with name TrialWorker failed to import on the worker. This may be because needed library
+dependencies are not installed in the worker environment:
+
+Traceback (most recent call last):
+  File "graphs.py", line 10, in <module>
+    import torch
+ModuleNotFoundError: No module named 'torch'
+
+An unexpected internal error occurred while the worker was executing a task.
+"""
+
+
+def refused(error: Exception, monkeypatch: pytest.MonkeyPatch, address: str | None = None) -> str:
+    """What a launch says where Ray does not start for this reason."""
+
+    def init(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_session, "_reach", lambda address: None)
+    with pytest.raises(ResourceError) as caught:
+        ray_session._connect(address, is_kept=False)
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment of the test's own, in which Ray has no session yet."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(folders, "of_ray", lambda: tmp_path)  # it refuses the long name of a test's folder
+
+
+class OfRay(Exception):
+    """An exception of a type that nobody foresaw."""
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, OSError, AssertionError, KeyError, OfRay])
+def test_whatever_ray_raises_is_a_message(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = refused(kind("it rains"), monkeypatch)
+    assert text.startswith("a Ray cluster could not be started here (") and "it rains" in text
+    assert text.endswith("; train with --inline")
+
+
+def test_an_exception_without_a_text_has_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "(OfRay)" in refused(OfRay(), monkeypatch)
+
+
+def test_a_message_of_several_lines_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = refused(RuntimeError(f"\x1b[31m{MISMATCH}\x1b[0m"), monkeypatch, "10.0.0.1:6379")
+    assert all(line.strip() in text for line in MISMATCH.splitlines()) and "\x1b" not in text and "\\x1b" not in text
+    assert text.startswith("a Ray cluster at '10.0.0.1:6379' cannot be joined:\n  Version mismatch")
+    assert "install the cluster's versions" in text and "`ray status`" in text
+
+
+def test_why_ray_did_not_start_is_read_from_its_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "ray" / f"session_2026-01-02_{os.getpid()}" / "logs"
+    logs.mkdir(parents=True)
+    other = tmp_path / "ray" / "session_2026-01-03_1" / "logs"  # of another launch
+    other.mkdir(parents=True)
+    for name in ("raylet.out", "raylet.err"):
+        (logs / name).write_text(f"{STACK}\n{FATAL}\n")
+    text = refused(Exception(STARTUP), monkeypatch)
+    assert text.count("raylet: dlmalloc.cc:161: create_buffer failed") == 1 and "0x7f" not in text
+    assert "mount it writable" in text and str(logs) in text
+
+
+def test_our_own_mistakes_stay_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray_session, "_check_loopback")
+    with pytest.raises(NameError, match="_check_loopback"):
+        ray_session._connect(None, is_kept=False)
+
+
+def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*words: Any, **options: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_server", unreachable)
+    with pytest.raises(ResourceError, match=r"Network is unreachable.*ip link set lo up.*--inline"):
+        ray_session._connect(None, is_kept=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("OSError: [Errno 24] Too many open files", "ulimit -n"),
+        ("RuntimeError: can't start new thread", "ulimit -u"),
+        ("[Errno 28] No space left on device", "RAY_TMPDIR"),
+        ("AF_UNIX path length cannot exceed 107 bytes", "shorter folder"),
+        ("[Errno 30] Read-only file system: '/tmp/ray'", "RAY_TMPDIR"),
+    ],
+)
+def test_there_is_advice(words: str, advice: str) -> None:
+    assert advice in (ray_errors.find_advice(words) or "")
+
+
+# Workers that ended.
+
+
+@pytest.mark.parametrize(
+    ("story", "failure", "reason"),
+    [
+        ("", Failure.LOST_WORKER, "its worker process was lost"),
+        ("The actor's node has died", Failure.LOST_WORKER, "its machine was lost"),
+        (
+            "ray.exceptions.OutOfMemoryError: x",
+            Failure.OUT_OF_MEMORY,
+            "its worker process was killed for want of memory",
+        ),
+    ],
+)
+def test_a_worker_that_was_lost_may_be_tried_again(story: str, failure: Failure, reason: str) -> None:
+    assert ray_errors.explain_loss(story) == (failure, reason)
+    assert failure.is_retried
+
+
+def test_a_worker_that_cannot_import_says_what() -> None:
+    failure, reason = ray_errors.explain_loss(ray_errors.plain(NOT_IMPORTED))
+    assert failure is Failure.ERROR and not failure.is_retried
+    assert reason.startswith(
+        "its worker on 10.1.2.3 cannot import what it needs (ModuleNotFoundError: No module named 'torch')"
+    )
+
+
+def test_a_worker_that_fails_before_its_first_step_says_why() -> None:
+    story = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
+    failure, reason = ray_errors.explain_loss(story)
+    assert failure is Failure.ERROR and reason.startswith("its worker cannot start (KeyError: 'job')")

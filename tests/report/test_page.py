@@ -1,0 +1,274 @@
+"""The page and its files: everything escaped, nothing asked for, bounded, and no file of others replaced."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reported import HOSTILE, SETTING, START, facts, fill, member, row, study
+
+from orchestrator import cli
+from orchestrator.errors import KdctlError
+from orchestrator.records import State
+from orchestrator.report import page
+from orchestrator.report.facts import Facts
+from orchestrator.results import results
+from orchestrator.storage.places import Folder
+from orchestrator.storage.storage import Storage
+from orchestrator.study import studies
+
+LIMIT = 3_000_000  # bytes of a page, whatever the study
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A storage with a study in it. To be read only."""
+    made = Storage.at(tmp_path_factory.mktemp("page") / "runs")
+    made.prepare()
+    fill(made, study())
+    return made
+
+
+@pytest.fixture(scope="module")
+def made_up(storage: Storage) -> Facts:
+    return facts(storage, study())
+
+
+def html(own: Facts) -> str:
+    [text] = page.render(own, "html").values()
+    return text
+
+
+def test_the_page_names_nothing_outside_itself(made_up: Facts) -> None:
+    text = html(made_up)
+    links = re.findall(r'(?:href|src|action|data|xlink:href)="([^"]*)"', text)
+    assert links and all(link.startswith("#") or link == "data:," for link in links)
+    assert "@import" not in text and "url(" not in text
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy and policy[1].startswith("default-src 'none'; ")
+    assert " style=" not in text and not re.search(r"<[^>]* on\w+=", text)  # the policy would forbid them
+
+
+def test_links_within_the_page_lead_somewhere(made_up: Facts) -> None:
+    text = html(made_up)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("form", page.FORMATS)
+def test_hostile_text_is_never_markup(text: str, form: str, tmp_path: Path) -> None:
+    own = Storage.at(tmp_path)
+    own.prepare()
+    records = [replace(one, host=text, device=text, error=text, study=text) for one in study()]
+    fill(own, records)
+    found = page.render(facts(own, records, [member(row(99), text)], name=text, text=text), form)
+    shown = list(found.values())[-1]
+    if form == "html":
+        tags = {tag.lower() for tag in re.findall(r"<(\w+)", shown)}
+        assert "b" not in tags and shown.count("<script") == 1 == shown.count("</style")
+        assert not re.search(r"<[^>]* onmouseover=", shown)
+    else:
+        outside = re.sub(r"^(`{3,}).*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
+        assert set(re.findall(r"<(\w+)", outside)) <= {"details", "summary", "report"}
+        assert "](http" not in outside and "<script" not in outside
+    assert "\u202e" not in shown and "49 {%" not in shown
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=200))
+def test_a_fence_holds_whatever_text(made_up: Facts, text: str) -> None:
+    source = replace(made_up.source, text=text) if made_up.source else None
+    files: dict[str, str] = {}
+    block = page._block(page.Code("file", source.text if source else ""), "x", files)
+    fence = block.split("\n")[2].removesuffix("yaml")
+    assert block.endswith("\n" + fence) and fence not in "\n".join(block.split("\n")[3:-1])
+
+
+def test_a_secret_is_masked(made_up: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", "correct horse")
+    source = replace(made_up.source, text="a: correct horse\nb: s3://user:word@host/x") if made_up.source else None
+    text = html(replace(made_up, name="correct horse", source=source))
+    assert "correct horse" not in text and "user:word" not in text and "***" in text
+
+
+def test_the_same_facts_give_the_same_page(made_up: Facts) -> None:
+    assert html(made_up) == html(made_up)
+    assert page.render(made_up, "markdown") == page.render(made_up, "markdown")
+
+
+def test_markdown_has_its_figures_beside_it(made_up: Facts, tmp_path: Path) -> None:
+    files = page.render(made_up, "markdown", "results")
+    page.write(tmp_path, files)
+    text = (tmp_path / "results.md").read_text()
+    named = re.findall(r"!\[[^\]]*\]\(<([^>]+)>\)", text)
+    assert len(named) == len(files) - 1 >= 5
+    for name in named:
+        root = ElementTree.fromstring((tmp_path / name).read_text())
+        assert root.get("role") == "img"
+        assert "prefers-color-scheme" in (root.findtext("{http://www.w3.org/2000/svg}style") or "")
+    assert f"| logit {SETTING} | 3 of 3 | 93.00 ± 1.00 (n=3) |" in text
+
+
+def test_long_texts_are_cut_with_a_mark(made_up: Facts) -> None:
+    source = replace(made_up.source, text="x" * 100_000) if made_up.source else None
+    text = html(replace(made_up, name="n" * 5000, source=source))
+    assert "n" * page.MAX_TEXT not in text and "n…" in text
+    assert "… (cut)" in text and len(text) < 400_000
+
+
+# Files.
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path, made_up: Facts) -> None:
+    files = page.render(made_up, "html")
+    page.write(tmp_path / "new", files)
+    page.write(tmp_path / "new", files)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+    mine = tmp_path / "report.html"
+    mine.write_text("my own notes")
+    with pytest.raises(KdctlError, match=r"report\.html is there and was not written by kdctl report"):
+        page.write(tmp_path, files)
+    assert mine.read_text() == "my own notes"
+
+
+def test_every_file_has_the_mark(made_up: Facts) -> None:
+    for form in page.FORMATS:
+        assert all(page.MARK in text[:400] for text in page.render(made_up, form).values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, made_up: Facts) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KdctlError, match=r"cannot be written|is there"):
+        page.write(tmp_path / "file", page.render(made_up, "html"))
+    assert not list(tmp_path.glob(".report*"))
+
+
+# The command.
+
+
+def remember(storage: Storage, name: str = "made up") -> None:
+    launched = studies.Launched("x", START, "here", "inline", "study.yaml", "study: made up\n", (), "data")
+    kept = studies.StoredStudy(name, tuple(map(member, study())), launched)
+    facts_of = {
+        "study": name,
+        "trials": {},
+        "members": [[getattr(one, field) for field in studies.Member.__slots__] for one in kept.members],
+        "launched": {field: getattr(launched, field) for field in studies.Launched.__slots__}
+        | {"since": START.isoformat()},
+    }
+    studies.write_json(storage, storage.plan(studies._digest(name)), facts_of)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["kdctl", "report", *words])
+    try:
+        cli.main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with a storage `runs` that holds a study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDCTL_STORAGE", raising=False)
+    own = Storage.at("runs")
+    own.prepare()
+    fill(own, study())
+    return tmp_path
+
+
+def test_the_last_study_is_reported(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remember(Storage.at("runs"))
+    assert run(monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == "report.html\n" and err.splitlines()[-1] == "study made up: 7 of 8 trials finished; 1 failed"
+    assert "<h1>made up</h1>" in (here / "report.html").read_text()
+    assert run(monkeypatch, "made up", "--format", "markdown", "--output", "docs/r.md") == 0
+    assert (here / "docs" / "r.md").is_file()
+
+
+def test_a_storage_that_remembers_no_study_is_reported_whole(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch) == 0
+    assert "<h1>everything in the storage</h1>" in (here / "report.html").read_text()
+
+
+def test_a_study_file_is_reported_before_anything_ran(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "a.yaml").write_text(
+        "study: of-a-file\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]"
+    )
+    assert run(monkeypatch, "a.yaml", "--set", "recipe.epochs=3") == 0
+    text = (here / "report.html").read_text()
+    assert "kdctl launch a.yaml --set recipe.epochs=3" in text and "No trial has begun yet." in text
+    assert "0 of 1 trials finished; 1 not started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("no-such-study",), "which remembers none"),
+        (("missing.yaml",), "missing.yaml"),
+        (("--output", "report.txt"), "does not end in .html"),
+        (("--set", "recipe.epochs=1"), "name the file"),
+    ],
+)
+def test_bad_input_is_one_message(
+    here: Path,
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, *words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and "Traceback" not in err
+    assert not list(here.glob("report*"))
+
+
+# Size.
+
+
+def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage.at(tmp_path)
+    storage.prepare()
+    rows = [row(1, seed=0), *study()]
+    long = "an error of a kind that goes on and on " * 100
+    for no in range(5000 - len(rows)):
+        state = State.FAILED if no % 11 == 0 else State.FINISHED
+        options = {"temperature": no // 50, "note": "x" * 50}
+        student = f"resnet_32_{8 + 6 * (no % 10)}"  # more pairs than there are figures
+        own = {"seed": no // 10 % 5, "state": state, "options": options, "student": student, "error": long}
+        rows.append(row(1000 + no, "st", 60 + no % 37, **own))
+    fill(storage, rows[:1], epochs=200)
+    content = storage.place.read(storage.trial_epochs(rows[0].trial_id))
+    monkeypatch.setattr(results, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
+    monkeypatch.setattr(Folder, "entries", lambda *_: [])
+    monkeypatch.setattr(results, "_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
+    asked = []
+    monkeypatch.setattr(Folder, "read", lambda _self, name: asked.append(name) or content)
+    own = facts(storage, rows)
+    text = html(own)
+    assert 200_000 < len(text.encode()) < LIMIT
+    assert len(asked) < 1000  # no epochs are read but those that are drawn
+    assert (
+        " settings, the best of the last epoch; the others: kdctl query" in text and "(the others: kdctl query)" in text
+    )
+    assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
+
+
+def test_a_file_that_only_speaks_of_reports_is_not_ours(tmp_path: Path, made_up: Facts) -> None:
+    (tmp_path / "report.md").write_text("Made with kdctl report, then edited by hand\n")
+    with pytest.raises(KdctlError, match="was not written by kdctl report"):
+        page.write(tmp_path, page.render(made_up, "markdown", "report"))

@@ -1,0 +1,242 @@
+"""The page in a real browser: quiet, complete, readable in light and dark, on a phone, on paper and by keyboard."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+from reported import HOSTILE, SETTING, facts, fill, member, row, study
+
+from orchestrator.report import page as pages
+from orchestrator.storage.storage import Storage
+
+FIGURES = 4  # of the study: curves of student and teacher, a standing, a cost
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a study, as a file."""
+    folder = tmp_path_factory.mktemp("browser")
+    storage = Storage.at(folder / "runs")
+    storage.prepare()
+    fill(storage, study())
+    pages.write(folder, pages.render(facts(storage, study()), "html"))
+    return (folder / "report.html").as_uri()
+
+
+@dataclass
+class Seen:
+    """A page, what it said on the console, and what it asked for."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Any]:
+    """Opens a page in a context of its own, which is closed at the end."""
+    contexts = []
+
+    def visit(address: str, **options: Any) -> Seen:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        seen = Seen(context.new_page())
+        seen.page.on("console", lambda message: seen.said.append(message.text))
+        seen.page.on("pageerror", lambda error: seen.said.append(str(error)))
+        seen.page.on("dialog", lambda dialog: (seen.said.append(dialog.message), dialog.dismiss()))
+        seen.page.on("request", lambda request: seen.asked.append(request.url))
+        seen.page.goto(address)
+        return seen
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def test_it_is_quiet_and_asks_for_itself_alone(address: str, visit: Any) -> None:
+    seen = visit(address)
+    for element in seen.page.locator("svg.chart, th button, summary").filter(visible=True).all():
+        element.hover()
+    assert seen.said == []
+    assert [url for url in seen.asked if not url.startswith("data:")] == [address]
+
+
+def test_text_and_curves_are_really_there(address: str, visit: Any) -> None:
+    page = visit(address).page
+    assert page.locator("h1").inner_text() == "made up"
+    assert "93.00 ± 1.00" in page.locator("#results").inner_text()
+    assert page.locator("figure").count() == FIGURES
+    for line in page.locator("#curves .series .line").all():
+        box = line.bounding_box()
+        assert box and box["width"] > 20 and box["height"] > 1
+    length = page.locator("#curves .series .line").first.evaluate("path => path.getTotalLength()")
+    assert length > 100
+    charts = page.locator("svg.chart").all()
+    assert all((box := chart.bounding_box()) and box["width"] > 300 and box["height"] > 100 for chart in charts)
+    stroke = "path => getComputedStyle(path).stroke"
+    colours = [line.evaluate(stroke) for line in page.locator("#curves-digits-resnet-32-8 .line").all()]
+    assert len(set(colours)) >= 3 and "none" not in colours  # the policy lets the styles in
+
+
+INTRUDERS = """(address) => {
+    const image = document.createElement("img");
+    image.src = address;
+    const script = document.createElement("script");
+    script.textContent = "window.caught = 1";
+    document.body.append(image, script);
+}"""
+
+
+def test_the_policy_forbids_what_slips_through(address: str, visit: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        seen = visit(address)
+        with seen.page.expect_event("requestfailed") as failed:
+            seen.page.evaluate(INTRUDERS, f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        assert failed.value.failure == "csp"
+        assert seen.page.evaluate("window.caught") is None
+        with pytest.raises(BlockingIOError):  # nobody has knocked
+            server.accept()
+    assert len([text for text in seen.said if "Content Security Policy" in text]) == 2
+
+
+def test_hostile_names_are_shown_as_text(tmp_path: Path, visit: Any) -> None:
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    name = " ".join(HOSTILE)
+    records = [replace(one, host=name, error=name, device=name) for one in study()]
+    fill(storage, records)
+    own = facts(storage, records, [member(row(90), name)], name=name, text=name)
+    pages.write(tmp_path, pages.render(own, "html"))
+    seen = visit((tmp_path / "report.html").as_uri())
+    for element in seen.page.locator("svg.chart, h1, summary").all():
+        element.hover()
+    assert seen.said == []
+    shown = seen.page.locator("h1").inner_text()
+    assert "<script>alert(1)</script>" in shown and "\\u202eright to left\\u202c" in shown and "{{ 7 * 7 }}" in shown
+    assert "</style><b>bold</b>" in seen.page.locator("#unfinished").inner_text()
+    assert seen.page.locator("script").count() == 1 == seen.page.locator("style").count()
+    assert seen.page.locator("main b, main [onmouseover]").count() == 0
+    assert seen.page.locator("pre").inner_text() == name.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
+
+
+CONTRASTS = """() => {
+  const part = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map((value) => part(value / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  return [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility()
+      && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim())).map((one) => {
+    const style = getComputedStyle(one), ink = light(one.closest("svg") ? style.fill : style.color);
+    return [(Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05), one.tagName, one.textContent.slice(0, 30)];
+  });
+}"""
+
+
+def test_light_and_dark_differ_and_can_both_be_read(address: str, visit: Any) -> None:
+    papers = []
+    for scheme in ("light", "dark"):
+        page = visit(address, color_scheme=scheme).page
+        papers.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        found = [one for one in page.evaluate(CONTRASTS) if one[1].lower() not in ("title", "desc", "script", "style")]
+        assert len(found) > 100
+        assert [one for one in found if one[0] < 4.5] == []
+    assert papers == ["rgb(255, 255, 255)", "rgb(20, 23, 28)"]
+
+
+def test_a_phone_needs_no_sideways_scroll(address: str, visit: Any) -> None:
+    page = visit(address, viewport={"width": 375, "height": 700}).page
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    for chart in page.locator("svg.chart").all():
+        box = chart.bounding_box()
+        assert box and box["x"] >= 0 and box["x"] + box["width"] <= 375
+    wide = page.locator("details[open] .scroll").first
+    assert wide.evaluate("box => box.scrollWidth > box.clientWidth")  # a wide table scrolls within itself
+
+
+def test_the_pointer_is_told_epoch_mean_and_run(address: str, visit: Any) -> None:
+    page = visit(address).page
+    chart = page.locator("#curves-digits-resnet-32-8 svg").first
+    chart.scroll_into_view_if_needed()
+    end = chart.locator(".run").first.bounding_box()
+    assert end
+    page.mouse.move(end["x"] + end["width"] - 1, end["y"] + 1)
+    told = page.locator("#tip").inner_text()
+    assert told.startswith("epoch 10\n") and f"logit {SETTING}, mean, n=3: 93.00 %" in told
+    assert re.search(r"(base|logit) epochs=10 batch_size=32, seed \d \([0-9a-f]{12}\): 9\d\.00 %$", told)
+    assert chart.locator(".run.on").count() == 1
+
+
+def test_it_can_be_used_by_keyboard(address: str, visit: Any) -> None:
+    page = visit(address).page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#results"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.locator("#curves svg.curves").first.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert "epoch 8" in page.locator("#tip").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+
+
+def test_tables_sort_by_their_numbers(address: str, visit: Any) -> None:
+    page = visit(address).page
+    table = page.locator(".table table", has_text="seconds a run")
+    button = table.locator("thead button", has_text="parameters")
+    column = "table => [...table.tBodies[0].rows].map(row => row.cells[2].textContent.trim())"
+    button.focus()
+    page.keyboard.press("Enter")
+    assert table.evaluate(column) == ["78,042", "78,042", "272,474"]
+    page.keyboard.press("Enter")
+    assert table.evaluate(column) == ["272,474", "78,042", "78,042"]
+    assert table.locator("th[aria-sort=descending]").inner_text().startswith("parameters")
+
+
+def test_it_is_whole_without_script(address: str, visit: Any) -> None:
+    page = visit(address, java_script_enabled=False).page
+    assert page.locator("figure").count() == FIGURES
+    assert page.locator("th button").count() == 0
+    assert page.locator("#curves .run > title").first.text_content() == f"base {SETTING}, seed 1 (000000000001)"
+    assert page.locator("svg.chart > title").count() == page.locator("svg.chart").count()
+
+
+def test_paper_has_whole_tables_and_what_is_folded(address: str, visit: Any) -> None:
+    page = visit(address, color_scheme="dark").page
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).getPropertyValue('--paper')") == "#ffffff"
+    assert page.locator("nav").is_hidden()
+    tables = page.locator(".table")
+    assert tables.evaluate_all("all => all.every(one => getComputedStyle(one).breakInside === 'avoid')")
+    assert page.locator("details.printed").count() >= 4
+    heights = page.locator("details.printed table").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().height)"
+    )
+    assert heights and min(heights) > 20  # shown though nobody opened them
+    assert page.pdf().startswith(b"%PDF")
+
+
+def test_a_figure_beside_markdown_is_drawn_alone(tmp_path: Path, visit: Any) -> None:
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    fill(storage, study())
+    pages.write(tmp_path, pages.render(facts(storage, study()), "markdown"))
+    fills = []
+    for scheme in ("light", "dark"):
+        seen = visit((tmp_path / "report-curves-digits-resnet-32-8-1.svg").as_uri(), color_scheme=scheme)
+        assert seen.said == [] and len(seen.asked) == 1
+        line = seen.page.locator(".line").first
+        assert line.evaluate("path => path.getTotalLength()") > 100
+        fills.append(seen.page.locator("text").first.evaluate("text => getComputedStyle(text).fill"))
+    assert len(set(fills)) == 2

@@ -1,0 +1,187 @@
+"""Labels: the setting alone, each setting its own, the same for a plan and for its rows, of any version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import row
+
+from orchestrator import losses
+from orchestrator.errors import StorageError
+from orchestrator.records import TrialConfig, TrialRecord
+from orchestrator.study import keys, labels
+from orchestrator.study.plan import PlannedTrial
+
+DEFAULT = TrialConfig(
+    method="base", dataset="cifar10", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1, momentum=0.9,
+    weight_decay=1e-4, milestones=(100, 150), gamma=0.1, crop_padding=4, flip=True, precision="auto", limit_train=None,
+    limit_test=None, holdout=0,
+)  # fmt: skip
+TEACHER = replace(DEFAULT, student="resnet_32_110")
+OPTIONS = {name: tuple(sorted(method.defaults().items())) for name, method in losses.METHODS.items()}
+FILE = hashlib.sha256(b"a file").hexdigest()
+
+
+def student(method: str = "st", teacher: TrialConfig = TEACHER, **settings: Any) -> TrialConfig:
+    """A student with the given settings, all others at their defaults."""
+    return replace(
+        DEFAULT, method=method, **{"options": OPTIONS[method], "teacher": teacher, "teacher_cache": "auto", **settings}
+    )
+
+
+def stored(config: TrialConfig, **how: Any) -> TrialRecord:
+    """Its row; `how` it was run."""
+    columns = {name: getattr(config, name) for name in ("method", "dataset", "student", "lr", "batch_size")}
+    teacher = config.teacher.student if config.teacher else None
+    return row(config.seed, nepoch=config.epochs, teacher=teacher, recipe={**config.recipe(), **how}, **columns)
+
+
+def from_file(**settings: Any) -> TrialConfig:
+    """A teacher from a file, as `plan` has it."""
+    return replace(TEACHER, epochs=0, milestones=(), gamma=1.0, weights=FILE, **settings)
+
+
+HALF = replace(TEACHER, epochs=60, milestones=(30, 45))
+POOLED = (("ce_weight", 1.0), ("match", "pooled"))
+SLOW = replace(TEACHER, lr=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        (DEFAULT, "base"),
+        (student(), "st"),
+        (student(teacher=SLOW, lr=0.05, options=(("temperature", 2.0),)), "st temperature=2 lr=0.05"),
+        (student("logit", HALF, options=POOLED, epochs=60, milestones=(30, 45)), "logit match=pooled epochs=60"),
+        (student(lr=0.05), "st lr=0.05 teacher.lr=0.1"),
+        (student(teacher=HALF), "st teacher.epochs=60"),
+        (student(teacher=replace(TEACHER, seed=3), limit_test=9), "st limit_test=9 teacher.limit_test=all"),
+        (student(teacher_cache="live", flip=False), "st flip=false teacher_cache=live teacher.flip=true"),
+        (student(teacher=from_file()), f"st teacher.weights={FILE[:12]}"),
+        (student(teacher=from_file(limit_test=9), limit_test=9), f"st limit_test=9 teacher.weights={FILE[:12]}"),
+        (from_file(), f"base weights={FILE[:12]}"),
+        (replace(DEFAULT, milestones=(30,)), "base milestones=30"),
+        (replace(DEFAULT, milestones=(), gamma=1.0), "base milestones=none"),
+        (replace(DEFAULT, epochs=60, milestones=(30, 45)), "base epochs=60"),
+        (replace(DEFAULT, epochs=60, milestones=(100, 150)), "base epochs=60 milestones=100,150"),
+        (replace(DEFAULT, weight_decay=5e-4, precision="float32"), "base weight_decay=0.0005 precision=float32"),
+    ],
+)
+def test_the_label_is_the_method_and_what_is_no_default(config: TrialConfig, label: str) -> None:
+    assert labels.of_config(config) == labels.of_row(stored(config)) == label
+    seeded = replace(config, seed=7, teacher=replace(config.teacher, seed=9) if config.teacher else None)
+    how = {"arithmetic": "bfloat16", "teacher_answers": "table"}
+    assert labels.of_config(seeded) == labels.of_row(stored(seeded, **how)) == label
+
+
+TRAINING: dict[str, st.SearchStrategy[Any]] = {
+    "epochs": st.sampled_from([1, 60, 100, 200]),
+    "batch_size": st.sampled_from([32, 128]),
+    "lr": st.sampled_from([0.1, 1e-05, 1.0]),
+    "gamma": st.sampled_from([0.1, 0.2]),
+    "crop_padding": st.integers(0, 4),
+    "flip": st.booleans(),
+    "precision": st.sampled_from(["auto", "float32"]),
+    "limit_train": st.sampled_from([None, 512]),
+    "limit_test": st.sampled_from([None, 1, 100]),
+    "holdout": st.sampled_from([0, 1]),
+}
+MILESTONES = st.sampled_from([None, (), (30,), (30, 45), (50, 75), (100, 150)])
+VALUES = {
+    "ce_weight": st.sampled_from([0.0, 1.0]), "match": st.sampled_from(["logits", "pooled"]),
+    "temperature": st.sampled_from([1.0, 2.5, 4.0]),
+}  # fmt: skip
+
+
+@st.composite
+def trained(draw: st.DrawFn) -> TrialConfig:
+    """A training without a teacher, in the normal form that `plan` gives it."""
+    own = {name: draw(values) for name, values in TRAINING.items()}
+    chosen = draw(MILESTONES)
+    milestones = keys.default_milestones(own["epochs"]) if chosen is None else chosen
+    milestones = tuple(milestone for milestone in milestones if milestone < own["epochs"])
+    own |= {"milestones": milestones, "gamma": own["gamma"] if milestones else 1.0}
+    return replace(DEFAULT, seed=draw(st.integers(0, 1)), **own)
+
+
+@st.composite
+def settings(draw: st.DrawFn) -> TrialConfig:
+    """Any trial of one pair."""
+    config = draw(trained())
+    method = draw(st.sampled_from(sorted(losses.METHODS)))
+    if method == "base":
+        return config
+    options = tuple((name, draw(VALUES[name])) for name, _ in OPTIONS[method])
+    file = from_file(limit_test=draw(TRAINING["limit_test"]))
+    teacher = replace(draw(st.one_of(trained(), st.just(config), st.just(file))), student="resnet_32_110")
+    cache = draw(st.sampled_from(["auto", "live", "table"]))
+    return replace(config, method=method, options=options, teacher=teacher, teacher_cache=cache)
+
+
+def seedless(config: TrialConfig) -> TrialConfig:
+    """The setting: a trial without its seeds."""
+    return replace(config, seed=0, teacher=seedless(config.teacher) if config.teacher else None)
+
+
+@given(st.lists(settings(), min_size=2, max_size=6))
+def test_two_settings_never_share_a_label_nor_two_trials_a_title(configs: list[TrialConfig]) -> None:
+    assert len({labels.of_config(config) for config in configs}) == len(set(map(seedless, configs)))
+    assert len({labels.title(config) for config in configs}) == len(set(configs))
+
+
+@given(settings())
+def test_a_row_is_called_as_its_plan_calls_it(config: TrialConfig) -> None:
+    assert labels.of_row(stored(config)) == labels.of_config(config)
+    planned = PlannedTrial(config.trial_id(), "student", config, None, "new", None, None)
+    assert labels.title(stored(config)) == planned.title()
+
+
+@given(settings())
+def test_the_base_of_a_setting_is_its_training_without_a_teacher(config: TrialConfig) -> None:
+    base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
+    assert labels.base_of_row(stored(config)) == labels.of_config(base)
+
+
+def test_what_an_older_kdctl_did_not_store_is_at_its_default() -> None:
+    assert labels.of_row(row(recipe={})) == "logit"
+    assert labels.of_row(row(recipe={}, nepoch=60, lr=0.2, batch_size=64)) == "logit epochs=60 batch_size=64 lr=0.2"
+    old = {"epochs": 60, "lr": None, "options": {"ce_weight": None}, "teacher": {"seed": 1, "epochs": 60}}
+    assert labels.of_row(row(recipe=old)) == "logit epochs=60"
+
+
+def test_what_a_newer_kdctl_stored_is_shown() -> None:
+    new = {
+        "warmup": 5,
+        "options": {"beta": 0.5, "match": "pooled"},
+        "teacher": {"ema": "a b", "options": {"c": [1, 2]}},
+    }
+    wanted = 'logit match=pooled options.beta=0.5 warmup=5 teacher.ema="a\\u0020b" teacher.options.c=[1,2]'
+    assert labels.of_row(row(recipe=new)) == wanted
+    assert labels.of_row(row(method="fitnet", recipe={"options": {"beta": 0.5}})) == "fitnet options.beta=0.5"
+
+
+@pytest.mark.parametrize("recipe", [[], 7, {"teacher": 3}, {"epochs": "x"}, {"milestones": 4}, {"weights": 5}])
+def test_a_damaged_row_is_named_and_still_has_a_title(recipe: Any) -> None:
+    damaged = row(1, recipe=recipe)
+    with pytest.raises(StorageError, match=f"row of trial {damaged.trial_id} is damaged"):
+        labels.of_row(damaged)
+    assert labels.title(damaged) == "logit cifar10 resnet_32_20 ← resnet_32_20 seed 1"
+    with pytest.raises(StorageError):
+        labels.recipe_of(replace(damaged, recipe="{"))
+
+
+def test_titles_say_which_teacher_taught(make_config: Callable[..., TrialConfig]) -> None:
+    assert labels.title(student()) == "st cifar10 resnet_32_20 ← resnet_32_110 seed 0"
+    taught = student(teacher=replace(TEACHER, seed=1), seed=2)
+    assert labels.title(taught) == "st cifar10 resnet_32_20 ← resnet_32_110 (seed 1) seed 2"
+    swept = student(options=(("temperature", 2.0),), lr=0.05, teacher=replace(TEACHER, lr=0.05))
+    assert labels.title(swept) == "st temperature=2 lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 · seed 0"
+    assert json.loads(stored(swept).recipe)["options"] == {"temperature": 2.0}
+    assert labels.title(make_config()).endswith("limit_train=128 limit_test=100 · digits · resnet_32_8 · seed 0")

@@ -1,0 +1,162 @@
+"""Processes as the system tells of them: from /proc and from `ps` alike, so that other systems than Linux work too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import until
+
+from orchestrator.cluster import cluster
+from orchestrator.cluster.supervisor import end_session
+from orchestrator.machine import processes
+from orchestrator.monitor import scrape
+from orchestrator.storage import leases
+from orchestrator.storage.leases import acquire
+from orchestrator.storage.storage import Storage
+
+SLEEP = "import time; time.sleep(600)"
+
+
+@pytest.fixture(params=["proc", "ps"], autouse=True)
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Both sources, the second as on a machine without /proc."""
+    if request.param == "proc" and not Path("/proc/self/stat").exists():
+        pytest.skip("there is no /proc here")
+    if request.param == "ps":
+        if shutil.which("ps") is None:
+            pytest.skip("there is no `ps` here")
+        monkeypatch.setattr(processes, "_PROC", tmp_path / "no-proc")
+    leases._machine.cache_clear()
+    yield request.param
+    leases._machine.cache_clear()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that leads a session with a process of its own."""
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}]); print(1, flush=True); {SLEEP}"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process
+        process.stdout.close()
+        end_session(process.pid)
+
+
+def test_a_process_has_a_start_and_a_dead_one_none(child: subprocess.Popen[bytes]) -> None:
+    start = processes.started(child.pid)
+    assert start and start == processes.started(child.pid)
+    assert processes.exists(child.pid)
+    child.kill()
+    assert until(lambda: processes.started(child.pid) == "")  # it has ended, and nobody has waited for it
+    child.wait()
+    assert processes.started(child.pid) is None
+    assert not processes.exists(child.pid)
+
+
+def test_a_session_is_its_living_processes(child: subprocess.Popen[bytes]) -> None:
+    members = processes.session(child.pid)
+    assert child.pid in members and len(members) == 2
+    assert os.getpid() not in members
+    end_session(child.pid)
+    assert processes.session(child.pid) == []
+
+
+def test_the_name_of_a_process_confuses_nobody(tmp_path: Path) -> None:
+    link = tmp_path / "a) S 1 ("
+    link.symlink_to("/bin/sleep")
+    with subprocess.Popen([link, "600"], start_new_session=True) as process:
+        assert until(lambda: processes.session(process.pid) == [process.pid])
+        assert processes.started(process.pid)
+        process.kill()
+
+
+def test_a_process_of_another_user_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert processes.exists(1)
+
+
+def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source == "ps":
+        monkeypatch.setattr(processes, "boot", lambda: "this boot")  # where `sysctl` knows it
+    leases._machine.cache_clear()
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
+        holder = leases.Holder("here", leases._machine(), process.pid, processes.started(process.pid) or "", "0" * 16)
+        facts = {name: getattr(holder, name) for name in ("host", "machine", "pid", "started", "owner")}
+        claim = storage.claim("trial-1", holder.owner)
+        storage.place.write(claim, json.dumps(facts).encode())
+        assert not holder.is_gone() and acquire(storage, "trial-1") is None
+        process.kill()
+    assert holder.is_gone()
+    lease = acquire(storage, "trial-1")
+    assert lease
+    lease.release()
+
+
+def test_a_kept_cluster_is_known_by_its_start(child: subprocess.Popen[bytes]) -> None:
+    start = cluster._start_of(child.pid) or ""
+    gone = cluster.Kept(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
+    assert start and cluster._is_ours(gone)  # a member is left
+    assert not cluster._is_ours(cluster.Kept(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {}))
+
+
+def test_prometheus_forgets_launches_that_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDCTL_CACHE", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        process.wait()
+    scrape.announce(["127.0.0.1:1"])
+    scrape._file(process.pid).touch()
+    scrape._file(os.getppid()).touch()
+    scrape.announce(["127.0.0.1:1"])
+    assert {file.name for file in scrape.folder().iterdir()} == {
+        scrape._file(os.getpid()).name,
+        scrape._file(os.getppid()).name,
+    }
+
+
+def test_a_machine_with_neither_knows_nothing_and_fails_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processes, "_PROC", tmp_path / "no-proc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert processes.started(os.getpid()) is None and processes.session(os.getpid()) == []
+    assert processes.boot() is None and processes.exists(os.getpid())
+
+
+# Where the kernel does not tell a child that its parent has ended.
+
+ORPHAN = """
+import os, signal, subprocess, sys, time
+child = '''
+import signal, sys, time
+from orchestrator.cluster import supervisor
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "w").close(), sys.exit()))
+supervisor._LOOK = 0.05
+supervisor.sys = type("system", (), {"platform": "darwin"})
+supervisor.follow_parent()
+print(1, flush=True)
+time.sleep(600)
+'''
+environment = {**os.environ, "KDCTL_SUPERVISOR": str(os.getpid())}
+process = subprocess.Popen([sys.executable, "-c", child, sys.argv[1]], env=environment, stdout=subprocess.PIPE)
+process.stdout.readline()
+os._exit(0)
+"""
+
+
+def test_a_child_stops_when_its_parent_dies_on_any_system(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    subprocess.run([sys.executable, "-c", ORPHAN, str(heard)], check=True, stdout=subprocess.DEVNULL)
+    assert until(heard.exists)

@@ -1,0 +1,443 @@
+"""Checkpoints: what is saved is restored, the newest whole one is taken, and no damage is anything but passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from orchestrator import losses, models
+from orchestrator.data import data
+from orchestrator.errors import StorageError
+from orchestrator.models.resnet import ResNet
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.storage.places import Folder
+from orchestrator.storage.storage import Storage
+from orchestrator.teachers.teacher import no_answers
+from orchestrator.training import training
+from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
+from orchestrator.training.training import Course
+
+CPU = torch.device("cpu")
+ID = "0123456789ab"
+MakeConfig = Callable[..., TrialConfig]
+EPOCH = EpochRecord(1, 0.05, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0)
+
+
+def small(seed: int) -> ResNet:
+    return training.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A storage with the checkpoints of one trial."""
+
+    storage: Storage
+    config: TrialConfig
+
+    def fresh(self, seed: int = 7) -> Course:
+        return Course.start(small(seed), self.config)
+
+    def save(self, epoch: int, images: int, seed: int = 0) -> Course:
+        """Saves a course that was never trained, but has a momentum, and stands there."""
+        course = self.fresh(seed)
+        for parameter in course.model.parameters():
+            course.optimizer.state[parameter]["momentum_buffer"] = parameter.detach() * 2
+        course.sums += torch.tensor([math.pi, math.e, 0.1, 7.0], dtype=torch.float64)
+        course.epoch, course.images, course.seconds, course.with_teacher = epoch, images, images / 7, bool(images % 2)
+        save_checkpoint(self.storage, ID, course, [replace(EPOCH, epoch=number) for number in range(1, epoch)])
+        return course
+
+    def restore(self, course: Course) -> tuple[list[EpochRecord] | None, list[str]]:
+        """What is restored, and what is said of it."""
+        said: list[str] = []
+        return restore_checkpoint(self.storage, ID, course, said.append), said
+
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.storage.place.entries(self.storage.checkpoints(ID))]
+
+    def passed_over(self) -> list[str]:
+        """What is said of the only checkpoint, which is damaged: a course is as fresh after it as before."""
+        course = self.fresh()
+        found, said = self.restore(course)
+        assert found is None
+        assert_same(course, self.fresh())
+        assert course.optimizer.state == {}
+        return said
+
+
+def assert_same(one: Course, other: Course) -> None:
+    first, second = one.tensors(), other.tensors()
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert position(one) == position(other)
+
+
+def position(course: Course) -> tuple[int, int, float, bool, str, str | None]:
+    return course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked
+
+
+@pytest.fixture
+def saved(tmp_path: Path, make_config: MakeConfig) -> Saved:
+    """No checkpoint yet."""
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    return Saved(storage, make_config())
+
+
+# Round trips.
+
+
+def test_what_is_saved_is_restored(saved: Saved) -> None:
+    course, again = saved.save(3, 65), saved.fresh()
+    assert saved.restore(again) == ([replace(EPOCH, epoch=1), replace(EPOCH, epoch=2)], [])
+    assert_same(again, course)
+    assert position(again) == (3, 65, 65 / 7, True, "float32", None)
+
+
+def test_what_a_course_reckons_in_and_how_it_asks_are_restored(saved: Saved) -> None:
+    course, again = saved.fresh(), saved.fresh()
+    course.arithmetic, course.asked = "bfloat16", "table"
+    save_checkpoint(saved.storage, ID, course, [])
+    assert saved.restore(again) == ([], [])
+    assert (again.arithmetic, again.asked) == ("bfloat16", "table")
+
+
+def test_without_a_checkpoint_a_course_is_fresh(saved: Saved) -> None:
+    assert saved.passed_over() == []
+
+
+def test_a_course_that_has_not_begun_is_saved_too(saved: Saved) -> None:
+    save_checkpoint(saved.storage, ID, saved.fresh(1), [])
+    course = saved.fresh()
+    assert saved.restore(course) == ([], [])
+    assert_same(course, saved.fresh(1))
+
+
+FLOATS = st.floats()
+EPOCHS = st.builds(
+    EpochRecord,
+    **{name: FLOATS for name in EpochRecord.__slots__ if name not in ("epoch", "kd_loss", "val_acc")},
+    epoch=st.just(1),
+    kd_loss=st.none() | FLOATS,
+    val_acc=st.none() | FLOATS,
+)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EPOCHS, max_size=3), st.integers(0, 10**8 - 1), st.floats(0, 1e9), st.booleans())
+@example([replace(EPOCH, test_loss=math.nan, lr=1)], 0, 5e-324, True)
+def test_every_digit_comes_back(
+    saved: Saved, epochs: list[EpochRecord], images: int, seconds: float, with_teacher: bool
+) -> None:
+    records = [replace(record, epoch=number) for number, record in enumerate(epochs, 1)]
+    course, again = saved.fresh(), saved.fresh()
+    course.epoch, course.images, course.seconds, course.with_teacher = len(epochs) + 1, images, seconds, with_teacher
+    drop_checkpoints(saved.storage, ID)
+    save_checkpoint(saved.storage, ID, course, records)
+    found, said = saved.restore(again)
+    assert repr(found) == repr(records) and said == []  # as a NaN is not equal to itself
+    assert position(again) == position(course)
+
+
+def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=3, limit_train=64, batch_size=24)
+    images, loss = data.load(config, storage, CPU), losses.build("base")
+
+    def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+        return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
+
+    whole = Course.start(small(0), config)
+    records = list(training.train(whole, loss, images, config, no_answers))
+    course, found, said = Course.start(small(0), config), [], list[str]()
+    calls = iter(range(1000))
+
+    def check() -> None:
+        if next(calls) % 3 == 2:
+            raise KeyboardInterrupt
+
+    while course.epoch <= config.epochs:
+        try:
+            for record in training.train(course, loss, images, config, no_answers, check):
+                found.append(record)
+        except KeyboardInterrupt:
+            save_checkpoint(storage, ID, course, found)
+            course = Course.start(small(1), config)
+            found = restore_checkpoint(storage, ID, course, said.append)
+    assert timeless(found) == timeless(records) and said == []
+    assert_same(course, whole)
+
+
+# Which one is taken, and which are kept.
+
+
+def test_the_newest_is_taken_and_two_are_kept(saved: Saved) -> None:
+    for place in ((1, 32), (1, 96), (2, 0), (2, 128), (10, 5)):
+        saved.save(*place)
+        course = saved.fresh()
+        saved.restore(course)
+        assert (course.epoch, course.images) == place
+    assert saved.names() == [saved.storage.checkpoint(ID, 2, 128), saved.storage.checkpoint(ID, 10, 5)]
+    saved.save(10, 5, seed=3)  # the same place once more
+    assert len(saved.names()) == 2
+    drop_checkpoints(saved.storage, ID)
+    assert saved.names() == [] and saved.passed_over() == []
+
+
+def test_damaged_ones_do_not_outlive_those_that_are_whole(saved: Saved) -> None:
+    """Who starts again before two damaged ones must not lose his own to them."""
+    for place in ((8, 0), (9, 0)):
+        saved.storage.place.write(saved.storage.checkpoint(ID, *place), b"damaged")
+    for place in ((1, 32), (1, 64), (2, 32)):
+        saved.save(*place)
+        course = saved.fresh()
+        assert saved.restore(course)[1] == []
+        assert (course.epoch, course.images) == place
+    assert saved.names() == [saved.storage.checkpoint(ID, 1, 64), saved.storage.checkpoint(ID, 2, 32)]
+
+
+def test_trials_keep_to_their_own(saved: Saved) -> None:
+    saved.save(2, 0)
+    other = "ba9876543210"
+    save_checkpoint(saved.storage, other, saved.fresh(), [])
+    drop_checkpoints(saved.storage, other)
+    assert len(saved.names()) == 1
+
+
+@pytest.mark.parametrize("method", ["write", "delete", "entries"])
+def test_a_write_that_fails_keeps_the_earlier_ones(saved: Saved, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    for place in ((1, 32), (1, 64)):
+        saved.save(*place)
+    before = {name: saved.storage.place.read(name) for name in saved.names()}
+
+    def failing(*given: Any) -> Any:
+        raise StorageError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, method, failing)
+        with pytest.raises(StorageError, match="no room"):
+            saved.save(1, 96)
+    assert before.items() <= {name: saved.storage.place.read(name) for name in saved.names()}.items()
+    course = saved.fresh()
+    found, said = saved.restore(course)
+    assert found == [] and said == [] and course.images == (64 if method == "write" else 96)
+
+
+def test_a_storage_that_cannot_be_read_is_no_damage(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved.save(1, 32)
+
+    def failing(*given: Any) -> Any:
+        raise StorageError("gone for a while")
+
+    monkeypatch.setattr(Folder, "read", failing)
+    with pytest.raises(StorageError, match="gone for a while"):
+        saved.restore(saved.fresh())
+
+
+# Damage.
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint in its parts, to be put together with a right digest."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def file(self) -> bytes:
+        return signed(json.dumps(self.facts).encode() + b"\n" + save(self.tensors))
+
+
+def signed(payload: bytes) -> bytes:
+    """A file with the right digest over whatever it holds."""
+    return b"kdctl-checkpoint-1 " + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+
+
+def parts(saved: Saved) -> Whole:
+    saved.save(2, 32)
+    (name,) = saved.names()
+    _, facts, tensors = saved.storage.place.read(name).split(b"\n", 2)
+    return Whole(json.loads(facts), load(tensors))
+
+
+def test_the_parts_are_those_of_a_whole_one(saved: Saved) -> None:
+    whole = parts(saved)
+    (name,) = saved.names()
+    assert whole.file() == saved.storage.place.read(name)
+
+
+def fact(name: str, *values: object) -> list[Callable[[Whole], bytes]]:
+    return [lambda whole, value=value: replace(whole, facts={**whole.facts, name: value}).file() for value in values]
+
+
+def without(name: str) -> Callable[[Whole], bytes]:
+    return lambda whole: replace(whole, facts={key: value for key, value in whole.facts.items() if key != name}).file()
+
+
+def tensor(name: str, *values: Tensor | None) -> list[Callable[[Whole], bytes]]:
+    def changed(whole: Whole, value: Tensor | None) -> bytes:
+        tensors = {**whole.tensors, name: value}
+        return replace(whole, tensors={key: found for key, found in tensors.items() if found is not None}).file()
+
+    return [lambda whole, value=value: changed(whole, value) for value in values]
+
+
+def epoch(**changes: object) -> Callable[[Whole], bytes]:
+    return fact("epochs", [{**asdict(EPOCH), **changes}])[0]
+
+
+def bare(payload: bytes) -> Callable[[Whole], bytes]:
+    return lambda whole: signed(payload)
+
+
+def header(text: bytes) -> Callable[[Whole], bytes]:
+    """Facts that are right, then tensors with such a header."""
+    return lambda whole: signed(json.dumps(whole.facts).encode() + b"\n" + len(text).to_bytes(8, "little") + text)
+
+
+DEEP = b"[" * 100_000
+HOSTILE: list[Callable[[Whole], bytes]] = [
+    *fact("trial_id", "ba9876543210", None, 7, [ID], "\x1b[31m" * 10**5),
+    *fact("epoch", 1, 3, 0, -1, 2.0, "2", None, [], True, math.nan, math.inf, 10**4000),
+    *fact("images", -1, 1.0, "0", None, math.nan, math.inf, {}),
+    *fact("seconds", math.nan, math.inf, -math.inf, -1.0, "0", None, 0, [1]),
+    *fact("with_teacher", None, 0, 1, "yes", []),
+    *fact("arithmetic", None, 32, "float16", "", ["float32"]),
+    *fact("asked", 1, "", "maybe", ["table"]),
+    *fact("epochs", [], None, 7, "ab", {}, {"a": 1}, [[]], [None], [{}], ["epoch"], [asdict(EPOCH)] * 2),
+    *map(without, ("trial_id", "epoch", "images", "seconds", "with_teacher", "arithmetic", "asked", "epochs")),
+    *(epoch(**{name: value}) for name in ("lr", "train_loss", "seconds") for value in (None, "1", [], {}, True)),
+    *(epoch(**changes) for changes in ({"epoch": 2}, {"epoch": 1.0}, {"epoch": True}, {"later": 1}, {"kd_loss": "x"})),
+    *tensor("model.fc.bias", None, torch.zeros(11), torch.zeros(1), torch.zeros(()), torch.zeros(10).double()),
+    *tensor("momentum.fc.bias", None, torch.zeros(11), torch.zeros(10).half()),
+    *tensor("sums", None, torch.zeros(4), torch.zeros(5).double(), torch.zeros(0).double()),
+    *tensor("model.fc2.bias", torch.zeros(10)),
+    *tensor("momentum.bn1.running_mean", torch.zeros(16)),
+    *tensor("", torch.zeros(1)),
+    *map(bare, (b"", b"\n", b"{}\n", b"[]\n", b"null\n", b"7\n", b'"trial_id"\n', b"\xff\n", DEEP, DEEP + b"\n")),
+    bare(b'{"trial_id":' * 50_000 + b"1" + b"}" * 50_000 + b"\n"),
+    bare(b"1" * 5000 + b"\n"),
+    *map(header, (b"", b"{", b"[]", b"null", b"{}", DEEP, b'{"sums":' * 50_000, b"\xff")),
+    header(b'{"sums":{"dtype":"F64","shape":[4],"data_offsets":[0,32]}}'),
+    header(b'{"sums":{"dtype":"F99","shape":[4],"data_offsets":[0,0]}}'),
+    header(b'{"sums":{"dtype":"F64","shape":[0],"data_offsets":[0,0]}}'),
+    header(b'{"sums":{"dtype":"F64","shape":[18446744073709551615,8],"data_offsets":[0,0]}}'),
+    *(lambda whole, size=size: signed(json.dumps(whole.facts).encode() + b"\n" + size.to_bytes(8, "little") + b"{}")
+      for size in (2**63, 2**64 - 1, 10**8, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_a_right_digest_over_what_is_wrong_is_passed_over(saved: Saved, number: int) -> None:
+    whole = parts(saved)
+    (name,) = saved.names()
+    saved.storage.place.write(name, HOSTILE[number](whole))
+    (said,) = saved.passed_over()
+    assert said.startswith(f"checkpoint {saved.storage.place.shown(name)} is damaged (")
+    assert said.endswith(") and passed over for the one before it")
+    assert len(said) < 1000 and "\n" not in said
+
+
+def test_the_one_of_another_trial_is_passed_over(saved: Saved) -> None:
+    saved.save(2, 32)
+    (name,) = saved.names()
+    content = saved.storage.place.read(name)
+    other = saved.storage.checkpoint("ba9876543210", 2, 32)
+    saved.storage.place.write(other, content)
+    said: list[str] = []
+    assert restore_checkpoint(saved.storage, "ba9876543210", saved.fresh(), said.append) is None
+    assert f"it is of trial '{ID}'" in said[0]
+
+
+def test_the_one_of_another_model_is_passed_over(saved: Saved) -> None:
+    course = Course.start(models.build("resnet_32_14", 10), saved.config)
+    save_checkpoint(saved.storage, ID, course, [])
+    (said,) = saved.passed_over()
+    assert "is missing, unknown or of another shape" in said
+
+
+CUTS = st.floats(0, 1, exclude_max=True).map(lambda share: lambda raw: raw[: int(share * len(raw))])
+PLACES = st.integers(0, 3000) | st.integers(-3000, -1) | st.integers(0, 2**20)
+
+
+def flipped(place: int, bit: int) -> Callable[[bytes], bytes]:
+    def damage(raw: bytes) -> bytes:
+        changed = bytearray(raw)
+        changed[place % len(raw)] ^= 1 << bit
+        return bytes(changed)
+
+    return damage
+
+
+FLIPS = st.builds(flipped, PLACES, st.integers(0, 7))
+NOISE = st.binary(max_size=200).map(lambda noise: lambda raw: noise)
+TWICE = st.just(lambda raw: raw + raw) | st.just(lambda raw: raw + b"\0") | st.just(lambda raw: raw[1:])
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damages=st.lists(CUTS | FLIPS | NOISE | TWICE, min_size=1, max_size=2))
+@example([lambda raw: b""])
+@example([lambda raw: raw[:-1]])
+def test_a_damaged_one_is_passed_over_for_the_one_before_it(
+    saved: Saved, damages: list[Callable[[bytes], bytes]]
+) -> None:
+    drop_checkpoints(saved.storage, ID)
+    before = saved.save(1, 32, seed=1)
+    saved.save(2, 0, seed=2)
+    older, newer = saved.names()
+    saved.storage.place.write(newer, damages[0](saved.storage.place.read(newer)))
+    course = saved.fresh()
+    found, said = saved.restore(course)
+    assert found == [] and len(said) == 1 and saved.storage.place.shown(newer) in said[0]
+    assert_same(course, before)
+    saved.storage.place.write(older, damages[-1](saved.storage.place.read(older)))
+    assert len(saved.passed_over()) == 2
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+NUMBERS = st.integers(-1, 3) | st.floats() | JSON
+NEARLY = st.fixed_dictionaries(
+    {
+        "trial_id": st.just(ID) | JSON,
+        "epoch": NUMBERS,
+        "images": NUMBERS,
+        "seconds": NUMBERS,
+        "with_teacher": st.booleans() | JSON,
+        "arithmetic": st.just("float32") | JSON,
+        "asked": st.just("live") | JSON,
+        "epochs": st.lists(st.fixed_dictionaries(dict.fromkeys(EpochRecord.__slots__, NUMBERS)), max_size=2) | JSON,
+    }
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(facts=NEARLY | JSON)
+def test_any_facts_are_passed_over_or_a_position(saved: Saved, facts: Any) -> None:
+    drop_checkpoints(saved.storage, ID)
+    whole = parts(saved)
+    (name,) = saved.names()
+    saved.storage.place.write(name, replace(whole, facts=facts).file())
+    course = saved.fresh()
+    found, said = saved.restore(course)
+    if found is None:
+        assert len(said) == 1
+        assert_same(course, saved.fresh())
+        return
+    assert said == [] and course.epoch == len(found) + 1 and course.images >= 0 and 0 <= course.seconds < math.inf
+    assert [record.epoch for record in found] == list(range(1, len(found) + 1))
+    assert list(map(type, position(course))) == [int, int, float, bool]
