@@ -31,23 +31,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator import losses, models
-from orchestrator.data import data
-from orchestrator.data.data import Data
+from orchestrator.data import tensors
+from orchestrator.data.tensors import Data
 from orchestrator.models.resnet import BasicBlock, Outputs, ResNet
 from orchestrator.records import TrialConfig
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.teacher import load_teacher, no_answers, open_table, save_weights
-from orchestrator.training.training import (
-    Answers,
-    Course,
-    Feed,
+from orchestrator.teachers.outputs import load_teacher, no_answers, open_table, save_weights
+from orchestrator.training.loop import (
+    EpochBatches,
+    TeacherOutputs,
+    TrainingState,
     evaluate,
     fresh_model,
-    has_bfloat16,
     learning_rate,
     set_rate,
     step,
+    supports_bfloat16,
     train,
 )
 
@@ -123,7 +123,7 @@ def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
         optimizer = torch.optim.SGD(
             model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        feed = Feed(images, config)
+        feed = EpochBatches(images, config)
         seen: list[float] = []
         for epoch in range(1, config.epochs + 1):
             optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
@@ -150,14 +150,14 @@ def _contiguous(model: ResNet) -> ResNet:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def fast(trial: PlannedTrial, images: Data, answers: Answers, arithmetic: str) -> Recipe:
+def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic: str) -> Recipe:
     """kdctl's own steps."""
     loss = losses.build("logit")
     device = images.train.labels.device
-    is_rounded = arithmetic == "bfloat16" and not has_bfloat16(device)
+    is_rounded = arithmetic == "bfloat16" and not supports_bfloat16(device)
 
-    def started(config: TrialConfig) -> Course:
-        course = Course.start(fresh(config, images), replace(config, precision="float32"))
+    def started(config: TrialConfig) -> TrainingState:
+        course = TrainingState.start(fresh(config, images), replace(config, precision="float32"))
         course.arithmetic = "float32" if is_rounded else arithmetic
         if is_rounded:
             wrapped: Any = Rounded(course.model)
@@ -165,7 +165,7 @@ def fast(trial: PlannedTrial, images: Data, answers: Answers, arithmetic: str) -
         return course
 
     def trained(config: TrialConfig) -> Outcome:
-        course, feed = started(config), Feed(images, config)
+        course, feed = started(config), EpochBatches(images, config)
         seen: list[float] = []
         feed.prepare(1)
         feed.begin()
@@ -186,9 +186,9 @@ def fast(trial: PlannedTrial, images: Data, answers: Answers, arithmetic: str) -
     return trained
 
 
-def _epochs(course: Course, config: TrialConfig, images: Data, answers: Answers) -> Iterator[None]:
+def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: TeacherOutputs) -> Iterator[None]:
     """Trains without the tests between epochs, which a `Rounded` model has no part in."""
-    loss, feed = losses.build("logit"), Feed(images, config)
+    loss, feed = losses.build("logit"), EpochBatches(images, config)
     for epoch in range(1, config.epochs + 1):
         set_rate(course.optimizer, learning_rate(config, epoch))
         feed.prepare(epoch)
@@ -204,7 +204,7 @@ def taught(trial: PlannedTrial, images: Data, storage: Storage) -> ResNet:
     """The teacher, trained as every teacher is."""
     config = trial.config.teacher
     assert config
-    course = Course.start(fresh(config, images), config)
+    course = TrainingState.start(fresh(config, images), config)
     for record in train(course, losses.build("base"), images, config, no_answers):
         accuracy = record.test_acc
     save_weights(course.model, storage, config.trial_id())
@@ -269,11 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place, as_a_trial(device):
         storage = Storage.at(place)
         storage.prepare()
-        data.prepare(config.dataset, options.data, storage)
-        images = data.load(config, storage, device)
+        tensors.prepare(config.dataset, options.data, storage)
+        images = tensors.load(config, storage, device)
         teacher = taught(trial, images, storage)
         table = open_table(key, teacher_config, images, storage, device)
-        half = "bfloat16" if has_bfloat16(device) else "rounded as bfloat16"
+        half = "bfloat16" if supports_bfloat16(device) else "rounded as bfloat16"
         paths = {
             "plain float32, live teacher": plain(trial, images, teacher),
             "kdctl, float32, table": fast(trial, images, table, "float32"),

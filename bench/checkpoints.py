@@ -16,10 +16,10 @@ import torch
 
 from orchestrator import models
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.storage.storage import Storage
-from orchestrator.study.spec import Resources
+from orchestrator.storage.layout import Storage
+from orchestrator.study.reader import Resources
 from orchestrator.training.checkpoints import drop_checkpoints, save_checkpoint
-from orchestrator.training.training import Course, fresh_model
+from orchestrator.training.loop import TrainingState, fresh_model
 
 CONFIG = TrialConfig(
     method="base", dataset="cifar100", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1,
@@ -31,11 +31,11 @@ EPOCHS = [
 ]
 
 
-def course(student: str) -> Course:
+def course(student: str) -> TrainingState:
     """A training with momenta, as after a first step."""
     config = replace(CONFIG, student=student)
     model = fresh_model(lambda: models.build(student, 100), 0, torch.device("cpu"))
-    started = Course.start(model, config)
+    started = TrainingState.start(model, config)
     model(torch.zeros(2, 3, 32, 32)).sum().backward()
     started.optimizer.step()
     started.epoch = 201

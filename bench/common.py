@@ -16,12 +16,12 @@ import torch
 from machine import described
 
 from orchestrator import models
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
 from orchestrator.models.resnet import ResNet
 from orchestrator.study.plan import PlannedTrial, make_plan
-from orchestrator.study.spec import load_study
-from orchestrator.training.training import cpu_facts, fresh_model
+from orchestrator.study.reader import load_study
+from orchestrator.training.loop import cpu_facts, fresh_model
 
 TEST_IMAGES = 100  # a test has no part in what is measured
 

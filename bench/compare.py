@@ -25,12 +25,12 @@ import torch
 from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, planned, positive, ratios, run, spread
 
 from orchestrator import losses, models
-from orchestrator.data import data
-from orchestrator.data.data import Data
+from orchestrator.data import tensors
+from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
-from orchestrator.storage.storage import Storage
-from orchestrator.teachers.teacher import TableTeacher, no_answers
-from orchestrator.training.training import Answers, Course, train
+from orchestrator.storage.layout import Storage
+from orchestrator.teachers.outputs import TableTeacher, no_answers
+from orchestrator.training.loop import TeacherOutputs, TrainingState, train
 
 DATASET = "cifar10"
 SMALL, DEEP = "resnet_32_20", "resnet_32_110"
@@ -64,11 +64,11 @@ def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTe
 
 
 def kdctl_speed(
-    method: str, student: str, images: Data, config: TrialConfig, answers: Answers, device: torch.device
+    method: str, student: str, images: Data, config: TrialConfig, answers: TeacherOutputs, device: torch.device
 ) -> float:
     """Images a second of kdctl's second epoch; the first one is the warm-up."""
     with as_a_trial(device):
-        course = Course.start(fresh(student, config.dataset, device), config)
+        course = TrainingState.start(fresh(student, config.dataset, device), config)
         # Of many epochs, so that what the second one does for the third is in its time.
         epochs = train(course, losses.build(method), images, config, answers)
         next(epochs)
@@ -112,8 +112,8 @@ def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        data.prepare(config.dataset, folder, storage)
-        return data.load(config, storage, device)
+        tensors.prepare(config.dataset, folder, storage)
+        return tensors.load(config, storage, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

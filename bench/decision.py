@@ -20,17 +20,17 @@ from pathlib import Path
 import torch
 
 from orchestrator import losses, models
-from orchestrator.data import data
-from orchestrator.data.data import Data
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data import tensors
+from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, view_count
 from orchestrator.results.summary import Statistic
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial, make_plan
-from orchestrator.study.spec import load_study
-from orchestrator.teachers import teacher
-from orchestrator.training.training import Answers, Course, fresh_model, train
+from orchestrator.study.reader import load_study
+from orchestrator.teachers import outputs
+from orchestrator.training.loop import TeacherOutputs, TrainingState, fresh_model, train
 
 RUN = 10  # epochs that are really trained both ways
 EPOCHS = (RUN, 100, 1000)
@@ -103,7 +103,7 @@ class Run:
         storage.prepare()
         # What a teacher has learned does not change how long it takes to ask it.
         taught = _fresh(trial.config.teacher.student, trial, device)
-        teacher.save_weights(taught, storage, trial.teacher_id)
+        outputs.save_weights(taught, storage, trial.teacher_id)
         start = time.perf_counter()
         self._epochs = self._start(storage)
         self.before = time.perf_counter() - start
@@ -112,13 +112,13 @@ class Run:
     def _start(self, storage: Storage) -> Iterator[EpochRecord]:
         config, asked = self._trial.config, self._trial.config.teacher
         assert asked
-        answers: Answers
+        answers: TeacherOutputs
         if self._trial.table is not None:
-            answers = teacher.open_table(self._trial.table, asked, self._images, storage, self._device)
+            answers = outputs.open_table(self._trial.table, asked, self._images, storage, self._device)
         else:
             needs = losses.METHODS[config.method].needs(dict(config.options))
-            answers = teacher.LiveTeacher(teacher.load_teacher(asked, storage, self._device), needs)
-        course = Course.start(_fresh(config.student, self._trial, self._device), config)
+            answers = outputs.LiveTeacher(outputs.load_teacher(asked, storage, self._device), needs)
+        course = TrainingState.start(_fresh(config.student, self._trial, self._device), config)
         loss = losses.build(config.method, **dict(config.options))
         return train(course, loss, self._images, config, answers)
 
@@ -222,8 +222,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         storage.prepare()
-        data.prepare(options.dataset, options.data, storage)
-        images = data.load(cases[0].planned(RUN).config, storage, device)
+        tensors.prepare(options.dataset, options.data, storage)
+        images = tensors.load(cases[0].planned(RUN).config, storage, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {options.threads} threads"
     print(f"{options.images:,} images of {options.dataset}, {name}, torch {torch.__version__}; medians ± std.\n")
     return _report({case: measure(case, images, device, options.repeats) for case in cases})

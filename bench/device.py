@@ -29,12 +29,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator import losses, models
-from orchestrator.data.data import Data, Images
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data, Images
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.teachers.teacher import no_answers
+from orchestrator.teachers.outputs import no_answers
 from orchestrator.training import graphs
-from orchestrator.training.training import Course, fresh_model, has_bfloat16, train
+from orchestrator.training.loop import TrainingState, fresh_model, supports_bfloat16, train
 
 IMAGES = {"cpu": 1280, "cuda": 25_600}
 SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied
@@ -60,12 +60,12 @@ class Bench:
     device: torch.device
     repeats: int
 
-    def course(self, precision: str = "auto", seed: int = 0) -> Course:
+    def course(self, precision: str = "auto", seed: int = 0) -> TrainingState:
         """A fresh student."""
         model = fresh_model(partial(models.build, self.config.student, 10), seed, self.device)
-        return Course.start(model, replace(self.config, precision=precision, seed=seed))
+        return TrainingState.start(model, replace(self.config, precision=precision, seed=seed))
 
-    def epochs(self, course: Course) -> Iterator[EpochRecord]:
+    def epochs(self, course: TrainingState) -> Iterator[EpochRecord]:
         """kdctl's own training, without a teacher."""
         return train(course, losses.build("base"), self.data, self.config, no_answers)
 
@@ -87,7 +87,7 @@ def ceilings(bench: Bench) -> tuple[float, float]:
     side, size = SIZES[bench.device.type]
     print("| ceiling | measured |\n| --- | --- |")
     best = 0.0
-    for kind in (torch.float32, *([torch.bfloat16] if has_bfloat16(bench.device) else [])):
+    for kind in (torch.float32, *([torch.bfloat16] if supports_bfloat16(bench.device) else [])):
         a = torch.randn(side, side, device=bench.device).to(kind)
         best = 2 * side**3 / timed(partial(torch.mm, a, a), bench.device, bench.repeats)
         print(f"| matrix product, {str(kind).removeprefix('torch.')} | {best / 1e9:,.0f} GFLOP/s |")
@@ -191,7 +191,7 @@ def _stacked(bench: Bench, count: int) -> list[float]:
         size = bench.config.batch_size
         images = bench.data.normalise(bench.data.train.pixels[:size]).expand(count, -1, -1, -1, -1).contiguous()
         labels = bench.data.train.labels[:size].expand(count, -1).contiguous()
-        is_half = has_bfloat16(bench.device)
+        is_half = supports_bfloat16(bench.device)
 
         def said(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
             logits: Tensor = torch.func.functional_call(skeleton, (weights, buffers), (images,))
@@ -206,7 +206,7 @@ def _stacked(bench: Bench, count: int) -> list[float]:
             losses_.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-        step, times = graphs.Repeated(work, bench.device, graphs.new_pool(bench.device)), []
+        step, times = graphs.GraphedStep(work, bench.device, graphs.new_pool(bench.device)), []
         steps = max(1, len(bench.data.train) // size // count)
         for _ in range(5):
             step()

@@ -40,15 +40,15 @@ import torch
 from machine import described, spread
 
 from orchestrator import losses, models
-from orchestrator.data import data
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data import tensors
+from orchestrator.data.registry import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
-from orchestrator.teachers.teacher import no_answers
-from orchestrator.training.training import Course, fresh_model, train
+from orchestrator.study.reader import load_study
+from orchestrator.teachers.outputs import no_answers
+from orchestrator.training.loop import TrainingState, fresh_model, train
 
 STUDY = """
 study: overhead
@@ -75,10 +75,10 @@ class Times:
         return (end - self.first) / self.trials - work
 
 
-def by_hand(config: TrialConfig, images: data.Data) -> EpochRecord:
+def by_hand(config: TrialConfig, images: tensors.Data) -> EpochRecord:
     """The training of one trial as a script would have it."""
     model = fresh_model(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
-    course = Course.start(model, config)
+    course = TrainingState.start(model, config)
     *_, last = train(course, losses.build(config.method), images, config, no_answers)
     return last
 
@@ -94,23 +94,23 @@ def prepared(folder: Path) -> Storage:
     """A storage in a folder that holds the images."""
     storage = Storage.at(folder)
     storage.prepare()
-    data.prepare("digits", None, storage)
+    tensors.prepare("digits", None, storage)
     return storage
 
 
-def raw(kind: str, trials: Sequence[TrialConfig], images: data.Data, places: int) -> list[dict[str, Any]]:
+def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: int) -> list[dict[str, Any]]:
     """The trials on Ray Tune by hand; gives what each reported."""
     import ray
     from ray import tune
 
-    def function(config: dict[str, Any], images: data.Data) -> None:
+    def function(config: dict[str, Any], images: tensors.Data) -> None:
         began = time.time()
         torch.set_num_threads(1)
         record = by_hand(TrialConfig.from_json(config["trial"]), images)
         tune.report({"acc": record.test_acc, "began": began, "ended": time.time()})
 
     class Reused(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: dict[str, Any], images: data.Data) -> None:
+        def setup(self, config: dict[str, Any], images: tensors.Data) -> None:
             self.began, self.images = time.time(), images
             torch.set_num_threads(1)
 
@@ -167,13 +167,13 @@ def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
         began, start = time.time(), time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         wall = time.perf_counter() - start
-        rows = results.read_trials(storage)
+        rows = store.read_trials(storage)
     first = min(row.start_time for row in rows).timestamp()
     last = max(row.end_time for row in rows if row.end_time).timestamp()
     return Times(wall, first - began, last - began, len(rows))
 
 
-def work(trials: Sequence[TrialConfig], images: data.Data) -> float:
+def work(trials: Sequence[TrialConfig], images: tensors.Data) -> float:
     """Seconds that the training of a trial takes with nothing beside it."""
     torch.set_num_threads(1)
     taken = []
@@ -213,7 +213,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         storage = prepared(Path(options.storage or folder))
         trials = configs(Path(folder), options.trials, options.images)
-        images = data.load(trials[0], storage, CPU)
+        images = tensors.load(trials[0], storage, CPU)
         if options.raw:
             reports = raw(options.raw, trials, images, options.places)
             print(json.dumps([min(r["began"] for r in reports), max(r["ended"] for r in reports), len(reports)]))

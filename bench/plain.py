@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from orchestrator.data.data import Data
+from orchestrator.data.tensors import Data
 
 WORKERS = 2
 WARM_UP = 5  # steps before the clock starts: the workers start in the first one, and libraries choose their kernels

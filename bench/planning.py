@@ -33,7 +33,7 @@ SHARED = 20  # trials of one seed
 ALONE = """
 import resource, sys, time
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 start = time.perf_counter()
 plan = make_plan(load_study(sys.argv[1]))
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(plan.trials))

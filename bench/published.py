@@ -16,16 +16,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from orchestrator import arrow
+from orchestrator import parquet
 from orchestrator.errors import EXIT_USAGE, KdctlError, masked
-from orchestrator.launch import look
+from orchestrator.launch import plan_study
 from orchestrator.records import State, TrialRecord
 from orchestrator.report.markdown import escaped, grid
-from orchestrator.results import results
+from orchestrator.results import store
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
-from orchestrator.results.report import PUBLISHED_COLUMNS
 from orchestrator.results.summary import Group, tables
-from orchestrator.storage.storage import Storage
+from orchestrator.results.tables import PUBLISHED_COLUMNS
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
@@ -55,8 +55,8 @@ class Study:
     @classmethod
     def read(cls, file: str | Path, storage: Storage, settings: Sequence[str]) -> Study:
         """Raises KdctlError where the file is faulty, a row is damaged, or there is no row of this study."""
-        plan = look(file, storage.place.address, settings)
-        rows = {row.trial_id: row for row in results.read_trials(storage, [trial.trial_id for trial in plan.trials])}
+        plan = plan_study(file, storage.place.address, settings)
+        rows = {row.trial_id: row for row in store.read_trials(storage, [trial.trial_id for trial in plan.trials])}
         for row in rows.values():
             if not _is_sound(row):
                 shown = storage.place.shown(storage.trial_row(row.trial_id))
@@ -275,11 +275,11 @@ def write(folder: Path, text: str, study: Study, storage: Storage) -> None:
         "[epochs.parquet](epochs.parquet), one an epoch.\n"
     )
     trials = [asdict(row) for row in study.rows.values()]
-    epochs = results.read_epochs(storage, list(study.rows))
+    epochs = store.read_epochs(storage, list(study.rows))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trials.parquet").write_bytes(_parquet(results.TRIAL_COLUMNS, trials))
-        (folder / "epochs.parquet").write_bytes(_parquet(results.EPOCH_COLUMNS, epochs))
+        (folder / "trials.parquet").write_bytes(_parquet(store.TRIAL_COLUMNS, trials))
+        (folder / "epochs.parquet").write_bytes(_parquet(store.EPOCH_COLUMNS, epochs))
         (folder / "README.md").write_text(text + files, encoding="utf-8")
     except OSError as error:
         raise KdctlError(f"{folder} cannot be written ({error.strerror or error}); name another with --out") from None
@@ -287,7 +287,7 @@ def write(folder: Path, text: str, study: Study, storage: Storage) -> None:
 
 def _parquet(columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]]) -> bytes:
     types = {name: kind for name, (kind, _) in columns.items()}
-    return arrow.to_parquet(types, rows, {"kdctl_schema": results.SCHEMA_VERSION})
+    return parquet.to_parquet(types, rows, {"kdctl_schema": store.SCHEMA_VERSION})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ QUERIES = {
 OURS = """
 import sys, time
 from orchestrator.results.query import asked
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 start = time.perf_counter()
 with asked(Storage.at(sys.argv[1]), sys.argv[2]) as answer:
     rows = sum(len(columns[0]) for columns in answer.columns())

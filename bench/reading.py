@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 from machine import described, spread
 
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 
 EPOCH = EpochRecord(1, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3)
 ROW = TrialRecord(
@@ -44,16 +44,16 @@ READ = {
     "dataset": "len(ds.dataset(epochs).to_table())",
     "one column": "len(ds.dataset(epochs).to_table(columns=['test_acc']))",
     "one file": "len(pq.read_table(whole))",
-    "read_epochs": "len(results.read_epochs(storage))",
-    "read_trials": "len(results.read_trials(storage))",
-    "read_states": "len(results.read_states(storage))",
+    "read_epochs": "len(store.read_epochs(storage))",
+    "read_trials": "len(store.read_trials(storage))",
+    "read_states": "len(store.read_states(storage))",
 }
 RUN = """
 import sys, time
 from pathlib import Path
 import pyarrow.dataset as ds, pyarrow.parquet as pq
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 storage = Storage.at(sys.argv[1])
 epochs, whole = f"{{sys.argv[1]}}/results/epochs", f"{{sys.argv[1]}}/whole.parquet"
 start = time.perf_counter()
@@ -77,8 +77,8 @@ def _fill(storage: Storage, trials: int, epochs: int) -> None:
     records = [replace(EPOCH, epoch=epoch, train_loss=1 / epoch) for epoch in range(1, epochs + 1)]
     for number in range(trials):
         trial_id = f"{number:012x}"
-        results.write_epochs(storage, trial_id, records)
-        results.write_trial(storage, replace(ROW, trial_id=trial_id, no=number + 1, nepoch=epochs))
+        store.write_epochs(storage, trial_id, records)
+        store.write_trial(storage, replace(ROW, trial_id=trial_id, no=number + 1, nepoch=epochs))
         storage.place.write(storage.weights(trial_id), b"0")
 
 

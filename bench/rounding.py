@@ -20,13 +20,13 @@ import torch
 from common import device_of, headline, run
 from torch import Tensor
 
-from orchestrator.data import data
+from orchestrator.data import tensors
 from orchestrator.data.views import ViewSpace
-from orchestrator.launch import look
+from orchestrator.launch import plan_study
 from orchestrator.records import TableKey, TrialConfig
-from orchestrator.storage.storage import Storage
-from orchestrator.teachers.teacher import LiveTeacher, load_teacher
-from orchestrator.training.training import Batch
+from orchestrator.storage.layout import Storage
+from orchestrator.teachers.outputs import LiveTeacher, load_teacher
+from orchestrator.training.loop import Batch
 
 BATCH = 500
 
@@ -37,7 +37,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
 
     A relative difference counts where the output is at least a hundredth of the largest one.
     """
-    images = data.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
+    images = tensors.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
     live = LiveTeacher(load_teacher(teacher, storage, device), (key.answers,))
     stored = torch.from_numpy(np.load(storage.place.path(storage.table(key)), mmap_mode="c"))
     padded = ViewSpace(key.crop_padding, key.flip).pad(images.train.pixels)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU if there is one)")
     options = parser.parse_args(arguments)
     device = device_of(parser, options.device)
-    trials = look(options.file, options.storage, options.set).trials
+    trials = plan_study(options.file, options.storage, options.set).trials
     tables = {t.table: t.config.teacher for t in trials if t.table and t.config.teacher}
     print(headline(device), end="\n\n")
     print("| teacher | values | largest output | largest difference | of the largest output | of its own output |")

@@ -34,12 +34,12 @@ from common import (
 )
 from torch import Tensor
 
-from orchestrator.data import data
-from orchestrator.data.data import Data
-from orchestrator.data.datasets import DATASETS
-from orchestrator.storage.storage import Storage
+from orchestrator.data import tensors
+from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.teacher import load_teacher, open_table, save_weights
+from orchestrator.teachers.outputs import load_teacher, open_table, save_weights
 
 IMAGES = {"cpu": 100, "cuda": 5000}
 BATCH = 1000
@@ -138,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        data.prepare(options.dataset, options.data, storage)
-        images = data.load(trial.config, storage, device)
+        tensors.prepare(options.dataset, options.data, storage)
+        images = tensors.load(trial.config, storage, device)
     print(headline(device), end="\n\n")
     report(trial, images, device, options.repeats)
     return 0

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from orchestrator import cli, errors, losses
-from orchestrator.data import datasets
+from orchestrator.data import registry
 from orchestrator.monitor import metrics
-from orchestrator.results import results, summary
-from orchestrator.study import keys, schema
-from orchestrator.study.keys import Key
+from orchestrator.results import store, summary
+from orchestrator.study import fields, schema
+from orchestrator.study.fields import Key
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/monitoring.md")
@@ -87,7 +87,7 @@ def _help(words: str, command: click.Command) -> str:
 def _normalisation() -> str:
     shown = {
         name: [", ".join(f"{value:.4f}" for value in values) for values in (facts.mean, facts.std)]
-        for name, facts in datasets.DATASETS.items()
+        for name, facts in registry.DATASETS.items()
     }
     rows = [f"| `{name}` | {mean} | {std} |" for name, (mean, std) in shown.items()]
     return "\n".join(["| dataset | mean | standard deviation |", "|---|---|---|", *rows])
@@ -110,15 +110,15 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "commands": _command_table,
     "command-reference": _command_reference,
     "exit-codes": _exit_codes,
-    "recipe-keys": lambda: _key_table(keys.RECIPE_KEYS),
-    "experiment-keys": lambda: _key_table(keys.STUDENT_KEYS),
-    "teacher-keys": lambda: _key_table(keys.TEACHER_KEYS),
-    "resource-keys": lambda: _key_table(keys.RESOURCE_KEYS),
+    "recipe-keys": lambda: _key_table(fields.RECIPE_KEYS),
+    "experiment-keys": lambda: _key_table(fields.STUDENT_KEYS),
+    "teacher-keys": lambda: _key_table(fields.TEACHER_KEYS),
+    "resource-keys": lambda: _key_table(fields.RESOURCE_KEYS),
     "methods": _method_table,
     "metrics": _metric_table,
     "normalisation": _normalisation,
-    "trial-columns": lambda: _column_table(results.TRIAL_COLUMNS),
-    "epoch-columns": lambda: _column_table(results.EPOCH_COLUMNS),
+    "trial-columns": lambda: _column_table(store.TRIAL_COLUMNS),
+    "epoch-columns": lambda: _column_table(store.EPOCH_COLUMNS),
     "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),
     "result-columns": lambda: _column_table(summary.RESULT_COLUMNS),
 }

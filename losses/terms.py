@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """Scalars, each a mean over the batch. `total` is what is minimised; `kd` is None without a teacher."""
 
     total: Tensor
@@ -17,7 +17,7 @@ class Terms(NamedTuple):
     kd: Tensor | None
 
 
-class Says(Protocol):
+class StudentOutputs(Protocol):
     """What a student says of a batch of B images."""
 
     @property
@@ -30,21 +30,21 @@ class Says(Protocol):
 
 
 class Loss(Protocol):
-    """Maps the student's outputs, the labels [B] (int64) and the teacher's answers to `Terms`.
+    """Maps the student's outputs, the labels [B] (int64) and the teacher's answers to `LossTerms`.
 
     `answers` holds just what the method needs: `{"logits": [B, C]}`, `{"pooled": [B, 64]}`, or nothing.
     """
 
-    def __call__(self, student: Says, labels: Tensor, answers: dict[str, Tensor]) -> Terms: ...
+    def __call__(self, student: StudentOutputs, labels: Tensor, answers: dict[str, Tensor]) -> LossTerms: ...
 
 
 @dataclass(frozen=True)
 class Base:
     """Cross-entropy with the labels."""
 
-    def __call__(self, student: Says, labels: Tensor, answers: dict[str, Tensor]) -> Terms:
+    def __call__(self, student: StudentOutputs, labels: Tensor, answers: dict[str, Tensor]) -> LossTerms:
         ce = F.cross_entropy(student.logits, labels)
-        return Terms(ce, ce, None)
+        return LossTerms(ce, ce, None)
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Logit:
     ce_weight: float = 1.0
     match: str = "logits"
 
-    def __call__(self, student: Says, labels: Tensor, answers: dict[str, Tensor]) -> Terms:
+    def __call__(self, student: StudentOutputs, labels: Tensor, answers: dict[str, Tensor]) -> LossTerms:
         ce = F.cross_entropy(student.logits, labels)
         kd = F.mse_loss(getattr(student, self.match), answers[self.match])
-        return Terms(self.ce_weight * ce + kd, ce, kd)
+        return LossTerms(self.ce_weight * ce + kd, ce, kd)
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class SoftTarget:
 
     temperature: float = 4.0
 
-    def __call__(self, student: Says, labels: Tensor, answers: dict[str, Tensor]) -> Terms:
+    def __call__(self, student: StudentOutputs, labels: Tensor, answers: dict[str, Tensor]) -> LossTerms:
         ce = F.cross_entropy(student.logits, labels)
         log_student = F.log_softmax(student.logits / self.temperature, dim=1)
         log_teacher = F.log_softmax(answers["logits"] / self.temperature, dim=1)
         # T² keeps the gradient's size as T grows, section 2 of the paper.
         kd = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * self.temperature**2
-        return Terms(ce + kd, ce, kd)
+        return LossTerms(ce + kd, ce, kd)

@@ -17,17 +17,17 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from orchestrator.catalog import soundness
-from orchestrator.catalog.housekeeping import clock, sized
-from orchestrator.cluster import cluster
+from orchestrator.catalog import integrity
+from orchestrator.catalog.cleanup import clock, sized
+from orchestrator.cluster import kept_cluster
 from orchestrator.columns import table, wrapped
 from orchestrator.data import layouts
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.machine import folders, limits
+from orchestrator.storage.backend import MARKER, PART, Folder, StorageBackend
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire
-from orchestrator.storage.places import MARKER, PART, Folder, Place
-from orchestrator.storage.storage import Storage
 
 _PYTHON = (3, 11)
 _MEMORY = 2e9  # bytes; less is soon used up by workers that each load torch
@@ -37,7 +37,7 @@ _DRIFT = 10.0  # seconds between the clocks of storage and machine
 _NO_EARLIER = 1_735_689_600.0  # 2025 began, which a clock that was never set does not know
 
 
-class Verdict(StrEnum):
+class CheckLevel(StrEnum):
     """How a check ended. A launch may fail for what is bad, and goes on, if less well, for a warning."""
 
     OK = "ok"
@@ -46,11 +46,11 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What a check found, and the cure where it is not ok."""
 
     check: str
-    verdict: Verdict
+    verdict: CheckLevel
     found: str
     cure: str = ""
 
@@ -59,23 +59,23 @@ class Finding:
         return {"check": self.check, "verdict": self.verdict, "found": self.found, "cure": self.cure}
 
 
-Result = tuple[Verdict, str, str]  # verdict, found, cure
+Result = tuple[CheckLevel, str, str]  # verdict, found, cure
 
 
 def _ok(found: str) -> Result:
-    return Verdict.OK, found, ""
+    return CheckLevel.OK, found, ""
 
 
-def examine(storage: str, data: Path) -> list[Finding]:
+def examine(storage: str, data: Path) -> list[CheckResult]:
     """Tries everything that a launch needs, with this storage and data folder. Never raises, and creates no storage."""
     tried = partial(_storage, storage)
     findings = [_finding(name, check) for name, check in _of_machine().items()]
     findings.append(_finding("storage", tried))
     of_storage = _of_storage(storage, data)
-    if findings[-1].verdict is Verdict.BAD:  # a bucket that cannot be reached would make each of them wait
+    if findings[-1].verdict is CheckLevel.BAD:  # a bucket that cannot be reached would make each of them wait
         found = "not tried, as the storage cannot be used"
         return findings + [
-            Finding(name, Verdict.WARNING, found, "mend the storage, then ask again") for name in of_storage
+            CheckResult(name, CheckLevel.WARNING, found, "mend the storage, then ask again") for name in of_storage
         ]
     return findings + [_finding(name, check) for name, check in of_storage.items()]
 
@@ -104,17 +104,17 @@ def _of_storage(storage: str, data: Path) -> dict[str, Callable[[], Result]]:
     }
 
 
-def _finding(name: str, check: Callable[[], Result]) -> Finding:
+def _finding(name: str, check: Callable[[], Result]) -> CheckResult:
     try:
         verdict, found, cure = check()
     except KdctlError as error:
         found, _, cure = str(error).rpartition("; ")  # most messages end with what to do
-        verdict, found, cure = Verdict.BAD, found or cure, cure if found else "mend that, then ask again"
+        verdict, found, cure = CheckLevel.BAD, found or cure, cure if found else "mend that, then ask again"
     except Exception as error:  # whatever is wrong here is what was asked for
         reason = (str(error).splitlines() or [""])[0]
-        verdict, found = Verdict.BAD, f"{type(error).__name__}: {reason}"
+        verdict, found = CheckLevel.BAD, f"{type(error).__name__}: {reason}"
         cure = f"mend what it names; until then {name} cannot be relied on"
-    return Finding(name, verdict, printable(found), printable(cure))
+    return CheckResult(name, verdict, printable(found), printable(cure))
 
 
 # The machine.
@@ -123,7 +123,7 @@ def _finding(name: str, check: Callable[[], Result]) -> Finding:
 def _python() -> Result:
     found, wanted = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, _PYTHON))
     if tuple(sys.version_info[:2]) < _PYTHON:
-        return Verdict.BAD, f"Python {found}, wanted {wanted} or later", f"install Python {wanted} and kdctl into it"
+        return CheckLevel.BAD, f"Python {found}, wanted {wanted} or later", f"install Python {wanted} and kdctl into it"
     return _ok(f"Python {found}")
 
 
@@ -132,7 +132,7 @@ def _torch() -> Result:
         import torch
     except Exception as error:  # a library that does not fit makes it fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Verdict.BAD, f"torch cannot be imported ({reason})", "install kdctl anew, which brings a torch"
+        return CheckLevel.BAD, f"torch cannot be imported ({reason})", "install kdctl anew, which brings a torch"
     return _ok(f"torch {torch.__version__}")
 
 
@@ -147,10 +147,10 @@ def _gpu() -> Result:
     if not _has_driver():
         return _ok("none, training uses the CPU")
     if torch.version.cuda is None:
-        return Verdict.WARNING, "a driver of NVIDIA, but a torch for the CPU alone", "install a torch that has CUDA"
+        return CheckLevel.WARNING, "a driver of NVIDIA, but a torch for the CPU alone", "install a torch that has CUDA"
     reason = str(said[0].message).splitlines()[0] if said else "it sees no GPU"
     return (
-        Verdict.WARNING,
+        CheckLevel.WARNING,
         f"a driver of NVIDIA, but torch cannot use it ({reason})",
         "see whether `nvidia-smi` lists a GPU and CUDA_VISIBLE_DEVICES hides none; then renew the driver, or install a "
         f"torch for an older CUDA than {torch.version.cuda}",
@@ -181,7 +181,7 @@ def _memory() -> Result:
     found = sized(total)
     if total < _MEMORY:
         return (
-            Verdict.WARNING,
+            CheckLevel.WARNING,
             f"{found}, wanted {sized(_MEMORY)} or more",
             "launch with --max-concurrent 1",
         )
@@ -193,7 +193,7 @@ def _memory() -> Result:
 
 def _ray() -> Result:
     if find_spec("ray") is None:
-        return Verdict.BAD, "Ray is not installed", "install kdctl anew, which brings it, or launch with --inline"
+        return CheckLevel.BAD, "Ray is not installed", "install kdctl anew, which brings it, or launch with --inline"
     return _ok(f"Ray {version('ray')}")
 
 
@@ -204,7 +204,7 @@ def _shared_memory() -> Result:
     free = shutil.disk_usage(folder).free
     if free < _SHARED_MEMORY:
         cure = "free it, start a container with --shm-size=1g, or launch with --inline"
-        return Verdict.WARNING, f"{sized(free)} free in {folder}, Ray wants {sized(_SHARED_MEMORY)}", cure
+        return CheckLevel.WARNING, f"{sized(free)} free in {folder}, Ray wants {sized(_SHARED_MEMORY)}", cure
     return _ok(f"{sized(free)} free in {folder}")
 
 
@@ -214,17 +214,19 @@ def _temporary_folder() -> Result:
 
 
 def _token() -> Result:
-    cluster.check_token()
-    if not cluster.has_tokens():
+    kept_cluster.check_token()
+    if not kept_cluster.has_tokens():
         return _ok("RAY_AUTH_MODE is set: clusters ask for none")
-    return _ok("there is one" if cluster.token() else f"none yet, a launch makes it in {cluster.token_file()}")
+    return _ok(
+        "there is one" if kept_cluster.token() else f"none yet, a launch makes it in {kept_cluster.token_file()}"
+    )
 
 
 def _own_folder() -> Result:
     folder = folders.own()
     if not folders.can_be_written(folder):
         cure = "name a folder that can be written in KDCTL_CACHE"
-        return Verdict.BAD, f"{folder} cannot be written, where kdctl remembers what it started", cure
+        return CheckLevel.BAD, f"{folder} cannot be written, where kdctl remembers what it started", cure
     without = "" if folders.home() else "there is no home directory that can be used; "
     return _ok(f"{without}{folder} can be written")
 
@@ -232,7 +234,7 @@ def _own_folder() -> Result:
 # The storage.
 
 
-def _nearest(address: str) -> tuple[Place, bool]:
+def _nearest(address: str) -> tuple[StorageBackend, bool]:
     """Where a storage can be tried, and whether that is itself: else it is the nearest folder that there is.
 
     Raises StorageError for an address of no storage.
@@ -262,14 +264,14 @@ def _storage(address: str) -> Result:
     return _ok(f"{place.address}: {tried}, a lease was taken and given back")
 
 
-def _missing_marker(place: Place, tried: str) -> Result:
+def _missing_marker(place: StorageBackend, tried: str) -> Result:
     if not place.entries(Storage.trial_rows):
         return _ok(f"{place.address} is no storage yet, a launch will make it one; {tried}")
     found = f"{place.address} has results, but its {MARKER} is missing"
-    return Verdict.WARNING, found, "see that it is the folder that you mean; the next launch writes that file anew"
+    return CheckLevel.WARNING, found, "see that it is the folder that you mean; the next launch writes that file anew"
 
 
-def _write_and_read(place: Place) -> None:
+def _write_and_read(place: StorageBackend) -> None:
     name = f"{PART}doctor-{token_hex(6)}"  # which all who read a storage pass over
     try:
         for content in (b"first", b"and second"):
@@ -295,7 +297,7 @@ def _free_space(address: str) -> Result:
     found = f"{sized(free)} free at {place.address}"
     if free >= _SPACE_LOW:
         return _ok(found)
-    verdict = Verdict.BAD if free < _SPACE_NONE else Verdict.WARNING
+    verdict = CheckLevel.BAD if free < _SPACE_NONE else CheckLevel.WARNING
     return verdict, f"{found}, wanted {sized(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
 
 
@@ -306,20 +308,20 @@ def _clock(address: str) -> Result:
     drift = max(before - there, there - here, 0.0)  # writing may take a while
     if min(there, here) < _NO_EARLIER:
         found = f"it is {_date(here)} here and {_date(there)} at the storage"
-        return Verdict.BAD, found, "set the clock, or let it be set (`timedatectl set-ntp true`)"
+        return CheckLevel.BAD, found, "set the clock, or let it be set (`timedatectl set-ntp true`)"
     if drift > _DRIFT:
         found = f"{drift:,.0f} s between this machine and the storage, wanted less than {_DRIFT:g}"
-        return Verdict.WARNING, found, "let both be set from the network (`timedatectl set-ntp true`)"
+        return CheckLevel.WARNING, found, "let both be set from the network (`timedatectl set-ntp true`)"
     return _ok(f"{_date(here)}, and the storage agrees")
 
 
 def _files(address: str) -> Result:
     place, is_there = _nearest(address)
-    found = soundness.lacking(Storage(place)) if is_there else []
+    found = integrity.lacking(Storage(place)) if is_there else []
     if not found:
         return _ok("none that is foreign, and finished trials have their weights and epochs")
     facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
-    return Verdict.WARNING, facts, cure
+    return CheckLevel.WARNING, facts, cure
 
 
 def _date(seconds: float) -> str:
@@ -332,7 +334,11 @@ def _data(name: str, address: str, folder: Path) -> Result:
         return _ok("prepared in the storage")
     if name == "digits":
         if find_spec("sklearn") is None:
-            return Verdict.BAD, "scikit-learn is not installed, which has them", "install kdctl anew, which brings it"
+            return (
+                CheckLevel.BAD,
+                "scikit-learn is not installed, which has them",
+                "install kdctl anew, which brings it",
+            )
         return _ok("comes with scikit-learn")
     copies = layouts.find(name, folder)
     if copies and not copies[0].lacks:
@@ -341,7 +347,7 @@ def _data(name: str, address: str, folder: Path) -> Result:
     if copies:
         found = f"{copies[0]}, but {copies[0].lacks}"
     return (
-        Verdict.WARNING,
+        CheckLevel.WARNING,
         found,
         f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
         "or KDCTL_DATA names",
@@ -351,12 +357,12 @@ def _data(name: str, address: str, folder: Path) -> Result:
 # Showing.
 
 
-def is_fit(findings: Sequence[Finding]) -> bool:
+def is_fit(findings: Sequence[CheckResult]) -> bool:
     """Whether nothing is bad."""
-    return all(finding.verdict is not Verdict.BAD for finding in findings)
+    return all(finding.verdict is not CheckLevel.BAD for finding in findings)
 
 
-def text(findings: Sequence[Finding], width: int | None = None) -> str:
+def text(findings: Sequence[CheckResult], width: int | None = None) -> str:
     """All findings, the cures of those that need one, and a summary, in lines of at most `width` columns, if given."""
     rows = [(finding.verdict, finding.check, finding.found) for finding in findings]
     cures: dict[str, list[str]] = {}
@@ -368,7 +374,7 @@ def text(findings: Sequence[Finding], width: int | None = None) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def _summary(findings: Sequence[Finding]) -> str:
-    ok, warned, bad = (sum(finding.verdict is verdict for finding in findings) for verdict in Verdict)
+def _summary(findings: Sequence[CheckResult]) -> str:
+    ok, warned, bad = (sum(finding.verdict is verdict for finding in findings) for verdict in CheckLevel)
     counts = f"{ok} ok, {warned} warning{'' if warned == 1 else 's'}, {bad} bad"
     return f"{counts}: " + ("mend what is bad first" if bad else "kdctl can train here")

@@ -14,34 +14,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.catalog import soundness
+from orchestrator.catalog import integrity
 from orchestrator.cluster.signals import stopping
 from orchestrator.cluster.supervisor import end_in_time, is_supervised
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.execution.ray_environment import settled
 from orchestrator.machine import commits, folders, paths
 from orchestrator.monitor import events
-from orchestrator.monitor.events import Event, Kind, Tell
-from orchestrator.monitor.progress import Lines
+from orchestrator.monitor.events import Event, EventKind, EventListener
+from orchestrator.monitor.sinks import Lines
 from orchestrator.records import State, TrialRecord
-from orchestrator.results import results
+from orchestrator.results import store
 from orchestrator.storage import stops
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import LAUNCH, acquire, trial_resource
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
-from orchestrator.study.plan import Plan, PlannedTrial, beside, make_plan
-from orchestrator.study.spec import load_study
-from orchestrator.study.studies import Launched
+from orchestrator.study import stored_studies
+from orchestrator.study.plan import Plan, PlannedTrial, make_plan, with_stored_state
+from orchestrator.study.reader import load_study
+from orchestrator.study.stored_studies import Launched
 
 if TYPE_CHECKING:
-    from orchestrator.execution.trial import Job
+    from orchestrator.execution.attempt import Job
 
 DEFAULT_STORAGE = "runs"
 DEFAULT_DATA = "data"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LaunchResult:
     """A study after its launch: every row of it, and how many trials this launch finished."""
 
     plan: Plan
@@ -54,7 +54,7 @@ class Outcome:
         return len(self.rows) == len(self.plan.trials) and all(row.state is State.FINISHED for row in self.rows)
 
 
-def look(
+def plan_study(
     study_file: str | Path,
     storage: str | Path = DEFAULT_STORAGE,
     settings: Sequence[str] = (),
@@ -66,10 +66,10 @@ def look(
     """
     place = Storage.at(storage)
     plan = make_plan(load_study(study_file, settings, text, open_weights=True))
-    if warning := studies.other_file(place, plan):
+    if warning := stored_studies.other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
-    return beside(plan, results.read_states(place, trial_ids), list(place.tables()))
+    return with_stored_state(plan, store.read_states(place, trial_ids), list(place.tables()))
 
 
 def launch(
@@ -82,10 +82,10 @@ def launch(
     settings: Sequence[str] = (),
     max_concurrent: int | None = None,
     skip_failed: bool = False,
-    tell: Tell | None = None,
+    tell: EventListener | None = None,
     dashboard: bool = True,
     text: str | None = None,
-) -> Outcome:
+) -> LaunchResult:
     """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
 
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
@@ -97,18 +97,18 @@ def launch(
     since = datetime.now(UTC)
     tell = _in_turn(_telling_precision(tell or Lines()))
     place = Storage.at(storage)
-    plan, damaged = _look_for_damage(look(study_file, storage, settings, text), place)
+    plan, damaged = _look_for_damage(plan_study(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, to_do, since, settings, paths.local(data, "data folder"), inline=inline)
     tell(began := _begin(plan, launched))
-    for warning in (*plan.warnings, *damaged, *soundness.foreign(place)):
-        tell(Event(Kind.NOTE, warning))
+    for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
+        tell(Event(EventKind.NOTE, warning))
     try:
         if to_do:
             place.prepare()
             _train(plan, to_do, place, launched, began, tell, max_concurrent, address, dashboard)
         else:  # its name is printed, and means this plan from now on
-            studies.remember(place, plan, launched)
+            stored_studies.remember(place, plan, launched)
     except Interrupted:
         with suppress(StorageError):
             tell(_end(plan, _rows(plan, place), since))
@@ -116,10 +116,10 @@ def launch(
     tell(_end(plan, rows := _rows(plan, place), since))
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
-    return Outcome(plan, tuple(rows), trained)
+    return LaunchResult(plan, tuple(rows), trained)
 
 
-def _in_turn(tell: Tell) -> Tell:
+def _in_turn(tell: EventListener) -> EventListener:
     """The same for several threads, one at a time."""
     turn = threading.Lock()
 
@@ -130,33 +130,35 @@ def _in_turn(tell: Tell) -> Tell:
     return told
 
 
-def _telling_precision(tell: Tell) -> Tell:
+def _telling_precision(tell: EventListener) -> EventListener:
     """The same, with a note once a trial begins under `precision: auto`: what that is here; once a choice."""
     found: set[str] = set()
 
     def told(event: Event) -> None:
         tell(event)
         facts = event.facts
-        if not isinstance(facts, events.Begun) or not event.trial or event.trial.config.precision != "auto":
+        if not isinstance(facts, events.TrialStarted) or not event.trial or event.trial.config.precision != "auto":
             return
         if facts.arithmetic and facts.arithmetic not in found:
             found.add(facts.arithmetic)
-            tell(Event(Kind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
+            tell(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
 
     return told
 
 
 def _rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
-    return results.read_trials(storage, [trial.trial_id for trial in plan.trials])
+    return store.read_trials(storage, [trial.trial_id for trial in plan.trials])
 
 
 def _begin(plan: Plan, launched: Launched) -> Event:
-    members = studies.members(plan)
+    members = stored_studies.members(plan)
     finished = sum(member.is_cached for member in members)
     text = f"study {plan.study}: {len(members):,} trials"
     if finished:
         text = f"{finished} of {len(members)} trials are finished in this storage and not trained again"
-    return Event(Kind.LAUNCH, text, facts=events.Launch(plan.study, launched.executor, members, launched.left))
+    return Event(
+        EventKind.LAUNCH, text, facts=events.LaunchStarted(plan.study, launched.executor, members, launched.left)
+    )
 
 
 def _end(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
@@ -165,7 +167,7 @@ def _end(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
     seconds = (datetime.now(UTC) - since).total_seconds()
     counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "none begun"
     text = f"study {plan.study}: of {len(plan.trials):,} trials {counts}; this launch took {seconds:,.0f} s"
-    return Event(Kind.END, text, facts=events.Outcome(states, seconds))
+    return Event(EventKind.END, text, facts=events.LaunchTotals(states, seconds))
 
 
 def _look_for_damage(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
@@ -173,8 +175,8 @@ def _look_for_damage(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
     damaged = _drop_damaged_teachers(plan, storage)
     if not damaged:
         return plan, []
-    states = results.read_states(storage, [trial.trial_id for trial in plan.trials])
-    return beside(plan, states, list(storage.tables())), damaged
+    states = store.read_states(storage, [trial.trial_id for trial in plan.trials])
+    return with_stored_state(plan, states, list(storage.tables())), damaged
 
 
 def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
@@ -197,7 +199,7 @@ def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
 
 
 def _is_as_in_row(trial_id: str, storage: Storage) -> bool:
-    row = results.read_trial(storage, trial_id)
+    row = store.read_trial(storage, trial_id)
     try:
         found = hashlib.sha256(storage.place.read(storage.weights(trial_id))).hexdigest()
     except FileNotFoundError:
@@ -221,36 +223,38 @@ def _train(
     storage: Storage,
     launched: Launched,
     began: Event,
-    tell: Tell,
+    tell: EventListener,
     max_concurrent: int | None,
     address: str | None,
     dashboard: bool,
 ) -> None:
-    tell(Event(Kind.PREPARING, "loading PyTorch"))  # which takes seconds
-    from orchestrator.data import data as datasets
-    from orchestrator.execution.runner import Run, run_inline
+    tell(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
+    from orchestrator.data import tensors as datasets
+    from orchestrator.execution.inline_executor import Workload, run_inline
 
     begun, stop = threading.Event(), threading.Event()
     lease = acquire(storage, launched.resource)
     assert lease, "nobody else knows its name"
     with lease, stopping(lambda name: _ask(begun, stop, tell, name)), _hearing(storage, launched, stop):
         lease.sweep()
-        studies.remember(storage, plan, launched)
+        stored_studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
             if not datasets.is_prepared(name, storage):
-                tell(Event(Kind.PREPARING, f"decoding {name}"))
+                tell(Event(EventKind.PREPARING, f"decoding {name}"))
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
-        run = Run(jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard, began)
+        run = Workload(
+            jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard, began
+        )
         if launched.executor == "inline":
             run_inline(run, tell)
         else:
             is_own = address in (None, "local")
-            tell(Event(Kind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
+            tell(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
             folders.lend_home()  # Tune cannot be imported without one
             with settled():  # Ray reads some of its variables when it is imported, which takes seconds
-                from orchestrator.execution.ray_runner import run_ray
+                from orchestrator.execution.ray_executor import run_ray
 
             run_ray(run, tell)
 
@@ -270,7 +274,7 @@ def _launched(
         settings=tuple(map(masked, settings)),
         data=str(data),
         left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
-        path=studies.path_of(plan.source),
+        path=stored_studies.path_of(plan.source),
         commit=commits.of_file(Path(plan.source)),
     )
 
@@ -288,19 +292,19 @@ def _hearing(storage: Storage, launched: Launched, stop: threading.Event) -> Ite
         stops.clear(storage, launched.resource)
 
 
-def _ask(begun: threading.Event, stop: threading.Event, tell: Tell, name: str) -> None:
+def _ask(begun: threading.Event, stop: threading.Event, tell: EventListener, name: str) -> None:
     if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{name}: stopped before anything was trained")
     stop.set()
     # Not in this thread: the signal may have come while it was telling something.
     text = f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once"
-    threading.Thread(target=tell, args=(Event(Kind.NOTE, text),), daemon=True).start()
+    threading.Thread(target=tell, args=(Event(EventKind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()
 
 
 def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched) -> list[Job]:
-    from orchestrator.execution.trial import Job
+    from orchestrator.execution.attempt import Job
 
     wanted = {trial.trial_id for trial in to_do}
     commit = commits.of_folder(Path(plan.source).absolute().parent)

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 from conftest import TINY
 
-from orchestrator.execution.trial import Job
-from orchestrator.monitor.events import Begun, Event, Kind, Launch, Outcome
+from orchestrator.execution.attempt import Job
+from orchestrator.monitor.events import Event, EventKind, LaunchStarted, LaunchTotals, TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.study.studies import Member
-from orchestrator.study.varying import names
+from orchestrator.study.short_names import names
+from orchestrator.study.stored_studies import Member
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -46,19 +46,19 @@ def launch(*trials: PlannedTrial, cached: tuple[PlannedTrial, ...] = (), executo
     called = names([trial.config for trial in trials])
     both = zip(trials, called, strict=True)
     members = tuple(member(trial, is_cached=trial in cached, name=name) for trial, name in both)
-    return Event(Kind.LAUNCH, "", facts=Launch("tiny", executor, members), time=at(0))
+    return Event(EventKind.LAUNCH, "", facts=LaunchStarted("tiny", executor, members), time=at(0))
 
 
 def started(trial: PlannedTrial, seconds: float, *, epoch: int = 1, is_hit: bool | None = None) -> Event:
     """A worker took it."""
-    facts = Begun("node-1", 4711, "cpu, 1 threads", epoch, trial.teacher_cache, is_hit)
-    return Event(Kind.STARTED, "started", trial, facts, time=at(seconds))
+    facts = TrialStarted("node-1", 4711, "cpu, 1 threads", epoch, trial.teacher_cache, is_hit)
+    return Event(EventKind.STARTED, "started", trial, facts, time=at(seconds))
 
 
 def epoch(trial: PlannedTrial, number: int, seconds: float, took: float = 1.0) -> Event:
     """It ended an epoch, which took so long."""
     facts = EpochRecord(number, 0.1, 2.0, 2.0, None, 50.0, 1.0, 50.0 + number, None, took, 12345.6)
-    return Event(Kind.EPOCH, f"epoch {number}", trial, facts, time=at(seconds))
+    return Event(EventKind.EPOCH, f"epoch {number}", trial, facts, time=at(seconds))
 
 
 def row(trial: PlannedTrial, state: State, error: str | None = None) -> TrialRecord:
@@ -72,13 +72,13 @@ def row(trial: PlannedTrial, state: State, error: str | None = None) -> TrialRec
 def ended(trial: PlannedTrial, seconds: float, state: State = State.FINISHED, error: str | None = None) -> Event:
     """It ended."""
     log, where = ((), None) if state is not State.FAILED else (("Traceback:", "  it broke"), f"logs/{trial.trial_id}")
-    return Event(Kind.ENDED, str(state), trial, row(trial, state, error), log, where, at(seconds))
+    return Event(EventKind.ENDED, str(state), trial, row(trial, state, error), log, where, at(seconds))
 
 
 def end(seconds: float, **states: int) -> Event:
     """The last event."""
     counts = {State(name): count for name, count in states.items()}
-    return Event(Kind.END, "over", facts=Outcome(counts, seconds), time=at(seconds))
+    return Event(EventKind.END, "over", facts=LaunchTotals(counts, seconds), time=at(seconds))
 
 
 def played(trials: list[PlannedTrial], places: int, pace: dict[str, float]) -> Iterator[Event]:

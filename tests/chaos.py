@@ -27,10 +27,10 @@ from typing import Any
 
 from processes import Process, descendants, processes, titled, trainers, until
 
-from orchestrator.launch import look
+from orchestrator.launch import plan_study
 from orchestrator.records import State
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 
 STUDY = """\
 study: chaos
@@ -105,11 +105,11 @@ def numbers(storage: Path | str) -> dict[str, str]:
     """Every number of a study by where it stands, as text so that equal means equal to the last bit."""
     place = Storage.at(storage)
     found = {}
-    for row in results.read_trials(place):
+    for row in store.read_trials(place):
         found |= {
             f"{row.trial_id} {name}": repr(getattr(row, name)) for name in row.__slots__ if name not in MAY_DIFFER
         }
-    for epoch in results.read_epochs(place):
+    for epoch in store.read_epochs(place):
         start = f"{epoch['trial_id']} epoch {epoch['epoch']}"
         found |= {f"{start} {name}": repr(value) for name, value in epoch.items() if name not in MAY_DIFFER}
     return found
@@ -135,7 +135,7 @@ class Campaign:
         self._wait(self._launch(folder / "undisturbed", inline=True))
         self._training = 0.8 * (time.monotonic() - start)
         self._reference = numbers(folder / "undisturbed")
-        plan = look(self._study, folder / "undisturbed")
+        plan = plan_study(self._study, folder / "undisturbed")
         assert all(trial.state == "finished" for trial in plan.trials), "the undisturbed study must finish"
         self._trials = {trial.trial_id: trial.config.epochs for trial in plan.trials}
 
@@ -280,7 +280,7 @@ class Campaign:
     def _finished(self, storage: Path) -> dict[str, Any]:
         if not storage.exists():
             return {}
-        rows = results.read_trials(Storage.at(storage))
+        rows = store.read_trials(Storage.at(storage))
         return {row.trial_id: row.end_time for row in rows if row.state is State.FINISHED}
 
     def _is_complete(self, storage: Path) -> bool:
@@ -292,8 +292,8 @@ class Campaign:
             if not self._is_complete(storage):
                 tally.resumed += 1
                 self._wait(self._launch(storage, inline=is_inline(kind)), tally)
-        rows = results.read_trials(Storage.at(storage))
-        epochs = Counter((row["trial_id"], row["epoch"]) for row in results.read_epochs(Storage.at(storage)))
+        rows = store.read_trials(Storage.at(storage))
+        epochs = Counter((row["trial_id"], row["epoch"]) for row in store.read_epochs(Storage.at(storage)))
         wanted = {(trial, epoch) for trial, last in self._trials.items() for epoch in range(1, last + 1)}
         counts = Counter(row.trial_id for row in rows)
         tally.studies += disturbed

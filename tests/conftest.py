@@ -14,9 +14,9 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 from s3 import ENVIRONMENT, Server
 
-from orchestrator.data import data
+from orchestrator.data import tensors
 from orchestrator.records import TrialConfig
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup make test`: what is started here would ignore it too
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -54,7 +54,7 @@ def digits_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A storage that holds digits. To be read only; a test that writes asks for `storage`."""
     storage = Storage.at(tmp_path_factory.mktemp("digits"))
     storage.prepare()
-    data.prepare("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
+    tensors.prepare("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
     return storage
 
 

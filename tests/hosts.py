@@ -27,7 +27,7 @@ from chaos import numbers
 from s3 import ENVIRONMENT, Server
 
 from orchestrator.launch import launch
-from orchestrator.monitor.progress import quiet
+from orchestrator.monitor.sinks import quiet
 
 STUDY = """\
 study: hosts

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.report.facts import Facts, Source, gather
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study.studies import Member
+from orchestrator.report.content import Facts, Source, gather
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study.stored_studies import Member
 
 SETTING = "epochs=10 batch_size=32"  # of every row, beside its method
 NOW = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -74,10 +74,10 @@ def epoch(number: int, acc: float) -> EpochRecord:
 def fill(storage: Storage, rows: Iterable[TrialRecord], epochs: int = 10) -> None:
     """Writes rows, and epochs that climb to the last accuracy of each."""
     for record in rows:
-        results.write_trial(storage, record)
+        store.write_trial(storage, record)
         last = 30.0 if record.last_acc is None else record.last_acc
         made = [epoch(number, last - (epochs - number)) for number in range(1, epochs + 1)]
-        results.write_epochs(storage, record.trial_id, made)
+        store.write_epochs(storage, record.trial_id, made)
 
 
 def facts(

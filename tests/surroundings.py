@@ -30,8 +30,8 @@ from pathlib import Path
 from processes import descendants, titled, until
 
 from orchestrator.records import State
-from orchestrator.results.results import read_trials
-from orchestrator.storage.storage import Storage
+from orchestrator.results.store import read_trials
+from orchestrator.storage.layout import Storage
 
 KDCTL = Path(sys.executable).with_name("kdctl")
 ONE = """\

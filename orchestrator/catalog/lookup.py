@@ -9,12 +9,12 @@ from pathlib import Path
 
 from orchestrator.errors import KdctlError, printable
 from orchestrator.machine.paths import PathError, local
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 from orchestrator.study.document import shorten
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
-from orchestrator.study.studies import Member
+from orchestrator.study.reader import load_study
+from orchestrator.study.stored_studies import Member
 from orchestrator.suggest import nearest, nearest_file
 
 _SHOWN = 20  # names in one message
@@ -43,7 +43,7 @@ def study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
     A file is asked for what it says now, a name for what its last launch wanted. Raises StudyError for a faulty file,
     and KdctlError where there is neither, or where there are settings for a remembered one.
     """
-    known = {} if _is_file(text) else {stored.name: stored for stored in studies.remembered(storage)}
+    known = {} if _is_file(text) else {stored.name: stored for stored in stored_studies.remembered(storage)}
     if text in known and not settings:
         return Found(text, known[text].members)
     if text in known:
@@ -54,12 +54,12 @@ def study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
     if not _exists(text):
         raise KdctlError(_neither(storage, text, list(known)))
     plan = make_plan(load_study(text, settings))  # also of a pipe like <(…); a folder is refused there
-    return Found(plan.study, studies.members(plan), plan.text)
+    return Found(plan.study, stored_studies.members(plan), plan.text)
 
 
 def other_settings(storage: Storage, found: Found) -> str | None:
     """Why no trial of a study has a row, where that is so as it was launched with other settings; None elsewhere."""
-    if found.name not in {stored.name for stored in studies.remembered(storage)}:
+    if found.name not in {stored.name for stored in stored_studies.remembered(storage)}:
         return None
     return (
         f"study {found.name} was launched with {storage.place.shown('')}, but with other settings: none of these "

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from orchestrator.errors import KdctlError, printable
-from orchestrator.storage.storage import Storage
-from orchestrator.study import labels, studies
+from orchestrator.storage.layout import Storage
+from orchestrator.study import labels, stored_studies
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _SHOWN = 10  # ids in one message
@@ -25,7 +25,9 @@ def known(storage: Storage) -> dict[str, str]:
     an empty title. Raises StorageError where the storage cannot be read.
     """
     titles = {
-        member.trial_id: member.title for study in reversed(studies.remembered(storage)) for member in study.members
+        member.trial_id: member.title
+        for study in reversed(stored_studies.remembered(storage))
+        for member in study.members
     }
     names = (entry.name for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name))
     return {**titles, **{trial_id: "" for name in names if (trial_id := PurePosixPath(name).stem) not in titles}}
@@ -52,10 +54,10 @@ def resolve(storage: Storage, text: str) -> str:
 
 def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]) -> list[str]:
     """What each is called: as `trials` has it (see `known`), else from its row, else nothing."""
-    from orchestrator.results import results  # loads Arrow, which a shell's completion need not wait for
+    from orchestrator.results import store  # loads Arrow, which a shell's completion need not wait for
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
-    rows = results.read_trials(storage, missing) if missing else []
+    rows = store.read_trials(storage, missing) if missing else []
     found = {**trials, **{row.trial_id: labels.title(row) for row in rows}}
     return [found.get(trial_id, "") for trial_id in trial_ids]
 

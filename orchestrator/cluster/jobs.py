@@ -30,15 +30,15 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import exceptions
 
-from orchestrator.cluster import cluster
+from orchestrator.cluster import kept_cluster
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
 from orchestrator.machine import addresses, folders, proxies
 from orchestrator.machine.paths import word
 from orchestrator.records import State
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
-from orchestrator.study.spec import Study
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
+from orchestrator.study.reader import Study
 from orchestrator.suggest import nearest
 
 _CONNECTING, _ANSWERING = 10.0, 60.0  # seconds
@@ -70,7 +70,7 @@ exec kdctl "$@"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobRequest:
     """What is to be launched on a cluster, and how. Paths of folders are as the cluster sees them.
 
     `data` is None for the cluster's own; `command` is the command line that hands the study over again.
@@ -193,7 +193,7 @@ class Cluster:
         """Where the dashboard shows a job."""
         return f"{self.address}/#/jobs/{job_id}"
 
-    def submit(self, order: Order) -> ClusterJob:
+    def submit(self, order: JobRequest) -> ClusterJob:
         """Hands a study over; it runs from then on without us. Raises ClusterError, also for another Ray than ours."""
         self._check_versions()
         job_id = _job_id(order.study.name)
@@ -337,7 +337,7 @@ def _token() -> str | None:
     """The token of Ray's clusters, from where Ray looks for it; its own client sends none unless told to."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    return cluster.token()
+    return kept_cluster.token()
 
 
 @contextmanager
@@ -439,7 +439,7 @@ def _gather(study: Study, folder: Path) -> str:
     return file.as_posix()
 
 
-def _entrypoint(order: Order, file: str) -> str:
+def _entrypoint(order: JobRequest, file: str) -> str:
     """The shell's command line for a job."""
     words = ["launch", word(file), "--address", "auto", "--storage", order.storage]
     words += ["--data", order.data] if order.data is not None else []
@@ -449,7 +449,7 @@ def _entrypoint(order: Order, file: str) -> str:
     return f"exec sh ./{_SCRIPT} {shlex.join(words)}"
 
 
-def _metadata(order: Order) -> dict[str, str]:
+def _metadata(order: JobRequest) -> dict[str, str]:
     facts = {
         "study": order.study.name,
         "storage": order.storage,
@@ -499,8 +499,8 @@ def progress(job: ClusterJob) -> tuple[int, int] | None:
     """How many trials of a job are finished, and how many there are; None where its storage does not tell us."""
     try:
         storage = Storage.at(job.storage)
-        study = studies.find(storage, job.study)
-        states = results.read_states(storage, [member.trial_id for member in study.members])
+        study = stored_studies.find(storage, job.study)
+        states = store.read_states(storage, [member.trial_id for member in study.members])
     except KdctlError:
         return None  # a folder of the cluster's, a bucket whose credentials are there, or nothing trained yet
     if (

@@ -38,26 +38,26 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
       kdctl clean experiments.yaml --yes
       kdctl clean --storage /mnt/shared/runs --json
     """
-    from orchestrator.catalog import housekeeping, soundness
+    from orchestrator.catalog import cleanup, integrity
     from orchestrator.columns import width_of
-    from orchestrator.launch import look
-    from orchestrator.storage.storage import Storage
+    from orchestrator.launch import plan_study
+    from orchestrator.storage.layout import Storage
 
-    plans = [look(file, storage) for file in files]
-    warn(soundness.foreign(Storage.at(storage)))
-    found = (housekeeping.free if yes else housekeeping.find)(Storage.at(storage), plans)
+    plans = [plan_study(file, storage) for file in files]
+    warn(integrity.foreign(Storage.at(storage)))
+    found = (cleanup.free if yes else cleanup.find)(Storage.at(storage), plans)
     if as_json:
-        facts = {"freed": yes, "bytes": housekeeping.total(found), "files": [piece.to_json() for piece in found]}
+        facts = {"freed": yes, "bytes": cleanup.total(found), "files": [piece.to_json() for piece in found]}
         click.echo(json.dumps(facts, indent=1))
         return
-    click.echo(housekeeping.text(found, width_of(sys.stdout)))
+    click.echo(cleanup.text(found, width_of(sys.stdout)))
     if found and not yes and is_terminal():
-        if not agrees(f"Free {housekeeping.counted(found)}?"):
+        if not agrees(f"Free {cleanup.counted(found)}?"):
             click.echo("nothing was removed", err=True)
             return
-        found, yes = housekeeping.free(Storage.at(storage), plans), True
+        found, yes = cleanup.free(Storage.at(storage), plans), True
     if yes:
-        click.echo(f"freed {housekeeping.counted(found)}", err=True)
+        click.echo(f"freed {cleanup.counted(found)}", err=True)
     elif found:
         click.echo("nothing was removed; the same command with --yes frees this", err=True)
 

@@ -12,7 +12,7 @@ from orchestrator.commands.options import agrees, is_terminal, yes_option
 from orchestrator.errors import EXIT_TRIALS
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.cluster import Kept
+    from orchestrator.cluster.kept_cluster import KeptCluster
 
 
 def _say(text: str) -> None:
@@ -30,14 +30,16 @@ def up() -> None:
       kdctl up
       kdctl up && kdctl launch experiments.yaml && kdctl down --yes
     """
-    from orchestrator.cluster import cluster
+    from orchestrator.cluster import kept_cluster
     from orchestrator.cluster.signals import stopping
 
     with stopping(_interrupted):
-        found, is_new = cluster.up(_say)
+        found, is_new = kept_cluster.up(_say)
     click.echo(f"a Ray cluster is up at {found.address}" if is_new else f"it is up already, at {found.address}")
-    click.echo(cluster.login(found.dashboard))
-    click.echo(f"`{cluster.command('launch', 'FILE')}` joins it, `{cluster.command('down')}` ends it", err=True)
+    click.echo(kept_cluster.login(found.dashboard))
+    click.echo(
+        f"`{kept_cluster.command('launch', 'FILE')}` joins it, `{kept_cluster.command('down')}` ends it", err=True
+    )
 
 
 def _interrupted(name: str) -> None:
@@ -58,15 +60,15 @@ def down(yes: bool) -> None:
       kdctl down
       kdctl down --yes
     """
-    from orchestrator.cluster import cluster
+    from orchestrator.cluster import kept_cluster
 
-    found = cluster.kept(_say)
+    found = kept_cluster.kept(_say)
     if found is None:
         click.echo("no cluster is kept here: there is nothing to end", err=True)
         return
     if not yes and (question := _question(found)) and not _may_end(question):
         return
-    cluster.down(found)
+    kept_cluster.down(found)
     click.echo(f"the cluster at {found.address} is ended", err=True)
 
 
@@ -80,12 +82,12 @@ def _may_end(question: str) -> bool:
     return False
 
 
-def _question(found: Kept) -> str | None:
+def _question(found: KeptCluster) -> str | None:
     """What to ask before a cluster is ended; None where nothing runs on it."""
-    from orchestrator.cluster import cluster
+    from orchestrator.cluster import kept_cluster
 
     try:
-        programs = cluster.busy_with(found)
+        programs = kept_cluster.busy_with(found)
     except OSError as error:
         return f"the cluster at {found.address} does not say what runs on it ({error}); end it?"
     if not programs:
@@ -107,16 +109,16 @@ def dashboard(context: click.Context) -> None:
     """
     if context.invoked_subcommand:
         return
-    from orchestrator.cluster import cluster
+    from orchestrator.cluster import kept_cluster
 
-    kept = cluster.kept(_say)
+    kept = kept_cluster.kept(_say)
     if kept:
-        click.echo(f"the cluster that `kdctl up` keeps: {cluster.login(kept.dashboard)}")
-    shown = [one for one in cluster.shown() if not kept or one.dashboard != kept.dashboard]
+        click.echo(f"the cluster that `kdctl up` keeps: {kept_cluster.login(kept.dashboard)}")
+    shown = [one for one in kept_cluster.shown() if not kept or one.dashboard != kept.dashboard]
     for one in shown:
-        click.echo(f"the launch of {one.study}, process {one.pid}: {cluster.login(one.dashboard)}")
+        click.echo(f"the launch of {one.study}, process {one.pid}: {kept_cluster.login(one.dashboard)}")
     if not kept and not shown:
-        start = cluster.command("up")
+        start = kept_cluster.command("up")
         click.echo(f"no dashboard is up here; it comes with a launch on Ray, or start one with `{start}`", err=True)
         sys.exit(EXIT_TRIALS)
 
@@ -131,11 +133,11 @@ def token() -> None:
     Examples:
       kdctl dashboard token
     """
-    from orchestrator.cluster import cluster
+    from orchestrator.cluster import kept_cluster
     from orchestrator.errors import ResourceError
 
-    known = cluster.token()
+    known = kept_cluster.token()
     if known is None:
-        raise ResourceError(f"there is no token yet; `{cluster.command('up')}` or a launch on Ray makes one")
+        raise ResourceError(f"there is no token yet; `{kept_cluster.command('up')}` or a launch on Ray makes one")
     _say("whoever has this token can run programs as you; show it to nobody, and paste it into the dashboard alone")
     click.echo(known)

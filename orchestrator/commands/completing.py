@@ -14,7 +14,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 if TYPE_CHECKING:
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
 
 VARIABLE = "_KDCTL_COMPLETE"  # in the environment while a shell asks
 SHELLS = ("bash", "zsh", "fish")
@@ -83,7 +83,7 @@ def studies(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _remembered(context: click.Context) -> Iterator[Item]:
-    from orchestrator.study.studies import remembered
+    from orchestrator.study.stored_studies import remembered
 
     if storage := _storage(context):
         for study in remembered(storage):
@@ -103,7 +103,7 @@ def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
 @_quietly
 def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Ids of the teachers of remembered studies that have a row."""
-    from orchestrator.study.studies import remembered
+    from orchestrator.study.stored_studies import remembered
 
     storage = _storage(context)
     members = [member for study in remembered(storage) for member in study.members] if storage else []
@@ -118,13 +118,13 @@ def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
 @_quietly
 def settings(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Keys of a study file as `--set` wants them, each with its meaning."""
-    from orchestrator.study import keys
+    from orchestrator.study import fields
 
     experiments = [f"experiments[{number}]" for number in range(_experiments(context))]
-    parts = {"recipe": keys.RECIPE_KEYS, "resources": keys.RESOURCE_KEYS}
+    parts = {"recipe": fields.RECIPE_KEYS, "resources": fields.RESOURCE_KEYS}
     for experiment in experiments:
         if incomplete.startswith(experiment):  # else one line for all of its keys
-            parts[experiment] = {**keys.EXPERIMENT_KEYS, "teacher": keys.TEACHER_KEYS["model"]}
+            parts[experiment] = {**fields.EXPERIMENT_KEYS, "teacher": fields.TEACHER_KEYS["model"]}
         else:
             yield CompletionItem(f"{experiment}.", help="keys of an experiment")
     for part, known in parts.items():
@@ -156,7 +156,7 @@ def folders(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 def _storage(context: click.Context) -> Storage | None:
     """The storage that the line names so far; None for a bucket, which may take long to answer."""
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
 
     found: click.Context | None = context
     while found and not found.params.get("storage"):  # `kdctl teachers --storage X verify` names it one level up

@@ -27,10 +27,10 @@ def export(output: str, yes: bool) -> None:
     """
     from orchestrator.errors import printable
     from orchestrator.machine.paths import local
-    from orchestrator.monitor import monitoring
+    from orchestrator.monitor import grafana
 
     folder = local(output, "--output")
-    strangers = monitoring.strangers(folder)
+    strangers = grafana.strangers(folder)
     if strangers and not yes:
         names = printable(", ".join(str(folder / name) for name in strangers))
         they = "is not" if len(strangers) == 1 else "are not"
@@ -39,6 +39,6 @@ def export(output: str, yes: bool) -> None:
         if not agrees(f"{names} {they} as an export wrote it; overwrite it?"):
             click.echo("nothing was written", err=True)
             return
-    monitoring.export(folder)
-    click.echo(f"wrote {printable(', '.join(monitoring.files(folder)))}; how to use them:\n", err=True)
-    click.echo(f"  {printable(str(folder / monitoring.README))}")
+    grafana.export(folder)
+    click.echo(f"wrote {printable(', '.join(grafana.files(folder)))}; how to use them:\n", err=True)
+    click.echo(f"  {printable(str(folder / grafana.README))}")

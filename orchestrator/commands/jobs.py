@@ -27,11 +27,11 @@ def submit(
     max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Hands a study to a cluster and says how to watch it. `data` is None where nobody named a folder."""
-    from orchestrator.cluster.jobs import Cluster, Order
+    from orchestrator.cluster.jobs import Cluster, JobRequest
     from orchestrator.machine.paths import local
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
     from orchestrator.study.plan import make_plan
-    from orchestrator.study.spec import load_study
+    from orchestrator.study.reader import load_study
 
     study = load_study(file, settings, open_weights=True)
     trials = len(make_plan(study).trials)
@@ -42,7 +42,7 @@ def submit(
     if (python := cluster.python()) and python != platform.python_version():
         click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
-        Order(
+        JobRequest(
             study, place, folder, tuple(settings), max_concurrent, skip_failed,
             command=masked(shlex.join(["kdctl", *sys.argv[1:]])),
         )

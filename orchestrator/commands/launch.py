@@ -27,8 +27,8 @@ from orchestrator.commands.options import (
 from orchestrator.errors import EXIT_TRIALS
 
 if TYPE_CHECKING:
-    from orchestrator.launch import Outcome
-    from orchestrator.storage.storage import Storage
+    from orchestrator.launch import LaunchResult
+    from orchestrator.storage.layout import Storage
 
 
 @click.command()
@@ -58,8 +58,8 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
     """
     from orchestrator.cluster.supervisor import follow_parent, is_supervised, supervise
     from orchestrator.machine.addresses import is_dashboard
-    from orchestrator.monitor.progress import written
-    from orchestrator.study.spec import load_study
+    from orchestrator.monitor.sinks import written
+    from orchestrator.study.reader import load_study
 
     if inline and (address or options["max_concurrent"]):
         raise click.UsageError("--inline trains in this process; remove --address and --max-concurrent, or --inline")
@@ -88,7 +88,7 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
     from orchestrator.cluster.supervisor import clear_session, is_supervised, study_text
     from orchestrator.launch import launch as run
     from orchestrator.machine.streams import reserved_stdout
-    from orchestrator.monitor.progress import telling
+    from orchestrator.monitor.sinks import telling
 
     with reserved_stdout() as stdout:
         try:
@@ -103,12 +103,12 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
         sys.exit(EXIT_TRIALS)
 
 
-def _print_outcome(outcome: Outcome, storage: str) -> None:
+def _print_outcome(outcome: LaunchResult, storage: str) -> None:
     from orchestrator import columns
-    from orchestrator.cluster.cluster import command
+    from orchestrator.cluster.kept_cluster import command
     from orchestrator.machine.paths import local
-    from orchestrator.results.report import render
-    from orchestrator.storage.storage import Storage
+    from orchestrator.results.tables import render
+    from orchestrator.storage.layout import Storage
 
     click.echo(colours.states(render(outcome.rows, width=columns.width_of(sys.stdout))))
     folder = Storage.at(storage).place.shown("results") if "://" in storage else local(storage, "storage") / "results"
@@ -144,16 +144,16 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
       kdctl stop resnet-logit --address http://127.0.0.1:8265
     """
     from orchestrator.catalog import lookup
-    from orchestrator.storage.storage import Storage
-    from orchestrator.study import studies
+    from orchestrator.storage.layout import Storage
+    from orchestrator.study import stored_studies
 
     if address:
         stop_job(address, study, yes)
         return
     place = Storage.at(storage)
-    found = studies.find(place, lookup.study(place, study).name if study else None)
+    found = stored_studies.find(place, lookup.study(place, study).name if study else None)
     if _stop(place, found.name, found.launched.resource, yes=yes):
-        click.echo(f"go on with:  {shlex.join(studies.command(found))}{_of(storage)}", err=True)
+        click.echo(f"go on with:  {shlex.join(stored_studies.command(found))}{_of(storage)}", err=True)
 
 
 def _stop(storage: Storage, name: str, resource: str, *, yes: bool) -> bool:

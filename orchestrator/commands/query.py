@@ -17,8 +17,8 @@ from orchestrator.errors import KdctlError, printable
 from orchestrator.machine.paths import local
 
 if TYPE_CHECKING:
-    from orchestrator.results.query import Answer
-    from orchestrator.storage.storage import Storage
+    from orchestrator.results.query import QueryResult
+    from orchestrator.storage.layout import Storage
 
 _FORMATS = ("table", "csv", "tsv", "json", "parquet", "markdown")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
@@ -66,19 +66,19 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
       kdctl query "SELECT trial_id, method, seed, failure, error FROM trials WHERE state = 'failed'"
       kdctl query "FROM epochs" --output epochs.parquet
     """
-    from orchestrator.catalog import soundness
-    from orchestrator.results.query import asked
-    from orchestrator.storage.storage import Storage
+    from orchestrator.catalog import integrity
+    from orchestrator.results.query import run_query
+    from orchestrator.storage.layout import Storage
 
     form = _form(form, as_json, output)
     place = Storage.at(storage)
     target = None if output is None else _target(output, place)
-    with asked(place, _statement(sql)) as answer, _opened(target) as out:
+    with run_query(place, _statement(sql)) as answer, _opened(target) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
     if "epochs" in sql.lower():
-        warn(soundness.lacking(place, look_for_weights=False))
+        warn(integrity.lacking(place, look_for_weights=False))
     else:
-        warn(soundness.foreign(place))
+        warn(integrity.foreign(place))
     if left_out:
         click.echo(f"… {left_out:,} more rows; --format csv has them all", err=True)
 
@@ -126,7 +126,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         yield out
         out.flush()
         return
-    from orchestrator.storage.places import Folder
+    from orchestrator.storage.backend import Folder
 
     with Folder(target.parent).building(target.name) as part, part.open("wb") as file:
         yield file
@@ -147,16 +147,16 @@ def _target(output: str, storage: Storage) -> Path:
     return target
 
 
-def _write(answer: Answer, form: str, out: IO[bytes], is_terminal: bool) -> int:
+def _write(answer: QueryResult, form: str, out: IO[bytes], is_terminal: bool) -> int:
     """Writes an answer, and gives the number of rows that a table leaves out."""
-    from orchestrator.results import tabular
+    from orchestrator.results import formats
 
     if form == "parquet":
         answer.write_parquet(out)
         return 0
     text = io.TextIOWrapper(out, encoding="utf-8", newline="")  # whatever the locale says: it is data
     try:
-        return tabular.write(form, answer.heading, answer.columns(), text, is_terminal)
+        return formats.write(form, answer.heading, answer.columns(), text, is_terminal)
     finally:
         text.flush()
         text.detach()

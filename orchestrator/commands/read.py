@@ -15,7 +15,7 @@ from orchestrator.commands.options import json_option, set_option, storage_optio
 
 if TYPE_CHECKING:
     from orchestrator.catalog.lookup import Found
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
 
 
 @click.command()
@@ -46,17 +46,17 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
       kdctl results --json | python -m json.tool
     """
     from orchestrator import columns
-    from orchestrator.catalog import lookup, soundness
-    from orchestrator.results import results as stored
-    from orchestrator.results.report import render_studies
-    from orchestrator.storage.storage import Storage
-    from orchestrator.study.studies import Membership, StudyRows
+    from orchestrator.catalog import integrity, lookup
+    from orchestrator.results import store as stored
+    from orchestrator.results.tables import render_studies
+    from orchestrator.storage.layout import Storage
+    from orchestrator.study.stored_studies import Membership, StudyRows
 
     place = Storage.at(storage)
     found = None if study is None else lookup.study(place, study, settings)
     membership = None if found else Membership.of(place)  # before the rows, of which there may soon be more
     rows = stored.read_trials(place, found.trial_ids if found else None)
-    warn(soundness.lacking(place, found.trial_ids if found else None))
+    warn(integrity.lacking(place, found.trial_ids if found else None))
     if not rows:
         click.echo(_nothing(storage, place, found), err=True)
     parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []
@@ -92,15 +92,15 @@ def teachers(context: click.Context, storage: str, as_json: bool) -> None:
 
 
 def _list_teachers(storage: str, as_json: bool) -> None:
-    from orchestrator.catalog import soundness
+    from orchestrator.catalog import integrity
     from orchestrator.columns import table, width_of
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
     from orchestrator.study import labels
     from orchestrator.teachers.inventory import list_teachers
 
     place = Storage.at(storage)
     found = list_teachers(place)
-    warn(soundness.foreign(place))
+    warn(integrity.foreign(place))
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return
@@ -137,7 +137,7 @@ def verify(outer: tuple[str, bool], teacher_id: str, storage: str | None, as_jso
       kdctl teachers verify 1f3a
       kdctl teachers verify 1f3a --json
     """
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
     from orchestrator.teachers.inventory import verify_teacher
 
     verdicts = verify_teacher(teacher_id, Storage.at(storage or outer[0]))

@@ -11,8 +11,8 @@ import click
 from orchestrator.commands.options import set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
-    from orchestrator.report.facts import Facts
-    from orchestrator.storage.storage import Storage
+    from orchestrator.report.content import Facts
+    from orchestrator.storage.layout import Storage
 
 
 @click.command()
@@ -40,18 +40,18 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
       kdctl report digits --storage s3://bucket/runs
       kdctl report --format markdown --output docs/results.md
     """
-    from orchestrator.catalog import lookup, soundness
+    from orchestrator.catalog import integrity, lookup
     from orchestrator.machine.paths import local
     from orchestrator.report.page import FORMATS, render, write
     from orchestrator.report.sections import head
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
 
     path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
         raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
     place = Storage.at(storage)
     facts: Facts = _facts(study, place, settings)
-    warn(soundness.lacking(place, [member.trial_id for member in facts.members]))
+    warn(integrity.lacking(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
     if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
@@ -66,22 +66,22 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     from orchestrator.catalog import lookup
     from orchestrator.machine import commits
     from orchestrator.machine.paths import word
-    from orchestrator.report import facts
-    from orchestrator.study import studies
+    from orchestrator.report import content
+    from orchestrator.study import stored_studies
 
     now = datetime.now(UTC)
     if study is None:
         if settings:
             raise click.UsageError("--set changes a study file; name the file, or remove --set")
-        last = next(iter(studies.remembered(storage)), None)
+        last = next(iter(stored_studies.remembered(storage)), None)
         if last is None:
-            return facts.gather(storage, "everything in the storage", None, None, now)
-        return facts.gather(storage, last.name, last.members, facts.Source.of(last), now)
+            return content.gather(storage, "everything in the storage", None, None, now)
+        return content.gather(storage, last.name, last.members, content.Source.of(last), now)
     found = lookup.study(storage, study, settings)
     if found.text is not None:
         words = [word for setting in settings for word in ("--set", setting)]
         command = ("kdctl", "launch", word(study), *words)
-        source = facts.Source(command, found.text, None, None, commits.of_file(Path(study)))
+        source = content.Source(command, found.text, None, None, commits.of_file(Path(study)))
     else:
-        source = facts.Source.of(studies.find(storage, study))
-    return facts.gather(storage, found.name, found.members, source, now)
+        source = content.Source.of(stored_studies.find(storage, study))
+    return content.gather(storage, found.name, found.members, source, now)

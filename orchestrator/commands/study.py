@@ -23,7 +23,7 @@ from orchestrator.commands.options import (
     warn,
     yes_option,
 )
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def init(file: str, dataset: str, yes: bool) -> None:
       kdctl init cifar.yaml --dataset cifar10
     """
     from orchestrator.machine.paths import local
-    from orchestrator.study import starter
+    from orchestrator.study import template
 
     path = local(file, "study file")
     if path.exists() and not yes:
@@ -58,8 +58,8 @@ def init(file: str, dataset: str, yes: bool) -> None:
         if not agrees(f"{file} is there already; overwrite it?"):
             click.echo("nothing was written", err=True)
             return
-    written = starter.write(path, dataset)
-    click.echo(f"wrote {' and '.join(map(str, written))}; next:\n\n{starter.next_steps(path, dataset)}", err=True)
+    written = template.write(path, dataset)
+    click.echo(f"wrote {' and '.join(map(str, written))}; next:\n\n{template.next_steps(path, dataset)}", err=True)
 
 
 @click.command()
@@ -79,7 +79,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     """
     from orchestrator.columns import width_of, wrapped
     from orchestrator.study.plan import make_plan
-    from orchestrator.study.spec import load_study
+    from orchestrator.study.reader import load_study
 
     try:
         study = load_study(file, settings, open_weights=True)
@@ -116,13 +116,13 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
       kdctl plan experiments.yaml --set recipe.epochs=2 --set 'experiments[0].seed=[0, 1, 2, 3]'
       kdctl plan experiments.yaml --storage /mnt/shared/runs --json
     """
-    from orchestrator.catalog import soundness
+    from orchestrator.catalog import integrity
     from orchestrator.columns import width_of
-    from orchestrator.launch import look
-    from orchestrator.storage.storage import Storage
+    from orchestrator.launch import plan_study
+    from orchestrator.storage.layout import Storage
 
-    found = look(file, storage, settings)
-    warn((*found.warnings, *soundness.foreign(Storage.at(storage))))
+    found = plan_study(file, storage, settings)
+    warn((*found.warnings, *integrity.foreign(Storage.at(storage))))
     if not as_json:
         click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
         return
@@ -158,7 +158,7 @@ def _plan_text(plan: Plan, width: int | None) -> str:
 
 def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
-    from orchestrator.study.varying import all_settings, names, short_ids, varying
+    from orchestrator.study.short_names import all_settings, names, short_ids, varying
 
     configs = [trial.config for trial in plan.trials]
     settings = all_settings(configs)
@@ -186,7 +186,7 @@ def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[t
 
 def _common(plan: Plan) -> list[str]:
     """What is the same in all trials that have it, in a line; without what has its default anyway."""
-    from orchestrator.study.varying import all_settings, default, varying
+    from orchestrator.study.short_names import all_settings, default, varying
 
     settings = all_settings(trial.config for trial in plan.trials)
     varies = set(varying(settings))

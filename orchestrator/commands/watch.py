@@ -22,9 +22,9 @@ from orchestrator.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.monitor.board import Board
     from orchestrator.monitor.follow import Follower
-    from orchestrator.storage.storage import Storage
+    from orchestrator.monitor.study_status import StudyStatus
+    from orchestrator.storage.layout import Storage
 
 _LOOK = 2.0  # seconds between two looks at a storage
 _CANDIDATES = 100  # trials that are listed where none is named
@@ -50,10 +50,10 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
       kdctl status experiments.yaml --watch
       kdctl status --storage s3://bucket/folder --json
     """
-    from orchestrator.catalog import lookup, soundness
+    from orchestrator.catalog import integrity, lookup
     from orchestrator.monitor.follow import Follower
-    from orchestrator.storage.storage import Storage
-    from orchestrator.study.studies import find, remembered
+    from orchestrator.storage.layout import Storage
+    from orchestrator.study.stored_studies import find, remembered
 
     if address and watch:
         raise click.UsageError(f"follow a job by its log: kdctl logs {study or 'STUDY'} --address {address} --follow")
@@ -64,7 +64,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
     found = find(place, lookup.study(place, study).name if study else None)
     others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
     follower = Follower(place, found)
-    warn(soundness.lacking(place, [member.trial_id for member in found.members]))
+    warn(integrity.lacking(place, [member.trial_id for member in found.members]))
     if watch:
         _follow(follower, place, as_json=as_json)
     else:
@@ -73,13 +73,13 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
         click.echo(f"also in this storage: {', '.join(others[:20])}; name one to see it", err=True)
 
 
-def _print(board: Board, *, as_json: bool) -> None:
-    from orchestrator.monitor.live import printed
+def _print(board: StudyStatus, *, as_json: bool) -> None:
+    from orchestrator.monitor.terminal import printed
 
     click.echo(json.dumps(_facts(board), ensure_ascii=False) if as_json else printed(board, sys.stdout), nl=as_json)
 
 
-def _facts(board: Board) -> dict[str, Any]:
+def _facts(board: StudyStatus) -> dict[str, Any]:
     now = datetime.now(UTC)
     eta = board.eta(now)
     return {
@@ -91,10 +91,10 @@ def _facts(board: Board) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _boards(follower: Follower, storage: Storage) -> Iterator[Board]:
+def _boards(follower: Follower, storage: Storage) -> Iterator[StudyStatus]:
     """What each look shows, also of a launch that follows on another; the last one is of a study that does not run."""
     from orchestrator.monitor.follow import Follower
-    from orchestrator.study.studies import find
+    from orchestrator.study.stored_studies import find
 
     while True:
         board = follower.look()
@@ -108,7 +108,7 @@ def _boards(follower: Follower, storage: Storage) -> Iterator[Board]:
 
 
 def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
-    from orchestrator.monitor.progress import is_terminal
+    from orchestrator.monitor.sinks import is_terminal
 
     if not as_json and is_terminal(sys.stdout):
         _draw(follower, storage)
@@ -132,13 +132,13 @@ def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
 
 
 def _said(standing: Any) -> str:
-    from orchestrator.monitor.board import said
+    from orchestrator.monitor.study_status import said
 
     return str(said(standing))
 
 
 def _draw(follower: Follower, storage: Storage) -> None:
-    from orchestrator.monitor.live import Frames
+    from orchestrator.monitor.terminal import Frames
 
     frames = Frames(sys.stdout)
     for board in _boards(follower, storage):
@@ -168,7 +168,7 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
       kdctl logs 3f2a --lines 20 --follow
       kdctl logs resnet-logit --address http://127.0.0.1:8265 --follow
     """
-    from orchestrator.storage.storage import Storage
+    from orchestrator.storage.layout import Storage
 
     if address:
         print_log(address, trial, lines, follow=follow)
@@ -181,7 +181,7 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
 def _which_trial(place: Storage) -> str:
     """Says that a trial is missing, and lists those of the last study with what tells them apart."""
     from orchestrator.columns import table, width_of
-    from orchestrator.study.studies import remembered
+    from orchestrator.study.stored_studies import remembered
 
     found = next(iter(remembered(place)), None)
     if found is None:
@@ -232,9 +232,9 @@ def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
 def _is_over(storage: Storage, trial_id: str) -> bool:
     """Whether a trial has a row that says how it ended, and nobody trains it."""
     from orchestrator.records import State
-    from orchestrator.results import results
+    from orchestrator.results import store
     from orchestrator.storage import leases
 
-    row = results.read_trial(storage, trial_id)
+    row = store.read_trial(storage, trial_id)
     ended = row is not None and row.state is not State.RUNNING
     return ended and leases.trial_resource(trial_id) not in leases.held(storage)

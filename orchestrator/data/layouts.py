@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator import arrow
+from orchestrator import parquet
 
 PYTHON = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
 BINARY = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
@@ -98,8 +98,8 @@ def _is_of(name: str, place: Path, shard: Path) -> bool:
     if any(part == name or part.endswith(f"--{name}") for part in place.absolute().parts[-4:]):
         return True
     try:
-        has_fine = any(column.startswith("fine_label") for column in arrow.column_names(shard))
-    except arrow.UnreadableFile:
+        has_fine = any(column.startswith("fine_label") for column in parquet.column_names(shard))
+    except parquet.UnreadableFile:
         return False
     return has_fine == (name == "cifar100")
 

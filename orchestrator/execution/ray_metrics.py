@@ -17,8 +17,8 @@ import torch
 from ray.util.metrics import Counter, Gauge
 
 from orchestrator.errors import ResourceError
-from orchestrator.monitor import scrape
-from orchestrator.monitor.events import Event, Tell
+from orchestrator.monitor import prometheus
+from orchestrator.monitor.events import Event, EventListener
 from orchestrator.monitor.metrics import METRICS, Meter, Sample, labels_of
 from orchestrator.study.plan import PlannedTrial
 
@@ -28,7 +28,7 @@ _LOOK = 5  # periods between two looks for new machines
 
 
 @contextmanager
-def exported(began: Event | None, tell: Tell, say: Callable[[str], None]) -> Iterator[Tell]:
+def exported(began: Event | None, tell: EventListener, say: Callable[[str], None]) -> Iterator[EventListener]:
     """As long as this lasts, what is told of a launch becomes metrics too; gives what is to be told.
 
     It costs whoever tells an event no more than a queue does, and never fails: `say` says where metrics end before
@@ -52,7 +52,7 @@ def exported(began: Event | None, tell: Tell, say: Callable[[str], None]) -> Ite
     finally:
         over.set()
         thread.join(_PATIENCE)
-        scrape.withdraw()
+        prometheus.withdraw()
 
 
 def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Event, say: Callable[[str], None]) -> None:
@@ -78,7 +78,7 @@ def _announced(before: Sequence[str]) -> list[str]:
     targets = sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
     if targets != before:
         with suppress(OSError, ResourceError):  # a folder that cannot be written; Ray serves the metrics all the same
-            scrape.announce(targets)
+            prometheus.announce(targets)
     return targets
 
 

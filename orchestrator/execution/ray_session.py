@@ -22,7 +22,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.job_config import JobConfig
 
 from orchestrator import import_path
-from orchestrator.cluster import cluster
+from orchestrator.cluster import kept_cluster
 from orchestrator.errors import ClusterError, ResourceError, masked
 from orchestrator.execution import ray_errors
 from orchestrator.machine import addresses, folders, limits, proxies
@@ -54,7 +54,7 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
         yield _used_as_it_is(address, say)
         return
     address = _named(address, say)
-    kept = cluster.kept(say) if address != OWN else None
+    kept = kept_cluster.kept(say) if address != OWN else None
     if kept and address not in (None, "auto", kept.address):
         kept = None
     if kept:
@@ -62,7 +62,7 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
     _connect(kept.address if kept else None if address == OWN else address, is_kept=kept is not None)
     over = threading.Event()
     try:
-        cluster.hide_token()
+        kept_cluster.hide_token()
         if is_own():
             if dashboard:
                 threading.Thread(target=_start_dashboard, args=(study, say, over), daemon=True).start()
@@ -76,7 +76,7 @@ def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True)
         yield _nodes()
     finally:
         over.set()
-        cluster.hide()
+        kept_cluster.hide()
         _leave()
 
 
@@ -135,8 +135,8 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
     if address is None:
         folders.of_ray()
         folders.shared_memory()
-        cluster.make_token()
-    cluster.lend_token()
+        kept_cluster.make_token()
+    kept_cluster.lend_token()
     proxies.spare_loopback()
     if os.environ.get("NO_COLOR") or not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -206,7 +206,7 @@ def _refusal(error: Exception, address: str | None) -> str:
 
 def _check_loopback() -> None:
     """Raises OSError where this machine does not reach itself: Ray would end this process without a word."""
-    with socket.create_server((cluster.LOOPBACK, 0)) as server:
+    with socket.create_server((kept_cluster.LOOPBACK, 0)) as server:
         socket.create_connection(server.getsockname(), timeout=10).close()
 
 
@@ -217,7 +217,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     """
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
     if is_ours:
-        for name, value in cluster.settings().items():
+        for name, value in kept_cluster.settings().items():
             os.environ.setdefault(name, value)
     if is_ours or not _MAY_LEAVE:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
@@ -288,7 +288,7 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
         node.start_api_server(include_dashboard=True, raise_on_failure=True)
         url = node.webui_url
         waited = 0.0
-        while not over.wait(_POLL) and not cluster.answers(url):
+        while not over.wait(_POLL) and not kept_cluster.answers(url):
             waited += _POLL
             if waited > _COMING_UP:
                 raise OSError(f"it does not answer at http://{url}")
@@ -302,5 +302,5 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
 
 
 def _tell(study: str, url: str, say: Say) -> None:
-    cluster.show(study, url)
-    say(cluster.login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")
+    kept_cluster.show(study, url)
+    say(kept_cluster.login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")

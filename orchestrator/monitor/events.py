@@ -13,10 +13,10 @@ from orchestrator.errors import masked
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.study import labels
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.study.studies import Member
+from orchestrator.study.stored_studies import Member
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What happened."""
 
     LAUNCH = "launch"  # a launch begins; comes first, once a process
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class TrialStarted:
     """Where a trial is trained, and how it asks its teacher: `answers` is table, live or None.
 
     `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train, `acc` the
@@ -51,7 +51,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchStarted:
     """What is to be done: every trial of the study, but the cached ones, and those that are to be left (their ids)."""
 
     study: str
@@ -61,7 +61,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LaunchTotals:
     """How many trials of the study are in each state, and what the launch took in seconds."""
 
     states: Mapping[State, int]
@@ -72,14 +72,14 @@ class Outcome:
 class Event:
     """Something that happened at `time` (UTC); `text` is one line for a person, and `facts` fit the kind.
 
-    `facts`: Launch, Begun, EpochRecord, TrialRecord (ended) or Outcome (end). `log` holds the last lines of the log of
-    a trial that failed, and `log_name` where the log is.
+    `facts`: LaunchStarted, TrialStarted, EpochRecord, TrialRecord (ended) or LaunchTotals (end). `log` holds the last
+    lines of the log of a trial that failed, and `log_name` where the log is.
     """
 
-    kind: Kind
+    kind: EventKind
     text: str
     trial: PlannedTrial | None = None
-    facts: Launch | Begun | EpochRecord | TrialRecord | Outcome | None = None
+    facts: LaunchStarted | TrialStarted | EpochRecord | TrialRecord | LaunchTotals | None = None
     log: tuple[str, ...] = ()
     log_name: str | None = None
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -97,13 +97,13 @@ class Event:
         return data
 
 
-def _flat(facts: Launch | Begun | EpochRecord | TrialRecord | Outcome | None) -> dict[str, Any]:
+def _flat(facts: LaunchStarted | TrialStarted | EpochRecord | TrialRecord | LaunchTotals | None) -> dict[str, Any]:
     if facts is None:
         return {}
-    if isinstance(facts, Launch):
+    if isinstance(facts, LaunchStarted):
         cached = sum(member.is_cached for member in facts.members)
         return {"study": facts.study, "executor": facts.executor, "trials": len(facts.members), "cached": cached}
-    if isinstance(facts, Outcome):
+    if isinstance(facts, LaunchTotals):
         return {"states": {str(state): count for state, count in facts.states.items()}, "seconds": facts.seconds}
     return {name: _plain(value) for name, value in asdict(facts).items()}
 
@@ -122,4 +122,4 @@ def accuracies(acc: float | None, last: float | None) -> str:
     return ", ".join(parts)
 
 
-Tell = Callable[[Event], None]  # what is told of every event
+EventListener = Callable[[Event], None]  # what is told of every event

@@ -10,13 +10,13 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from orchestrator.errors import StorageError
-from orchestrator.monitor.board import Board, Stage, Standing
+from orchestrator.monitor.study_status import Stage, StudyStatus, TrialStatus
 from orchestrator.records import State, TrialRecord
-from orchestrator.results import results
+from orchestrator.results import store
 from orchestrator.storage import leases
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Holder, trial_resource
-from orchestrator.storage.storage import Storage
-from orchestrator.study.studies import StoredStudy
+from orchestrator.study.stored_studies import StoredStudy
 
 _Found = TypeVar("_Found")
 _AT_REST = {State.FAILED: Stage.FAILED, State.SKIPPED: Stage.SKIPPED, State.STOPPED: Stage.STOPPED}
@@ -45,14 +45,14 @@ class Follower:
         self._dead: set[tuple[str, float]] = set()  # claims of launches that are gone
         self._most = 0
 
-    def look(self) -> Board:
+    def look(self) -> StudyStatus:
         """Where the study stands now. Raises StorageError where the storage cannot be read."""
         held = leases.held(self._storage, self._dead)  # before the rows: who ends meanwhile has its row by then
-        for row in self._read(results.read_trials, self._changed(self._storage.trial_rows, self._ids)):
+        for row in self._read(store.read_trials, self._changed(self._storage.trial_rows, self._ids)):
             self._rows[row.trial_id] = row
         alive = [trial_id for trial_id in self._ids if not self._is_finished(trial_id)]
         grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for epoch in self._read(results.read_epochs, self._changed(self._storage.epoch_rows, alive)):
+        for epoch in self._read(store.read_epochs, self._changed(self._storage.epoch_rows, alive)):
             grouped[epoch["trial_id"]].append(epoch)
         for trial_id, epochs in grouped.items():
             acc, seconds = max(epoch["test_acc"] for epoch in epochs), sum(epoch["seconds"] for epoch in epochs)
@@ -92,9 +92,9 @@ class Follower:
                         self._stamps.pop(f"{folder}/{trial_id}.parquet", None)
             return found
 
-    def _board(self, held: Mapping[str, Holder]) -> Board:
+    def _board(self, held: Mapping[str, Holder]) -> StudyStatus:
         launched = self.study.launched
-        board = Board(self.study.name, launched.executor, self.study.members, launched.since)
+        board = StudyStatus(self.study.name, launched.executor, self.study.members, launched.since)
         board.host = launched.host
         board.is_running = launched.resource in held
         for standing in board.trials.values():  # teachers come first, so that students know how theirs stand
@@ -108,7 +108,7 @@ class Follower:
         board.see_running(self._most)
         return board
 
-    def _put(self, board: Board, standing: Standing, holder: Holder | None) -> None:
+    def _put(self, board: StudyStatus, standing: TrialStatus, holder: Holder | None) -> None:
         row, epochs = self._rows.get(standing.member.trial_id), self._epochs.get(standing.member.trial_id)
         standing.stage = Stage.QUEUED  # what was finished before the launch may have been lost since
         if row and row.state is State.FINISHED:
@@ -124,10 +124,10 @@ class Follower:
         elif row:
             board.put(standing, row, self._stage(board, row))
 
-    def _stage(self, board: Board, row: TrialRecord) -> Stage:
+    def _stage(self, board: StudyStatus, row: TrialRecord) -> Stage:
         """Where a trial stands that nobody trains, and that is not finished."""
         if board.is_running and row.state is State.RUNNING and row.error:
-            return Stage.RETRYING  # see `runner.Conductor`
+            return Stage.RETRYING  # see `inline_executor.TrialController`
         is_of_now = row.end_time is not None and row.end_time >= self.study.launched.since
         if not board.is_running or (is_of_now and row.state is not State.STOPPED):
             return _AT_REST.get(row.state, Stage.LOST)
@@ -141,7 +141,7 @@ class Follower:
         return max((row.end_time for row in self._done(self.study.launched.since) if row.end_time), default=None)
 
 
-def _finish(board: Board, standing: Standing, row: TrialRecord) -> None:
+def _finish(board: StudyStatus, standing: TrialStatus, row: TrialRecord) -> None:
     board.put(standing, row, Stage.FINISHED)
     if row.seconds and standing.member.epochs:
         standing.measured, standing.seconds = standing.member.epochs, row.seconds

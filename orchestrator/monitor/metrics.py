@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from orchestrator.monitor.board import Board, Stage
-from orchestrator.monitor.events import Begun, Event
+from orchestrator.monitor.events import Event, TrialStarted
+from orchestrator.monitor.study_status import Stage, StudyStatus
 from orchestrator.records import EpochRecord
 from orchestrator.study.plan import PlannedTrial
 
@@ -95,7 +95,7 @@ class Meter:
     """
 
     def __init__(self, began: Event) -> None:
-        self._board = Board.launched(began)
+        self._board = StudyStatus.launched(began)
         self._running: dict[str, _Running] = {}
         self._ended: dict[str, tuple[dict[str, str], datetime]] = {}
         self._asked: Counter[bool] = Counter()  # whether a table was there → how often
@@ -104,7 +104,7 @@ class Meter:
         """Takes note of what happened."""
         self._board.take(event)
         facts, trial = event.facts, event.trial
-        if trial and isinstance(facts, Begun):
+        if trial and isinstance(facts, TrialStarted):
             if facts.is_hit is not None:
                 self._asked[facts.is_hit] += 1
             self._running[trial.trial_id] = _Running(labels_of(self._board.study, trial), None)

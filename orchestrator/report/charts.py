@@ -62,7 +62,7 @@ svg.chart .paper{fill:var(--paper)}
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class CurveRun:
     """One run of a curve, at the curve's x; `counts` says whether it is in the mean."""
 
     name: str
@@ -81,7 +81,7 @@ class Curve:
     mean: tuple[float | None, ...] = ()
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
-    runs: tuple[Run, ...] = ()
+    runs: tuple[CurveRun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class ChartText:
     """What a chart says beside its data. `description` is for who cannot see it."""
 
     title: str
@@ -231,7 +231,7 @@ def cut(text: str, limit: int) -> str:
 class Chart:
     """A drawn chart."""
 
-    def __init__(self, words: Words, kind: str, height: float) -> None:
+    def __init__(self, words: ChartText, kind: str, height: float) -> None:
         self.words = words
         self.root = Element(
             "svg",
@@ -333,7 +333,7 @@ def _legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *
         _text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
 
 
-def curves(words: Words, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
+def curves(words: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
     """Lines with bands over x from `start` on. The runs are drawn where the whole x is."""
     legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, r.note) for r in rules]
     chart = Chart(words, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
@@ -364,7 +364,7 @@ def _piece(curve: Curve, start: float) -> Curve:
         return tuple(values[index] for index in kept if index < len(values))
 
     runs = () if start > (curve.x[0] if curve.x else 0) else curve.runs
-    drawn = tuple(Run(run.name, of(run.y), run.counts) for run in runs)
+    drawn = tuple(CurveRun(run.name, of(run.y), run.counts) for run in runs)
     x = tuple(curve.x[index] for index in kept)
     return Curve(curve.label, curve.slot, curve.note, x, of(curve.mean), of(curve.low), of(curve.high), drawn)
 
@@ -405,7 +405,7 @@ def _direct_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: floa
         _text(_add(chart.root, "g", f"label k{slot}"), "own small", x, place + 4, cut(label, 19))
 
 
-def scatter(words: Words, points: Sequence[Point], *, is_log: bool = False) -> Chart:
+def scatter(words: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
     """Means in two dimensions with error bars; a log scale of x on request."""
     chart = Chart(words, "scatter", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(points))
     reach = [value for p in points for value in (p.x - p.x_error, p.x + p.x_error) if value > 0 or not is_log]
@@ -442,7 +442,7 @@ def _label_point(chart: Chart, point: Point, x: float, y: float, taken: list[tup
             return
 
 
-def dots(words: Words, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
+def dots(words: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
     """A row for each mean: its runs as dots, its interval as a bar. Rules run from top to bottom."""
     pitch, top = 38.0, 8.0
     bottom = top + pitch * len(rows) + 6

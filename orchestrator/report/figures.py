@@ -9,12 +9,12 @@ from itertools import zip_longest
 from typing import Any
 
 from orchestrator import models
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import charts
-from orchestrator.report.charts import Chart, Curve, Point, Row, Rule, Run, Words
-from orchestrator.report.facts import Facts
-from orchestrator.results import results
+from orchestrator.report.charts import Chart, ChartText, Curve, CurveRun, Point, Row, Rule
+from orchestrator.report.content import Facts
+from orchestrator.results import store
 from orchestrator.results.summary import Compared, Group, Statistic, compared, tables
 
 # What bounds the size of a page.
@@ -138,7 +138,7 @@ def learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     wanted = [pair for pair in found if any(entry.group.rows for entry in pair.entries)][:MAX_PAIRS]
     shown = {pair.slug: chosen(pair.entries, MAX_SERIES) for pair in wanted}
     ids = [row.trial_id for entries in shown.values() for entry in entries for row in entry.group.rows]
-    epochs = results.epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
+    epochs = store.epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
     for pair in wanted:
         entries = shown[pair.slug]
         lines = [line for line in _curves(pair, entries, epochs) if line.x]
@@ -150,12 +150,14 @@ def _learning_figure(pair: Pair, entries: Sequence[Compared], lines: Sequence[Cu
     last = max(line.x[-1] for line in lines)
     rules = _teacher_rules(pair)
     told = "; ".join(f"{line.label} {line.note}" for line in lines)
-    words = Words(f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {told}", "epoch", "acc, %")
+    words = ChartText(
+        f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {told}", "epoch", "acc, %"
+    )
     panels = [charts.curves(words, lines, rules)]
     caption = "Line: mean over the finished runs; band: ± 1 sample standard deviation, where there are two and more."
     if last >= 8:
         start = round(last * _ZOOM) + 1  # what a milestone there changed has just happened
-        zoom = Words(f"{pair.title}: epochs {start:g} to {last:g}", words.description, words.x, words.y)
+        zoom = ChartText(f"{pair.title}: epochs {start:g} to {last:g}", words.description, words.x, words.y)
         panels.append(charts.curves(zoom, lines, rules, start))
         caption += " The second panel is the last quarter of the training."
     caption += _drawn(entries, lines)
@@ -197,7 +199,7 @@ def _curve(
     done = [found[row.trial_id] for row in group.finished if row.trial_id in found]
     at = [Statistic.over([values[number] for values in done if number in values]) for number in numbers]
     runs = [
-        Run(
+        CurveRun(
             f"seed {row.seed} ({row.trial_id})",
             tuple(map(found[row.trial_id].get, numbers)),
             row.state is State.FINISHED,
@@ -234,7 +236,9 @@ def standings(found: Sequence[Pair]) -> Iterator[Figure]:
             continue
         rows = [_row(pair.label(entry), slot, entry.group) for entry, slot in zip(shown, _slots(shown), strict=True)]
         told = "; ".join(f"{row.label} {row.note}" for row in rows)
-        words = Words(f"{pair.title}: accuracy after the last epoch", told, "test accuracy after the last epoch, %", "")
+        words = ChartText(
+            f"{pair.title}: accuracy after the last epoch", told, "test accuracy after the last epoch, %", ""
+        )
         rules = _teacher_rules(pair)
         base = next((row for row in rows if row.slot == charts.BASE), None)
         if base:
@@ -289,7 +293,7 @@ def _cost_chart(title: str, name: str, unit: str, points: Sequence[Point]) -> Ch
     is_log = min(values) > 0 and max(values) / min(values) > 8
     x = f"{name}{f', {unit}' if unit else ''}{' (log scale)' if is_log else ''}"
     told = "; ".join(f"{point.label}: {point.note}" for point in points)
-    return charts.scatter(Words(title, told, x, "acc, %"), points, is_log=is_log)
+    return charts.scatter(ChartText(title, told, x, "acc, %"), points, is_log=is_log)
 
 
 def _point(facts: Facts, group: Group, label: str, slot: int, column: str, unit: str) -> Point | None:

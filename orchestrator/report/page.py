@@ -18,10 +18,10 @@ from markupsafe import Markup
 from orchestrator.errors import KdctlError, looking_once, masked, printable
 from orchestrator.report import charts, markdown
 from orchestrator.report.charts import Chart, cut
-from orchestrator.report.facts import Facts
+from orchestrator.report.content import Facts
 from orchestrator.report.figures import Figure
 from orchestrator.report.sections import Code, Section, Table, Text, caution, head, sections
-from orchestrator.storage.places import umask
+from orchestrator.storage.backend import umask
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 MARK = "kdctl report"  # stands near the top of every file that is ours, in one of these forms

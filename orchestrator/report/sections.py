@@ -12,11 +12,11 @@ from typing import Any
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import figures
-from orchestrator.report.facts import MISSING, Facts
+from orchestrator.report.content import MISSING, Facts
 from orchestrator.report.figures import MORE, Figure, Pair
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, other_settings
-from orchestrator.results.report import PUBLISHED_COLUMNS, data_cut
 from orchestrator.results.summary import DIFFERENCE, Compared, Group, PairTable, Statistic, compared, tables
+from orchestrator.results.tables import PUBLISHED_COLUMNS, data_cut
 
 # What bounds the size of a page. Texts from outside are cut where they are written, see `page`.
 MAX_TABLES = 40

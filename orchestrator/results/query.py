@@ -12,9 +12,10 @@ from typing import IO, Any
 
 import duckdb
 
-from orchestrator import arrow
+from orchestrator import parquet
 from orchestrator.errors import KdctlError, printable
-from orchestrator.results.results import (
+from orchestrator.results.formats import Heading
+from orchestrator.results.store import (
     EPOCH_COLUMNS,
     TRIAL_COLUMNS,
     epochs_table,
@@ -24,9 +25,8 @@ from orchestrator.results.results import (
     types_of,
 )
 from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
-from orchestrator.results.tabular import Heading
-from orchestrator.storage.storage import Storage
-from orchestrator.study.studies import Membership
+from orchestrator.storage.layout import Storage
+from orchestrator.study.stored_studies import Membership
 
 # view → its columns: name → (type, meaning).
 VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -67,16 +67,16 @@ class QueryError(KdctlError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QueryResult:
     """What a query gives: its columns by name, and their values batch after batch, as DuckDB finds them."""
 
     schema: Any
-    batches: Iterator[arrow.Batch]
+    batches: Iterator[parquet.Batch]
 
     @property
     def heading(self) -> Heading:
         """Its columns."""
-        return Heading(self.schema.names, [arrow.is_number(field.type) for field in self.schema])
+        return Heading(self.schema.names, [parquet.is_number(field.type) for field in self.schema])
 
     def columns(self) -> Iterator[list[list[Any]]]:
         """The values of each batch as Python's, column by column."""
@@ -86,21 +86,21 @@ class Answer:
     def write_parquet(self, sink: IO[bytes]) -> None:
         """Writes all of it as one Parquet file. Raises QueryError for a type that Parquet has not."""
         try:
-            arrow.write_parquet(sink, self.schema, self.batches)
-        except arrow.Error as error:
+            parquet.write_parquet(sink, self.schema, self.batches)
+        except parquet.Error as error:
             raise QueryError(f"Parquet cannot hold this ({printable(str(error))}); cast it to VARCHAR") from None
 
     def _values(self, name: str, column: Any) -> list[Any]:
         try:
-            return arrow.values(column)
-        except arrow.Error as error:
+            return parquet.values(column)
+        except parquet.Error as error:
             raise QueryError(
                 f"column {printable(name)} cannot be shown ({printable(str(error))}); cast it to VARCHAR"
             ) from None
 
 
 @contextmanager
-def asked(storage: Storage, sql: str) -> Iterator[Answer]:
+def run_query(storage: Storage, sql: str) -> Iterator[QueryResult]:
     """The answer of a storage to one SELECT over `VIEWS`; only those that it mentions are read.
 
     Raises QueryError for another statement and for what DuckDB complains of, StorageError that names a damaged file.
@@ -112,9 +112,9 @@ def asked(storage: Storage, sql: str) -> Iterator[Answer]:
         _fill(connection, storage, _mentioned(connection, sql))
         try:
             reader = _ask(worker, lambda: connection.sql(sql).to_arrow_reader(_BATCH))
-            schema = arrow.renamed(reader.schema, _unique(reader.schema.names))
+            schema = parquet.renamed(reader.schema, _unique(reader.schema.names))
             batches = iter(lambda: _ask(worker, lambda: next(reader, None)), None)
-            yield Answer(schema, (batch.rename_columns(schema.names) for batch in batches))
+            yield QueryResult(schema, (batch.rename_columns(schema.names) for batch in batches))
         except BaseException:
             connection.interrupt()
             raise
@@ -123,7 +123,7 @@ def asked(storage: Storage, sql: str) -> Iterator[Answer]:
 def _ask(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
     try:
         return worker.submit(question).result()
-    except (duckdb.Error, arrow.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
+    except (duckdb.Error, parquet.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
         raise QueryError(_said(error)) from None
 
 
@@ -168,8 +168,8 @@ def _fill(connection: duckdb.DuckDBPyConnection, storage: Storage, wanted: set[s
     connection.execute("SET lock_configuration = true")
 
 
-def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
-    tables: dict[str, arrow.Table] = {}
+def _tables(storage: Storage, wanted: set[str]) -> dict[str, parquet.Table]:
+    tables: dict[str, parquet.Table] = {}
     if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
         tables["epochs"] = epochs_table(storage)
     if not wanted & {"trials", "summary", "results"}:
@@ -180,16 +180,16 @@ def _tables(storage: Storage, wanted: set[str]) -> dict[str, arrow.Table]:
         tables["trials"] = _with_studies(table_of(rows), membership)
         for name, describe in (("summary", summaries), ("results", outcomes)):
             lines = (line for part in membership.split(rows) for line in describe(part.rows, part.study))
-            tables[name] = arrow.table_of(types_of(VIEWS[name]), lines)
+            tables[name] = parquet.table_of(types_of(VIEWS[name]), lines)
     else:
         tables["trials"] = _with_studies(trials_table(storage), membership)
     return tables
 
 
-def _with_studies(trials: arrow.Table, membership: Membership) -> arrow.Table:
+def _with_studies(trials: parquet.Table, membership: Membership) -> parquet.Table:
     """The trials, each with the studies that it belongs to."""
-    held = (arrow.values(trials.column(name)) for name in ("trial_id", "study"))
-    return arrow.appended(trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)])
+    held = (parquet.values(trials.column(name)) for name in ("trial_id", "study"))
+    return parquet.appended(trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)])
 
 
 def _unread(name: str, types: Mapping[str, str]) -> str:

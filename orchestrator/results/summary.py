@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import models
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.records import State, TrialRecord
 from orchestrator.study import labels
 

@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from orchestrator.errors import StorageError, printable
 from orchestrator.machine import folders, proxies
-from orchestrator.storage.places import MARKER, PART, Entry
+from orchestrator.storage.backend import MARKER, PART, Entry
 
 KEYS = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_override", "scheme")}
 _SURE = 4  # readings alike, where a server's tags say nothing

@@ -24,8 +24,8 @@ from functools import lru_cache
 from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.machine import processes
 from orchestrator.records import TableKey
-from orchestrator.storage.places import Entry
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.backend import Entry
+from orchestrator.storage.layout import Storage
 
 BEAT = 2.0  # seconds between two touches
 LAUNCH = "launch-"  # what the names of launches' own leases begin with

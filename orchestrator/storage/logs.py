@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from orchestrator.errors import StorageError, printable
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 MOST_LINES = 2000  # of one log; the oldest go first
 _LONGEST = 2000  # characters of a line

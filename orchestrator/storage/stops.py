@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.errors import StorageError
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import BEAT, Holder, held
-from orchestrator.storage.storage import Storage
 
 PATIENCE = 60.0  # seconds for a launch to stop: an epoch's step, a checkpoint, and the end of Ray
 

@@ -35,7 +35,7 @@ _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN)")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where a value stands: a file's line and column from 1, or line 0 for a whole file or a whole `--set`."""
 
     source: str
@@ -55,8 +55,8 @@ class Node:
     """A value of the document. `value` is a scalar, a list of nodes, or a dict from key to node."""
 
     value: Scalar | list[Node] | dict[str, Node]
-    place: Place
-    keys: dict[str, Place] = field(default_factory=dict)  # of a mapping: where each key stands
+    place: Location
+    keys: dict[str, Location] = field(default_factory=dict)  # of a mapping: where each key stands
     weight: int = 1  # nodes below it, itself included, with aliases followed
 
     def described(self) -> str:
@@ -89,7 +89,7 @@ def read(path: Path) -> Node:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, read once, as a pipe gives it only once. Raises StudyError where it is not text."""
     source = str(path)
-    whole = Place(source, 0, 0)
+    whole = Location(source, 0, 0)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -137,7 +137,7 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
         raise StudyError([*builder.faults, place.fault("", message)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
+        place = Location(source, mark.line + 1, mark.column + 1) if mark else Location(source, 1, 1)
         message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
         fault = builder.tab(place.line, place.line) or place.fault("", message)
         raise StudyError([*builder.faults, fault]) from None
@@ -147,17 +147,17 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
         raise StudyError(builder.faults)
     if builder.root is None:
         message = "the file is empty; a study needs at least `study` and `experiments`"
-        raise StudyError([Place(source, 1, 1).fault("", message)])
+        raise StudyError([Location(source, 1, 1).fault("", message)])
     return builder.root
 
 
 def parse_setting(text: str, source: str) -> Node:
     """The value of a `--set`: YAML too, but the whole `--set` is its place. Raises StudyError."""
     try:
-        node = parse(text, source) if text.strip() else Node(None, Place(source, 0, 0))
+        node = parse(text, source) if text.strip() else Node(None, Location(source, 0, 0))
     except StudyError as error:
         raise StudyError(Fault(source, 0, 0, fault.path, fault.message) for fault in error.faults) from None
-    place = Place(source, 0, 0)
+    place = Location(source, 0, 0)
     for part in _walk(node):
         part.place = place
         part.keys = dict.fromkeys(part.keys, place)
@@ -188,8 +188,8 @@ def scalar(text: str) -> Scalar:
     return text
 
 
-def _place_after(source: str, before: str) -> Place:
-    return Place(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
+def _place_after(source: str, before: str) -> Location:
+    return Location(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 @dataclass(slots=True)
@@ -199,7 +199,7 @@ class _Open:
     node: Node
     anchor: str | None
     key: str | None = None  # the key whose value comes next
-    merge: Place | None = None  # where a mapping's `<<` stands
+    merge: Location | None = None  # where a mapping's `<<` stands
     is_merging: bool = False  # whether the value of `<<` comes next
     merged: list[Node] = field(default_factory=list)  # the mappings that it adds, the first one wins
 
@@ -218,7 +218,7 @@ class _Builder:
 
     def take(self, event: Any) -> None:
         """One event of the parser. Raises StudyError where going on would be of no use."""
-        place = Place(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
+        place = Location(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
         if getattr(event, "tag", None) not in (None, "!"):
             self.faults.append(
                 place.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data")
@@ -241,7 +241,7 @@ class _Builder:
                 closed = self._open.pop()
                 self._add(closed.node, closed.anchor, None)
 
-    def _take_scalar(self, event: yaml.ScalarEvent, place: Place) -> None:
+    def _take_scalar(self, event: yaml.ScalarEvent, place: Location) -> None:
         plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
         if plain and event.value == _MERGE and self._expect_merged(place):
             return
@@ -255,12 +255,12 @@ class _Builder:
         for number, line in enumerate(self._lines[first - 1 : last], first):
             if match := _TAB.match(line):
                 message = "a tab indents this line, and YAML indents with spaces only; replace it with spaces"
-                return Place(self.source, number, match.end()).fault("", message)
+                return Location(self.source, number, match.end()).fault("", message)
         return None
 
     # Merge keys, as YAML 1.1 has them: https://yaml.org/type/merge.html
 
-    def _expect_merged(self, place: Place) -> bool:
+    def _expect_merged(self, place: Location) -> bool:
         """Whether a `<<` here is a key, whose value is then merged."""
         parent = self._open[-1] if self._open else None
         if parent is None or not isinstance(parent.node.value, dict) or parent.key is not None or parent.is_merging:
@@ -271,7 +271,7 @@ class _Builder:
         parent.is_merging, parent.merge = True, place
         return True
 
-    def _take_merged(self, parent: _Open, node: Node, place: Place) -> None:
+    def _take_merged(self, parent: _Open, node: Node, place: Location) -> None:
         sources = node.value if isinstance(node.value, list) else [node]
         if wrong := next((source for source in sources if not isinstance(source.value, dict)), None):
             message = (
@@ -291,12 +291,12 @@ class _Builder:
                 opened.node.keys[name] = source.keys[name]
                 self._weigh(opened.node, source.value[name])
 
-    def _push(self, node: Node, anchor: str | None, place: Place) -> None:
+    def _push(self, node: Node, anchor: str | None, place: Location) -> None:
         if len(self._open) >= MAX_DEPTH:
             self._stop(place, f"more than {MAX_DEPTH} levels deep; a study file needs 5")
         self._open.append(_Open(node, anchor))
 
-    def _target(self, anchor: str, place: Place) -> Node:
+    def _target(self, anchor: str, place: Location) -> Node:
         if anchor in self._anchors:
             return self._anchors[anchor]
         inside = any(opened.anchor == anchor for opened in self._open)
@@ -304,7 +304,7 @@ class _Builder:
         self._stop(place, f"alias *{shorten(anchor)} {what}; write the value out")
         raise AssertionError("unreachable")
 
-    def _add(self, node: Node, anchor: str | None, text: str | None, place: Place | None = None) -> None:
+    def _add(self, node: Node, anchor: str | None, text: str | None, place: Location | None = None) -> None:
         """Puts a whole node where it belongs. `text` is the source text of a scalar, `place` that of an alias."""
         if anchor:
             self._anchors[anchor] = node
@@ -332,7 +332,7 @@ class _Builder:
             message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
             self._stop(parent.place, message)
 
-    def _key(self, node: Node, text: str | None, parent: Node, place: Place) -> str:
+    def _key(self, node: Node, text: str | None, parent: Node, place: Location) -> str:
         if text is None:
             text = node.value if isinstance(node.value, str) else None
         if text is None:
@@ -346,5 +346,5 @@ class _Builder:
             parent.keys[text] = place
         return text
 
-    def _stop(self, place: Place, message: str) -> None:
+    def _stop(self, place: Location, message: str) -> None:
         raise StudyError([*self.faults, place.fault("", message)])

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from orchestrator import losses
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialConfig, TrialRecord
-from orchestrator.study import keys
+from orchestrator.study import fields
 
-_OF_TEACHER = (*keys.TRAINING_KEYS, *keys.DATA_KEYS)  # what a teacher is trained with
+_OF_TEACHER = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
 _TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
 # Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
-_PLACED = {*keys.RECIPE_KEYS, "options", "teacher", "weights", "seed", "teacher_answers", "arithmetic"}
+_PLACED = {*fields.RECIPE_KEYS, "options", "teacher", "weights", "seed", "teacher_answers", "arithmetic"}
 _DIGITS = 12  # of a weights file's SHA-256
 _Found = TypeVar("_Found")
 _PLAIN = re.compile(r"[\w.-]+")
@@ -84,7 +84,7 @@ def _label(method: str, recipe: Mapping[str, Any]) -> str:
     defaults: Mapping[str, Any] = facts.defaults() if facts else {}
     options = {**defaults, **_given(recipe.get("options") or {})}
     parts = [method, *_differing(options, defaults, defaults), *_unknown(options, defaults, "options.")]
-    parts += [*_differing(own, _defaults(own), keys.RECIPE_KEYS), *_weights(recipe), *_unknown(recipe, _PLACED)]
+    parts += [*_differing(own, _defaults(own), fields.RECIPE_KEYS), *_weights(recipe), *_unknown(recipe, _PLACED)]
     return " ".join([*parts, *(_of_teacher(teacher, own) if teacher else ())])
 
 
@@ -108,20 +108,20 @@ def _filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of a recipe, and the weights; what is not given is at its default."""
     given = _given(recipe)
     weights = given.get("weights")
-    epochs = given.get("epochs", 0 if weights else keys.RECIPE_KEYS["epochs"].default)
-    milestones = tuple(given.get("milestones", keys.default_milestones(epochs)))
+    epochs = given.get("epochs", 0 if weights else fields.RECIPE_KEYS["epochs"].default)
+    milestones = tuple(given.get("milestones", fields.default_milestones(epochs)))
     own = {"weights": weights, "epochs": epochs, "milestones": milestones}
-    return {**_defaults(own), **{name: given[name] for name in keys.RECIPE_KEYS if name in given}, **own}
+    return {**_defaults(own), **{name: given[name] for name in fields.RECIPE_KEYS if name in given}, **own}
 
 
 def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every key, of which some follow from other settings."""
-    found = {name: key.default for name, key in keys.RECIPE_KEYS.items()}
+    found = {name: key.default for name, key in fields.RECIPE_KEYS.items()}
     if own["weights"]:  # nothing is trained
         found["epochs"] = 0
     if not own["milestones"]:
         found["gamma"] = 1.0  # nothing is multiplied, see `plan`
-    return {**found, "milestones": keys.default_milestones(own["epochs"])}
+    return {**found, "milestones": fields.default_milestones(own["epochs"])}
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

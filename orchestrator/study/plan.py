@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator import losses
-from orchestrator.data.datasets import DATASETS
+from orchestrator.data.registry import DATASETS
 from orchestrator.records import State, TableKey, TrialConfig
-from orchestrator.study import keys, labels
-from orchestrator.study.spec import Axis, Experiment, Resources, Study, Teacher
+from orchestrator.study import fields, labels
+from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teacher
 
 # The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
 # that the order of keys in the file changes nothing.
-_ORDER = ("dataset", "model", "weights", "student", "method", *keys.RECIPE_KEYS, *keys.OPTION_KEYS, "seed")
+_ORDER = ("dataset", "model", "weights", "student", "method", *fields.RECIPE_KEYS, *fields.OPTION_KEYS, "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_without_base(configs))
     plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
-    return beside(plan, states or {}, tables)
+    return with_stored_state(plan, states or {}, tables)
 
 
 _LISTED = 5  # settings, or seeds of one, in a warning
@@ -157,7 +157,7 @@ def _few(values: Sequence[object]) -> list[str]:
     return [*map(str, values[:_LISTED]), *([f"{len(values) - _LISTED:,} more"] if len(values) > _LISTED else [])]
 
 
-def beside(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
+def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
     """The same trials beside what a storage holds, see `make_plan`.
 
     A table costs one forward pass a view of an image and some for its check, a live teacher one an epoch of an image:
@@ -193,7 +193,7 @@ def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
     """The trials of one experiment, equal ones repeated."""
     recipe = {name: value.value for name, value in study.recipe.items()}
     for own in _product(experiment.axes):
-        images = {name: own[name] for name in keys.DATA_KEYS if name in own}
+        images = {name: own[name] for name in fields.DATA_KEYS if name in own}
         teachers = [
             _teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
             for teacher in experiment.teachers
@@ -214,7 +214,7 @@ def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) ->
     if "weights" not in settings:
         return _config(base, None)
     # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
-    untrained = {name: key.default for name, key in keys.TRAINING_KEYS.items()}
+    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items()}
     base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
     return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
 
@@ -224,7 +224,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
     facts = DATASETS[settings["dataset"]]
     method = losses.METHODS[settings["method"]]
     epochs = settings["epochs"]
-    milestones = tuple(m for m in settings.get("milestones", keys.default_milestones(epochs)) if m < epochs)
+    milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
     options = {name: settings.get(name, default) for name, default in method.defaults().items()}
     return TrialConfig(
         method=settings["method"],

@@ -6,25 +6,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.study import keys
-from orchestrator.study.keys import Key
-from orchestrator.study.spec import NOTE, STUDY_NAME
+from orchestrator.study import fields
+from orchestrator.study.fields import Key
+from orchestrator.study.reader import NOTE, STUDY_NAME
 
 
 def study_schema() -> dict[str, Any]:
     """JSON Schema, draft 7, which is what editors' YAML support understands."""
-    experiment = {name: _axis(key.schema()) for name, key in keys.EXPERIMENT_KEYS.items()}
-    experiment["teacher"] = _axis({"anyOf": [keys.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]})
+    experiment = {name: _axis(key.schema()) for name, key in fields.EXPERIMENT_KEYS.items()}
+    experiment["teacher"] = _axis({"anyOf": [fields.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]})
     parts = {
         "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
-        "recipe": _object(_schemas(keys.RECIPE_KEYS), [], "what every experiment shares"),
+        "recipe": _object(_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),
         "experiments": {
             "type": "array",
             "minItems": 1,
             "description": "a list where one value is wanted is an axis, and axes multiply",
             "items": _object(experiment, ["method", "dataset", "student"]),
         },
-        "resources": _object(_schemas(keys.RESOURCE_KEYS), [], "what one trial gets"),
+        "resources": _object(_schemas(fields.RESOURCE_KEYS), [], "what one trial gets"),
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
     # Merge keys (`<<`) need no word here: editors follow them before they check.
@@ -41,7 +41,7 @@ def _schemas(known: Mapping[str, Key]) -> dict[str, Any]:
 
 
 def _axes() -> dict[str, Any]:
-    return {name: _axis(schema) for name, schema in _schemas(keys.TEACHER_MAPPING_KEYS).items()}
+    return {name: _axis(schema) for name, schema in _schemas(fields.TEACHER_MAPPING_KEYS).items()}
 
 
 def _object(properties: Mapping[str, Any], required: list[str], description: str = "") -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator.catalog.trial_ids import choose
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 from orchestrator.study import labels
 
 
@@ -47,7 +47,7 @@ class StoredTeacher:
 
 def list_teachers(storage: Storage) -> list[StoredTeacher]:
     """Every finished trial that some row or table names as its teacher. Raises StorageError for a damaged row."""
-    rows = {row.trial_id: row for row in results.read_trials(storage)}
+    rows = {row.trial_id: row for row in store.read_trials(storage)}
     tables: dict[str, list[TableKey]] = {}
     for key in storage.tables():
         tables.setdefault(key.teacher_id, []).append(key)
@@ -69,14 +69,14 @@ def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int],
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TableCheck:
     """A table that says what its teacher says: `largest_difference` is that of the sampled answers."""
 
     table: TableKey
     largest_difference: float
 
 
-def verify_teacher(teacher_id: str, storage: Storage) -> list[Verdict]:
+def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
     """Asks a teacher live about random views and compares each of its tables.
 
     `teacher_id` may be shortened while it is unique. Raises KdctlError where there is no such teacher, and
@@ -84,18 +84,18 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[Verdict]:
     """
     import torch
 
-    from orchestrator.data import data
-    from orchestrator.teachers import teacher
+    from orchestrator.data import tensors
+    from orchestrator.teachers import outputs
 
     stored = _find(teacher_id, list_teachers(storage))
     config = _config(stored.row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     verdicts = []
     for key in stored.tables:
-        data.prepare(config.dataset, None, storage)
+        tensors.prepare(config.dataset, None, storage)
         # The images of a table are the first of the canonical order, whatever limit and holdout made their number.
-        images = data.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
-        verdicts.append(Verdict(key, teacher.verify(key, config, images, storage, device)))
+        images = tensors.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
+        verdicts.append(TableCheck(key, outputs.verify(key, config, images, storage, device)))
     return verdicts
 
 

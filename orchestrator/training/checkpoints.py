@@ -15,15 +15,15 @@ from torch import Tensor
 
 from orchestrator.errors import printable
 from orchestrator.records import EpochRecord
-from orchestrator.storage.storage import CHECKPOINTS_KEPT, Storage
-from orchestrator.training.training import Course
+from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage
+from orchestrator.training.loop import TrainingState
 
 # A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
 # first two end with a new line. Nothing in it is ever executed.
 _FORMAT = b"kdctl-checkpoint-1 "
 
 
-def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Sequence[EpochRecord]) -> None:
+def save_checkpoint(storage: Storage, trial_id: str, course: TrainingState, epochs: Sequence[EpochRecord]) -> None:
     """Writes where a training stands, with the records of its epochs so far; all others go but the one before it.
 
     Raises StorageError where it cannot be written; the earlier ones are then still there.
@@ -52,7 +52,7 @@ def save_checkpoint(storage: Storage, trial_id: str, course: Course, epochs: Seq
 
 
 def restore_checkpoint(
-    storage: Storage, trial_id: str, course: Course, say: Callable[[str], None]
+    storage: Storage, trial_id: str, course: TrainingState, say: Callable[[str], None]
 ) -> list[EpochRecord] | None:
     """Brings a fresh course to where the newest whole checkpoint stands; returns its epochs, None without one.
 

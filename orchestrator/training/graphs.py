@@ -34,7 +34,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
             _free.append(stream)
 
 
-class Repeated:
+class GraphedStep:
     """A piece of work without arguments or result that always touches the same tensors.
 
     On the CPU a call runs it. On a GPU the first few calls run it, then one is captured, and the others replay that;

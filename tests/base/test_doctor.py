@@ -20,12 +20,12 @@ from click.testing import CliRunner
 from orchestrator import doctor
 from orchestrator.cli import cli
 from orchestrator.data import layouts
-from orchestrator.data.datasets import DATASETS
-from orchestrator.doctor import Finding, Verdict, examine, is_fit
+from orchestrator.data.registry import DATASETS
+from orchestrator.doctor import CheckLevel, CheckResult, examine, is_fit
 from orchestrator.errors import StorageError
 from orchestrator.machine import folders
-from orchestrator.storage.places import MARKER, Folder
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.backend import MARKER, Folder
+from orchestrator.storage.layout import Storage
 
 MACHINE = ["python", "torch", "gpu", "cpu", "memory", "ray", "shared memory", "temporary folder"]
 MACHINE += ["user folder", "Ray's token"]
@@ -47,7 +47,7 @@ def empty(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def found(name: str, storage: Path | str, folder: Path = Path("nowhere")) -> Finding:
+def found(name: str, storage: Path | str, folder: Path = Path("nowhere")) -> CheckResult:
     checks = {**doctor._of_machine(), **doctor._of_storage(str(storage), folder)}
     checks["storage"] = lambda: doctor._storage(str(storage))
     return doctor._finding(name, checks[name])
@@ -69,8 +69,8 @@ def test_everything_is_checked_and_nothing_is_left_behind(empty: Path) -> None:
     findings = examine(str(empty), Path("nowhere"))
     assert [finding.check for finding in findings] == MACHINE + OF_STORAGE
     assert is_fit(findings) and listed(empty) == before
-    assert [finding.check for finding in findings if finding.verdict is Verdict.WARNING] == ["cifar10", "cifar100"]
-    assert all(bool(finding.cure) is (finding.verdict is not Verdict.OK) for finding in findings)
+    assert [finding.check for finding in findings if finding.verdict is CheckLevel.WARNING] == ["cifar10", "cifar100"]
+    assert all(bool(finding.cure) is (finding.verdict is not CheckLevel.OK) for finding in findings)
 
 
 def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_what_needs_the_storage_is_not_tried_without_it(tmp_path: Path) -> None:
     assert [finding.check for finding in findings] == OF_STORAGE and not is_fit(findings)
     assert "is a file; wanted a folder" in findings[0].found and "--storage" in findings[0].cure
     assert {(finding.verdict, finding.found) for finding in findings[1:]} == {
-        (Verdict.WARNING, "not tried, as the storage cannot be used")
+        (CheckLevel.WARNING, "not tried, as the storage cannot be used")
     }
 
 
@@ -97,7 +97,7 @@ def test_an_error_becomes_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
         raise LookupError("first \x1b[31m secret-of-mine\nsecond")
 
     finding = doctor._finding("x", fails)
-    assert (finding.verdict, finding.found) == (Verdict.BAD, r"LookupError: first \x1b[31m ***")
+    assert (finding.verdict, finding.found) == (CheckLevel.BAD, r"LookupError: first \x1b[31m ***")
     assert finding.cure.startswith("mend what it names")
 
 
@@ -113,7 +113,7 @@ def test_no_check_raises(name: str, empty: Path, monkeypatch: pytest.MonkeyPatch
     for place in ("_nearest", "clock", "find_spec"):
         monkeypatch.setattr(doctor, place, fails)
     monkeypatch.setattr(Folder, "entry", fails)
-    assert found(name, empty).verdict is Verdict.BAD and found(name, empty).cure
+    assert found(name, empty).verdict is CheckLevel.BAD and found(name, empty).cure
 
 
 # The machine.
@@ -129,8 +129,8 @@ def test_an_old_python_is_bad(version: tuple[int, ...], verdict: str, monkeypatc
 def test_a_torch_that_cannot_be_imported_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("torch", empty).found == f"torch {torch.__version__}"
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert found("torch", empty).verdict is Verdict.BAD and "cannot be imported" in found("torch", empty).found
-    assert found("gpu", empty).verdict is Verdict.BAD  # and not an exception
+    assert found("torch", empty).verdict is CheckLevel.BAD and "cannot be imported" in found("torch", empty).found
+    assert found("gpu", empty).verdict is CheckLevel.BAD  # and not an exception
 
 
 def test_gpus_are_named_with_their_memory(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_gpus_are_named_with_their_memory(empty: Path, monkeypatch: pytest.Monke
 
 
 def test_no_gpu_is_fine(empty: Path) -> None:
-    assert found("gpu", empty) == Finding("gpu", Verdict.OK, "none, training uses the CPU")
+    assert found("gpu", empty) == CheckResult("gpu", CheckLevel.OK, "none, training uses the CPU")
 
 
 def test_a_driver_that_torch_cannot_use_is_a_warning(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_a_driver_that_torch_cannot_use_is_a_warning(empty: Path, monkeypatch: p
     assert "it sees no GPU" in found("gpu", empty).found
     monkeypatch.setattr(torch.cuda, "is_available", warns)
     finding = found("gpu", empty)
-    assert finding.verdict is Verdict.WARNING and "(The NVIDIA driver on your system is too old)" in finding.found
+    assert finding.verdict is CheckLevel.WARNING and "(The NVIDIA driver on your system is too old)" in finding.found
     assert "CUDA_VISIBLE_DEVICES" in finding.cure and "13.2" in finding.cure
     monkeypatch.setattr(torch.version, "cuda", None)
     assert found("gpu", empty).cure == "install a torch that has CUDA"
@@ -178,7 +178,7 @@ def test_little_memory_is_a_warning(empty: Path, monkeypatch: pytest.MonkeyPatch
     assert found("memory", empty).found.endswith("GB")
     monkeypatch.setattr(os, "sysconf", lambda name: 1000)
     finding = found("memory", empty)
-    assert finding.verdict is Verdict.WARNING and finding.found == "1 MB, wanted 2.0 GB or more" and finding.cure
+    assert finding.verdict is CheckLevel.WARNING and finding.found == "1 MB, wanted 2.0 GB or more" and finding.cure
 
 
 def test_cores_are_those_that_may_be_used(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,31 +192,31 @@ def test_cores_are_those_that_may_be_used(empty: Path, monkeypatch: pytest.Monke
 def test_ray_is_looked_for(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("ray", empty).found.startswith("Ray 2.")
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    assert found("ray", empty).verdict is Verdict.BAD and "--inline" in found("ray", empty).cure
+    assert found("ray", empty).verdict is CheckLevel.BAD and "--inline" in found("ray", empty).cure
 
 
 def test_shared_memory_wants_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "_SHARED", tmp_path / "none")
-    assert doctor._shared_memory()[0] is Verdict.OK
+    assert doctor._shared_memory()[0] is CheckLevel.OK
     monkeypatch.setattr(folders, "_SHARED", tmp_path)
     free_space(monkeypatch, 64e6)
     verdict, text, cure = doctor._shared_memory()
-    assert verdict is Verdict.WARNING and "64 MB free" in text and "--shm-size" in cure
+    assert verdict is CheckLevel.WARNING and "64 MB free" in text and "--shm-size" in cure
     free_space(monkeypatch, 1e9)
-    assert doctor._shared_memory()[0] is Verdict.OK
+    assert doctor._shared_memory()[0] is CheckLevel.OK
 
 
 def test_the_temporary_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "_SOCKET", 1000)  # the folder of a test has a long path
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert doctor._temporary_folder()[0] is Verdict.OK
+    assert doctor._temporary_folder()[0] is CheckLevel.OK
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
-    assert doctor._temporary_folder()[0] is Verdict.OK, "Ray makes it"
+    assert doctor._temporary_folder()[0] is CheckLevel.OK, "Ray makes it"
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "none"))
     bad = found("temporary folder", tmp_path)
-    assert bad.verdict is Verdict.BAD and f"{tmp_path}/file/none, where Ray keeps" in bad.found
+    assert bad.verdict is CheckLevel.BAD and f"{tmp_path}/file/none, where Ray keeps" in bad.found
     assert "it is no folder, and cannot be made one" in bad.found and "RAY_TMPDIR" in bad.cure
 
 
@@ -238,7 +238,7 @@ def test_the_path_of_a_socket_has_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
     deep.mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(deep))
     bad = found("temporary folder", tmp_path)
-    assert bad.verdict is Verdict.BAD and "Linux allows 107" in bad.found and "shorter" in bad.cure
+    assert bad.verdict is CheckLevel.BAD and "Linux allows 107" in bad.found and "shorter" in bad.cure
 
 
 # The storage.
@@ -246,7 +246,7 @@ def test_the_path_of_a_socket_has_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_storage_is_tried_for_real(empty: Path) -> None:
     finding = found("storage", empty)
-    assert finding.verdict is Verdict.OK
+    assert finding.verdict is CheckLevel.OK
     assert finding.found == (
         f"{empty}: a file was written, replaced, read and removed, a lease was taken and given back"
     )
@@ -258,7 +258,9 @@ def test_a_folder_without_the_marker(empty: Path) -> None:
     (empty / "results" / "trials").mkdir(parents=True)
     (empty / "results" / "trials" / "0.parquet").touch()
     finding = found("storage", empty)
-    assert finding.verdict is Verdict.WARNING and "has results, but its kdctl-storage.json is missing" in finding.found
+    assert (
+        finding.verdict is CheckLevel.WARNING and "has results, but its kdctl-storage.json is missing" in finding.found
+    )
     assert not (empty / MARKER).exists()
 
 
@@ -290,7 +292,7 @@ def test_a_storage_that_does_not_do_what_it_must_is_bad(
 ) -> None:
     monkeypatch.setattr(Folder, method, instead)
     finding = found("storage", empty)
-    assert finding.verdict is Verdict.BAD and message in finding.found and cure in finding.cure
+    assert finding.verdict is CheckLevel.BAD and message in finding.found and cure in finding.cure
 
 
 def test_a_lease_that_is_never_given_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +303,7 @@ def test_a_lease_that_is_never_given_is_bad(empty: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("address", ["ftp://x/y", "s3://", "s3://user:pass@bucket/x"])
 def test_an_address_of_no_storage_is_bad(address: str) -> None:
     finding = found("storage", address)
-    assert finding.verdict is Verdict.BAD and finding.cure and "pass" not in finding.found
+    assert finding.verdict is CheckLevel.BAD and finding.cure and "pass" not in finding.found
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(0.4e9, "bad"), (0.6e9, "warning"), (4.9e9, "warning"), (5.1e9, "ok")])
@@ -324,7 +326,7 @@ def test_clocks_are_compared(empty: Path, monkeypatch: pytest.MonkeyPatch, drift
 def test_a_clock_that_was_never_set_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "clock", lambda place: 3600.0)
     finding = found("clock", empty)
-    assert finding.verdict is Verdict.BAD and "1970-01-01 01:00 UTC at the storage" in finding.found
+    assert finding.verdict is CheckLevel.BAD and "1970-01-01 01:00 UTC at the storage" in finding.found
 
 
 def test_a_bucket_is_tried_for_real(s3_address: str) -> None:
@@ -350,7 +352,7 @@ def test_data_is_looked_for_in_the_storage_first(empty: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: Path) -> None:
     finding = found(name, empty, tmp_path)
-    assert finding.verdict is Verdict.WARNING and f"neither in the storage nor in {tmp_path}" in finding.found
+    assert finding.verdict is CheckLevel.WARNING and f"neither in the storage nor in {tmp_path}" in finding.found
     assert all(word in finding.cure for word in ("downloads", "--data", "KDCTL_DATA", f"{name}/train-*.parquet"))
     (tmp_path / name).mkdir()
     (tmp_path / name / "train-0.parquet").touch()
@@ -358,15 +360,15 @@ def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: P
         f"{tmp_path / name} (1 train and 0 test shards), but there is no test-*.parquet"
     )
     (tmp_path / name / "test-0.parquet").touch()
-    assert found(name, empty, tmp_path).verdict is Verdict.OK
+    assert found(name, empty, tmp_path).verdict is CheckLevel.OK
     other = tmp_path / "other"
     (other / layouts.PYTHON[name]).mkdir(parents=True)
-    assert found(name, empty, other).verdict is Verdict.OK
+    assert found(name, empty, other).verdict is CheckLevel.OK
 
 
 def test_digits_without_scikit_learn_are_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
-    assert found("digits", empty).verdict is Verdict.BAD
+    assert found("digits", empty).verdict is CheckLevel.BAD
 
 
 # The command.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import import_path
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 STUDY = """\
 study: trapped

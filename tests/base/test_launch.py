@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from orchestrator.data import data
+from orchestrator.data import tensors
 from orchestrator.errors import DataError, Interrupted, StudyError
-from orchestrator.launch import Outcome, launch, look
-from orchestrator.monitor.events import Event, Kind
-from orchestrator.monitor.progress import quiet
+from orchestrator.launch import LaunchResult, launch, plan_study
+from orchestrator.monitor.events import Event, EventKind
+from orchestrator.monitor.sinks import quiet
 from orchestrator.records import State
-from orchestrator.results import results
+from orchestrator.results import store
 from orchestrator.storage import stops
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan
 
 STUDY = """\
@@ -46,7 +46,7 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
-def train(study: Path, storage: Storage, *settings: str) -> Outcome:
+def train(study: Path, storage: Storage, *settings: str) -> LaunchResult:
     return launch(study, storage=storage.place.address, inline=True, settings=settings, tell=quiet)
 
 
@@ -112,7 +112,7 @@ def test_a_trial_that_failed_is_trained_again(study: Path, storage: Storage) -> 
 
 def test_looking_writes_nothing(study: Path, tmp_path: Path) -> None:
     before = files(tmp_path)
-    plan = look(study, tmp_path / "nowhere")
+    plan = plan_study(study, tmp_path / "nowhere")
     assert isinstance(plan, Plan) and [trial.state for trial in plan.trials] == ["new"] * 3
     assert files(tmp_path) == before and not (tmp_path / "nowhere").exists()
 
@@ -120,7 +120,7 @@ def test_looking_writes_nothing(study: Path, tmp_path: Path) -> None:
 def test_looking_sees_what_is_there(study: Path, storage: Storage) -> None:
     train(study, storage)
     before = files(root_of(storage))
-    plan = look(study, storage.place.address, ["experiments[1].seed=[0, 7]"])
+    plan = plan_study(study, storage.place.address, ["experiments[1].seed=[0, 7]"])
     assert [trial.state for trial in plan.trials] == ["finished"] * 3 + ["new"]
     assert files(root_of(storage)) == before
 
@@ -135,7 +135,7 @@ def test_missing_images_are_refused_before_anything_is_written(
     def refuse(name: str, folder: Path) -> None:
         raise DataError(f"{name} is not in {folder}")
 
-    monkeypatch.setattr(data, "_download", refuse)
+    monkeypatch.setattr(tensors, "_download", refuse)
     with pytest.raises(DataError, match="cifar10 is not in"):
         launch(
             study,
@@ -145,7 +145,7 @@ def test_missing_images_are_refused_before_anything_is_written(
             settings=["experiments[0].dataset=cifar10"],
             tell=quiet,
         )
-    assert results.read_trials(storage) == []
+    assert store.read_trials(storage) == []
     assert not any(name.startswith(("results", "trials")) for name in files(root_of(storage)))
 
 
@@ -166,7 +166,7 @@ def test_progress_is_told_unless_quiet(study: Path, storage: Storage, capsys: py
 # A study that grows and shrinks, and what failed.
 
 
-def ends(outcome: Outcome) -> dict[str, object]:
+def ends(outcome: LaunchResult) -> dict[str, object]:
     """When each trial was finished: a trial that is trained again ends later."""
     return {row.trial_id: row.end_time for row in outcome.rows}
 
@@ -204,7 +204,7 @@ def test_an_experiment_that_was_removed_stays_in_the_storage(study: Path, storag
     study.write_text("\n".join(line for line in STUDY.splitlines() if not line.startswith(SECOND)))
     second = train(study, storage)
     assert second.trained == 0 and {row.method for row in second.rows} == {"base"}
-    assert len(results.read_trials(storage)) == 3, "the row stays ..."
+    assert len(store.read_trials(storage)) == 3, "the row stays ..."
     assert all(storage.place.entry(storage.weights(row.trial_id)) for row in first.rows), "... with its weights"
     study.write_text(STUDY)
     third = train(study, storage)
@@ -217,7 +217,7 @@ def test_what_failed_is_left_where_that_is_asked(study: Path, storage: Storage) 
     states = {row.method: row.state for row in first.rows if row.lr == 1e6}
     assert states == {"base": State.FAILED, "logit": State.SKIPPED}
 
-    def again(*, skip_failed: bool) -> Outcome:
+    def again(*, skip_failed: bool) -> LaunchResult:
         return launch(
             study, storage=storage.place.address, inline=True, settings=broken, tell=quiet, skip_failed=skip_failed
         )
@@ -264,7 +264,7 @@ def long(tmp_path: Path) -> Path:
 
 def numbers(storage: Storage) -> dict[str, object]:
     """All that a finished study says but for times, and the bytes of its weights."""
-    rows = [asdict(row) for row in results.read_trials(storage)] + results.read_epochs(storage)
+    rows = [asdict(row) for row in store.read_trials(storage)] + store.read_epochs(storage)
     assert all(row.get("state", State.FINISHED) is State.FINISHED for row in rows)
     found = {
         f"{row['trial_id']} {row.get('state') or row['epoch']} {name}": value
@@ -355,7 +355,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     last = launched.log.splitlines()[-1]
     assert last == f"go on with:  kdctl launch {long} --inline --storage {storage.place.address}"
     assert "Traceback" not in launched.log
-    (row,) = [row for row in results.read_trials(storage) if row.state is not State.FINISHED]
+    (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
     assert "from its checkpoint" in go_on(long, storage, undisturbed)
 
@@ -366,15 +366,17 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
 
     def tell(event: Event) -> None:
         told.append(event)
-        if event.kind is Kind.EPOCH and not stops.is_requested(storage, studies.find(storage).launched.resource):
-            stops.request(storage, studies.find(storage).launched.resource)
+        if event.kind is EventKind.EPOCH and not stops.is_requested(
+            storage, stored_studies.find(storage).launched.resource
+        ):
+            stops.request(storage, stored_studies.find(storage).launched.resource)
 
     settings = ["recipe.epochs=3000"]
     with pytest.raises(Interrupted, match="the same command goes on"):
         launch(study, storage=storage.place.address, inline=True, settings=settings, tell=tell)
-    (row,) = results.read_trials(storage)
+    (row,) = store.read_trials(storage)
     assert row.state is State.STOPPED
-    assert [told[0].kind, told[-2].kind, told[-1].kind] == [Kind.LAUNCH, Kind.ENDED, Kind.END]
+    assert [told[0].kind, told[-2].kind, told[-1].kind] == [EventKind.LAUNCH, EventKind.ENDED, EventKind.END]
     assert told[-1].facts and told[-1].to_json()["states"] == {"stopped": 1}
     assert list(storage.place.entries(storage.stops)) == [], "the next launch is not asked"
 
@@ -383,7 +385,7 @@ def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storag
     told: list[Event] = []
 
     def tell(event: Event) -> None:
-        if event.kind is Kind.EPOCH and not any("SIGTERM" in one.text for one in told):
+        if event.kind is EventKind.EPOCH and not any("SIGTERM" in one.text for one in told):
             signal.raise_signal(signal.SIGTERM)  # its handler runs here, in the middle of telling
             told.append(event)
             return
@@ -398,15 +400,15 @@ def test_a_launch_with_nothing_to_do_is_known_by_its_name(study: Path, storage: 
     assert train(study, storage).is_complete
     study.write_text(STUDY.replace("study: tiny", "study: other"))
     assert train(study, storage).trained == 0
-    assert {found.name for found in studies.remembered(storage)} == {"tiny", "other"}
+    assert {found.name for found in stored_studies.remembered(storage)} == {"tiny", "other"}
 
 
 def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:
     train(study, storage, "experiments[1].lr=1e6", "experiments[1].epochs=5")
     settings = ["experiments[1].lr=1e6", "experiments[1].epochs=5", "experiments[0].seed=[0, 1, 2]"]
     launch(study, storage=storage.place.address, inline=True, settings=settings, tell=quiet, skip_failed=True)
-    found = studies.find(storage, "tiny")
-    states = {row.trial_id: row.state for row in results.read_trials(storage)}
+    found = stored_studies.find(storage, "tiny")
+    states = {row.trial_id: row.state for row in store.read_trials(storage)}
     assert [states[trial_id] for trial_id in found.launched.left] == [State.FAILED]
     assert sorted(states.values()) == [State.FAILED, *[State.FINISHED] * 3]
 
@@ -429,7 +431,7 @@ def test_two_launches_share_a_storage(long: Path, storage: Storage, undisturbed:
     both = [Launched(long, root_of(storage), name) for name in ("one", "two")]
     assert [launched.end() for launched in both] == [0, 0], [launched.log for launched in both]
     assert numbers(storage) == undisturbed
-    rows = results.read_trials(storage)
+    rows = store.read_trials(storage)
     assert trained_last_epochs(*(launched.log for launched in both)) == sorted(row.trial_id for row in rows)
     assert [row.resumed for row in rows] == [0, 0, 0], "nobody had to go on for the other"
     assert list(storage.place.entries(storage.leases)) == []
@@ -445,7 +447,7 @@ def test_of_two_launches_one_is_killed(long: Path, storage: Storage, undisturbed
     one.end()
     assert two.end() == 0, two.log
     assert numbers(storage) == undisturbed
-    assert trained_last_epochs(one.log, two.log) == sorted(row.trial_id for row in results.read_trials(storage))
+    assert trained_last_epochs(one.log, two.log) == sorted(row.trial_id for row in store.read_trials(storage))
 
 
 # Storages that fail.

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import launch
-from orchestrator.execution.trial import Job
-from orchestrator.monitor.events import Begun, Event, Kind
+from orchestrator.execution.attempt import Job
+from orchestrator.monitor.events import Event, EventKind, TrialStarted
 from orchestrator.records import State, TrialConfig
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 from orchestrator.study.plan import PlannedTrial, make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 STUDY = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}\n"
 
@@ -23,12 +23,12 @@ def test_what_auto_chose_is_said_once_a_choice(make_config: Callable[..., TrialC
     heard: list[Event] = []
     tell = launch._telling_precision(heard.append)
     trial = PlannedTrial("0123456789ab", "student", make_config(precision="auto"), None, "new", None, None)
-    begun = Begun("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
+    begun = TrialStarted("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
     for facts in (begun, begun, replace(begun, arithmetic="float32"), replace(begun, arithmetic=None)):
-        tell(Event(Kind.STARTED, "", trial, facts))
+        tell(Event(EventKind.STARTED, "", trial, facts))
     fixed = replace(trial, config=make_config(precision="float32"))
-    launch._telling_precision(heard.append)(Event(Kind.STARTED, "", fixed, begun))
-    assert [event.text for event in heard if event.kind is Kind.NOTE] == [
+    launch._telling_precision(heard.append)(Event(EventKind.STARTED, "", fixed, begun))
+    assert [event.text for event in heard if event.kind is EventKind.NOTE] == [
         "precision auto: convolutions in bfloat16 on cpu, 1 threads",
         "precision auto: convolutions in float32 on cpu, 1 threads",
     ]
@@ -41,11 +41,11 @@ def test_a_launch_with_nothing_to_train_is_remembered(tmp_path: Path) -> None:
     for no, trial in enumerate(make_plan(load_study(file)).trials, 1):
         row = Job(trial, no, "s", "", 1, None, None, None).row(State.FINISHED)
         storage.place.write(storage.weights(trial.trial_id), b"weights")
-        results.write_trial(storage, replace(row, weights_bytes=7))
+        store.write_trial(storage, replace(row, weights_bytes=7))
     for settings, count in (((), 2), (("experiments[0].seed=1",), 1)):
         outcome = launch.launch(
             file, storage=tmp_path / "runs", settings=settings, inline=True, tell=lambda event: None
         )
-        found = studies.find(storage, "s")
+        found = stored_studies.find(storage, "s")
         assert outcome.is_complete and outcome.trained == 0
         assert (len(found.members), found.launched.settings, found.launched.commit) == (count, settings, None)

@@ -20,13 +20,13 @@ import plain  # noqa: E402
 import table  # noqa: E402
 
 from orchestrator import losses  # noqa: E402
-from orchestrator.data.data import Data, Images  # noqa: E402
-from orchestrator.data.datasets import DATASETS  # noqa: E402
+from orchestrator.data.registry import DATASETS  # noqa: E402
+from orchestrator.data.tensors import Data, Images  # noqa: E402
 from orchestrator.data.views import ViewSpace  # noqa: E402
 from orchestrator.records import TrialConfig  # noqa: E402
-from orchestrator.teachers.teacher import LiveTeacher  # noqa: E402
-from orchestrator.training import training  # noqa: E402
-from orchestrator.training.training import Course  # noqa: E402
+from orchestrator.teachers.outputs import LiveTeacher  # noqa: E402
+from orchestrator.training import loop  # noqa: E402
+from orchestrator.training.loop import TrainingState  # noqa: E402
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -88,7 +88,7 @@ def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> N
 
     loss = plain.step(theirs, teacher, optimizer, images.normalise(images.train.pixels), images.train.labels)
     answers = LiveTeacher(teacher, ("logits",))
-    (record,) = training.train(Course.start(ours, config), losses.build("logit"), images, config, answers)
+    (record,) = loop.train(TrainingState.start(ours, config), losses.build("logit"), images, config, answers)
 
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     for was, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):

@@ -11,10 +11,10 @@ import pytest
 
 from orchestrator.catalog import lookup
 from orchestrator.errors import KdctlError
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 STUDY = """\
 study: tiny
@@ -30,8 +30,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     storage = Storage.at("runs")
     storage.prepare()
     Path("study.yaml").write_text(STUDY)
-    launched = studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    studies.remember(storage, make_plan(load_study("study.yaml")), launched)
+    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.remember(storage, make_plan(load_study("study.yaml")), launched)
     return storage
 
 

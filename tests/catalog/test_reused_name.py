@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch import launch, look
-from orchestrator.monitor.events import Event, Kind
-from orchestrator.storage.storage import Storage, read_json, write_json
-from orchestrator.study import studies
+from orchestrator.launch import launch, plan_study
+from orchestrator.monitor.events import Event, EventKind
+from orchestrator.storage.layout import Storage, read_json, write_json
+from orchestrator.study import stored_studies
 
 TEXT = """\
 study: one
@@ -50,12 +50,12 @@ def storage(tmp_path: Path, write: Write) -> Storage:
 def remember(storage: Storage, file: Path) -> None:
     from orchestrator.launch import _launched
 
-    plan = look(file, storage.place.address)
-    studies.remember(storage, plan, _launched(plan, [], datetime.now(UTC), (), Path("d"), inline=True))
+    plan = plan_study(file, storage.place.address)
+    stored_studies.remember(storage, plan, _launched(plan, [], datetime.now(UTC), (), Path("d"), inline=True))
 
 
 def warnings(storage: Storage, file: Path) -> tuple[str, ...]:
-    return look(file, storage.place.address).warnings
+    return plan_study(file, storage.place.address).warnings
 
 
 def test_another_file_of_the_same_name_is_a_warning(storage: Storage, write: Write, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_edited_a_moved_and_a_copied_file_are_the_same(
 
 
 def test_a_file_of_another_machine_is_another_where_its_path_and_text_are(storage: Storage, write: Write) -> None:
-    name = storage.plan(studies._digest("one"))
+    name = storage.plan(stored_studies._digest("one"))
     facts = read_json(storage, name)
     elsewhere = {**facts["launched"], "host": f"not-{socket.gethostname()}", "path": "/elsewhere/s.yaml"}
     write_json(storage, name, {**facts, "launched": elsewhere})
@@ -89,27 +89,29 @@ def test_a_file_of_another_machine_is_another_where_its_path_and_text_are(storag
 
 
 def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Write) -> None:
-    found = studies.find(storage, "one")
+    found = stored_studies.find(storage, "one")
     assert asdict(found.launched)["path"].endswith("a/s.yaml")
-    studies.remember(storage, look(write("a/s.yaml", 1), storage.place.address), replace(found.launched, path=""))
-    name = storage.plan(studies._digest("one"))
+    stored_studies.remember(
+        storage, plan_study(write("a/s.yaml", 1), storage.place.address), replace(found.launched, path="")
+    )
+    name = storage.plan(stored_studies._digest("one"))
     facts = read_json(storage, name)
     del facts["launched"]["path"]
     write_json(storage, name, facts)
-    assert studies.find(storage, "one").launched.path == ""
+    assert stored_studies.find(storage, "one").launched.path == ""
     assert warnings(storage, write("b/s.yaml", 2)) == ()
 
 
 def test_what_has_no_place_for_good_has_no_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write("s.yaml", 1)
-    assert studies.path_of(str(file)) == str(file) and studies.path_of("/dev/null") == ""
+    assert stored_studies.path_of(str(file)) == str(file) and stored_studies.path_of("/dev/null") == ""
     monkeypatch.setenv("KDCTL_COMMAND", "kdctl launch s.yaml --address http://head:8265")
-    assert studies.path_of(str(file)) == ""
+    assert stored_studies.path_of(str(file)) == ""
 
 
 def test_a_launch_says_so_once(storage: Storage, write: Write) -> None:
     told: list[Event] = []
     for _ in range(2):
         launch(write("b/s.yaml", 2), storage=storage.place.address, inline=True, tell=told.append)
-    notes = [event.text for event in told if event.kind is Kind.NOTE and "another file" in event.text]
+    notes = [event.text for event in told if event.kind is EventKind.NOTE and "another file" in event.text]
     assert len(notes) == 1

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from orchestrator.catalog import trial_ids
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TrialRecord
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 STUDY = """\
 study: tiny
@@ -49,16 +49,16 @@ def place(tmp_path: Path) -> Storage:
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     (tmp_path / "study.yaml").write_text(STUDY)
-    launched = studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    studies.remember(storage, make_plan(load_study(tmp_path / "study.yaml")), launched)
+    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.remember(storage, make_plan(load_study(tmp_path / "study.yaml")), launched)
     for trial_id in ("aaaaaaaaaa00", "aaaaaaaaaa11"):
-        results.write_trial(storage, replace(ROW, trial_id=trial_id))
+        store.write_trial(storage, replace(ROW, trial_id=trial_id))
     return storage
 
 
 def test_rows_and_remembered_trials_are_known(place: Storage) -> None:
     found = trial_ids.known(place)
-    (study,) = studies.remembered(place)
+    (study,) = stored_studies.remembered(place)
     assert list(found)[:2] == [member.trial_id for member in study.members]
     assert list(found.values()) == ["base digits resnet_32_8 seed 0", "base digits resnet_32_8 seed 1", "", ""]
     assert set(found) - {member.trial_id for member in study.members} == {"aaaaaaaaaa00", "aaaaaaaaaa11"}

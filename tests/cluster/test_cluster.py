@@ -18,8 +18,8 @@ from chaos import numbers
 from processes import descendants
 
 from orchestrator.launch import launch
-from orchestrator.monitor.progress import quiet
-from orchestrator.storage.storage import Storage
+from orchestrator.monitor.sinks import quiet
+from orchestrator.storage.layout import Storage
 
 pytestmark = [
     pytest.mark.timeout(290),

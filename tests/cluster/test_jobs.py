@@ -24,14 +24,14 @@ from safetensors.torch import save_file
 
 from orchestrator import cli
 from orchestrator.cluster import jobs
-from orchestrator.cluster.jobs import Cluster, Order
+from orchestrator.cluster.jobs import Cluster, JobRequest
 from orchestrator.commands.jobs import print_log, status_of_jobs, stop_job
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.launch import launch
 from orchestrator.machine.addresses import is_dashboard
 from orchestrator.models import build
-from orchestrator.storage.storage import Storage
-from orchestrator.study.spec import load_study
+from orchestrator.storage.layout import Storage
+from orchestrator.study.reader import load_study
 
 STUDY = """\
 study: far.away
@@ -165,7 +165,7 @@ def test_weights_beside_the_study_go_along_and_no_other_file(dashboard: Dashboar
         )
     )
     study = load_study("study.yaml")
-    job = Cluster(dashboard.address).submit(Order(study, "/runs"))
+    job = Cluster(dashboard.address).submit(JobRequest(study, "/runs"))
     assert set(dashboard.files) == {"here/study.yaml", "teachers/w.safetensors", "kdctl-job"}
     assert dashboard.files["teachers/w.safetensors"] == weights.read_bytes()
     assert " launch here/study.yaml " in dashboard.jobs[job.job_id]["entrypoint"]
@@ -384,7 +384,7 @@ def test_a_ray_that_is_too_old(dashboard: Dashboard) -> None:
 def test_a_cluster_that_refuses_says_why(dashboard: Dashboard, folder: Path) -> None:
     dashboard.refusal = "Traceback (most recent call last):\n  File\nValueError: no agent is there"
     with pytest.raises(ClusterError, match="could not do it: ValueError: no agent is there"):
-        Cluster(dashboard.address).submit(Order(load_study("study.yaml"), "/runs"))
+        Cluster(dashboard.address).submit(JobRequest(load_study("study.yaml"), "/runs"))
 
 
 # A real cluster.

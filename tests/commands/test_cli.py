@@ -23,12 +23,12 @@ from terminal import Terminal
 from orchestrator import cli
 from orchestrator.errors import Interrupted, KdctlError
 from orchestrator.launch import launch
-from orchestrator.monitor.events import Event, Kind
-from orchestrator.monitor.progress import quiet
-from orchestrator.results import report
+from orchestrator.monitor.events import Event, EventKind
+from orchestrator.monitor.sinks import quiet
+from orchestrator.results import tables
 from orchestrator.storage import stops
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 
 KDCTL = Path(sys.executable).with_name("kdctl")
 STUDY = """\
@@ -164,7 +164,7 @@ def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
 # Results.
 
 
-@pytest.mark.parametrize("form", report.FORMATS)
+@pytest.mark.parametrize("form", tables.FORMATS)
 @pytest.mark.parametrize("file", [[], ["study.yaml"]])
 def test_results_come_in_every_format(run: Run, trained: Storage, form: str, file: list[str]) -> None:
     code, out, err = run("results", *file, "--storage", trained.place.address, "--format", form)
@@ -239,7 +239,7 @@ def test_results_of_nothing(run: Run, folder: Path) -> None:
 
 def test_the_formats_are_those_of_the_report() -> None:
     (option,) = [parameter for parameter in cli.cli.commands["results"].params if parameter.name == "form"]
-    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == report.FORMATS
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == tables.FORMATS
 
 
 # Launching.
@@ -293,14 +293,14 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             ended.append(error)
 
     def tell(event: Event) -> None:
-        if event.kind is Kind.EPOCH:
+        if event.kind is EventKind.EPOCH:
             begun.set()
 
     thread = threading.Thread(target=train, daemon=True)
     thread.start()
     assert begun.wait(60)
     yield ended
-    stops.request(storage, studies.find(storage).launched.resource)
+    stops.request(storage, stored_studies.find(storage).launched.resource)
     thread.join(60)
 
 
@@ -434,7 +434,7 @@ def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: 
     def bug(*args: object, **options: object) -> None:
         raise LookupError("a thing that cannot be")
 
-    monkeypatch.setattr("orchestrator.study.spec.load_study", bug)
+    monkeypatch.setattr("orchestrator.study.reader.load_study", bug)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, err = run("check", "study.yaml")
     assert (code, out) == (3, "") and "LookupError: a thing that cannot be" in err and "Traceback" not in err
@@ -468,7 +468,7 @@ def test_no_secret_is_in_the_log_of_a_bug(run: Run, tmp_path: Path, monkeypatch:
         raise LookupError(SECRET)
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    monkeypatch.setattr("orchestrator.study.spec.load_study", bug)
+    monkeypatch.setattr("orchestrator.study.reader.load_study", bug)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, err = run("check", f"https://{SECRET}@host/study.yaml", "--set", f"study={SECRET}")
     assert (code, out) == (3, "") and SECRET not in err and "LookupError: ***" in err

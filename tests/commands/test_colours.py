@@ -12,7 +12,7 @@ import pytest
 from terminal import Terminal
 
 from orchestrator.commands import colours
-from orchestrator.doctor import Finding, Verdict, text
+from orchestrator.doctor import CheckLevel, CheckResult, text
 
 KDCTL = str(Path(sys.executable).with_name("kdctl"))
 
@@ -50,7 +50,11 @@ def test_the_doctor_is_coloured_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_what_the_doctor_finds_has_the_colour_of_its_verdict() -> None:
-    found = [Finding("a", Verdict.OK, "ok"), Finding("b", Verdict.WARNING, "x", "y"), Finding("c", Verdict.BAD, "bad")]
+    found = [
+        CheckResult("a", CheckLevel.OK, "ok"),
+        CheckResult("b", CheckLevel.WARNING, "x", "y"),
+        CheckResult("c", CheckLevel.BAD, "bad"),
+    ]
     plain = text(found)
     told = colours.verdicts(plain)
     assert click.unstyle(told) == plain

@@ -17,11 +17,11 @@ from terminal import Terminal
 from orchestrator.cli import cli
 from orchestrator.commands import completing
 from orchestrator.records import State, TrialRecord
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study import keys, studies
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import fields, stored_studies
 from orchestrator.study.plan import make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 KDCTL = Path(sys.executable).with_name("kdctl")
 STUDY = """\
@@ -57,9 +57,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def remember(storage: Storage) -> None:
     storage.prepare()
     plan = make_plan(load_study("study.yaml"))
-    launched = studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    studies.remember(storage, plan, launched)
-    results.write_trial(storage, replace(ROW, trial_id=plan.trials[0].trial_id))
+    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.remember(storage, plan, launched)
+    store.write_trial(storage, replace(ROW, trial_id=plan.trials[0].trial_id))
 
 
 Offer = Callable[..., list[str]]
@@ -81,8 +81,8 @@ def offered(place: Path) -> Offer:
     return offered
 
 
-def members(storage: str = "runs") -> list[studies.Member]:
-    return list(studies.find(Storage.at(storage)).members)
+def members(storage: str = "runs") -> list[stored_studies.Member]:
+    return list(stored_studies.find(Storage.at(storage)).members)
 
 
 def test_commands_options_and_choices(offered: Offer) -> None:
@@ -124,7 +124,7 @@ def test_the_storage_is_the_one_that_the_line_or_the_environment_names(offered: 
 
 def test_keys_of_a_study_file(offered: Offer) -> None:
     known = offered("plan", "study.yaml", "--set", "")
-    assert {f"recipe.{name}=" for name in keys.RECIPE_KEYS} | {"resources.retries=", "study="} <= set(known)
+    assert {f"recipe.{name}=" for name in fields.RECIPE_KEYS} | {"resources.retries=", "study="} <= set(known)
     assert [line for line in known if line.startswith("exp")] == ["experiments[0].", "experiments[1]."]
     assert offered("launch", "study.yaml", "--set", "recipe.ep") == ["recipe.epochs="]
     assert "experiments[1].teacher=" in offered("launch", "study.yaml", "--set", "experiments[1].t")
@@ -164,9 +164,8 @@ def test_nonsense_is_no_error(offered: Offer) -> None:
 
 
 def test_a_storage_that_hangs_is_not_waited_for(place: Path) -> None:
-    script = (
-        "import time\nfrom orchestrator.study import studies\nstudies.remembered = lambda storage: time.sleep(600)\n"
-    )
+    script = "import time\nfrom orchestrator.study import stored_studies\n"
+    script += "stored_studies.remembered = lambda storage: time.sleep(600)\n"
     script += "from orchestrator.cli import main\nmain()"
     asked = {completing.VARIABLE: "bash_complete", "COMP_WORDS": "kdctl results ti", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env={**os.environ, **asked})

@@ -18,8 +18,8 @@ from orchestrator.cli import cli
 from orchestrator.commands.layout import REST, SECTIONS, Sections
 from orchestrator.errors import EXIT_CODES
 from orchestrator.launch import launch
-from orchestrator.storage.storage import Storage
-from orchestrator.study import starter
+from orchestrator.storage.layout import Storage
+from orchestrator.study import template
 
 SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
 
@@ -94,7 +94,7 @@ RUNNING = [line for words, line in LINES if words.split()[1:] and words.split()[
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) -> Path:
     place = tmp_path_factory.mktemp("examples")
-    starter.write(place / "experiments.yaml", "digits")
+    template.write(place / "experiments.yaml", "digits")
     shutil.copytree(Path(digits_storage.place.address, "datasets"), place / "runs" / "datasets")
     assert launch(place / "experiments.yaml", inline=True, storage=place / "runs", settings=SMALL).is_complete
     return place

@@ -12,9 +12,9 @@ import pytest
 from orchestrator.catalog import lookup
 from orchestrator.cluster import jobs
 from orchestrator.commands.report import _facts
-from orchestrator.launch import look
-from orchestrator.storage.storage import Storage
-from orchestrator.study.spec import load_study
+from orchestrator.launch import plan_study
+from orchestrator.storage.layout import Storage
+from orchestrator.study.reader import load_study
 
 TEXT = "# a comment\nstudy: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8}\n"
 
@@ -38,7 +38,7 @@ def test_a_study_and_its_plan_carry_the_text_that_was_read(tmp_path: Path) -> No
     with pipe() as name:
         assert load_study(name).text == TEXT
     with pipe() as name:
-        assert look(name, tmp_path).text == TEXT
+        assert plan_study(name, tmp_path).text == TEXT
     with pipe() as name:
         assert lookup.study(Storage.at(tmp_path), name).text == TEXT
 

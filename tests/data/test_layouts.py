@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data import Fake, cifar10, empty, fake, prepared, refused, same, shard, stored_split
+from test_tensors import Fake, cifar10, empty, fake, prepared, refused, same, shard, stored_split
 
-from orchestrator.data import data, layouts
-from orchestrator.doctor import Verdict, examine
+from orchestrator.data import layouts, tensors
+from orchestrator.doctor import CheckLevel, examine
 from orchestrator.errors import DataError
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 __all__ = ["cifar10", "empty", "fake"]  # fixtures
 
@@ -27,9 +27,9 @@ ARCHIVE = {"cifar10": "cifar-10-python", "cifar100": "cifar-100-python"}
 def assert_read(fake: Fake, folder: Path, tmp_path: Path) -> None:
     """Asserts that a data folder gives the images of the likeness, and that `doctor` finds them."""
     storage = prepared(tmp_path / "runs")
-    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).verdict is Verdict.OK
-    data.prepare(fake.name, folder, storage)
-    for split, wanted in data.canonical(fake.splits).items():
+    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).verdict is CheckLevel.OK
+    tensors.prepare(fake.name, folder, storage)
+    for split, wanted in tensors.canonical(fake.splits).items():
         assert same(stored_split(storage, split, fake.name), wanted)
 
 
@@ -107,8 +107,8 @@ def test_all_damaged_copies_are_named(cifar10: Fake, empty: Storage) -> None:
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
-    head = data._BINARY[fake.name][1]
-    monkeypatch.setitem(data._BINARY, fake.name, ({"train": ["a.bin", "b.bin"], "test": ["c.bin"]}, head))
+    head = tensors._BINARY[fake.name][1]
+    monkeypatch.setitem(tensors._BINARY, fake.name, ({"train": ["a.bin", "b.bin"], "test": ["c.bin"]}, head))
     splits = [tuple(part[:12] for part in fake.splits["train"]), tuple(part[12:] for part in fake.splits["train"])]
     files = {
         f"{name}.bin": b"".join(
@@ -128,7 +128,7 @@ def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.Monk
     if not is_packed:
         (place / "b.bin").write_bytes(b"half")
         with pytest.raises(DataError, match=r"the train files are not whole \([\d,]+ bytes\)"):
-            data.prepare(fake.name, fake.folder, prepared(tmp_path / "again"))
+            tensors.prepare(fake.name, fake.folder, prepared(tmp_path / "again"))
 
 
 # The hub's layouts.
@@ -182,7 +182,7 @@ def test_a_missing_shard_is_named(cifar10: Fake, empty: Storage) -> None:
     shard(cifar10).unlink()
     refused(cifar10, empty, str(cifar10.folder / "cifar10"), "train-00000-of-00002.parquet is missing")
     found = next(f for f in examine(empty.place.address, cifar10.folder) if f.check == "cifar10")
-    assert found.verdict is Verdict.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
+    assert found.verdict is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
 
 
 def test_shards_of_several_downloads_are_named(cifar10: Fake, empty: Storage) -> None:

@@ -22,10 +22,10 @@ from board_events import epoch, launch, planned, started
 from processes import until
 
 from orchestrator.execution import ray_metrics
-from orchestrator.monitor import monitoring
-from orchestrator.monitor.events import Event, Kind
+from orchestrator.monitor import grafana
+from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.metrics import METRICS, PREFIX
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 
 class Instrument:
@@ -86,7 +86,7 @@ def test_metrics_that_break_are_told_once_and_the_launch_goes_on(
     said: list[str] = []
     with ray_metrics.exported(launch(planned(0)), heard.append, said.append) as tell:
         until(lambda: said)
-        tell(Event(Kind.NOTE, "goes on"))
+        tell(Event(EventKind.NOTE, "goes on"))
     assert said == ["metrics are not exported any more (RuntimeError: no agent); the training goes on"]
     assert [event.text for event in heard] == ["goes on"]
 
@@ -190,7 +190,7 @@ def watched(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCTL_CACHE", str(folder / "cache"))
         subprocess.run([KDCTL, "dashboard", "export"], cwd=folder, check=True, capture_output=True)
-        config = folder / "monitoring" / monitoring.PROMETHEUS
+        config = folder / "monitoring" / grafana.PROMETHEUS
         config.write_text(config.read_text().replace(" 5s", " 1s").replace(" 10s", " 1s"))  # a test is in a hurry
         command = [KDCTL, "launch", "study.yaml", "--address", "local", "--no-dashboard"]
         with (
@@ -199,7 +199,7 @@ def watched(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
             subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True) as process,
         ):
             try:
-                until(lambda: process.poll() is not None or server.ask(monitoring.FIRST_QUERY), 90)
+                until(lambda: process.poll() is not None or server.ask(grafana.FIRST_QUERY), 90)
                 assert process.poll() is None, (folder / "said").read_text()
                 yield Watched(folder, server, process)
             finally:
@@ -215,8 +215,8 @@ def of_trials(found: list[dict[str, Any]]) -> dict[str, float]:
 @pytest.mark.timeout(200)
 def test_a_real_prometheus_sees_a_study_that_runs(watched: Watched) -> None:
     ask = watched.server.ask
-    assert set(of_trials(ask(monitoring.FIRST_QUERY))) == {STUDENT}
-    queries = {query.promql: panel.title for panel in monitoring.PANELS for query in panel.queries}
+    assert set(of_trials(ask(grafana.FIRST_QUERY))) == {STUDENT}
+    queries = {query.promql: panel.title for panel in grafana.PANELS for query in panel.queries}
     values = {promql: ask(promql.replace("$study", "watched")) for promql in queries}
     empty = {queries[promql] for promql, found in values.items() if not found}
     # It has no GPU; tables are counted, and the only one was built.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orchestrator import losses
-from orchestrator.losses.terms import Terms
+from orchestrator.losses.terms import LossTerms
 
 LN2 = math.log(2)
 LN3 = math.log(3)
@@ -28,7 +28,7 @@ def tensor(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def numbers(terms: Terms) -> tuple[float | None, ...]:
+def numbers(terms: LossTerms) -> tuple[float | None, ...]:
     return tuple(None if term is None else term.item() for term in terms)
 
 

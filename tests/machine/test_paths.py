@@ -15,9 +15,9 @@ from orchestrator.cli import cli
 from orchestrator.errors import StorageError, StudyError
 from orchestrator.machine import paths
 from orchestrator.machine.paths import PathError, local, word
-from orchestrator.storage.storage import Storage
-from orchestrator.study import keys
-from orchestrator.study.spec import load_study
+from orchestrator.storage.layout import Storage
+from orchestrator.study import fields
+from orchestrator.study.reader import load_study
 
 STUDY = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resnet_32_8}\n"
 
@@ -146,7 +146,7 @@ def small() -> list[str]:
 
 def test_python_expands_it(home: Path) -> None:
     (home / "s.yaml").write_text(STUDY)
-    plan = launch.look("~/s.yaml", storage="~/runs")
+    plan = launch.plan_study("~/s.yaml", storage="~/runs")
     assert plan.source == str(home / "s.yaml") and Storage.at(Path("~/runs")).place.address == str(home / "runs")
 
 
@@ -203,6 +203,6 @@ def test_a_name_that_begins_with_a_dash_is_typed_so_that_it_works(home: Path, kd
 
 
 def test_only_one_function_expands_it() -> None:
-    source = Path(keys.__file__).parents[1]
+    source = Path(fields.__file__).parents[1]
     users = {path.name for path in source.rglob("*.py") if "expanduser" in path.read_text()}
     assert users == {"paths.py"} and paths.BUCKETS == ("s3://", "gs://")

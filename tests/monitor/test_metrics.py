@@ -12,9 +12,9 @@ from board_events import at, end, ended, epoch, launch, planned, played, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.monitor.board import Stage
-from orchestrator.monitor.events import Event, Kind
+from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.metrics import METRICS, Meter, Sample, label, labels_of
+from orchestrator.monitor.study_status import Stage
 from orchestrator.records import EpochRecord, State
 from orchestrator.study.plan import PlannedTrial
 
@@ -57,8 +57,8 @@ def test_a_trial_that_ended_is_said_not_to_run_and_then_is_gone() -> None:
     assert of(meter, trial, 70) == {} and not meter._running and not meter._ended
 
 
-@pytest.mark.parametrize("kind", [Kind.RETRY, Kind.ELSEWHERE])
-def test_what_waits_again_does_not_run_and_starts_without_old_values(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [EventKind.RETRY, EventKind.ELSEWHERE])
+def test_what_waits_again_does_not_run_and_starts_without_old_values(kind: EventKind) -> None:
     trial = planned(0)
     meter = told(launch(trial), started(trial, 1), epoch(trial, 1, 2), Event(kind, "lost", trial, time=at(3)))
     assert of(meter, trial, 4) == {"kdctl_trial_running": 0}
@@ -127,8 +127,8 @@ def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_st
     for event in played(trials, places, {trial.trial_id: 1.0 + no % 3 for no, trial in enumerate(trials)}):
         meter = meter or Meter(event)
         meter.take(event)
-        if event.trial and event.kind in (Kind.STARTED, Kind.ENDED):
-            {Kind.STARTED: running.add, Kind.ENDED: running.discard}[event.kind](event.trial.trial_id)
+        if event.trial and event.kind in (EventKind.STARTED, EventKind.ENDED):
+            {EventKind.STARTED: running.add, EventKind.ENDED: running.discard}[event.kind](event.trial.trial_id)
         found = meter.gauges(event.time)
         runs = {s.labels["trial_id"] for s in found if s.name == "kdctl_trial_running" and s.value == 1}
         assert runs == running == {s.labels["trial_id"] for s in found if s.name == "kdctl_epoch"}

@@ -16,17 +16,17 @@ from click.testing import CliRunner, Result
 
 from orchestrator.cli import cli
 from orchestrator.commands import watch
-from orchestrator.monitor.board import Board
 from orchestrator.monitor.follow import Follower
+from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.records import EpochRecord, State
-from orchestrator.results import results
+from orchestrator.results import store
 from orchestrator.storage import leases, logs
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan, PlannedTrial
-from orchestrator.study.spec import Resources
-from orchestrator.study.studies import Launched, StoredStudy
+from orchestrator.study.reader import Resources
+from orchestrator.study.stored_studies import Launched, StoredStudy
 
 SINCE = datetime.now(UTC) - timedelta(minutes=10)
 TEACHER = planned(0)
@@ -55,21 +55,21 @@ def remember(
 ) -> StoredStudy:
     plan = Plan(name, "study.yaml", tuple(trials), Resources())
     launched = Launched("launch-abc", since, "node-1", "ray", "study.yaml", "", (), "data")
-    studies.remember(storage, plan, launched)
-    return studies.find(storage, name)
+    stored_studies.remember(storage, plan, launched)
+    return stored_studies.find(storage, name)
 
 
 def write(storage: Storage, trial: PlannedTrial, state: State, error: str | None = None, ended: bool = True) -> None:
     found = replace(row(trial, state, error), start_time=SINCE, seconds=10.0 if state is State.FINISHED else None)
-    results.write_trial(storage, replace(found, end_time=SINCE + timedelta(seconds=12) if ended else None))
+    store.write_trial(storage, replace(found, end_time=SINCE + timedelta(seconds=12) if ended else None))
 
 
 def epochs(storage: Storage, trial: PlannedTrial, count: int) -> None:
     records = [EpochRecord(n, 0.1, 2.0, 2.0, None, 50.0, 1.0, 50.0 + n, None, 2.0, 999.0) for n in range(1, count + 1)]
-    results.write_epochs(storage, trial.trial_id, records)
+    store.write_epochs(storage, trial.trial_id, records)
 
 
-def stages(board: Board) -> list[str]:
+def stages(board: StudyStatus) -> list[str]:
     return [str(standing.stage) for standing in board.trials.values()]
 
 
@@ -89,7 +89,7 @@ def launched(place: Storage) -> Iterator[Storage]:
 
 
 def test_a_launch_that_runs_elsewhere(launched: Storage) -> None:
-    board = Follower(launched, studies.find(launched)).look()
+    board = Follower(launched, stored_studies.find(launched)).look()
     assert board.is_running and stages(board) == ["finished", "running", "failed", "queued"]
     running = board.trials[STUDENTS[0].trial_id]
     assert (running.epoch, running.acc, running.speed, running.measured) == (3, 53.0, 999.0, 3)
@@ -99,17 +99,17 @@ def test_a_launch_that_runs_elsewhere(launched: Storage) -> None:
 
 
 def test_only_what_changed_is_read_again(launched: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    follower = Follower(launched, studies.find(launched))
+    follower = Follower(launched, stored_studies.find(launched))
     follower.look()
     read: list[str] = []
-    real = results.read_epochs
+    real = store.read_epochs
 
     def noted(place: Storage, ids: list[str]) -> list[dict[str, object]]:
         read.extend(ids)
         return real(place, ids)
 
-    monkeypatch.setattr(results, "read_epochs", noted)
-    monkeypatch.setattr(results, "read_trials", lambda place, ids: pytest.fail("no row has changed"))
+    monkeypatch.setattr(store, "read_epochs", noted)
+    monkeypatch.setattr(store, "read_trials", lambda place, ids: pytest.fail("no row has changed"))
     follower.look()
     assert read == []
     epochs(launched, STUDENTS[0], 5)

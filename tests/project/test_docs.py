@@ -16,11 +16,11 @@ import pytest
 from lines import calls, exists, understood
 
 from orchestrator.launch import launch
-from orchestrator.monitor.progress import quiet
-from orchestrator.storage.storage import Storage
+from orchestrator.monitor.sinks import quiet
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
+from orchestrator.study.reader import load_study
 from orchestrator.study.schema import schema_text
-from orchestrator.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

@@ -36,7 +36,7 @@ ORDER = (
     "data",
     "storage",
     "machine",
-    "arrow",  # from here on the base layer
+    "parquet",  # from here on the base layer
     "columns",
     "suggest",
     "records",
@@ -49,15 +49,15 @@ MOST_MODULES = 15  # in one folder; more than that nobody takes in at a glance
 
 # library → the rooms or modules through which alone it is imported
 DOORS = {
-    "ray": ("execution.ray_runner", "execution.ray_session", "execution.ray_metrics", "cluster.jobs"),
+    "ray": ("execution.ray_executor", "execution.ray_session", "execution.ray_metrics", "cluster.jobs"),
     "click": ("cli", "commands"),
-    "pyarrow": ("arrow", "storage.bucket"),
+    "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),
-    "sklearn": ("data.data",),
-    "torchvision": ("data.data",),
-    "PIL": ("data.data",),
+    "sklearn": ("data.tensors",),
+    "torchvision": ("data.tensors",),
+    "PIL": ("data.tensors",),
     "jinja2": ("report.page",),
-    "rich": ("monitor.live", "results.tabular", "columns"),
+    "rich": ("monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
 }
 
@@ -219,13 +219,13 @@ def test_most_functions_are_short() -> None:
 
 # Methods whose contract stands elsewhere: at `torch.nn.Module`, and at `keys.Kind` for every kind.
 CONTRACTS = {"forward", "read", "schema"}
-# And those of every place at `places.Place`.
-PLACE = next(
+# And those of every storage backend at `backend.StorageBackend`.
+BACKEND = next(
     {method.name for method in node.body if isinstance(method, Function)}
-    for node in SOURCE["orchestrator.storage.places"].body
-    if isinstance(node, ast.ClassDef) and node.name == "Place"
+    for node in SOURCE["orchestrator.storage.backend"].body
+    if isinstance(node, ast.ClassDef) and node.name == "StorageBackend"
 )
-PLACES = ("Folder", "Bucket")
+BACKENDS = ("Folder", "Bucket")
 
 
 def undocumented(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
@@ -238,7 +238,7 @@ def undocumented(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
             if isinstance(inner, ast.ClassDef):
                 yield from undocumented(inner, path)
             elif not ast.get_docstring(inner) and inner.name not in CONTRACTS | (
-                PLACE if name.endswith(PLACES) else set()
+                BACKEND if name.endswith(BACKENDS) else set()
             ):
                 yield path
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from reported import HOSTILE
 
 from orchestrator.report import charts
-from orchestrator.report.charts import Curve, Point, Row, Rule, Run, Scale, Words
+from orchestrator.report.charts import ChartText, Curve, CurveRun, Point, Row, Rule, Scale
 
 SVG = "{http://www.w3.org/2000/svg}"
-WORDS = Words("a title", "a description", "epoch", "acc, %")
+WORDS = ChartText("a title", "a description", "epoch", "acc, %")
 NUMBERS = st.floats(-1e6, 1e6)
 
 
@@ -106,7 +106,7 @@ def test_a_path_has_gaps_where_values_are_missing() -> None:
 
 CURVE = Curve(
     "logit", 2, "n=2", (1.0, 2.0, 3.0), (10.0, 20.0, 30.0), (9.0, 19.0, 29.0), (11.0, 21.0, 31.0),
-    (Run("seed 0", (9.0, 19.0, 29.0)), Run("seed 1", (11.0, None, 31.0), counts=False)),
+    (CurveRun("seed 0", (9.0, 19.0, 29.0)), CurveRun("seed 1", (11.0, None, 31.0), counts=False)),
 )  # fmt: skip
 
 
@@ -173,8 +173,8 @@ def test_rows_have_their_interval_and_their_runs() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_are_text(text: str) -> None:
-    words = Words(text, text, text, text)
-    curve = Curve(text, 2, text, (1.0, 2.0), (1.0, 2.0), runs=(Run(text, (1.0, 2.0)),))
+    words = ChartText(text, text, text, text)
+    curve = Curve(text, 2, text, (1.0, 2.0), (1.0, 2.0), runs=(CurveRun(text, (1.0, 2.0)),))
     for chart in (
         charts.curves(words, [curve], [Rule(text, 0, text, 1.0)]),
         charts.scatter(words, [Point(text, 2, text, 1.0, 1.0)]),
@@ -191,7 +191,7 @@ def test_hostile_names_are_text(text: str) -> None:
 @given(st.text(), st.integers(4, 50))
 def test_any_text_is_cut_and_fits_into_xml(text: str, limit: int) -> None:
     assert len(charts.cut(text, limit)) <= limit
-    assert drawn(charts.dots(Words(text, text, text, ""), [])).get("role") == "img"
+    assert drawn(charts.dots(ChartText(text, text, text, ""), [])).get("role") == "img"
 
 
 def test_a_long_text_says_that_it_was_cut() -> None:

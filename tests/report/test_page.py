@@ -17,11 +17,11 @@ from orchestrator import cli
 from orchestrator.errors import KdctlError
 from orchestrator.records import State
 from orchestrator.report import page
-from orchestrator.report.facts import Facts
-from orchestrator.results import results
-from orchestrator.storage.places import Folder
-from orchestrator.storage.storage import Storage
-from orchestrator.study import studies
+from orchestrator.report.content import Facts
+from orchestrator.results import store
+from orchestrator.storage.backend import Folder
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
 
 LIMIT = 3_000_000  # bytes of a page, whatever the study
 
@@ -154,16 +154,16 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, made_up:
 
 
 def remember(storage: Storage, name: str = "made up") -> None:
-    launched = studies.Launched("x", START, "here", "inline", "study.yaml", "study: made up\n", (), "data")
-    kept = studies.StoredStudy(name, tuple(map(member, study())), launched)
+    launched = stored_studies.Launched("x", START, "here", "inline", "study.yaml", "study: made up\n", (), "data")
+    kept = stored_studies.StoredStudy(name, tuple(map(member, study())), launched)
     facts_of = {
         "study": name,
         "trials": {},
-        "members": [[getattr(one, field) for field in studies.Member.__slots__] for one in kept.members],
-        "launched": {field: getattr(launched, field) for field in studies.Launched.__slots__}
+        "members": [[getattr(one, field) for field in stored_studies.Member.__slots__] for one in kept.members],
+        "launched": {field: getattr(launched, field) for field in stored_studies.Launched.__slots__}
         | {"since": START.isoformat()},
     }
-    studies.write_json(storage, storage.plan(studies._digest(name)), facts_of)
+    stored_studies.write_json(storage, storage.plan(stored_studies._digest(name)), facts_of)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -253,9 +253,9 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
         rows.append(row(1000 + no, "st", 60 + no % 37, **own))
     fill(storage, rows[:1], epochs=200)
     content = storage.place.read(storage.trial_epochs(rows[0].trial_id))
-    monkeypatch.setattr(results, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
+    monkeypatch.setattr(store, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
     monkeypatch.setattr(Folder, "entries", lambda *_: [])
-    monkeypatch.setattr(results, "_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
+    monkeypatch.setattr(store, "_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
     asked = []
     monkeypatch.setattr(Folder, "read", lambda _self, name: asked.append(name) or content)
     own = facts(storage, rows)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 from reported import HOSTILE, SETTING, facts, fill, member, row, study
 
 from orchestrator.report import page as pages
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 FIGURES = 4  # of the study: curves of student and teacher, a standing, a cost
 

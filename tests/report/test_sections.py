@@ -11,11 +11,11 @@ from reported import SETTING, TEACHER, facts, fill, member, row, study, teacher
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import figures, sections
-from orchestrator.report.facts import Facts, gather
+from orchestrator.report.content import Facts, gather
 from orchestrator.report.figures import Figure
 from orchestrator.report.sections import Section, Table, Text
 from orchestrator.results.published import DIFFERENCES, OPTIONS, PUBLISHED, RECIPE, other_settings
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.launch import look
+from orchestrator.launch import plan_study
 from orchestrator.records import EpochRecord, State, TrialRecord
-from orchestrator.results import results
-from orchestrator.results.report import PUBLISHED_COLUMNS
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.results.tables import PUBLISHED_COLUMNS
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def load_script() -> ModuleType:
 
 
 published = load_script()
-TRIALS = look(STUDY, "no-such-storage").trials
+TRIALS = plan_study(STUDY, "no-such-storage").trials
 TEACHERS = [trial for trial in TRIALS if trial.role == "teacher"]
 STUDENTS = [trial for trial in TRIALS if trial.role == "student"]
 
@@ -53,7 +53,7 @@ def row(trial: PlannedTrial, acc: float | None = 92.5, **overrides: Any) -> Tria
     recipe = {**config.recipe(), "teacher_answers": trial.teacher_cache}
     taught = {"teacher_id": trial.teacher_id, "teacher_acc": 92.0, "agreement": 95.125} if config.teacher else {}
     filled: dict[str, Any] = {
-        **dict.fromkeys(results.TRIAL_COLUMNS),
+        **dict.fromkeys(store.TRIAL_COLUMNS),
         **{"no": no, "method": config.method, "dataset": config.dataset, "student": config.student},
         **{"teacher": config.teacher.student if config.teacher else None, "seed": config.seed},
         **{"start_time": START + timedelta(minutes=config.seed), "end_time": START + timedelta(hours=1 + config.seed)},
@@ -75,7 +75,7 @@ def runs(tmp_path: Path) -> Storage:
 
 def fill(storage: Storage, rows: list[TrialRecord]) -> None:
     for record in rows:
-        results.write_trial(storage, record)
+        store.write_trial(storage, record)
 
 
 def page(storage: Storage, settings: list[str] | None = None) -> str:
@@ -174,7 +174,7 @@ def test_only_what_is_matched_separates_the_study_file_from_the_closest_settings
     assert {published.other_settings(row(trial)) for trial in STUDENTS} == {"match logits, not pooled"}
     study = tmp_path / "pooled.yaml"
     study.write_text(STUDY.read_text().replace("method: logit", "method: logit\n    match: pooled"))
-    pooled = [trial for trial in look(study, "no-such-storage").trials if trial.role == "student"]
+    pooled = [trial for trial in plan_study(study, "no-such-storage").trials if trial.role == "student"]
     assert {published.other_settings(row(trial)) for trial in pooled} == {""}
 
 
@@ -211,7 +211,7 @@ def test_what_failed_or_is_missing_is_shown_and_counted(runs: Storage) -> None:
 
 
 def test_a_cut_recipe_is_named(runs: Storage) -> None:
-    trials = [trial for trial in look(STUDY, runs.place.address, CUT).trials if trial.config.dataset == "cifar10"]
+    trials = [trial for trial in plan_study(STUDY, runs.place.address, CUT).trials if trial.config.dataset == "cifar10"]
     fill(runs, [row(trial, 20.0, device="cpu, 1 threads", ray_version=None) for trial in trials])
     text = page(runs, CUT)
     line = "| 2024-01-02 03:04:05 | 20.00 | 190 | 2 | 0.1 | 128 |\n"
@@ -261,7 +261,7 @@ def test_how_a_trial_was_run_does_not_count() -> None:
 def test_settings_have_means_of_their_own(runs: Storage, tmp_path: Path) -> None:
     study = tmp_path / "rates.yaml"
     study.write_text(STUDY.read_text().replace("method: logit", "method: logit\n    lr: [0.1, 0.05]"))
-    trials = look(study, runs.place.address).trials
+    trials = plan_study(study, runs.place.address).trials
     fill(runs, [row(trial, 90.0 if trial.config.lr == 0.1 else 80.0) for trial in trials])
     text = published.render(published.Study.read(study, runs, []))
     assert text.count("| mean ± std (n), logit |  | 90.00 ± 0.00 (n=3) |") == 4
@@ -274,7 +274,7 @@ def test_settings_have_means_of_their_own(runs: Storage, tmp_path: Path) -> None
 def test_a_pair_that_the_study_lacks_is_missing(runs: Storage, tmp_path: Path) -> None:
     study = tmp_path / "small.yaml"
     study.write_text("study: s\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]\n")
-    fill(runs, [row(trial) for trial in look(study, runs.place.address).trials])
+    fill(runs, [row(trial) for trial in plan_study(study, runs.place.address).trials])
     text = published.render(published.Study.read(study, runs, []))
     said = "missing: the study has no such trial; lab note 92.52, 92.49, 92.53, mean 92.51 ± 0.02 (n=3)"
     assert text.count("missing: the study has no such trial") == 4 and said in text
@@ -332,7 +332,7 @@ def test_out_writes_the_page_and_its_rows(runs: Storage, tmp_path: Path, capsys:
     fill(runs, rows)
     epoch = EpochRecord(1, 0.1, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0)
     for trial in TRIALS[:2]:
-        results.write_epochs(runs, trial.trial_id, [epoch, replace(epoch, epoch=2)])
+        store.write_epochs(runs, trial.trial_id, [epoch, replace(epoch, epoch=2)])
     other = replace(rows[0], trial_id="0" * 12, study="another")
     fill(runs, [other])
     out = tmp_path / "results" / "here"
@@ -343,10 +343,10 @@ def test_out_writes_the_page_and_its_rows(runs: Storage, tmp_path: Path, capsys:
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "epochs.parquet", "trials.parquet"]
     trials = pq.read_table(out / "trials.parquet")
     assert trials.to_pylist()[0]["trial_id"] == TRIALS[0].trial_id
-    assert trials.column_names == list(results.TRIAL_COLUMNS) and trials.num_rows == 16
-    assert trials.schema.metadata[b"kdctl_schema"] == results.SCHEMA_VERSION.encode()
+    assert trials.column_names == list(store.TRIAL_COLUMNS) and trials.num_rows == 16
+    assert trials.schema.metadata[b"kdctl_schema"] == store.SCHEMA_VERSION.encode()
     epochs = pq.read_table(out / "epochs.parquet")
-    assert epochs.column_names == list(results.EPOCH_COLUMNS) and epochs.num_rows == 4
+    assert epochs.column_names == list(store.EPOCH_COLUMNS) and epochs.num_rows == 4
 
 
 def test_no_storage_and_no_rows_are_told(tmp_path: Path, runs: Storage, capsys: pytest.CaptureFixture[str]) -> None:

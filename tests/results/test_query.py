@@ -24,17 +24,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_results import EPOCH, EPOCHS, TRIALS, WRITER, trial
+from test_store import EPOCH, EPOCHS, TRIALS, WRITER, trial
 
 from orchestrator import cli
 from orchestrator.commands.query import query as command
 from orchestrator.errors import StorageError
 from orchestrator.records import State
-from orchestrator.results import query, results
-from orchestrator.results.query import QueryError, asked
+from orchestrator.results import query, store
+from orchestrator.results.formats import FORMATS, MAX_ROWS, MAX_WIDTH, Heading, write
+from orchestrator.results.query import QueryError, run_query
 from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
-from orchestrator.results.tabular import FORMATS, MAX_ROWS, MAX_WIDTH, Heading, write
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 Ask = Callable[..., list[dict[str, Any]]]
 RECIPE = json.dumps({"epochs": 2, "lr": 0.1})
@@ -42,7 +42,7 @@ RECIPE = json.dumps({"epochs": 2, "lr": 0.1})
 
 def ask(storage: Storage, sql: str) -> list[dict[str, Any]]:
     """The rows of an answer."""
-    with asked(storage, sql) as answer:
+    with run_query(storage, sql) as answer:
         names = answer.heading.names
         return [
             dict(zip(names, row, strict=True)) for columns in answer.columns() for row in zip(*columns, strict=True)
@@ -54,10 +54,10 @@ def fill(storage: Storage) -> Storage:
     storage.prepare()
     for number, trial_id in enumerate("abc"):
         row = replace(trial(trial_id, acc=90.0 + number), method="base", dataset="digits", student="resnet_32_8")
-        results.write_trial(storage, replace(row, seed=number, recipe=RECIPE, study="s"))
-        results.write_epochs(storage, trial_id, [EPOCH, replace(EPOCH, epoch=2)])
+        store.write_trial(storage, replace(row, seed=number, recipe=RECIPE, study="s"))
+        store.write_epochs(storage, trial_id, [EPOCH, replace(EPOCH, epoch=2)])
     failed = replace(trial("d", State.FAILED, acc=1.0), method="base", dataset="digits", student="resnet_32_8")
-    results.write_trial(storage, replace(failed, seed=3, recipe=RECIPE, error="went wrong", study="s"))
+    store.write_trial(storage, replace(failed, seed=3, recipe=RECIPE, error="went wrong", study="s"))
     return storage
 
 
@@ -77,9 +77,9 @@ def empty(tmp_path: Path) -> Storage:
 
 
 def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
-    rows = results.read_trials(filled)
+    rows = store.read_trials(filled)
     assert ask(filled, "FROM trials ORDER BY trial_id") == [{**asdict(row), "studies": ["s"]} for row in rows]
-    assert ask(filled, "FROM epochs ORDER BY ALL") == results.read_epochs(filled)
+    assert ask(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
     assert ask(filled, "FROM summary") == list(summaries(rows, "s"))
     assert ask(filled, "FROM results") == list(outcomes(rows, "s"))
 
@@ -108,7 +108,7 @@ def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) ->
     }  # fmt: skip
     assert list(query.VIEWS) == list(columns)
     for view, names in columns.items():
-        with asked(empty, f"FROM {view}") as answer:
+        with run_query(empty, f"FROM {view}") as answer:
             assert answer.heading.names == names and list(answer.columns()) == []
         assert [row["column_name"] for row in ask(empty, f"DESCRIBE {view}")] == names
     assert [row["name"] for row in ask(empty, "SHOW TABLES")] == sorted(columns)
@@ -339,7 +339,7 @@ def test_rows_that_are_rewritten_all_the_while_are_never_an_error(tmp_path: Path
         number = 0
         while not ended.is_set():
             number += 1
-            results.write_epochs(storage, "a", [replace(EPOCH, epoch=e, test_acc=number) for e in (1, 2, 3)])
+            store.write_epochs(storage, "a", [replace(EPOCH, epoch=e, test_acc=number) for e in (1, 2, 3)])
 
     command = [sys.executable, "-c", WRITER, storage.place.address]
     thread = threading.Thread(target=rewrite_epochs)
@@ -382,7 +382,7 @@ def test_a_bucket_is_asked_like_a_folder(s3_address: str, filled: Storage) -> No
 def rendered(form: str, sql: str, storage: Storage, is_terminal: bool = False) -> str:
     """What comes out of a query."""
     out = io.StringIO()
-    with asked(storage, sql) as answer:
+    with run_query(storage, sql) as answer:
         write(form, answer.heading, answer.columns(), out, is_terminal)
     return out.getvalue()
 
@@ -605,7 +605,7 @@ def test_the_format_is_what_was_asked_for(run: Run, filled: Storage, words: list
 
 def test_parquet_has_every_row_and_type(run: Run, filled: Storage) -> None:
     assert run("FROM epochs", "--output", "e.parquet") == (0, "", "")
-    assert sorted(pq.read_table("e.parquet").to_pylist(), key=str) == sorted(results.read_epochs(filled), key=str)
+    assert sorted(pq.read_table("e.parquet").to_pylist(), key=str) == sorted(store.read_epochs(filled), key=str)
     code, _, err = run("SELECT INTERVAL 1 DAY AS x", "--output", "e.parquet")
     assert code == 2 and "cast it to VARCHAR" in err
     assert len(pq.read_table("e.parquet")) == 6 and [path.name for path in Path.cwd().iterdir()] == ["e.parquet"]

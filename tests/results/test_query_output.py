@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli import cli
-from orchestrator.results import query, tabular
-from orchestrator.storage.storage import Storage
+from orchestrator.results import formats, query
+from orchestrator.storage.layout import Storage
 
 Run = Callable[..., tuple[int, str, str]]
 ROWS = 1000
@@ -64,7 +64,7 @@ def test_a_file_holds_the_whole_answer_in_the_format_of_its_name(run: Run, suffi
 def test_another_ending_is_refused_before_anything_is_read(
     run: Run, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "asked", None)
+    monkeypatch.setattr(query, "run_query", None)
     code, out, err = run(SQL, "--output", name)
     assert (code, out) == (2, "") and "the known endings are .csv, .tsv, .json, .parquet, .md" in err
     assert list(Path.cwd().iterdir()) == []
@@ -82,7 +82,7 @@ def test_another_ending_is_refused_before_anything_is_read(
 def test_what_does_not_fit_is_refused_before_anything_is_read(
     run: Run, words: tuple[str, ...], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "asked", None)
+    monkeypatch.setattr(query, "run_query", None)
     code, _, err = run(SQL, *words)
     assert code == 2 and part in err and list(Path.cwd().iterdir()) == []
 
@@ -94,7 +94,7 @@ def test_a_format_may_be_named_where_the_ending_names_none(run: Run) -> None:
 
 def test_a_terminal_keeps_the_tabs_between_cells() -> None:
     out = io.StringIO()
-    tabular.write("tsv", tabular.Heading(["a", "b"], [True, False]), [[[1], ["\x1b"]]], out, is_terminal=True)
+    formats.write("tsv", formats.Heading(["a", "b"], [True, False]), [[[1], ["\x1b"]]], out, is_terminal=True)
     assert out.getvalue() == "a\tb\n1\t\\u001b\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_report import row
+from test_tables import row
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import summary

@@ -17,9 +17,9 @@ from s3 import SECRET, Door, Server
 
 from orchestrator.errors import StorageError
 from orchestrator.storage import bucket
+from orchestrator.storage.backend import MARKER, PART
 from orchestrator.storage.bucket import Bucket
-from orchestrator.storage.places import MARKER, PART
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.storage import leases
+from orchestrator.storage.backend import Folder
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, waiting
-from orchestrator.storage.places import Folder
-from orchestrator.storage.storage import Storage
 
 FAST = "leases.EXPIRES, leases.BEAT = 1.0, 0.1"
 
@@ -65,7 +65,7 @@ HOLDER = """
 import sys
 from orchestrator.storage import leases
 from orchestrator.errors import LeaseLost
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 {settings}
 lease = leases.acquire(Storage.at(sys.argv[1]), sys.argv[2])
 print(lease.claim if lease else None, flush=True)
@@ -163,7 +163,7 @@ def test_what_the_check_of_a_wait_raises_ends_it(storage: Storage) -> None:
 RACER = """
 import os, sys
 from orchestrator.storage.leases import waiting
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 storage, log = Storage.at(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
 print("ready", flush=True)
 sys.stdin.read()

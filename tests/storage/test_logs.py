@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
 from orchestrator.storage import logs
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.logs import Log
-from orchestrator.storage.storage import Storage
 
 ID = "0123456789ab"
 MOST = 20  # lines of a log here
@@ -80,7 +80,7 @@ def test_a_storage_that_fails_fails_no_reader(place: Storage, monkeypatch: pytes
         raise StorageError("gone")
 
     for name in ("read", "write"):
-        monkeypatch.setattr(f"orchestrator.storage.places.Folder.{name}", fail)
+        monkeypatch.setattr(f"orchestrator.storage.backend.Folder.{name}", fail)
     assert logs.read(place, ID) == []
     logs.append(place, ID, "nobody hears this")
     with pytest.raises(StorageError):  # rather than to write over what cannot be read

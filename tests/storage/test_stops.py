@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import StorageError
 from orchestrator.storage import stops
-from orchestrator.storage.storage import Storage
+from orchestrator.storage.layout import Storage
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import Fault, StudyError
 from orchestrator.study import document
-from orchestrator.study.document import Node, Place
+from orchestrator.study.document import Location, Node
 
 # Beyond U+FFFF json.dumps writes two escapes for one character, which is JSON but not YAML.
 WORDS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=8)
@@ -136,10 +136,10 @@ def test_places_count_from_one_in_characters() -> None:
     assert isinstance(root.value, dict)
     inner, outer = root.value["é"], root.value["b"]
     assert isinstance(inner.value, dict) and isinstance(outer.value, list)
-    assert inner.value["ü"].place == Place("s.yaml", 1, 8)
-    assert inner.keys == {"ü": Place("s.yaml", 1, 5)}
-    assert root.keys["b"] == Place("s.yaml", 2, 1)
-    assert outer.value[0].place == Place("s.yaml", 3, 5)
+    assert inner.value["ü"].place == Location("s.yaml", 1, 8)
+    assert inner.keys == {"ü": Location("s.yaml", 1, 5)}
+    assert root.keys["b"] == Location("s.yaml", 2, 1)
+    assert outer.value[0].place == Location("s.yaml", 3, 5)
 
 
 def test_an_alias_is_the_anchored_value() -> None:
@@ -170,7 +170,7 @@ def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
     root = document.parse("x: &x\n  b: 1\ny: &y\n  <<: *x\nz:\n- <<: *y\n", "s")
     assert plain(root) == {"x": {"b": 1}, "y": {"b": 1}, "z": [{"b": 1}]}
     assert isinstance(root.value, dict) and isinstance(root.value["z"].value, list)
-    assert root.value["z"].value[0].keys == {"b": Place("s", 2, 3)}
+    assert root.value["z"].value[0].keys == {"b": Location("s", 2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     root = document.read(path)
     assert plain(root) == {"a": 1, "b": 2}
-    assert root.keys == {"a": Place(str(path), 1, 1), "b": Place(str(path), 2, 1)}
+    assert root.keys == {"a": Location(str(path), 1, 1), "b": Location(str(path), 2, 1)}
 
 
 def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_a_setting_is_one_place() -> None:
     node = document.parse_setting("{a: [1, x]}", "--set k=…")
     assert plain(node) == {"a": [1, "x"]}
-    assert node.keys == {"a": Place("--set k=…", 0, 0)}
+    assert node.keys == {"a": Location("--set k=…", 0, 0)}
     assert document.parse_setting("  ", "s").value is None
     with pytest.raises(StudyError) as caught:
         document.parse_setting("[", "--set a=[")

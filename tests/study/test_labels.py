@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_report import row
+from test_tables import row
 
 from orchestrator import losses
 from orchestrator.errors import StorageError
 from orchestrator.records import TrialConfig, TrialRecord
-from orchestrator.study import keys, labels
+from orchestrator.study import fields, labels
 from orchestrator.study.plan import PlannedTrial
 
 DEFAULT = TrialConfig(
@@ -105,7 +105,7 @@ def trained(draw: st.DrawFn) -> TrialConfig:
     """A training without a teacher, in the normal form that `plan` gives it."""
     own = {name: draw(values) for name, values in TRAINING.items()}
     chosen = draw(MILESTONES)
-    milestones = keys.default_milestones(own["epochs"]) if chosen is None else chosen
+    milestones = fields.default_milestones(own["epochs"]) if chosen is None else chosen
     milestones = tuple(milestone for milestone in milestones if milestone < own["epochs"])
     own |= {"milestones": milestones, "gamma": own["gamma"] if milestones else 1.0}
     return replace(DEFAULT, seed=draw(st.integers(0, 1)), **own)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.records import State, TableKey
-from orchestrator.study import keys
+from orchestrator.study import fields
 from orchestrator.study.plan import Plan, PlannedTrial, make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 Planner = Callable[..., Plan]
@@ -178,7 +178,7 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_study_key_has_a_change() -> None:
-    assert set(CHANGES) | {"temperature"} == set(keys.EXPERIMENT_KEYS)
+    assert set(CHANGES) | {"temperature"} == set(fields.EXPERIMENT_KEYS)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -187,7 +187,7 @@ def test_every_key_of_an_experiment_changes_its_trial(plan_of: Planner, name: st
     assert plain.trial_id != changed.trial_id
     # The teacher follows its student in the images alone.
     same = plain.teacher_id == changed.teacher_id
-    assert same == (name not in {"dataset", *keys.DATA_KEYS})
+    assert same == (name not in {"dataset", *fields.DATA_KEYS})
 
 
 def test_a_temperature_changes_its_trial(plan_of: Planner) -> None:
@@ -195,14 +195,14 @@ def test_a_temperature_changes_its_trial(plan_of: Planner) -> None:
     assert [dict(trial.config.options) for trial in students(plan)] == [{"temperature": 4.0}, {"temperature": 2.0}]
 
 
-@pytest.mark.parametrize("name", keys.RECIPE_KEYS)
+@pytest.mark.parametrize("name", fields.RECIPE_KEYS)
 def test_every_key_of_the_recipe_changes_every_student(plan_of: Planner, name: str) -> None:
     plain, changed = plan_of(STUDENT), plan_of(STUDENT, **{name: CHANGES[name]})
     assert students(plain)[0].trial_id != students(changed)[0].trial_id
     assert (teachers(plain)[0].trial_id != teachers(changed)[0].trial_id) == (name != "teacher_cache")
 
 
-@pytest.mark.parametrize("name", sorted(set(keys.TEACHER_MAPPING_KEYS) - {"dataset", "weights"}))
+@pytest.mark.parametrize("name", sorted(set(fields.TEACHER_MAPPING_KEYS) - {"dataset", "weights"}))
 def test_every_key_of_the_teacher_changes_it_and_its_student(plan_of: Planner, name: str) -> None:
     value = "resnet_32_20" if name == "model" else CHANGES[name]
     plan = plan_of(STUDENT | {"teacher": STUDENT["teacher"] | {name: value}})
@@ -334,7 +334,7 @@ def test_how_others_train_changes_no_teacher_from_a_file(tmp_path: Path, plan_of
     (tmp_path / "w.pt").write_bytes(b"abc")
     experiment = STUDENT | {"teacher": {"model": "resnet_32_14", "weights": str(tmp_path / "w.pt")}}
     (plain,) = teachers(plan_of(experiment))
-    changes = {name: CHANGES[name] for name in keys.RECIPE_KEYS if name != "limit_test"}
+    changes = {name: CHANGES[name] for name in fields.RECIPE_KEYS if name != "limit_test"}
     assert teachers(plan_of(experiment, **changes)) == [plain]
 
 
@@ -449,7 +449,7 @@ def run(code: str, seed: str = "1") -> Any:
 
 def test_ids_are_the_same_in_every_process() -> None:
     code = (
-        "import json; from orchestrator.study.plan import make_plan; from orchestrator.study.spec import load_study; "
+        "import json; from orchestrator.study.plan import make_plan; from orchestrator.study.reader import load_study; "
         "print(json.dumps([t.trial_id for t in make_plan(load_study('experiments.yaml')).trials]))"
     )
     here = [trial.trial_id for trial in make_plan(load_study(ROOT / "experiments.yaml")).trials]

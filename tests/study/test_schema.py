@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from orchestrator.cli import cli
 from orchestrator.errors import StudyError
 from orchestrator.study import document
+from orchestrator.study.reader import load_study
 from orchestrator.study.schema import study_schema
-from orchestrator.study.spec import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [ROOT / "experiments.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from chaos import KINDS, STUDY, Campaign, Tally, numbers, table
 
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 
 pytestmark = [
     pytest.mark.timeout(290),
@@ -47,9 +47,9 @@ def test_faults_cost_nothing(kind: str, faults: int, campaign: Campaign, tmp_pat
 
 def test_a_difference_is_seen(campaign: Campaign) -> None:
     storage = Storage.at(campaign.folder / "undisturbed")
-    (row, *_) = results.read_trials(storage)
+    (row, *_) = store.read_trials(storage)
     before = numbers(storage.place.address)
-    epochs = [epoch for epoch in results.read_epochs(storage) if epoch["trial_id"] == row.trial_id]
+    epochs = [epoch for epoch in store.read_epochs(storage) if epoch["trial_id"] == row.trial_id]
     assert f"{row.trial_id} epoch {len(epochs)} test_acc" in before
     storage.place.delete(storage.trial_epochs(row.trial_id))
     assert len(before.keys() - numbers(storage.place.address).keys()) > 5 * len(epochs)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from orchestrator.cluster import cluster
+from orchestrator.cluster import kept_cluster
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.machine import processes
-from orchestrator.monitor import scrape
+from orchestrator.monitor import prometheus
 from orchestrator.storage import leases
+from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire
-from orchestrator.storage.storage import Storage
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -106,23 +106,23 @@ def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, mo
 
 
 def test_a_kept_cluster_is_known_by_its_start(child: subprocess.Popen[bytes]) -> None:
-    start = cluster._start_of(child.pid) or ""
-    gone = cluster.Kept(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
-    assert start and cluster._is_ours(gone)  # a member is left
-    assert not cluster._is_ours(cluster.Kept(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {}))
+    start = kept_cluster._start_of(child.pid) or ""
+    gone = kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
+    assert start and kept_cluster._is_ours(gone)  # a member is left
+    assert not kept_cluster._is_ours(kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {}))
 
 
 def test_prometheus_forgets_launches_that_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         process.wait()
-    scrape.announce(["127.0.0.1:1"])
-    scrape._file(process.pid).touch()
-    scrape._file(os.getppid()).touch()
-    scrape.announce(["127.0.0.1:1"])
-    assert {file.name for file in scrape.folder().iterdir()} == {
-        scrape._file(os.getpid()).name,
-        scrape._file(os.getppid()).name,
+    prometheus.announce(["127.0.0.1:1"])
+    prometheus._file(process.pid).touch()
+    prometheus._file(os.getppid()).touch()
+    prometheus.announce(["127.0.0.1:1"])
+    assert {file.name for file in prometheus.folder().iterdir()} == {
+        prometheus._file(os.getpid()).name,
+        prometheus._file(os.getppid()).name,
     }
 
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_studies import launched
+from test_stored_studies import launched
 
 from orchestrator import cli
 from orchestrator.commands.launch import _query
 from orchestrator.records import State, TrialRecord
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
-from orchestrator.study import labels, studies
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import labels, stored_studies
 from orchestrator.study.plan import Plan, PlannedTrial, make_plan
-from orchestrator.study.spec import load_study
+from orchestrator.study.reader import load_study
 
 HEAD = "recipe: {epochs: 60}\nexperiments:\n"
 BASE = "- {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1, 2, 3, 4], lr: [0.05, 0.1]}\n"
@@ -72,10 +72,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     known: set[str] = set()
     launches = [plan_of(folder, "sweep", "recipe.epochs=7"), *(plan_of(folder, name) for name in STUDIES)]
     for day, plan in enumerate(launches, 1):
-        studies.remember(storage, plan, launched(day))
+        stored_studies.remember(storage, plan, launched(day))
         for no, trial in enumerate(plan.trials, 1):
             if trial.trial_id not in known:
-                results.write_trial(storage, row(trial, no, plan.study))
+                store.write_trial(storage, row(trial, no, plan.study))
         known |= {trial.trial_id for trial in plan.trials}
     return folder
 
@@ -190,14 +190,12 @@ def test_rows_of_a_study_whose_plan_is_not_known_belong_to_it(folder: Path, tmp_
     plan = plan_of(folder, "few")
     rows = [row(trial, no, "old") for no, trial in enumerate(plan.trials, 1)]
     for one in (rows[0], replace(rows[1], study="older")):
-        results.write_trial(storage, one)
-    membership = studies.Membership.of(storage)
-    parts = [
-        (part.study, [one.trial_id for one in part.rows]) for part in membership.split(results.read_trials(storage))
-    ]
+        store.write_trial(storage, one)
+    membership = stored_studies.Membership.of(storage)
+    parts = [(part.study, [one.trial_id for one in part.rows]) for part in membership.split(store.read_trials(storage))]
     assert parts == [("old", [rows[0].trial_id]), ("older", [rows[1].trial_id])]
-    studies.remember(storage, plan, launched())
+    stored_studies.remember(storage, plan, launched())
     parts = [
-        (part.study, len(part.rows)) for part in studies.Membership.of(storage).split(results.read_trials(storage))
+        (part.study, len(part.rows)) for part in stored_studies.Membership.of(storage).split(store.read_trials(storage))
     ]
     assert parts == [("few", 2), ("old", 1), ("older", 1)]

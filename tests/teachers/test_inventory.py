@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, TeacherError
 from orchestrator.launch import launch
-from orchestrator.monitor.progress import quiet
-from orchestrator.results import results
-from orchestrator.storage.storage import Storage
+from orchestrator.monitor.sinks import quiet
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
 from orchestrator.teachers.inventory import list_teachers, verify_teacher
 
 # Two teachers, one of which is asked for a table, as there are more epochs to come than views.
@@ -140,7 +140,7 @@ def test_a_table_of_other_weights_is_found(own: Storage) -> None:
 
 def test_a_teacher_that_is_not_finished_is_not_listed(own: Storage) -> None:
     ids = by_seed(own)
-    row = results.read_trial(own, ids[9])
+    row = store.read_trial(own, ids[9])
     assert row
-    results.write_trial(own, replace(row, state=type(row.state).FAILED))
+    store.write_trial(own, replace(row, state=type(row.state).FAILED))
     assert by_seed(own) == {0: ids[0]}

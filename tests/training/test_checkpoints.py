@@ -18,16 +18,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from orchestrator import losses, models
-from orchestrator.data import data
+from orchestrator.data import tensors
 from orchestrator.errors import StorageError
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.storage.places import Folder
-from orchestrator.storage.storage import Storage
-from orchestrator.teachers.teacher import no_answers
-from orchestrator.training import training
+from orchestrator.storage.backend import Folder
+from orchestrator.storage.layout import Storage
+from orchestrator.teachers.outputs import no_answers
+from orchestrator.training import loop
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
-from orchestrator.training.training import Course
+from orchestrator.training.loop import TrainingState
 
 CPU = torch.device("cpu")
 ID = "0123456789ab"
@@ -36,7 +36,7 @@ EPOCH = EpochRecord(1, 0.05, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0
 
 
 def small(seed: int) -> ResNet:
-    return training.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
+    return loop.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Saved:
     storage: Storage
     config: TrialConfig
 
-    def fresh(self, seed: int = 7) -> Course:
-        return Course.start(small(seed), self.config)
+    def fresh(self, seed: int = 7) -> TrainingState:
+        return TrainingState.start(small(seed), self.config)
 
-    def save(self, epoch: int, images: int, seed: int = 0) -> Course:
+    def save(self, epoch: int, images: int, seed: int = 0) -> TrainingState:
         """Saves a course that was never trained, but has a momentum, and stands there."""
         course = self.fresh(seed)
         for parameter in course.model.parameters():
@@ -59,7 +59,7 @@ class Saved:
         save_checkpoint(self.storage, ID, course, [replace(EPOCH, epoch=number) for number in range(1, epoch)])
         return course
 
-    def restore(self, course: Course) -> tuple[list[EpochRecord] | None, list[str]]:
+    def restore(self, course: TrainingState) -> tuple[list[EpochRecord] | None, list[str]]:
         """What is restored, and what is said of it."""
         said: list[str] = []
         return restore_checkpoint(self.storage, ID, course, said.append), said
@@ -77,14 +77,14 @@ class Saved:
         return said
 
 
-def assert_same(one: Course, other: Course) -> None:
+def assert_same(one: TrainingState, other: TrainingState) -> None:
     first, second = one.tensors(), other.tensors()
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert position(one) == position(other)
 
 
-def position(course: Course) -> tuple[int, int, float, bool, str, str | None]:
+def position(course: TrainingState) -> tuple[int, int, float, bool, str, str | None]:
     return course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked
 
 
@@ -153,14 +153,14 @@ def test_every_digit_comes_back(
 
 def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=3, limit_train=64, batch_size=24)
-    images, loss = data.load(config, storage, CPU), losses.build("base")
+    images, loss = tensors.load(config, storage, CPU), losses.build("base")
 
     def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
         return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
 
-    whole = Course.start(small(0), config)
-    records = list(training.train(whole, loss, images, config, no_answers))
-    course, found, said = Course.start(small(0), config), [], list[str]()
+    whole = TrainingState.start(small(0), config)
+    records = list(loop.train(whole, loss, images, config, no_answers))
+    course, found, said = TrainingState.start(small(0), config), [], list[str]()
     calls = iter(range(1000))
 
     def check() -> None:
@@ -169,11 +169,11 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage,
 
     while course.epoch <= config.epochs:
         try:
-            for record in training.train(course, loss, images, config, no_answers, check):
+            for record in loop.train(course, loss, images, config, no_answers, check):
                 found.append(record)
         except KeyboardInterrupt:
             save_checkpoint(storage, ID, course, found)
-            course = Course.start(small(1), config)
+            course = TrainingState.start(small(1), config)
             found = restore_checkpoint(storage, ID, course, said.append)
     assert timeless(found) == timeless(records) and said == []
     assert_same(course, whole)
@@ -361,7 +361,7 @@ def test_the_one_of_another_trial_is_passed_over(saved: Saved) -> None:
 
 
 def test_the_one_of_another_model_is_passed_over(saved: Saved) -> None:
-    course = Course.start(models.build("resnet_32_14", 10), saved.config)
+    course = TrainingState.start(models.build("resnet_32_14", 10), saved.config)
     save_checkpoint(saved.storage, ID, course, [])
     (said,) = saved.passed_over()
     assert "is missing, unknown or of another shape" in said

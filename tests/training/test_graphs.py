@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.training import graphs
-from orchestrator.training.graphs import Repeated
+from orchestrator.training.graphs import GraphedStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -62,8 +62,8 @@ def in_threads(count: int, work: Callable[[], None]) -> None:
         thread.join(30)
 
 
-def repeated(device: Device, calls: int) -> Repeated:
-    found = Repeated(device.work, GPU, (0, 1))
+def repeated(device: Device, calls: int) -> GraphedStep:
+    found = GraphedStep(device.work, GPU, (0, 1))
     for _ in range(calls):
         found()
     return found
@@ -91,7 +91,7 @@ def test_what_cannot_be_captured_goes_on_without(device: Device) -> None:
 
 
 def test_a_cpu_runs_it_every_time(device: Device) -> None:
-    work = Repeated(device.work, CPU, None)
+    work = GraphedStep(device.work, CPU, None)
     for _ in range(6):
         work()
     assert device.told == ["run"] * 6

@@ -1,0 +1,330 @@
+"""What a storage could do without, and freeing it: checkpoints, tables and leftovers that no launch needs.
+
+Names come from the storage's listing alone, and only those that `Storage` gives are touched; what files say can keep a
+file, never remove one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any
+
+from orchestrator.columns import table
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.records import State, TableKey
+from orchestrator.results import store
+from orchestrator.storage.backend import MARKER, PART, Entry, StorageBackend
+from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage, read_json
+from orchestrator.storage.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
+from orchestrator.study import stored_studies
+from orchestrator.study.plan import Plan
+
+STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
+_ID = re.compile(r"[0-9a-f]{12}")
+_TABLE = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
+
+
+class GarbageKind(StrEnum):
+    """Why a file can go."""
+
+    FINISHED = "finished_checkpoints"
+    OLD = "old_checkpoints"
+    ORPHAN = "orphans"
+    HALF = "half_tables"
+    TABLE = "unused_tables"
+    SLICE = "unused_slices"
+    PART = "unfinished_files"
+    CLAIM = "dead_claims"
+
+
+_TITLES = {
+    GarbageKind.FINISHED: "checkpoints of finished trials",
+    GarbageKind.OLD: f"checkpoints before the last {CHECKPOINTS_KEPT} of unfinished trials",
+    GarbageKind.ORPHAN: "checkpoints, weights and epochs without a trial",
+    GarbageKind.HALF: "tables without facts, facts without a table",
+    GarbageKind.TABLE: "teacher tables that no plan uses",
+    GarbageKind.SLICE: "slices of teacher tables that no plan uses, or that are whole",
+    GarbageKind.PART: "unfinished files older than an hour",
+    GarbageKind.CLAIM: "claims of launches that are dead",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A file that can go. `guard` is the lease whose holder alone may write it, where there is one."""
+
+    kind: GarbageKind
+    entry: Entry
+    guard: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        return {"kind": self.kind, "name": self.entry.name, "bytes": self.entry.size}
+
+
+# Looking.
+
+
+def find(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
+    """Every file that could be freed; `plans` are what else shall find its tables, beside what the storage remembers.
+
+    Frees nothing. Raises StorageError where the storage cannot be read, or a plan in it is damaged.
+    """
+    return [*_of_trials(storage), *_of_tables(storage, plans), *_leftovers(storage)]
+
+
+def _of_trials(storage: Storage) -> Iterator[Garbage]:
+    folders = (storage.checkpoints(""), _top(storage.weights("")), storage.epoch_rows)
+    entries = [entry for folder in folders for entry in storage.place.entries(folder.rstrip("/"))]
+    # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
+    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name)}
+    checkpoints: dict[str, list[Entry]] = {}
+    for entry in entries:
+        owner = _owner(storage, entry)
+        if owner and owner not in rows:
+            yield Garbage(GarbageKind.ORPHAN, entry, trial_resource(owner))
+        elif owner and _is_checkpoint(storage, owner, entry):
+            checkpoints.setdefault(owner, []).append(entry)
+    states = store.read_states(storage, list(checkpoints))
+    for owner, own in checkpoints.items():
+        is_finished = states.get(owner) is State.FINISHED
+        for entry in own if is_finished else own[:-CHECKPOINTS_KEPT]:
+            yield Garbage(GarbageKind.FINISHED if is_finished else GarbageKind.OLD, entry, trial_resource(owner))
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _stem(entry: Entry) -> str:
+    return PurePosixPath(entry.name).stem
+
+
+def _owner(storage: Storage, entry: Entry) -> str | None:
+    """The trial that a checkpoint, weights or epochs are of; None for every other file."""
+    for trial_id in (PurePosixPath(entry.name).parent.name, _stem(entry)):
+        is_named = entry.name in (storage.weights(trial_id), storage.trial_epochs(trial_id))
+        if _ID.fullmatch(trial_id) and (is_named or _is_checkpoint(storage, trial_id, entry)):
+            return trial_id
+    return None
+
+
+def _is_checkpoint(storage: Storage, trial_id: str, entry: Entry) -> bool:
+    epoch, _, images = _stem(entry).partition("-")
+    if not (epoch.isdecimal() and images.isdecimal()):
+        return False
+    return entry.name == storage.checkpoint(trial_id, int(epoch), int(images))
+
+
+def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
+    entries = storage.place.entries(_top(storage.table(TableKey("", "", 0, False, 0))))
+    found = {entry.name: (entry, key) for entry in entries if (key := _table_key(storage, entry))}
+    slices = [(entry, key) for entry in entries if (key := storage.slice_key(entry.name))]
+    used = _tables_of_use(storage, plans) if found or slices else set()
+    for entry, key in slices:
+        if key not in used or storage.table_facts(key) in found:
+            yield Garbage(GarbageKind.SLICE, entry, table_resource(key))
+    for entry, key in found.values():
+        guard = table_resource(key)
+        if storage.table(key) not in found or storage.table_facts(key) not in found:
+            yield Garbage(GarbageKind.HALF, entry, guard)
+        elif key not in used:
+            yield Garbage(GarbageKind.TABLE, entry, guard)
+
+
+def _table_key(storage: Storage, entry: Entry) -> TableKey | None:
+    """The table that a file is, or holds the facts of; None for every other file."""
+    teacher_id = PurePosixPath(entry.name).parent.name
+    match = _TABLE.fullmatch(_stem(entry))
+    if not match or not _ID.fullmatch(teacher_id):
+        return None
+    key = TableKey(teacher_id, match[1], int(match[2]), match[3] == "flip", int(match[4]))
+    return key if entry.name in (storage.table(key), storage.table_facts(key)) else None
+
+
+def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
+    """The tables that a trial of some plan will ask, as it is not finished."""
+    wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
+    for entry in filter(lambda entry: storage.is_ours(entry.name), storage.place.entries(storage.plans)):
+        wanted += stored_studies.tables(storage, entry.name)
+    states = store.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
+    return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
+
+
+def _leftovers(storage: Storage) -> Iterator[Garbage]:
+    parts = [entry for entry in storage.place.parts() if _is_ours(storage, entry)]
+    claims = storage.place.entries(storage.leases)
+    if not parts and not claims:
+        return
+    now = clock(storage.place)
+    yield from (Garbage(GarbageKind.PART, entry) for entry in parts if now - entry.modified > STALE)
+    yield from (Garbage(GarbageKind.CLAIM, entry) for entry in claims if _is_dead(storage, entry, now))
+
+
+def _is_ours(storage: Storage, entry: Entry) -> bool:
+    """Whether a file lies where a storage keeps some: it may be a folder that holds other things too."""
+    folder = PurePosixPath(entry.name).parent
+    key = TableKey(folder.name, "", 0, False, 0)
+    named = (storage.weights(folder.name), storage.table(key), storage.dataset("", ""))
+    flat = {".", storage.leases, storage.plans, storage.logs, storage.stops, storage.trial_rows, storage.epoch_rows}
+    return str(folder) in flat | {storage.checkpoints(folder.name), *(str(PurePosixPath(n).parent) for n in named)}
+
+
+def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
+    facts = read_json(storage, claim.name)
+    try:
+        is_gone = Holder(*(facts[name] for name in Holder.__slots__)).is_gone()
+    except (TypeError, KeyError):  # damaged: somebody's, until it is old
+        is_gone = False
+    return is_gone or now - claim.modified > EXPIRES
+
+
+def clock(place: StorageBackend) -> float:
+    """What time it is by the clock of a place, in seconds; for that it writes a file and removes it.
+
+    Raises StorageError where it cannot.
+    """
+    name = f"{PART}clock-{secrets.token_hex(6)}"  # which all who read a storage pass over
+    place.write(name, b"kdctl")
+    try:
+        entry = place.entry(name)
+    finally:
+        place.delete(name)
+    if entry is None:
+        raise StorageError(
+            f"{place.shown(name)} is not there after it was written; wanted a place that keeps what it gets; mend it, "
+            "or name another with --storage"
+        )
+    return entry.modified
+
+
+# Freeing.
+
+
+def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
+    """Frees what `find` finds, and says what it freed; a file that changed since, or is in use, stays.
+
+    Raises KdctlError while a launch or another clean is at work, and StorageError where the storage is none or a
+    file cannot be removed; everything else is then still there.
+    """
+    # Why it is safe against a launch that starts meanwhile. Who writes one of these files holds the lease of its trial
+    # or table; so does this while it removes one, and looks again whether it is what was found. So nothing goes that
+    # was just written: neither weights beside a new row, nor a table that waits for its facts. Nobody reads checkpoints
+    # before the last two, or of a finished trial. Tables are read without a lease, facts first; they are removed facts
+    # first too, and before the table itself this asks once more who launches: a launch that saw the facts had its lease
+    # before, and is seen. A table that a new plan names is built anew. Unfinished files have no lease, but a writer
+    # that stood still for an hour, and no live launch.
+    if storage.place.entry(MARKER) is None:
+        if not storage.place.entries("."):
+            return []
+        raise StorageError(
+            f"{storage.place.address!r} is no storage of kdctl, its {MARKER} is missing; wanted one that some launch "
+            "has used; check the folder and its mount, or name another with --storage"
+        )
+    lease = acquire(storage, "clean")
+    if lease is None:
+        raise KdctlError(f"another clean ({_others(storage)}) frees this storage now; wait until it has ended")
+    with lease:
+        leftovers = list(_leftovers(storage))  # before anyone is asked who is alive, for that removes dead claims
+        _refuse_launches(storage, lease)
+        return _remove(storage, lease, [*_of_trials(storage), *_of_tables(storage, plans), *leftovers])
+
+
+def _others(storage: Storage) -> str:
+    return str(Lease(storage, "clean", None).holder("clean") or "which has just ended")
+
+
+def _refuse_launches(storage: Storage, lease: Lease) -> None:
+    live = lease.held("launch-").values()
+    if live:
+        raise KdctlError(
+            f"storage {storage.place.address!r} is in use: {', '.join(map(str, live))} launches a study; freeing needs "
+            "a storage in which nobody trains; wait until that has ended, or stop it, then free again"
+        )
+
+
+def _remove(storage: Storage, lease: Lease, pieces: list[Garbage]) -> list[Garbage]:
+    freed: list[Garbage] = []
+    try:
+        for guard, group in groupby(sorted(pieces, key=_guard), key=_guard):
+            lease.check()
+            _remove_guarded(storage, lease, guard, group, freed)
+        lease.sweep()
+        freed += [
+            piece for piece in pieces if piece.kind is GarbageKind.CLAIM and not storage.place.entry(piece.entry.name)
+        ]
+    except KdctlError as error:
+        raise type(error)(f"{error} ({len(freed)} of {len(pieces)} files were freed, the rest is as it was)") from None
+    return freed
+
+
+def _guard(piece: Garbage) -> str:
+    return piece.guard
+
+
+def _remove_guarded(
+    storage: Storage, lease: Lease, guard: str, pieces: Iterable[Garbage], freed: list[Garbage]
+) -> None:
+    """Removes those that can still go, while their lease is held; none where somebody else holds it."""
+    held = acquire(storage, guard) if guard else None
+    if guard and held is None:
+        return
+    with held or nullcontext():
+        for piece in pieces:
+            if piece.kind is not GarbageKind.CLAIM and _can_go(storage, piece):  # claims are swept, by who knows them
+                _refuse_launches(storage, lease)
+                storage.place.delete(piece.entry.name)
+                freed.append(piece)
+
+
+def _can_go(storage: Storage, piece: Garbage) -> bool:
+    """Whether a file is what was found, and a trial without a row still has none."""
+    found = storage.place.entry(piece.entry.name)
+    # A bucket tells parts of a second in its listing alone.
+    is_same = found and found.size == piece.entry.size and abs(found.modified - piece.entry.modified) < 1
+    return bool(is_same) and not (piece.kind is GarbageKind.ORPHAN and _has_row(storage, piece))
+
+
+def _has_row(storage: Storage, piece: Garbage) -> bool:
+    trial_id = _owner(storage, piece.entry)
+    return trial_id is not None and storage.place.entry(storage.trial_row(trial_id)) is not None
+
+
+# Showing.
+
+
+def text(pieces: Sequence[Garbage], width: int | None = None) -> str:
+    """How many files of each kind and how large, on a terminal of `width` columns or a page of any width."""
+    rows = []
+    for kind, title in _TITLES.items():
+        sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
+        if sizes:
+            rows.append((title, f"{len(sizes):,}", sized(sum(sizes))))
+    rows.append(("in all", f"{len(pieces):,}", sized(total(pieces))))
+    return table(("what", "files", "size"), rows, width)
+
+
+def total(pieces: Sequence[Garbage]) -> int:
+    """Their size in bytes."""
+    return sum(piece.entry.size for piece in pieces)
+
+
+def counted(pieces: Sequence[Garbage]) -> str:
+    """How many files and how large, in a sentence."""
+    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {sized(total(pieces))}"
+
+
+def sized(size: float) -> str:
+    """A number of bytes for a person, in decimal units: 1.5 GB is 1,500,000,000."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

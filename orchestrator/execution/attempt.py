@@ -1,0 +1,481 @@
+"""One trial from start to end: images, model, loss, teacher, loop, weights and rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import losses, models
+from orchestrator.data import tensors
+from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.models.resnet import ResNet
+from orchestrator.monitor.events import TrialStarted
+from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.storage.leases import Lease, acquire, trial_resource
+from orchestrator.storage.logs import Log
+from orchestrator.study.plan import PlannedTrial
+from orchestrator.teachers import outputs
+from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
+from orchestrator.training.graphs import own_stream, sharing
+from orchestrator.training.loop import (
+    Score,
+    TeacherOutputs,
+    TrainingState,
+    evaluate,
+    fresh_model,
+    supports_bfloat16,
+    train,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A planned trial with what its worker needs to know of the launch; plain JSON travels to the worker."""
+
+    trial: PlannedTrial
+    no: int
+    study: str
+    storage: str
+    threads: int
+    weights: str | None  # the file of a teacher that the user brought
+    git_commit: str | None
+    ray_version: str | None
+    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
+    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
+    checkpoint_seconds: float = 30.0
+    gpus: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal job."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        return {**data, "trial": self.trial.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Job:
+        """The job that `to_json` was asked of."""
+        return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
+
+    def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
+        """The job's row before anything was measured."""
+        config = self.trial.config
+        return TrialRecord(
+            no=self.no,
+            method=config.method,
+            dataset=config.dataset,
+            student=config.student,
+            teacher=config.teacher.student if config.teacher else None,
+            start_time=datetime.now(UTC),
+            end_time=None,
+            acc=None,
+            epoch=None,
+            nepoch=config.epochs,
+            lr=config.lr,
+            batch_size=config.batch_size,
+            trial_id=self.trial.trial_id,
+            study=self.study,
+            state=state,
+            error=error,
+            failure=failure,
+            seed=config.seed,
+            last_acc=None,
+            selected_acc=None,
+            top5=None,
+            teacher_id=self.trial.teacher_id,
+            teacher_acc=None,
+            agreement=None,
+            params=None,
+            seconds=None,
+            images_per_second=None,
+            device=None,
+            host=None,
+            recipe=json.dumps({**config.recipe(), "teacher_answers": self.trial.teacher_cache}, sort_keys=True),
+            kdctl_version=version("kdctl"),
+            torch_version=None,
+            ray_version=self.ray_version,
+            git_commit=self.git_commit,
+            resumed=0,
+            weights_bytes=None,
+            weights_sha256=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrialNotice:
+    """Something that a trial has to say on its way."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A trial that another launch is training, or took over."""
+
+    trial_id: str
+
+
+Report = TrialStarted | EpochRecord | TrialNotice | TrialRecord | TakenOver
+_FLUSH = 2.0  # seconds between two writings of a trial's epochs, as short ones would spend their time on files
+
+
+def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generator[Report]:
+    """Trains one trial, from its last checkpoint on where there is one.
+
+    Yields a record an epoch and at last the trial's own, whose rows are then in the storage, or `TakenOver`. A trial
+    that fails ends with a record that says so, and one that is to stop (`stopping`, or the end of its launch) with a
+    checkpoint and a record: it raises nothing but what stops the process.
+    """
+    trial_id = job.trial.trial_id
+    try:
+        storage = Storage.at(job.storage)
+        lease = acquire(storage, trial_resource(trial_id), job.launch or None)
+        if lease is None:
+            yield TakenOver(trial_id)
+            return
+        with lease:
+            last = _ended_elsewhere(job, storage)
+            if last is None:
+                last = yield from _Attempt(job, storage, lease, stopping).run()
+        yield last  # the lease is free by now: whoever takes the record may keep this generator standing
+    except LeaseLost:
+        yield TakenOver(trial_id)
+    except StorageError as error:  # before anything was trained
+        yield job.row(State.FAILED, printable(str(error)), Failure.STORAGE)
+
+
+def _ended_elsewhere(job: Job, storage: Storage) -> TrialRecord | None:
+    """The row of the trial where another launch has ended it since ours looked."""
+    state = store.read_states(storage, [job.trial.trial_id]).get(job.trial.trial_id)
+    row = _row_or_none(storage, job.trial.trial_id) if state in (State.FINISHED, State.FAILED) else None
+    if row is None or state is State.FINISHED:  # it was not when we looked, or it would not be our job
+        return row
+    return row if job.since and row.end_time and row.end_time > datetime.fromisoformat(job.since) else None
+
+
+def _row_or_none(storage: Storage, trial_id: str) -> TrialRecord | None:
+    with suppress(StorageError):  # a damaged row is written anew
+        return store.read_trial(storage, trial_id)
+    return None
+
+
+class _Attempt:
+    """One attempt at a trial, by the holder of its lease."""
+
+    def __init__(self, job: Job, storage: Storage, lease: Lease, stopping: Callable[[], bool]) -> None:
+        self._job = job
+        self._storage = storage
+        self._lease = lease
+        self._stopping = stopping
+        self._id = job.trial.trial_id
+        self._device = torch.device("cpu")
+        self._row = replace(job.row(State.RUNNING), host=socket.gethostname(), torch_version=torch.__version__)
+        self._epochs: list[EpochRecord] = []
+        self._course: TrainingState | None = None
+        self._tested: Score | None = None  # how weights from a file do
+        self._log = Log(storage, self._id)
+        self._flushed = self._saved = time.monotonic()
+
+    def run(self) -> Generator[Report, None, TrialRecord]:
+        """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
+        self._log.add(f"trial {self._id} of study {self._job.study}: {self._job.trial.title()}")
+        try:
+            self._find_device()
+            with own_stream(self._device):
+                model = yield from self._noting(self._fit())
+                return self._finish(model)
+        except Stopped:
+            return self._stop()
+        except LeaseLost:
+            raise
+        except Exception as error:  # a trial's failure is a row, and the study goes on
+            return self._fail(error)
+
+    def _noting(self, reports: Generator[Report, None, ResNet]) -> Generator[Report, None, ResNet]:
+        """Passes reports on, and writes them down in the trial's log."""
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                model: ResNet = end.value
+                return model
+            self._log.add(_told(report, self._job.trial.config.epochs))
+            yield report
+
+    def _find_device(self) -> None:
+        torch.set_num_threads(self._job.threads)
+        self._device = torch.device("cuda" if self._job.gpus else "cpu")
+        if self._device.type == "cuda":
+            # Shapes never change, so the fastest kernels are looked for once. Looking waits for the whole device, which
+            # would break off the capture of a neighbour.
+            torch.backends.cudnn.benchmark = sharing(self._job.gpus) == 1
+        self._row = replace(self._row, device=_device_name(self._device))
+
+    def check(self) -> None:
+        """Raises Stopped where the trial is to stop, and LeaseLost where it is somebody else's by now."""
+        if self._stopping() or self._lease.is_orphaned:
+            raise Stopped("stopped")
+        if self._lease.is_lost:
+            self._lease.check()
+
+    def _fit(self) -> Generator[Report, None, ResNet]:
+        job, config = self._job, self._job.trial.config
+        images = tensors.load(config, self._storage, self._device)
+        classes = DATASETS[config.dataset].classes
+        if config.weights is not None:
+            assert job.weights is not None
+            self._write_row(self._row)
+            self._flush()
+            yield self._begun(0, None)
+            model = outputs.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
+            self._tested = evaluate(model, images.test, images, self.check)
+            yield from _doubt(self._tested.acc, images)
+            return model
+        loss = losses.build(config.method, **dict(config.options))
+        model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
+        course = TrainingState.start(model, config)
+        yield from self._resume(course)
+        course.asked = self._job.trial.teacher_cache
+        self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
+        self._write_row(self._row)
+        self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
+        yield self._begun(course.epoch, course.arithmetic)
+        self._course = course
+        answers, said = self._answers(images), False
+        for record in train(course, loss, images, config, answers, self.check):
+            self._epochs.append(record)
+            self._keep(course)
+            if course.uncaptured and not said:
+                said = True
+                yield TrialNotice(f"trains without CUDA graphs, and so more slowly: {course.uncaptured}")
+            yield record
+        return model
+
+    def _begun(self, epoch: int, arithmetic: str | None) -> TrialStarted:
+        table = self._job.trial.table
+        is_hit = None if table is None else outputs.has_table(table, self._storage)
+        answers = self._job.trial.teacher_cache
+        acc = max((record.test_acc for record in self._epochs), default=None)
+        device = str(self._row.device)
+        return TrialStarted(socket.gethostname(), os.getpid(), device, epoch, answers, is_hit, acc, arithmetic)
+
+    def _resume(self, course: TrainingState) -> Generator[Report]:
+        notices: list[str] = []
+        epochs = restore_checkpoint(self._storage, self._id, course, notices.append)
+        yield from map(TrialNotice, notices)
+        if epochs is None:
+            return
+        before = _row_or_none(self._storage, self._id)
+        self._epochs = epochs
+        if course.arithmetic == "bfloat16" and not supports_bfloat16(self._device):
+            course.arithmetic = "float32"
+            yield TrialNotice("goes on in float32, as this device lacks the bfloat16 that it began in")
+        started = before.start_time if before else self._row.start_time
+        self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
+        self._ask_as_before(course)
+        yield TrialNotice(f"goes on in epoch {course.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
+
+    def _ask_as_before(self, course: TrainingState) -> None:
+        """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
+        answers = course.asked
+        if answers != self._job.trial.teacher_cache:
+            trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
+            self._job = replace(self._job, trial=trial)
+            self._row = _with_recipe(self._row, teacher_answers=answers)
+
+    def _keep(self, course: TrainingState) -> None:
+        """Writes the epochs and a checkpoint, each where the last one is old enough."""
+        now = time.monotonic()
+        if now - self._flushed >= _FLUSH:
+            self._flush()
+        is_last = course.epoch > self._job.trial.config.epochs
+        if now - self._saved >= self._job.checkpoint_seconds and not is_last:
+            self._save(course)
+
+    def _flush(self) -> None:
+        self._lease.check()
+        store.write_epochs(self._storage, self._id, self._epochs)
+        self._log.flush()
+        self._flushed = time.monotonic()
+
+    def _save(self, course: TrainingState) -> None:
+        self._lease.check()
+        save_checkpoint(self._storage, self._id, course, self._epochs)
+        self._saved = time.monotonic()
+
+    def _write_row(self, row: TrialRecord) -> None:
+        self._lease.check()
+        store.write_trial(self._storage, row)
+
+    def _answers(self, images: Data) -> TeacherOutputs:
+        trial = self._job.trial
+        if trial.config.teacher is None:
+            return outputs.no_answers
+        if trial.table is not None:
+            storage, device = self._storage, self._device
+            return outputs.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
+        needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
+        return outputs.LiveTeacher(outputs.load_teacher(trial.config.teacher, self._storage, self._device), needs)
+
+    def _finish(self, model: ResNet) -> TrialRecord:
+        images = tensors.load(self._job.trial.config, self._storage, self._device)
+        tested = self._course.tested if self._course else self._tested  # not where the last epoch was another process's
+        score = tested or evaluate(model, images.test, images, self.check)
+        final = _final(self._job, self._storage, self._device, score)
+        self._flush()
+        size, digest = outputs.save_weights(model, self._storage, self._id)
+        finished = _measured(self._row, self._epochs, final, model)
+        finished = replace(finished, weights_bytes=size, weights_sha256=digest, end_time=datetime.now(UTC))
+        self._log.add(
+            f"finished: best test accuracy {finished.acc} % in epoch {finished.epoch}, last {finished.last_acc} %"
+        )
+        self._log.flush()
+        self._write_row(finished)  # last of all: a finished row stands for everything it needs
+        drop_checkpoints(self._storage, self._id)
+        return finished
+
+    def _stop(self) -> TrialRecord:
+        """Keeps what was trained, and says where it stopped."""
+        where = "before its first epoch"
+        try:
+            self._log.add("is asked to stop")
+            if self._course is not None:
+                last = self._job.trial.config.epochs
+                where = f"in epoch {min(self._course.epoch, last)} of {last}"
+                self._save(self._course)
+            row = self._ended(State.STOPPED, f"stopped {where}; the same command goes on from there")
+            self._log.add(row.error or "")
+            self._flush()
+            self._write_row(row)
+        except StorageError as error:
+            return self._ended(State.STOPPED, f"stopped {where}, without a checkpoint: {error}")
+        return row
+
+    def _fail(self, error: Exception) -> TrialRecord:
+        after = f" (after epoch {len(self._epochs)})" if self._epochs else ""
+        # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
+        failed = self._ended(State.FAILED, _described(error) + after, _failure(error))
+        self._log.add(f"failed: {failed.error}")
+        if failed.failure is Failure.ERROR:  # nobody foresaw it: the whole story may help
+            self._log.add("".join(traceback.format_exception(error)))
+        with suppress(StorageError):  # a full disk may be why; the row that stands there is not a finished one
+            self._flush()
+            self._write_row(failed)
+        return failed
+
+    def _ended(self, state: State, error: str, failure: Failure | None = None) -> TrialRecord:
+        return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
+
+
+def _told(report: Report, epochs: int) -> str:
+    """A report as a line of the trial's log."""
+    if isinstance(report, EpochRecord):
+        val = "" if report.val_acc is None else f", held-out accuracy {report.val_acc:.2f} %"
+        return (
+            f"epoch {report.epoch}/{epochs}: lr {report.lr:g}, loss {report.train_loss:.5g}, test accuracy "
+            f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
+        )
+    if isinstance(report, TrialStarted):
+        asks = f", its teacher's answers: {report.answers}" if report.answers else ""
+        return (
+            f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
+            f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"
+        )
+    return report.text if isinstance(report, TrialNotice) else ""
+
+
+# PyTorch has many words and types for it: of its own allocators, of CUDA before they are asked, of cuBLAS.
+_NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, KdctlError):
+        return Failure(error.failure)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
+        return Failure.OUT_OF_MEMORY
+    return Failure.ERROR
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, KdctlError):
+        return str(error)
+    if _failure(error) is Failure.OUT_OF_MEMORY:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
+    return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
+
+
+def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
+    return replace(row, recipe=json.dumps({**json.loads(row.recipe), **facts}, sort_keys=True))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _doubt(acc: float, images: Data) -> Iterator[TrialNotice]:
+    """Says so where weights from a file do hardly better than guessing."""
+    guessing = 100 / images.facts.classes
+    if acc < 2 * guessing:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
+        yield TrialNotice(
+            f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
+            f"they trained on {images.facts.title}, on images from 0 to 1 less the mean ({mean}), divided by the "
+            f"standard deviation ({std})?"
+        )
+
+
+def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> dict[str, Any]:
+    """What the final weights are worth: `last_acc`, `top5`, and how the student compares with its teacher."""
+    config = job.trial.config
+    row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
+    if config.teacher and job.trial.teacher_id:
+        taught = _teacher_score(config.teacher, config.limit_test, storage, device)
+        alike = int((score.said == taught.said).sum())
+        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.said)}
+    return row
+
+
+@lru_cache(maxsize=8)  # the students of one teacher often follow each other in a worker
+def _teacher_score(config: TrialConfig, limit_test: int | None, storage: Storage, device: torch.device) -> Score:
+    """How a teacher does on the test images of its students."""
+    images = tensors.load(replace(config, limit_test=limit_test), storage, device)
+    return evaluate(outputs.load_teacher(config, storage, device), images.test, images)
+
+
+def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: ResNet) -> TrialRecord:
+    row = replace(row, state=State.FINISHED, acc=final["last_acc"], **final)
+    row = replace(row, params=sum(parameter.numel() for parameter in model.parameters()))
+    return replace(row, **_summary(epochs))
+
+
+def _summary(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
+    """What a row says of the epochs that there are: nothing where there are none."""
+    if not epochs:
+        return {}
+    best = max(epochs, key=lambda record: record.test_acc)  # the first of equals
+    summary: dict[str, Any] = {"acc": best.test_acc, "epoch": best.epoch}
+    if epochs[0].val_acc is not None:
+        summary["selected_acc"] = max(epochs, key=lambda record: record.val_acc or 0.0).test_acc
+    training = [1 / record.images_per_second for record in epochs]  # seconds an image
+    return {
+        **summary,
+        "seconds": sum(record.seconds for record in epochs),
+        "images_per_second": len(epochs) / sum(training),
+    }

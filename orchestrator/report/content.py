@@ -1,0 +1,127 @@
+"""What a report tells of: a study's trials in the order of its plan, what came of each, and how to run it again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from orchestrator import models
+from orchestrator.data.registry import DATASETS
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.records import State, TrialRecord
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study import labels, stored_studies
+from orchestrator.study.stored_studies import Member, StoredStudy
+
+MISSING = "not started"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The study file behind a report: its text, and the words of the command line that launches it.
+
+    `commit` holds the file as it was launched, or as it is where it was not; None where that is not certain.
+    """
+
+    command: tuple[str, ...]
+    text: str
+    launched: datetime | None  # UTC
+    host: str | None
+    commit: str | None = None
+
+    @classmethod
+    def of(cls, study: StoredStudy) -> Source:
+        """That of a study's last launch."""
+        launched = study.launched
+        return cls(tuple(stored_studies.command(study)), launched.text, launched.since, launched.host, launched.commit)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a report tells of, at one moment. `members` are the trials wanted, `rows` those begun, by id."""
+
+    name: str
+    members: tuple[Member, ...]
+    rows: Mapping[str, TrialRecord]
+    source: Source | None
+    storage: Storage
+    now: datetime
+
+    @cached_property
+    def ordered(self) -> list[TrialRecord]:
+        """The rows, in the order of the members."""
+        return [self.rows[member.trial_id] for member in self.members if member.trial_id in self.rows]
+
+    @cached_property
+    def teacher_ids(self) -> frozenset[str]:
+        """The trials that taught others of this report."""
+        return frozenset(member.teacher_id for member in self.members if member.teacher_id)
+
+    def state(self, member: Member) -> str:
+        """The state of its row, or that it has none."""
+        row = self.rows.get(member.trial_id)
+        return row.state.value if row else MISSING
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """How many trials are in which state."""
+        return Counter(map(self.state, self.members))
+
+    @property
+    def finished(self) -> int:
+        """How many trials are finished."""
+        return self.counts[State.FINISHED.value]
+
+    def log(self, trial_id: str) -> str:
+        """Where the log of a trial is."""
+        return self.storage.place.shown(self.storage.log(trial_id))
+
+
+def gather(
+    storage: Storage, name: str, members: Sequence[Member] | None, source: Source | None, now: datetime
+) -> Facts:
+    """Reads what a report tells of; `members` None is everything that the storage holds.
+
+    Raises KdctlError where there is nothing to tell of, StorageError where a row is damaged.
+    """
+    wanted = None if members is None else [member.trial_id for member in members]
+    rows = store.read_trials(storage, wanted)
+    for row in rows:
+        if not _is_sound(row):
+            shown = storage.place.shown(storage.trial_row(row.trial_id))
+            raise StorageError(
+                f"{shown} holds no row of kdctl's; launch its study again, which trains this trial again"
+            )
+    if members is None:
+        rows.sort(key=lambda row: (row.study, row.no))
+        members = [_member(row) for row in rows]
+    if not members:
+        raise KdctlError(
+            f"{storage.place.shown('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
+            "storage with --storage"
+        )
+    return Facts(name, tuple(members), {row.trial_id: row for row in rows}, source, storage, now)
+
+
+def _is_sound(row: TrialRecord) -> bool:
+    """Whether a row has what every row of kdctl's has, in whatever state."""
+    try:
+        recipe = json.loads(row.recipe)
+        for model in filter(None, (row.student, row.teacher)):
+            models.parse(model)
+        return row.dataset in DATASETS and isinstance(recipe, dict) and isinstance(recipe.get("teacher"), dict | None)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _member(row: TrialRecord) -> Member:
+    """A trial of which only its row is known."""
+    answers = json.loads(row.recipe).get("teacher_answers")
+    is_cached = row.state is State.FINISHED
+    title, work = labels.title(row), (row.method, row.dataset, row.student, row.teacher)
+    return Member(row.trial_id, "trial", title, row.teacher_id, row.nepoch, answers, is_cached, *work)

@@ -1,0 +1,221 @@
+"""Result tables, one per pair and dataset: a line a setting, mean ± standard deviation with n, then its single runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from orchestrator import columns
+from orchestrator.data.registry import DATASETS
+from orchestrator.records import State, TrialRecord
+from orchestrator.results.summary import (
+    DIFFERENCE,
+    Compared,
+    Group,
+    PairTable,
+    Statistic,
+    by_table,
+    tables,
+)
+from orchestrator.study.stored_studies import StudyRows
+
+PUBLISHED_COLUMNS = (
+    *("no", "method", "dataset", "student", "teacher", "start_time"),
+    *("acc", "epoch", "nepoch", "lr", "batch_size"),
+)
+FORMATS = ("table", "markdown", "csv", "json")
+
+
+def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = False, width: int | None = None) -> str:
+    """The rows of one study as text, see `render_studies`."""
+    return render_studies([StudyRows(None, tuple(rows))] if rows else [], form, runs=runs, width=width)
+
+
+def render_studies(
+    parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
+) -> str:
+    """The rows of some studies as text, in one of `FORMATS`: per pair the settings first, a line each.
+
+    `runs` lists the single runs below them, which the other formats always do. A `table` is no wider than `width`.
+    Raises StorageError where a row is damaged.
+    """
+    if form == "table":
+        return _blocks(parts, lambda header, rows: columns.table(header, rows, width), ("", "", ""), runs)
+    return _render_markdown(parts) if form == "markdown" else _RENDERERS[form](parts)
+
+
+def _render_markdown(parts: Sequence[StudyRows]) -> str:
+    return _blocks(parts, _markdown, ("## ", "### ", "- "), True)
+
+
+def _blocks(
+    parts: Sequence[StudyRows],
+    grid: Callable[[Sequence[str], list[list[str]]], str],
+    marks: tuple[str, str, str],
+    runs: bool,
+) -> str:
+    study_mark, heading, bullet = marks
+    blocks = []
+    for part in parts:
+        if len(parts) > 1:
+            name = f"Study {part.study}" if part.study else "In no study's last plan"
+            blocks.append(f"{study_mark}{name}")
+        found = tables(part.rows)
+        for table, entries in by_table(found):
+            lines = [bullet + line for line in _notes(table)]
+            body = [f"{heading}{_heading(table)}", grid(*_settings_grid(entries))]
+            body += [grid(*_runs_grid(table))] if runs else []
+            blocks.append("\n\n".join([*body, *(["\n".join(lines)] if lines else [])]))
+    return "\n\n".join(blocks) + "\n" if blocks else "no trials yet\n"
+
+
+def _heading(table: PairTable) -> str:
+    return table.title if len(table.groups) == 1 else table.name  # each of several has its mean below
+
+
+def _settings_grid(entries: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+    """A line a setting; columns that none of them has are left out."""
+    header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
+    rows = [[entry.group.label, _count(entry.group), *_means(entry)] for entry in entries]
+    kept = [no for no in range(len(header)) if no < 5 or any(row[no] != "-" for row in rows)]
+    return [header[no] for no in kept], [[row[no] for no in kept] for row in rows]
+
+
+def _count(group: Group) -> str:
+    done, count = len(group.finished), len(group.rows)
+    return str(done) if done == count else f"{done} of {count}"
+
+
+def _means(entry: Compared) -> Iterator[str]:
+    acc, last, selected = (entry.group.statistic(column) for column in ("acc", "last_acc", "selected_acc"))
+    difference = entry.difference(DIFFERENCE)
+    yield from (_spread(acc), _interval(acc, ".2f"), _spread(last), _spread(selected))
+    if difference is None:
+        yield "-"
+        return
+    interval = f" {_interval(difference, '+.2f')}" if difference.std is not None else ""
+    yield f"{difference.mean:+.2f}{interval}, n={difference.n}"
+
+
+def _spread(found: Statistic | None) -> str:
+    return "-" if found is None else str(found).partition(" (")[0]
+
+
+def _interval(found: Statistic | None, form: str) -> str:
+    ends = found.interval() if found else None
+    return f"[{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "-"
+
+
+def _runs_grid(table: PairTable) -> tuple[Sequence[str], list[list[str]]]:
+    return PUBLISHED_COLUMNS, [[str(no), *_cells(row)] for no, row in enumerate(_ordered(table), 1)]
+
+
+def _ordered(table: PairTable) -> list[TrialRecord]:
+    return [row for group in table.groups for row in group.rows]
+
+
+def _notes(table: PairTable) -> Iterator[str]:
+    """What part of the data was used, and what did not finish."""
+    yield from dict.fromkeys(cut for group in table.groups if (cut := data_cut(group.rows[0])))
+    for row in _ordered(table):
+        if row.state is not State.FINISHED:
+            # An error's text may have lines; a list's entry has one.
+            reason = f": {' '.join(row.error.split())}" if row.error else ""
+            yield f"{row.trial_id} seed {row.seed} {row.state}{reason}"
+
+
+def data_cut(row: TrialRecord) -> str:
+    """What part of the dataset was used, where that is not all of it; empty where it is."""
+    facts, recipe = DATASETS[row.dataset], json.loads(row.recipe)
+    train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
+    test = recipe.get("limit_test") or facts.test
+    if (train, test) == (facts.train, facts.test):
+        return ""
+    return f"trained on {train:,} of {facts.train:,} images, tested on {test:,} of {facts.test:,}"
+
+
+def _cells(row: TrialRecord) -> list[str]:
+    return [_cell(column, getattr(row, column)) for column in PUBLISHED_COLUMNS[1:]]
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{value:.2f}" if column == "acc" else str(value)  # a setting is shown as it was set
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: every column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, *rows]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _render_csv(parts: Sequence[StudyRows]) -> str:
+    """A row a trial, also where several studies want it."""
+    out = io.StringIO()
+    names = [*TrialRecord.__slots__, "setting"]
+    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    found = {id(row): {**_plain(row), "setting": group.label} for _, _, group in _groups(parts) for row in group.rows}
+    writer.writerows(found.values())
+    return out.getvalue()
+
+
+def _groups(parts: Sequence[StudyRows]) -> Iterator[tuple[StudyRows, PairTable, Group]]:
+    for part in parts:
+        for table in tables(part.rows):
+            yield from ((part, table, group) for group in table.groups)
+
+
+def _render_json(parts: Sequence[StudyRows]) -> str:
+    data = [_table_json(part, table, entries) for part in parts for table, entries in by_table(tables(part.rows))]
+    return json.dumps({"tables": data}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Compared]) -> dict[str, Any]:
+    return {
+        "study": part.study,
+        "title": table.title,
+        "dataset": table.dataset,
+        "student": table.student,
+        "teacher": table.teacher,
+        "groups": [_group_json(entry) for entry in entries],
+    }
+
+
+def _group_json(entry: Compared) -> dict[str, Any]:
+    group = entry.group
+    return {
+        "label": group.label,
+        **{column: _figures(group.statistic(column)) for column in ("acc", "last_acc", "selected_acc")},
+        "difference": _figures(entry.difference(DIFFERENCE)),
+        "trials": [_plain(row) for row in group.rows],
+    }
+
+
+def _figures(found: Statistic | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    low, high = found.interval() or (None, None)
+    return {**asdict(found), "low": low, "high": high}
+
+
+def _plain(row: TrialRecord) -> dict[str, Any]:
+    end = row.end_time.isoformat() if row.end_time else None
+    return {**asdict(row), "start_time": row.start_time.isoformat(), "end_time": end}
+
+
+_RENDERERS: Mapping[str, Callable[[Sequence[StudyRows]], str]] = {"csv": _render_csv, "json": _render_json}

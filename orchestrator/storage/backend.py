@@ -1,0 +1,252 @@
+"""Where a storage lies: what any place must do, and a folder of this machine or of the network, which does it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.errors import StorageError
+
+MARKER = "kdctl-storage.json"  # stands in the root of every storage, so that an empty mount point is not taken for one
+PART = ".part-"  # what names of unfinished files begin with, and what readers pass over
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a place. `modified` is in seconds by the clock of the place, whoever wrote it."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class StorageBackend(Protocol):
+    """Files by name, like `results/trials/1f.parquet`; each is there whole or not at all.
+
+    Every method raises StorageError where the place cannot be reached, read or written.
+    """
+
+    @property
+    def address(self) -> str:
+        """What `Storage.at` takes."""
+
+    def shown(self, name: str) -> str:
+        """The full name of a file, for a person."""
+
+    def prepare(self) -> None:
+        """Makes the place where it is missing, and tries it."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError where there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file, in place of an earlier one."""
+
+    def building(self, name: str) -> AbstractContextManager[Path]:
+        """A local file to fill with what is too large for memory; it is at its place when the block ends well."""
+
+    def path(self, name: str) -> Path:
+        """A local file with this content, to be read or mapped only. Raises FileNotFoundError where there is none."""
+
+    def entry(self, name: str) -> Entry | None:
+        """What is known of a file, or None where there is none."""
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """The size of each file in bytes, None where there is none."""
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Every whole file below a folder, at any depth, by name; none where there is no such folder."""
+
+    def parts(self) -> list[Entry]:
+        """What writers that died have left unfinished, or live ones are writing."""
+
+    def touch(self, name: str) -> bool:
+        """Makes a file's `modified` now; False where there is none."""
+
+    def delete(self, name: str) -> None:
+        """Removes a file; nothing where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder, of this machine or of a network file system."""
+
+    root: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
+
+    def shown(self, name: str) -> str:
+        return str(self.root / name)
+
+    def prepare(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                file.write(b"kdctl")
+                file.flush()
+        except OSError as error:
+            reason = f"{error.strerror or error}"
+            raise StorageError(
+                f"storage {str(self.root)!r} cannot be written ({reason}); wanted a folder with room that you may "
+                "write; free it, or name another with --storage"
+            ) from None
+        if not (self.root / MARKER).exists():
+            with self._replacing(MARKER) as part:
+                part.write_text('{"kdctl_storage": 1}\n')
+
+    def read(self, name: str) -> bytes:
+        with self._reading(name):
+            return (self.root / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.building(name) as part:
+            part.write_bytes(content)
+
+    @contextmanager
+    def building(self, name: str) -> Iterator[Path]:
+        self._make_folder(name)
+        with self._replacing(name) as part:
+            yield part
+
+    def path(self, name: str) -> Path:
+        if self.entry(name) is None:
+            raise FileNotFoundError(self.shown(name))
+        return self.root / name
+
+    def entry(self, name: str) -> Entry | None:
+        try:
+            with self._reading(name):
+                found = (self.root / name).stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return Entry(name, found.st_size, found.st_mtime)
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        found = map(self.entry, names)
+        return [entry.size if entry else None for entry in found]
+
+    def entries(self, folder: str) -> list[Entry]:
+        return self._entries(folder, lambda name: not name.startswith(PART))
+
+    def parts(self) -> list[Entry]:
+        return self._entries(".", lambda name: name.startswith(PART))
+
+    def _entries(self, folder: str, wanted: Callable[[str], bool]) -> list[Entry]:
+        found: list[Entry] = []
+        with self._reading(folder):
+            for path, _, names in os.walk(self.root / folder, onerror=_seen):
+                relative = Path(path).relative_to(self.root)
+                entries = (self.entry((relative / name).as_posix()) for name in filter(wanted, names))
+                found += [entry for entry in entries if entry]  # one may go while this looks
+        return sorted(found, key=lambda entry: entry.name)
+
+    def touch(self, name: str) -> bool:
+        with self._writing(name):
+            try:
+                os.utime(self.root / name)
+            except FileNotFoundError:
+                self._refuse_if_gone()
+                return False
+        return True
+
+    def delete(self, name: str) -> None:
+        with self._writing(name):
+            (self.root / name).unlink(missing_ok=True)
+
+    def _make_folder(self, name: str) -> None:
+        folder = (self.root / name).parent
+        with self._writing(name):
+            if folder.is_dir():
+                return
+        self._refuse_if_gone()
+        with self._writing(name):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _refuse_if_gone(self) -> None:
+        if not (self.root / MARKER).exists():
+            # To go on would be to write into the empty folder below a mount that is gone, where nobody looks for it.
+            raise StorageError(
+                f"storage {self.address!r} is gone: its {MARKER} is not there; mount the folder again, and go on with "
+                "the same command"
+            )
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A file to write to beside its place, where it is moved at the end, whole or not at all."""
+        target = self.root / name
+        with self._writing(name):
+            handle, made = tempfile.mkstemp(prefix=f"{PART}{target.name}-", dir=target.parent)
+            os.close(handle)
+        part = Path(made)
+        try:
+            with self._writing(name):
+                yield part
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+                part.chmod(0o666 & ~umask())
+                part.replace(target)
+        finally:
+            _forget(part)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(self.shown(name)) from error
+        except IsADirectoryError:
+            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise StorageError(f"{self.shown(name)} cannot be read ({reason}); mend it, then go on") from None
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except IsADirectoryError:
+            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise StorageError(
+                f"{self.shown(name)} cannot be written ({reason}); make room or mend the folder, then go on with the "
+                "same command"
+            ) from None
+
+
+def _seen(error: OSError) -> None:
+    # Left alone, os.walk passes over what it cannot read, as if nothing were there.
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+def _forget(part: Path) -> None:
+    try:
+        part.unlink(missing_ok=True)
+    except OSError:
+        return  # on a disk that is gone; the error that is on its way says more
+
+
+_masking = threading.Lock()
+
+
+def umask() -> int:
+    """The rights that new files of this process lack; mkstemp makes files private, but results are to be shared."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    with _masking:  # elsewhere it is only told to who sets another one
+        mask = os.umask(0o022)
+        os.umask(mask)
+    return mask

@@ -1,0 +1,186 @@
+"""The storage: every file name in it. Nobody else composes one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StorageError
+from orchestrator.machine import paths
+from orchestrator.records import TableKey
+from orchestrator.storage.backend import Folder, StorageBackend
+
+_ID = re.compile(r"[0-9a-f]{12}")
+_ANSWERS = ("logits", "pooled")
+_SLICE = re.compile(
+    r"teachers/([0-9a-f]{12})/([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})-([0-9a-f]{8})-(\d{6,9})\.slice"
+)
+# Every name that a storage gives its files; what has another one lies there by mistake, as copies of sync programs do.
+_OURS = re.compile(
+    "|".join((
+        r"trials/ID/weights\.safetensors",
+        r"teachers/ID/[a-z]+-p\d+-(?:no)?flip-n\d+(?:\.npy|\.json|-[0-9a-f]{8}-\d{6,9}\.slice)",
+        r"datasets/[a-z0-9]+-[0-9a-f]+\.safetensors",
+        r"results/(?:trials|epochs)/ID\.parquet",
+        r"checkpoints/ID/\d{6,}-\d{8,}\.checkpoint",
+        r"leases/[^/~]+~[0-9a-f]{16}\.json",
+        r"plans/ID\.json",
+        r"logs/ID\.log",
+        r"stops/[a-z0-9-]+\.json",
+    )).replace("ID", "[0-9a-f]{1,12}")  # a launch makes ids of 12 digits
+)  # fmt: skip
+CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A folder or bucket that holds trials, teachers and results of many studies; names are relative to it."""
+
+    place: StorageBackend
+
+    @classmethod
+    def at(cls, address: str | Path) -> Storage:
+        """The storage in a folder, or at `s3://bucket/folder` or `gs://bucket/folder`.
+
+        Raises StorageError for an address of another kind, and for a bucket that cannot exist.
+        """
+        if not str(address).startswith(paths.BUCKETS):
+            try:
+                return cls(Folder(paths.local(address, "storage", or_bucket=True).absolute()))
+            except paths.PathError as error:
+                raise StorageError(str(error)) from None
+        from orchestrator.storage.bucket import Bucket  # its library takes a while to import, and few need it
+
+        return cls(Bucket.at(str(address)))
+
+    def prepare(self) -> None:
+        """Makes the storage and tries it. Raises StorageError where it cannot be written."""
+        self.place.prepare()
+
+    # Names.
+
+    def weights(self, trial_id: str) -> str:
+        """The final weights of a trial, safetensors."""
+        return f"trials/{trial_id}/weights.safetensors"
+
+    def teacher(self, trial_id: str) -> str:
+        """The folder of a teacher's tables."""
+        return f"teachers/{trial_id}"
+
+    def table(self, key: TableKey) -> str:
+        """A teacher table, a NumPy array [V, N, C] of float16. Its facts stand beside it, see `table_facts`."""
+        return f"{self.teacher(key.teacher_id)}/{key.name}.npy"
+
+    def table_facts(self, key: TableKey) -> str:
+        """What a table was made from (JSON); written after the table, so that it stands for a whole one."""
+        return f"{self.teacher(key.teacher_id)}/{key.name}.json"
+
+    def table_slice(self, key: TableKey, digest: str, number: int) -> str:
+        """A slice of a table under way, see `slices`; `digest` tells apart what it is made from."""
+        return f"{self.teacher(key.teacher_id)}/{key.name}-{digest}-{number:06d}.slice"
+
+    def slice_key(self, name: str) -> TableKey | None:
+        """The table that a file is a slice of; None for every other file."""
+        match = _SLICE.fullmatch(name)
+        if not match:
+            return None
+        key = TableKey(match[1], match[2], int(match[3]), match[4] == "flip", int(match[5]))
+        return key if name == self.table_slice(key, match[6], int(match[7])) else None
+
+    def dataset(self, name: str, digest: str) -> str:
+        """A dataset decoded, checked and in canonical order, safetensors."""
+        return f"datasets/{name}-{digest}.safetensors"
+
+    trial_rows = "results/trials"  # the folder of the `trials` table, one Parquet file a trial
+    epoch_rows = "results/epochs"  # that of the `epochs` table, one Parquet file a trial
+
+    def trial_row(self, trial_id: str) -> str:
+        """The row of one trial."""
+        return f"{self.trial_rows}/{trial_id}.parquet"
+
+    def trial_epochs(self, trial_id: str) -> str:
+        """The epochs of one trial."""
+        return f"{self.epoch_rows}/{trial_id}.parquet"
+
+    def checkpoints(self, trial_id: str) -> str:
+        """The folder of a trial's checkpoints."""
+        return f"checkpoints/{trial_id}"
+
+    def checkpoint(self, trial_id: str, epoch: int, images: int) -> str:
+        """A checkpoint taken in an epoch after so many of its images; later ones sort after earlier ones."""
+        return f"{self.checkpoints(trial_id)}/{epoch:06d}-{images:08d}.checkpoint"
+
+    leases = "leases"  # the folder of claims
+
+    def claim(self, resource: str, owner: str) -> str:
+        """The claim of one owner to a resource, see `leases`."""
+        return f"{self.leases}/{resource}~{owner}.json"
+
+    plans = "plans"  # the folder of what the last launch of each study wanted
+
+    def plan(self, digest: str) -> str:
+        """What the last launch of a study wanted."""
+        return f"{self.plans}/{digest}.json"
+
+    logs = "logs"  # the folder of the logs of trials
+
+    def log(self, trial_id: str) -> str:
+        """The log of one trial, text."""
+        return f"{self.logs}/{trial_id}.log"
+
+    stops = "stops"  # the folder of requests to stop
+
+    def stop(self, resource: str) -> str:
+        """What stands there while the launch that holds this lease is asked to stop."""
+        return f"{self.stops}/{resource}.json"
+
+    # All folders with files of a storage, which may lie in a folder that holds other things too.
+    folders = (trial_rows, epoch_rows, leases, plans, logs, stops, "trials", "teachers", "datasets", "checkpoints")
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a storage gives a file this name."""
+        return _OURS.fullmatch(name) is not None
+
+    # What is there.
+
+    def tables(self) -> Iterator[TableKey]:
+        """Every whole table."""
+        names = {entry.name for entry in self.place.entries("teachers")}
+        for name in sorted(names):
+            if name.endswith(".json"):
+                key = _table_key(read_json(self, name))
+                if key and self.table_facts(key) == name and self.table(key) in names:
+                    yield key
+
+
+def _table_key(facts: Any) -> TableKey | None:
+    """The key that such facts name, or None where they name none that a plan could make."""
+    try:
+        key = TableKey(**{name: facts["key"][name] for name in TableKey.__slots__})
+        kinds = [type(getattr(key, name)) for name in TableKey.__slots__]
+        is_sound = kinds == [str, str, int, bool, int] and _ID.fullmatch(key.teacher_id)
+        return key if is_sound and key.answers in _ANSWERS and key.crop_padding >= 0 and key.images > 0 else None
+    except (TypeError, KeyError):
+        return None
+
+
+def key_facts(key: TableKey) -> dict[str, Any]:
+    """A table's key as JSON data, as `Storage.tables` reads it."""
+    return asdict(key)
+
+
+def write_json(storage: Storage, name: str, data: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    storage.place.write(name, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(storage: Storage, name: str) -> Any:
+    """The JSON in a file, or None where there is none or it is damaged."""
+    try:
+        return json.loads(storage.place.read(name))
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,283 @@
+"""Every key of a study file: its type, default and meaning. Checks, JSON Schema and docs all come from here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator import losses, models
+from orchestrator.data.registry import DATASETS
+from orchestrator.machine import paths
+from orchestrator.study.document import Node
+from orchestrator.suggest import nearest
+
+
+class ValueType(Protocol):
+    """A type of value. `read` raises ValueError with what was got, what is wanted and what to do."""
+
+    def read(self, node: Node) -> Any: ...
+
+    def schema(self) -> dict[str, Any]: ...
+
+
+def _number(node: Node) -> int | float | None:
+    """The finite number that a node is, or None; `true` is not the number 1."""
+    value = node.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A whole number; `1e3` is one, `1.5` is not."""
+
+    least: int
+    most: int
+    optional: bool = False
+
+    def read(self, node: Node) -> int | None:
+        if node.value is None and self.optional:
+            return None
+        value = _number(node)
+        if value is not None and value == int(value) and self.least <= value <= self.most:
+            return int(value)
+        raise ValueError(
+            f"got {node.described()}; wanted a whole number from {self.least:,} to {self.most:,}; write digits"
+        )
+
+    def schema(self) -> dict[str, Any]:
+        names = ["integer", "null"] if self.optional else "integer"
+        return {"type": names, "minimum": self.least, "maximum": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A finite number, from `least` (or above it) to `most`."""
+
+    least: float
+    most: float = 1e9
+    exclusive: bool = False
+
+    def read(self, node: Node) -> float:
+        value = _number(node)
+        if value is not None and self.least <= value <= self.most and not (self.exclusive and value == self.least):
+            return float(value) + 0.0  # -0.0 becomes 0.0, which is the same setting
+        start = "above" if self.exclusive else "from"
+        raise ValueError(
+            f"got {node.described()}; wanted a number {start} {self.least:g} to {self.most:g}; write 0.1 or 1e-3"
+        )
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "number", "exclusiveMinimum" if self.exclusive else "minimum": self.least, "maximum": self.most}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuShare:
+    """The share of a GPU that one trial gets; a trial trains on one GPU at most."""
+
+    def read(self, node: Node) -> float | None:
+        if node.value is None:
+            return None
+        value = _number(node)
+        if value is not None and 0 <= value <= 1:
+            return float(value)
+        raise ValueError(f"got {node.described()}; wanted a number from 0 to 1; write 0.5 for two trials on a GPU")
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean:
+    """True or false."""
+
+    def read(self, node: Node) -> bool:
+        if isinstance(node.value, bool):
+            return node.value
+        raise ValueError(f"got {node.described()}; wanted true or false; write one of these words")
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def read(self, node: Node) -> str:
+        if isinstance(node.value, str) and node.value in self.words:
+            return node.value
+        raise ValueError(
+            f"got {node.described()}; wanted one of {', '.join(self.words)}; {nearest(node.value, self.words)}"
+        )
+
+    def schema(self) -> dict[str, Any]:
+        return {"enum": list(self.words)}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelValue:
+    """The name of a model."""
+
+    def read(self, node: Node) -> str:
+        if not isinstance(node.value, str):
+            raise ValueError(f"got {node.described()}; wanted the name of a model; write it like resnet_32_20")
+        models.parse(node.value)
+        return node.value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^({'|'.join(models.FAMILIES)})_[1-9][0-9]*$"}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochList:
+    """A list of epochs in ascending order, by nature a list and not an axis."""
+
+    def read(self, node: Node) -> tuple[int, ...]:
+        if not isinstance(node.value, list):
+            raise ValueError(
+                f"got {node.described()}; wanted a list of epochs; write it like [100, 150], or [] for none"
+            )
+        if any(isinstance(entry.value, list) for entry in node.value):
+            raise ValueError(
+                f"got {node.described()}; wanted one list; for several, write {{grid: [[100, 150], [60, 120]]}}"
+            )
+        epochs = [Integer(1, 1_000_000).read(entry) for entry in node.value]
+        if any(a is None or b is None or a >= b for a, b in itertools.pairwise(epochs)):
+            raise ValueError(f"got {node.described()}; wanted epochs in ascending order; sort them and drop repeats")
+        return tuple(epoch for epoch in epochs if epoch is not None)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": Integer(1, 1_000_000).schema(), "uniqueItems": True}
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path, relative to the study file."""
+
+    def read(self, node: Node) -> str:
+        if not isinstance(node.value, str) or not node.value.strip():
+            raise ValueError(f"got {node.described()}; wanted the path of a file; write it relative to the study file")
+        try:
+            return str(paths.local(node.value, "the path"))
+        except paths.PathError as error:
+            raise ValueError(str(error)) from None
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key with its meaning; `default_doc` says in words what holds where the key is missing."""
+
+    kind: ValueType
+    doc: str
+    default: Any = None
+    default_doc: str = ""
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of one value, with the default where it is a fixed one."""
+        schema = {**self.kind.schema(), "description": self.doc}
+        if self.default is not None:
+            schema["default"] = list(self.default) if isinstance(self.default, tuple) else self.default
+        return schema
+
+    def default_text(self) -> str:
+        """The default as a study file would write it."""
+        return self.default_doc or ("required" if self.default is None else json.dumps(self.default).strip('"'))
+
+
+def default_milestones(epochs: int) -> tuple[int, ...]:
+    """Half and three quarters of the epochs, as in the published recipe."""
+    return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+
+
+DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
+    "limit_train": Key(
+        Integer(1, 10_000_000, optional=True), "use only so many training images, all classes alike", default_doc="all"
+    ),
+    "limit_test": Key(
+        Integer(1, 10_000_000, optional=True), "use only so many test images, all classes alike", default_doc="all"
+    ),
+    "holdout": Key(Integer(0, 10_000_000), "training images set aside to select the epoch with", 0),
+}
+
+TRAINING_KEYS: Mapping[str, Key] = {
+    "epochs": Key(Integer(1, 100_000), "passes over the training set", 200),
+    "batch_size": Key(Integer(1, 1_000_000), "images in a batch", 128),
+    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate of SGD", 0.1),
+    "momentum": Key(Number(0, 1), "momentum of SGD", 0.9),
+    "weight_decay": Key(Number(0, 1e6), "weight decay of SGD", 1e-4),
+    "milestones": Key(
+        EpochList(),
+        "epochs after which lr is multiplied by gamma",
+        default_doc="at half and three quarters of the epochs",
+    ),
+    "gamma": Key(Number(0, 1e6, exclusive=True), "what lr is multiplied by at each milestone", 0.1),
+    "crop_padding": Key(Integer(0, 1024), "pixels of reflected border before the random crop", 4),
+    "flip": Key(Boolean(), "flip half of the images left to right", True),
+    "precision": Key(
+        Choice(("auto", "float32", "bfloat16")),
+        "what convolutions reckon in while training: bfloat16 where the device has it (auto), or always this",
+        "auto",
+    ),
+}
+
+CACHE_KEY = Key(
+    Choice(("auto", "table", "live")),
+    "ask the teacher once about every view and keep the answers (table), at every step (live), or the faster (auto)",
+    "auto",
+)
+
+RECIPE_KEYS: Mapping[str, Key] = {**TRAINING_KEYS, **DATA_KEYS, "teacher_cache": CACHE_KEY}
+
+SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the images and their views", 0)
+
+STUDENT_KEYS: Mapping[str, Key] = {
+    "method": Key(Choice(tuple(losses.METHODS)), "what the student is trained with"),
+    "dataset": Key(Choice(tuple(DATASETS)), "what it is trained on"),
+    "student": Key(ModelValue(), "the model to train, resnet_32_D with D = 6n+2"),
+    "seed": SEED_KEY,
+}
+
+TEACHER_KEYS: Mapping[str, Key] = {
+    "model": Key(ModelValue(), "the teacher's model"),
+    "seed": SEED_KEY,
+    "dataset": Key(
+        Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
+    ),
+    "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
+}
+
+
+def _option_key(option: losses.Option) -> Key:
+    kind: ValueType = Choice(option.choices) if option.choices else Number(option.least, exclusive=option.exclusive)
+    return Key(kind, option.doc, option.default)
+
+
+OPTION_KEYS: Mapping[str, Key] = {
+    name: _option_key(option) for method in losses.METHODS.values() for name, option in method.options.items()
+}
+
+EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KEYS}
+
+TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DATA_KEYS}
+
+RESOURCE_KEYS: Mapping[str, Key] = {
+    "gpus_per_trial": Key(
+        GpuShare(), "share of a GPU that one trial gets", default_doc="1 where there is a GPU, else 0"
+    ),
+    "cpus_per_trial": Key(Integer(1, 1024), "CPU cores of one trial", 1),
+    "retries": Key(Integer(0, 1000), "more attempts after a lost worker, a lost machine or too little memory", 2),
+    "checkpoint_seconds": Key(
+        Number(0, 1e6), "a checkpoint at the end of an epoch, once so many seconds have passed since the last", 30.0
+    ),
+}

@@ -1,0 +1,79 @@
+"""`--set PATH=VALUE`: one value of a study file, changed for once."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.errors import Fault, StudyError
+from orchestrator.study import document
+from orchestrator.study.document import Location, Node, shorten
+
+_NAME = r"[^.\[\]\s]+"
+_PATH = re.compile(rf"{_NAME}(?:\.{_NAME}|\[[0-9]+\])*")
+_FORM = "write it like recipe.epochs=2 or experiments[0].seed=[0,1]"
+
+
+def apply(root: Node, setting: str) -> list[Fault]:
+    """Puts one `--set` into the document; returns what is wrong with it."""
+    source = f"--set {shorten(setting)}"
+    place = Location(source, 0, 0)
+    path, equals, text = (part.strip() for part in setting.partition("="))
+    if not equals or not path:
+        return [place.fault("", f"wanted PATH=VALUE; {_FORM}")]
+    if not _PATH.fullmatch(path):
+        return [place.fault("", f"{shorten(path)!r} is not a path of keys; {_FORM}")]
+    try:
+        new = document.parse_setting(text, source)
+    except StudyError as error:
+        return list(error.faults)
+    return _put(root, re.findall(_NAME, path), new, place)
+
+
+def _put(root: Node, steps: list[str], new: Node, place: Location) -> list[Fault]:
+    """Walks down to the key, and makes each missing mapping on the way."""
+    target = root
+    for depth, step in enumerate(steps, 1):
+        value: Any = target.value
+        child: Node | None
+        if isinstance(value, dict):
+            at: str | int = step
+            child = value.get(step)
+        elif isinstance(value, list) and step in map(str, range(len(value))):
+            at = int(step)
+            child = value[at]
+        else:
+            return [place.fault("", _dead_end(_joined(steps[: depth - 1]), step, target))]
+        if depth == len(steps):
+            child = new
+            target.keys[step] = place
+        elif child is None or child.value is None:
+            # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
+            child = Node({}, place)
+            target.keys.setdefault(step, place)
+        else:
+            # An alias shares its nodes with the anchor, which this setting is not about.
+            child = replace(child, value=copy.copy(child.value), keys=dict(child.keys))
+        value[at] = child
+        target = child
+    return []
+
+
+def _dead_end(path: str, step: str, node: Node) -> str:
+    """Why a path does not go on with a step."""
+    where = shorten(path) or "the file"
+    if not isinstance(node.value, list):
+        return (
+            f"{where} is {node.described()}, which has no key {shorten(step)!r}; check the path, or set {where} itself"
+        )
+    if not node.value:
+        return f"{where} is an empty list; set {where} itself"
+    last = len(node.value) - 1
+    have = f"{where}[0]" if not last else f"{where}[0] to {where}[{last}]"
+    return f"{where} is a list, with {have}; got {shorten(step)!r}; name one of its entries, like {where}[0]"
+
+
+def _joined(steps: list[str]) -> str:
+    return "".join(f"[{step}]" if step.isdecimal() else f".{step}" for step in steps).lstrip(".")

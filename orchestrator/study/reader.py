@@ -1,0 +1,530 @@
+"""A study file as checked values: YAML → `Study`, with all faults at once, each with its place and its cure."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import losses
+from orchestrator.data.registry import DATASETS
+from orchestrator.errors import Fault, StudyError
+from orchestrator.machine import paths
+from orchestrator.study import document, fields
+from orchestrator.study.document import Location, Node, shorten
+from orchestrator.study.fields import Key
+from orchestrator.study.overrides import apply
+from orchestrator.suggest import nearest
+
+MAX_TRIALS = 100_000
+PARTS = ("study", "recipe", "experiments", "resources")
+NOTE = "x-"  # what top-level keys begin with that are read for their anchors alone
+STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A checked value with its place, for faults that only show beside other values."""
+
+    value: Any
+    place: Location
+    path: str
+
+    def fault(self, message: str) -> Fault:
+        """A fault at this value."""
+        return self.place.fault(self.path, message)
+
+
+Axis = tuple[Value, ...]  # one value or several; a single one is an axis of length 1
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """One entry of a `teacher` axis. `digests` maps each weights path to the SHA-256 of that file."""
+
+    axes: Mapping[str, Axis]
+    value: Value
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One entry of `experiments`: its own axes, and its teachers where the method has one."""
+
+    axes: Mapping[str, Axis]
+    teachers: tuple[Teacher, ...]
+    value: Value
+    names_teacher: bool  # also where what it names is at fault
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one trial gets, and how often it is tried. None of it changes a result.
+
+    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `retries` counts attempts after a
+    lost worker or too little memory.
+    """
+
+    gpus_per_trial: float | None = None
+    cpus_per_trial: int = 1
+    retries: int = 2
+    checkpoint_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's, as it was read."""
+
+    name: str
+    recipe: Mapping[str, Value]
+    experiments: tuple[Experiment, ...]
+    resources: Resources
+    source: Path
+    warnings: tuple[Fault, ...] = ()
+    text: str = field(default="", compare=False, repr=False)
+
+
+def load_study(
+    path: str | Path, settings: Sequence[str] = (), text: str | None = None, *, open_weights: bool = False
+) -> Study:
+    """The study in a file, after `settings` such as `recipe.epochs=2`.
+
+    The file is read once, or not at all where its `text` is given. With `open_weights` the weights files that it names
+    are opened, and one that does not fit its teacher is a fault. Raises StudyError with every fault found; nothing is
+    ever executed or written.
+    """
+    try:
+        path = paths.local(path, "study file")
+    except paths.PathError as error:
+        raise StudyError([Fault(str(path), 0, 0, "", str(error))]) from None
+    faults: list[Fault] = []
+    text = document.read_text(path) if text is None else text
+    root = document.parse(text, str(path), faults)
+    for setting in settings:
+        faults += apply(root, setting)
+    reader = _Reader(path, text, open_weights=open_weights)
+    study = reader.study(root)
+    if faults or reader.faults or study is None:
+        raise StudyError(faults + reader.faults)
+    return study
+
+
+class _Reader:
+    """Reads one document; collects faults instead of stopping at the first."""
+
+    def __init__(self, path: Path, text: str, *, open_weights: bool) -> None:
+        self.path = path
+        self.text = text
+        self.open_weights = open_weights
+        self.faults: list[Fault] = []
+        self.warnings: list[Fault] = []
+
+    def study(self, root: Node) -> Study | None:
+        if not self._is_mapping(root, "", PARTS):
+            return None
+        for _ in self._known(root, PARTS, ""):
+            pass  # for the unknown keys among them
+        name = self._name(root)
+        recipe = self._recipe(root)
+        resources = self._resources(root)
+        experiments = self._experiments(root, recipe)
+        warnings = tuple(sorted(set(self.warnings)))
+        return Study(name, recipe, experiments, resources, self.path, warnings, self.text)
+
+    # The four parts of the file.
+
+    def _name(self, root: Node) -> str:
+        node = self._required(root, "study", "", "give the study a name, like `study: resnet-logit`")
+        if node is None:
+            return ""
+        if not isinstance(node.value, str) or not re.fullmatch(STUDY_NAME, node.value) or node.value.endswith("."):
+            message = (
+                f"got {node.described()}; wanted a safe file name: up to 64 letters, digits, '.', '_' and '-', "
+                "starting with a letter or digit and not ending with '.'; rename the study"
+            )
+            self.faults.append(node.place.fault("study", message))
+            return ""
+        return node.value
+
+    def _recipe(self, root: Node) -> dict[str, Value]:
+        """Every key of the recipe, defaults filled in."""
+        assert isinstance(root.value, dict)
+        node = root.value.get("recipe")
+        got: dict[str, Value] = {}
+        if node is not None and node.value is not None and self._is_mapping(node, "recipe", fields.RECIPE_KEYS):
+            got = {
+                name: value
+                for name, child in self._known(node, fields.RECIPE_KEYS, "recipe")
+                if (value := self._shared(fields.RECIPE_KEYS[name], child, f"recipe.{name}"))
+            }
+        place = node.place if node is not None else root.place
+        recipe = {name: Value(key.default, place, f"recipe.{name}") for name, key in fields.RECIPE_KEYS.items()}
+        if "milestones" not in got:
+            del recipe["milestones"]  # follows from the epochs of each trial, see `milestones_of`
+        return recipe | got
+
+    def _shared(self, key: Key, node: Node, path: str) -> Value | None:
+        natural = isinstance(key.kind, fields.EpochList)
+        if _grid(node) is not None or (isinstance(node.value, list) and not natural):
+            message = (
+                "got a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
+            )
+            self.faults.append(node.place.fault(path, message))
+            return None
+        return self._value(key, node, path)
+
+    def _resources(self, root: Node) -> Resources:
+        assert isinstance(root.value, dict)
+        node = root.value.get("resources")
+        if node is None or node.value is None or not self._is_mapping(node, "resources", fields.RESOURCE_KEYS):
+            return Resources()
+        values = {}
+        for name, child in self._known(node, fields.RESOURCE_KEYS, "resources"):
+            if value := self._value(fields.RESOURCE_KEYS[name], child, f"resources.{name}"):
+                values[name] = value.value
+        return replace(Resources(), **values)
+
+    def _experiments(self, root: Node, recipe: Mapping[str, Value]) -> tuple[Experiment, ...]:
+        node = self._required(root, "experiments", "", "list at least one, each with method, dataset and student")
+        if node is None:
+            return ()
+        if not isinstance(node.value, list) or not node.value:
+            message = f"got {node.described()}; wanted a list of experiments; start each with `- method: …`"
+            self.faults.append(node.place.fault("experiments", message))
+            return ()
+        found = []
+        for index, child in enumerate(node.value):
+            experiment = self._experiment(child, f"experiments[{index}]")
+            if experiment:
+                found.append(experiment)
+                if _size(experiment) > MAX_TRIALS:  # and so are its pairs of values: there may be billions
+                    self.faults.append(_size_fault(experiment))
+                    continue
+                self.faults += _faults_between(experiment, recipe)
+                if self.open_weights:
+                    self.faults += _weights_faults(experiment, self.path.parent)
+                self.warnings += _warnings_of(experiment, recipe)
+        self.warnings += _equal_experiments(found)
+        total = sum(map(_size, found))
+        if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
+            message = f"got {total:,} trials in all; allowed are {MAX_TRIALS:,}; split the study"
+            self.faults.append(node.place.fault("experiments", message))
+        return tuple(found)
+
+    def _experiment(self, node: Node, path: str) -> Experiment | None:
+        allowed = (*fields.EXPERIMENT_KEYS, "teacher")
+        if not self._is_mapping(node, path, allowed):
+            return None
+        for name in ("method", "dataset", "student"):
+            wanted = fields.STUDENT_KEYS[name].doc
+            self._required(node, name, path, f"every experiment says it: {wanted}")
+        axes: dict[str, Axis] = {}
+        teachers: tuple[Teacher, ...] = ()
+        for name, child in self._known(node, allowed, path):
+            if name == "teacher":
+                teachers = self._teachers(child, f"{path}.teacher")
+            else:
+                axes[name] = self._axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
+        assert isinstance(node.value, dict)
+        return Experiment(axes, teachers, Value(None, node.place, path), "teacher" in node.value)
+
+    def _teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
+        entries = self._entries(node, path)
+        found = (self._teacher(child, child_path) for child, child_path in entries)
+        return tuple(teacher for teacher in found if teacher)
+
+    def _teacher(self, node: Node, path: str) -> Teacher | None:
+        value = Value(None, node.place, path)
+        if isinstance(node.value, str):
+            model = self._value(fields.TEACHER_KEYS["model"], node, path)
+            return Teacher({"model": (model,)}, value) if model else None
+        if not self._is_mapping(node, path, fields.TEACHER_MAPPING_KEYS):
+            return None
+        self._required(node, "model", path, "name the teacher's model, like `model: resnet_32_110`")
+        axes = {
+            name: self._axis(fields.TEACHER_MAPPING_KEYS[name], child, f"{path}.{name}")
+            for name, child in self._known(node, fields.TEACHER_MAPPING_KEYS, path)
+        }
+        return Teacher(axes, value, self._digests(axes))
+
+    def _digests(self, axes: Mapping[str, Axis]) -> dict[str, str]:
+        """SHA-256 of each weights file; what else is trained for a teacher from a file is a fault."""
+        digests = {}
+        for value in axes.get("weights", ()):
+            try:
+                digests[value.value] = _digest_file(self.path.parent / value.value)
+            except OSError as error:
+                message = f"{shorten(value.value)!r} cannot be read ({error.strerror}); paths are relative to the file"
+                self.faults.append(value.fault(message))
+        if "weights" in axes:
+            for name in sorted(set(axes) & ({"seed"} | set(fields.TRAINING_KEYS))):
+                message = f"got {name} beside weights; a teacher from a file is not trained; remove {name} or weights"
+                self.faults.append(axes[name][0].fault(message))
+        return digests
+
+    # Values and axes.
+
+    def _entries(self, node: Node, path: str, natural_list: bool = False) -> list[tuple[Node, str]]:
+        """The values of an axis, each with its path; an empty axis is a fault."""
+        grid = _grid(node)
+        if grid is not None:
+            node, path = grid, f"{path}.grid"
+            if not isinstance(node.value, list):
+                message = f"got {node.described()}; wanted a list of values; write {{grid: [a, b]}}"
+                self.faults.append(node.place.fault(path, message))
+                return []
+        elif natural_list or not isinstance(node.value, list):
+            return [(node, path)]
+        assert isinstance(node.value, list)
+        if not node.value:
+            message = "got an empty list; an axis needs at least one value; add one, or remove the key"
+            self.faults.append(node.place.fault(path, message))
+        return [(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
+
+    def _axis(self, key: Key, node: Node, path: str) -> Axis:
+        entries = self._entries(node, path, natural_list=isinstance(key.kind, fields.EpochList))
+        found = (self._value(key, child, child_path) for child, child_path in entries)
+        return tuple(value for value in found if value)
+
+    def _value(self, key: Key, node: Node, path: str) -> Value | None:
+        try:
+            return Value(key.kind.read(node), node.place, path)
+        except ValueError as error:
+            self.faults.append(node.place.fault(path, str(error)))
+            return None
+
+    # Mappings.
+
+    def _is_mapping(self, node: Node, path: str, allowed: Iterable[str]) -> bool:
+        if isinstance(node.value, dict):
+            return True
+        names = list(allowed)
+        listed = ", ".join(names if len(names) <= 8 else [*names[:8], "…"])
+        message = f"got {node.described()}; wanted a mapping with the keys {listed}; write `key: value` lines"
+        self.faults.append(node.place.fault(path, message))
+        return False
+
+    def _known(self, node: Node, allowed: Iterable[str], path: str) -> Iterator[tuple[str, Node]]:
+        """The entries with a known key; each unknown key is a fault."""
+        assert isinstance(node.value, dict)
+        names = list(allowed)
+        for name, child in node.value.items():
+            if name in names:
+                yield name, child
+            elif path or not name.startswith(NOTE):
+                message = f"unknown key; known are {', '.join(names)}; {_guess(name, names, path, child)}"
+                self.faults.append(node.keys[name].fault(f"{path}.{shorten(name)}".lstrip("."), message))
+
+    def _required(self, node: Node, name: str, path: str, cure: str) -> Node | None:
+        assert isinstance(node.value, dict)
+        if name not in node.value:
+            where = f"{path}.{name}".lstrip(".")
+            self.faults.append(node.place.fault(where, f"key {name!r} is missing; {cure}"))
+        return node.value.get(name)
+
+
+def _guess(name: str, names: Sequence[str], path: str, value: Node) -> str:
+    """What to do about a key that is not known here: another part of the file may have it, or one alike."""
+    experiment = re.match(r"experiments\[[0-9]+\]", path)
+    parts = {
+        experiment[0] if experiment else "experiments[0]": ("teacher", *fields.EXPERIMENT_KEYS),
+        "resources": tuple(fields.RESOURCE_KEYS),
+        "recipe": tuple(fields.RECIPE_KEYS),
+    }
+    homes = {key: f"{part}.{key}" for part, known in parts.items() for key in known}
+    here = nearest(name, names)
+    if name in homes or (not path and here.startswith("choose")):
+        there = difflib.get_close_matches(name, homes, n=1)
+        here = f"did you mean {homes[there[0]]}?" if there else here
+    if not path and isinstance(value.value, dict | list):
+        return f"{here} a key that only holds what others repeat begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
+    return here
+
+
+def _grid(node: Node) -> Node | None:
+    """The list of `{grid: [...]}`, where the node is that."""
+    return node.value["grid"] if isinstance(node.value, dict) and list(node.value) == ["grid"] else None
+
+
+def _digest_file(path: Path) -> str:
+    if not path.is_file() and path.exists():
+        raise OSError(0, "it is not a file")  # a device may never end
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _teacher_count(experiment: Experiment) -> int:
+    return sum(math.prod(map(len, teacher.axes.values())) for teacher in experiment.teachers)
+
+
+def _size(experiment: Experiment) -> int:
+    return math.prod(map(len, experiment.axes.values())) * max(1, _teacher_count(experiment))
+
+
+def _size_fault(experiment: Experiment) -> Fault:
+    factors = [f"{len(axis):,} {name}" for name, axis in experiment.axes.items() if len(axis) > 1]
+    if (count := _teacher_count(experiment)) > 1:
+        factors.append(f"{count:,} teacher")
+    product = f"{' × '.join(factors)} = {_size(experiment):,} trials"
+    return experiment.value.fault(f"the axes multiply to {product}; allowed are {MAX_TRIALS:,}; shorten an axis")
+
+
+# What only shows where values stand side by side. Axes are compared pair by pair, never as their product.
+
+
+def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    """Axes that are missing or at fault are empty here: what is known of the others is still worth telling."""
+    datasets = experiment.axes.get("dataset", ())
+    yield from _method_faults(experiment)
+    yield from _option_faults(experiment)
+    yield from _image_faults(_effective(recipe, experiment.axes), datasets)
+    for teacher in experiment.teachers:
+        yield from _image_faults(_teacher_axes(recipe, experiment, teacher), datasets)
+        for stated in teacher.axes.get("dataset", ()):
+            for dataset in datasets:
+                if stated.value != dataset.value:
+                    message = (
+                        f"the teacher is for {stated.value}, its student for {dataset.value}; "
+                        "they see the same images; remove the teacher's dataset"
+                    )
+                    yield stated.fault(message)
+
+
+def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
+    """Weights files that do not fit the teacher that they are named for."""
+    for teacher in experiment.teachers:
+        for value in teacher.axes.get("weights", ()):
+            if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
+                from orchestrator.pretrained import (
+                    weight_files,  # loads torch, which a study without weights need not wait for
+                )
+
+                path, digest = folder / value.value, teacher.digests[value.value]
+                models = [model.value for model in teacher.axes.get("model", ())]
+                classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
+                yield from map(value.fault, weight_files.problems(path, digest, itertools.product(models, classes)))
+
+
+def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
+    """The axes of every recipe key after overriding."""
+    return {**{name: (value,) for name, value in recipe.items()}, **axes}
+
+
+def _teacher_axes(recipe: Mapping[str, Value], experiment: Experiment, teacher: Teacher) -> dict[str, Axis]:
+    """A teacher follows the recipe, except that it sees the images that its student sees."""
+    images = {name: axis for name, axis in experiment.axes.items() if name in fields.DATA_KEYS}
+    return _effective(recipe, {**images, **teacher.axes})
+
+
+def _method_faults(experiment: Experiment) -> Iterator[Fault]:
+    for method in experiment.axes.get("method", ()):
+        has_teacher = losses.METHODS[method.value].has_teacher
+        if has_teacher and not experiment.names_teacher:
+            yield method.fault(f"method {method.value} needs a teacher; add `teacher: resnet_32_20` to the experiment")
+        if not has_teacher and experiment.names_teacher:
+            message = (
+                f"method {method.value} has no use for the teacher; remove `teacher`, or give {method.value} an "
+                "experiment of its own"
+            )
+            yield method.fault(message)
+
+
+def _option_faults(experiment: Experiment) -> Iterator[Fault]:
+    methods = [method.value for method in experiment.axes.get("method", ())]
+    for name in sorted(set(experiment.axes) & set(fields.OPTION_KEYS)):
+        if methods and experiment.axes[name] and not any(name in losses.METHODS[method].options for method in methods):
+            takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
+            message = f"{name} belongs to method {', '.join(takers)}, not to {', '.join(methods)}; remove it"
+            yield experiment.axes[name][0].fault(message)
+
+
+def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
+    for dataset in datasets:
+        facts = DATASETS[dataset.value]
+        for padding in axes["crop_padding"]:
+            if padding.value >= facts.side:
+                message = (
+                    f"got {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
+                )
+                yield padding.fault(message)
+        for name, most in (("limit_train", facts.train), ("limit_test", facts.test)):
+            for limit in axes[name]:
+                if limit.value is not None and limit.value > most:
+                    message = (
+                        f"got {limit.value:,}; {dataset.value} has {most:,} such images; use fewer, or remove {name}"
+                    )
+                    yield limit.fault(message)
+        for holdout in axes["holdout"]:
+            for limit in axes["limit_train"]:
+                images = min(limit.value or facts.train, facts.train)
+                if holdout.value >= images:
+                    message = f"got {holdout.value:,} of {images:,} training images; leave some to train on"
+                    yield holdout.fault(message)
+
+
+def _warnings_of(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    yield from _repeats(experiment)
+    for teacher in experiment.teachers:
+        yield from itertools.islice(_leaks(experiment, teacher, recipe), 1)
+    runs = [_effective(recipe, experiment.axes)]
+    runs += [_teacher_axes(recipe, experiment, t) for t in experiment.teachers if "weights" not in t.axes]
+    for axes in runs:
+        for milestones in axes.get("milestones", ()):
+            for epochs in axes["epochs"]:
+                late = [milestone for milestone in milestones.value if milestone >= epochs.value]
+                if late:
+                    listed = ", ".join(map(str, late))
+                    yield milestones.fault(f"warning: {listed} has no effect within {epochs.value} epochs")
+
+
+def _equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
+    first: dict[object, str] = {}
+    for experiment in experiments:
+        parts = (experiment.axes, *(teacher.axes for teacher in experiment.teachers))
+        values = tuple(
+            tuple(sorted((name, tuple(v.value for v in axis)) for name, axis in axes.items())) for axes in parts
+        )
+        path = first.setdefault(values, experiment.value.path)
+        if path != experiment.value.path:
+            yield experiment.value.fault(f"warning: this equals {path}, and adds no trial; change a seed, or remove it")
+
+
+def _repeats(experiment: Experiment) -> Iterator[Fault]:
+    """The first value that an axis has twice; both stand for one trial."""
+    for axes in (experiment.axes, *(teacher.axes for teacher in experiment.teachers)):
+        for axis in axes.values():
+            first = {value.value: value for value in reversed(axis)}
+            if again := next((value for value in axis if first[value.value] is not value), None):
+                yield again.fault(f"warning: {again.value} is in this list twice, and the second adds no trial")
+
+
+def _leaks(experiment: Experiment, teacher: Teacher, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    """Where a teacher is trained on images that its student holds out to select its epoch with.
+
+    Both take their images from the front of the same order (`data.load`), and the held-out ones are the last of them.
+    """
+    own = [teacher.axes[name] for name in ("holdout", "limit_train") if teacher.axes.get(name)]
+    if not own or "weights" in teacher.axes:
+        return  # it sees exactly its student's images, or nobody knows what it saw
+    student = _effective(recipe, experiment.axes)
+    for dataset, holdout, limit in itertools.product(
+        *(student[name] for name in ("dataset", "holdout", "limit_train"))
+    ):
+        whole = DATASETS[dataset.value].train
+        images = min(limit.value or whole, whole)
+        limits, holdouts = teacher.axes.get("limit_train", (limit,)), teacher.axes.get("holdout", (holdout,))
+        for teacher_limit, teacher_holdout in itertools.product(limits, holdouts):
+            seen = min(teacher_limit.value or whole, whole) - teacher_holdout.value
+            leaked = min(seen, images) - (images - holdout.value)
+            if leaked > 0:
+                yield own[0][0].fault(
+                    f"warning: the teacher is trained on {leaked:,} of the {holdout.value:,} images that its student "
+                    "holds out to choose its epoch with, so the validation accuracy is too high; leave holdout and "
+                    "limit_train to the student, whose teacher then sees the same images"
+                )

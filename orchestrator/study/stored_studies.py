@@ -1,0 +1,247 @@
+"""What the storage remembers of each study: the plan of its last launch, and how to launch it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator.machine.paths import word
+from orchestrator.records import TableKey, TrialRecord
+from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.study import short_names
+from orchestrator.study.plan import Plan
+from orchestrator.suggest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A trial of a study as a reader of the storage needs it before it has a row.
+
+    `answers` is how the plan asks its teacher: table, live, or None without one. `is_cached` says whether it was
+    finished before the launch. What follows is empty where an older kdctl stored the plan.
+    """
+
+    trial_id: str
+    role: str
+    title: str
+    teacher_id: str | None
+    epochs: int
+    answers: str | None
+    is_cached: bool
+    method: str = ""
+    dataset: str = ""
+    student: str = ""
+    teacher: str | None = None  # its model
+    name: str = ""  # within the study, see `varying.names`
+
+    @property
+    def shown(self) -> str:
+        """What a view of its study calls it."""
+        return self.name or self.title
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
+
+    `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
+    is for good (`path_of`); launches of earlier versions have none. `commit` holds the file exactly as it was launched;
+    None where that is not certain.
+    """
+
+    resource: str
+    since: datetime
+    host: str
+    executor: str
+    file: str
+    text: str
+    settings: tuple[str, ...]
+    data: str
+    left: tuple[str, ...] = ()
+    path: str = ""
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStudy:
+    """A study that was launched with this storage: its trials in the order of the plan, and its last launch."""
+
+    name: str
+    members: tuple[Member, ...]
+    launched: Launched
+
+
+def members(plan: Plan) -> tuple[Member, ...]:
+    """The trials of a plan, in its order."""
+    names = short_names.names([trial.config for trial in plan.trials])
+    return tuple(
+        Member(
+            trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
+            trial.state == "finished", trial.config.method, trial.config.dataset, trial.config.student,
+            trial.config.teacher.student if trial.config.teacher else None, name,
+        )
+        for trial, name in zip(plan.trials, names, strict=True)
+    )  # fmt: skip
+
+
+def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
+    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
+    facts = {
+        "study": plan.study,
+        "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
+        "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
+        "launched": {**asdict(launched), "since": launched.since.isoformat()},
+    }
+    write_json(storage, storage.plan(_digest(plan.study)), facts)
+
+
+def _digest(study: str) -> str:
+    return hashlib.sha256(study.encode()).hexdigest()[:12]
+
+
+def path_of(file: str) -> str:
+    """The whole path of a study file; nothing for a pipe, and for the copy that a job on a cluster is given."""
+    path = Path(file).resolve()
+    return masked(str(path)) if path.is_file() and "KDCTL_COMMAND" not in os.environ else ""
+
+
+def other_file(storage: Storage, plan: Plan) -> str | None:
+    """A warning where the storage remembers a study of this name from another file; None for one edited or moved."""
+    last = _study(read_json(storage, storage.plan(_digest(plan.study))))
+    path = path_of(plan.source)
+    if last is None or not path or last.launched.path in ("", path) or last.launched.text == masked(plan.text):
+        return None
+    if last.launched.host == socket.gethostname() and not Path(last.launched.path).is_file():
+        return None  # it was moved here, and edited
+    return (
+        f"{printable(plan.source)}: study: warning: {storage.place.shown('')} has a study {plan.study} already, of "
+        f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
+        "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
+        "one of them another name"
+    )
+
+
+def remembered(storage: Storage) -> list[StoredStudy]:
+    """Every study of a storage, the one that was launched last first; damaged ones are left out."""
+    found = [
+        _study(read_json(storage, entry.name))
+        for entry in storage.place.entries(storage.plans)
+        if storage.is_ours(entry.name)
+    ]
+    return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRows:
+    """The rows of one study in the order of its plan; `study` is None for rows that no study wants any more."""
+
+    study: str | None
+    rows: tuple[TrialRecord, ...]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Which trials each study wants: the ids of its last plan, in their order, by the study's name."""
+
+    plans: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, storage: Storage) -> Membership:
+        """That of the studies that a storage remembers."""
+        plans = {study.name: tuple(member.trial_id for member in study.members) for study in remembered(storage)}
+        return cls(dict(sorted(plans.items())))
+
+    @cached_property
+    def _studies(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for study, trial_ids in self.plans.items():
+            for trial_id in trial_ids:
+                found.setdefault(trial_id, []).append(study)
+        return found
+
+    def studies(self, trial_id: str, study: str) -> list[str]:
+        """The studies that want a trial, by name; `study` is the one that it was trained for first.
+
+        That one counts without a plan too, where no plan of it is known, as in storages of older versions.
+        """
+        own = [] if study in self.plans else [study]
+        return sorted({*self._studies.get(trial_id, ()), *own})
+
+    def split(self, rows: Iterable[TrialRecord]) -> list[StudyRows]:
+        """Rows by study, in the order of names and plans; last those that no study wants any more."""
+        found: dict[str, list[TrialRecord]] = {}
+        left = []
+        for row in sorted(rows, key=lambda row: (row.study, row.no)):
+            names = self.studies(row.trial_id, row.study)
+            for name in names:
+                found.setdefault(name, []).append(row)
+            if not names:
+                left.append(row)
+        parts = [StudyRows(name, tuple(self._in_order(name, found[name]))) for name in sorted(found)]
+        return [*parts, *([StudyRows(None, tuple(left))] if left else [])]
+
+    def _in_order(self, study: str, rows: list[TrialRecord]) -> list[TrialRecord]:
+        places = {trial_id: place for place, trial_id in enumerate(self.plans.get(study, ()))}
+        return sorted(rows, key=lambda row: places.get(row.trial_id, 0))
+
+
+def find(storage: Storage, name: str | None = None) -> StoredStudy:
+    """A study by its name, or the one that was launched last. Raises KdctlError where there is none."""
+    if name is not None and (study := _study(read_json(storage, storage.plan(_digest(name))))):
+        return study
+    known = remembered(storage)
+    if not known:
+        raise KdctlError(
+            f"{storage.place.shown('')} holds no study yet; launch one with `kdctl launch FILE`, or name its storage "
+            "with --storage"
+        )
+    if name is None:
+        return known[0]
+    names = [study.name for study in known]
+    raise KdctlError(f"no study {name!r} in this storage; there is {', '.join(names[:20])}; {nearest(name, names)}")
+
+
+def _study(data: Any) -> StoredStudy | None:
+    try:
+        trials = tuple(Member(*fields) for fields in data["members"])
+        facts = data["launched"]
+        since = datetime.fromisoformat(facts["since"])
+        lists = {name: tuple(facts.get(name, ())) for name in ("settings", "left")}
+        launched = Launched(**{**facts, "since": since, **lists})
+        if not isinstance(data["study"], str) or since.tzinfo is None:
+            return None
+        return StoredStudy(data["study"], trials, launched)
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
+    """The trials of a remembered study that ask a table, each with its key; `name` is that of its file.
+
+    Raises StorageError where the file is damaged: without it nobody knows which tables are of use.
+    """
+    try:
+        trials: Mapping[str, Any] = read_json(storage, name)["trials"]
+        yield from [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
+    except (TypeError, KeyError, AttributeError):
+        raise StorageError(
+            f"{storage.place.shown(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
+            "launch the study again, or remove that file where nobody needs it"
+        ) from None
+
+
+def command(study: StoredStudy) -> list[str]:
+    """The words of the command line that launches a study again."""
+    launched = study.launched
+    settings = [word for setting in launched.settings for word in ("--set", setting)]
+    how = ["--inline"] if launched.executor == "inline" else []
+    data = [] if launched.data == "data" else ["--data", launched.data]
+    return ["kdctl", "launch", word(launched.file), *data, *settings, *how]

@@ -1,0 +1,383 @@
+"""A kept cluster, for real: a study joins it, its dashboard tells the truth in a browser, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+from processes import LOOPBACK, listening, processes, until
+from terminal import Terminal
+
+from orchestrator.cluster import kept_cluster
+from orchestrator.cluster.supervisor import end_session
+from orchestrator.errors import ResourceError
+from orchestrator.machine.processes import session
+from orchestrator.storage.layout import Storage
+from orchestrator.study.plan import make_plan
+from orchestrator.study.reader import load_study
+
+pytestmark = [
+    pytest.mark.timeout(290),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
+]
+
+# The second trial is long enough to be met while it trains, by the worker that trained the first.
+STUDY = """\
+study: moving-on
+recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 1, flip: false}
+experiments:
+  - {method: base, dataset: digits, student: resnet_32_8, seed: 7}
+  - {method: base, dataset: digits, student: resnet_32_8, seed: 8, epochs: 5000}
+resources: {gpus_per_trial: 0}
+"""
+with tempfile.TemporaryDirectory() as _folder:
+    (Path(_folder) / "study.yaml").write_text(STUDY)
+    _TRIALS = make_plan(load_study(Path(_folder) / "study.yaml")).trials
+FIRST, SECOND = (f"{trial.trial_id} {trial.title()}" for trial in _TRIALS)  # what Ray calls their tasks
+KDCTL = str(Path(sys.executable).with_name("kdctl"))
+
+
+@pytest.fixture(scope="module")
+def home(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a study, where kdctl remembers its cluster, and where Ray keeps its token."""
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "study.yaml").write_text(STUDY)
+    shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDCTL_CACHE", str(folder / "cache"))
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+        with tempfile.TemporaryDirectory(
+            prefix="kdctl-", ignore_cleanup_errors=True
+        ) as short:  # as names of sockets are
+            patch.setenv("RAY_TMPDIR", short)
+            yield folder
+
+
+def kdctl(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a folder."""
+    return subprocess.run([KDCTL, *words], cwd=home, input="", capture_output=True, text=True, check=False)
+
+
+def remembered(home: Path) -> dict[str, Any]:
+    """What the file of the kept cluster says, whether it is up or on its way."""
+    files = [file for file in home.glob("cache/cluster-*") if file.is_file()]
+    return json.loads(files[0].read_text()) if files else {}
+
+
+@pytest.fixture(scope="module")
+def stopped_up(home: Path) -> tuple[int, list[int], dict[str, Any]]:
+    """Ctrl-C while a cluster comes up: the exit code, the processes left, and what is remembered."""
+    with subprocess.Popen([KDCTL, "up"], cwd=home, stderr=subprocess.DEVNULL) as process:
+        begun = until(lambda: remembered(home))
+        until(lambda: len(session(begun["pid"])) > 1)
+        process.send_signal(signal.SIGINT)
+        code = process.wait()
+    return code, session(begun["pid"]), remembered(home)
+
+
+@pytest.fixture(scope="module")
+def kept(home: Path, stopped_up: object) -> Iterator[kept_cluster.KeptCluster]:
+    """A cluster that `kdctl up` keeps."""
+    started = kdctl(home, "up")
+    assert started.returncode == 0, started.stderr
+    found = kept_cluster.KeptCluster(**remembered(home))
+    try:
+        yield found
+    finally:
+        if session(found.pid):
+            end_session(found.pid)
+
+
+@pytest.fixture(scope="module")
+def study(home: Path, kept: kept_cluster.KeptCluster) -> Iterator[tuple[int, str]]:
+    """A launch that joined it and trains its second trial: its process, and what it said."""
+    command = [KDCTL, "launch", "study.yaml", "--max-concurrent", "1"]  # without an address
+    with subprocess.Popen(
+        command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stderr
+            said = ""
+            for line in process.stderr:
+                said += line
+                if f"{SECOND}: epoch" in line:
+                    break
+            yield process.pid, said
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def test_ctrl_c_while_it_comes_up_leaves_nothing(stopped_up: tuple[int, list[int], dict[str, Any]]) -> None:
+    assert stopped_up == (130, [], {})
+
+
+def test_nobody_else_could_get_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
+    assert listening(set(session(kept.pid))) <= LOOPBACK
+    assert (home / "token").stat().st_mode & 0o077 == 0
+
+
+def test_without_the_token_the_dashboard_says_nothing(
+    kept: kept_cluster.KeptCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_cluster.answers(kept.dashboard)
+    for wrong, code in (("", 401), ("0" * 64, 403)):
+        monkeypatch.setattr(kept_cluster, "token", lambda wrong=wrong: wrong)
+        with pytest.raises(OSError, match=str(code)):
+            kept_cluster.ask(kept.dashboard, "/api/jobs/")
+
+
+def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
+    again = kdctl(home, "up")
+    assert again.returncode == 0 and f"up already, at {kept.address}" in again.stdout
+    assert f"http://{kept.dashboard}" in again.stdout
+    (typed,) = re.findall(r"the token that `(.+)` prints", again.stdout)
+    printed = subprocess.run(typed.split(), cwd=home, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == (home / "token").read_text()
+    assert printed.stdout.strip() not in again.stdout + again.stderr + printed.stderr
+
+
+def test_a_launch_joins_it(study: tuple[int, str], kept: kept_cluster.KeptCluster) -> None:
+    assert f"the cluster that `kdctl up` keeps is joined, at {kept.address}" in study[1]
+    assert f"dashboard: http://{kept.dashboard}" in study[1]
+
+
+def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], kept: kept_cluster.KeptCluster) -> None:
+    def running() -> list[str]:
+        tasks = kept_cluster.ask(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
+        return [task["name"] for task in tasks if task["state"] == "RUNNING"]
+
+    assert until(lambda: running() == [SECOND])
+
+    def actors() -> list[tuple[str, str]]:
+        found = kept_cluster.ask(kept.dashboard, "/logical/actors")["data"]["actors"].values()
+        return [(actor["reprName"], actor["actorClass"]) for actor in found if actor["reprName"]]
+
+    # One worker trained both trials, and what Ray keeps of it is true of both. The dashboard hears of it late.
+    assert until(actors) == [("kdctl worker of study moving-on", "TrialWorker")]
+
+
+def test_a_browser_shows_it(study: tuple[int, str], kept: kept_cluster.KeptCluster, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1100})
+    page.goto(f"http://{kept.dashboard}/#/cluster")
+    page.get_by_label("Authentication Token", exact=True).fill(kept_cluster.token() or "")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text(f"ray::{SECOND}")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text(FIRST)).to_have_count(0)
+    page.close()
+
+
+def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
+    study: tuple[int, str], kept: kept_cluster.KeptCluster, home: Path
+) -> None:
+    refused = kdctl(home, "down")
+    assert refused.returncode == 2 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
+    with Terminal([KDCTL, "down"], home, os.environ) as asked:
+        asked.wait_for("end it all the same?")
+        asked.type("n\n")
+    assert asked.code == 0 and "nothing was ended" in asked.shown
+    assert kept.pid in session(kept.pid)
+    members = {process for process in processes() if process[0] in session(kept.pid)}
+    os.kill(study[0], signal.SIGINT)
+    until(lambda: not kept_cluster.busy_with(kept))
+    ended = kdctl(home, "down")
+    assert ended.returncode == 0 and f"the cluster at {kept.address} is ended" in ended.stderr
+    assert not members & set(processes()) and not session(kept.pid)
+    assert remembered(home) == {}
+    again = kdctl(home, "down")
+    assert again.returncode == 0 and "nothing to end" in again.stderr
+    assert kdctl(home, "dashboard").returncode == 1
+
+
+# What is remembered, without Ray.
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where nothing is remembered yet."""
+    monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    return tmp_path
+
+
+@contextmanager
+def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]:
+    """A session of processes, as a cluster is one."""
+    with subprocess.Popen(["sh", "-c", leader], start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            end_session(process.pid)
+
+
+def remember(process: subprocess.Popen[bytes], **changes: Any) -> kept_cluster.KeptCluster:
+    """Writes down that a process leads a kept cluster."""
+    members = {str(pid): kept_cluster._start_of(pid) for pid in session(process.pid)}
+    facts = {"pid": process.pid, "started": kept_cluster._start_of(process.pid) or "gone", "members": members}
+    kept = kept_cluster.KeptCluster(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
+    kept_cluster._write(kept_cluster._file("cluster"), kept)
+    return kept
+
+
+def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delenv("RAY_USAGE_STATS_REPORT_URL", raising=False)
+    assert kept_cluster._environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    assert "RAY_USAGE_STATS_REPORT_URL" not in kept_cluster._environment()
+
+
+def test_nothing_is_kept_at_first(memory: Path) -> None:
+    said: list[str] = []
+    assert kept_cluster.kept(said.append) is None and kept_cluster.shown() == [] and said == []
+
+
+def test_a_living_cluster_is_found(memory: Path) -> None:
+    said: list[str] = []
+    with sleeper() as process:
+        remembered = remember(process)
+        assert kept_cluster.kept(said.append) == remembered
+        remember(process, members={})  # it is on its way
+        assert kept_cluster.kept(said.append) is None
+        assert process.poll() is None and said == []
+
+
+def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> None:
+    said: list[str] = []
+    with sleeper("sleep 600 & exec sleep 600") as process:
+        assert until(lambda: len(session(process.pid)) == 2)
+        remember(process)
+        process.kill()
+        process.wait()
+        assert kept_cluster.kept(said.append) is None
+        assert session(process.pid) == []
+    assert kept_cluster.kept(said.append) is None
+    assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
+
+
+@pytest.mark.parametrize("members", [{}, {"1": "1"}, "earlier"])
+def test_another_process_with_its_number_is_left_alone(memory: Path, members: Any) -> None:
+    said: list[str] = []
+    with sleeper() as process:
+        remember(process, started="1", members={str(process.pid): "1"} if members == "earlier" else members)
+        assert kept_cluster.kept(said.append) is None and len(said) == 1
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"of": "another version"}'])
+def test_a_damaged_memory_is_no_memory(memory: Path, content: str) -> None:
+    file = kept_cluster._file("cluster")
+    file.parent.mkdir()
+    file.write_text(content)
+    assert kept_cluster.kept(pytest.fail) is None and not file.exists()
+
+
+def test_a_cluster_of_somebody_else_is_left_alone_and_named(memory: Path) -> None:
+    (memory / "ray").mkdir()
+    current = memory / "ray" / "ray_current_cluster"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        current.write_text(address)
+        with pytest.raises(ResourceError, match=f"kdctl did not start is up here at {address}; join it with"):
+            kept_cluster.up(pytest.fail)
+    assert current.read_text() == address
+    assert kept_cluster._another() is None  # it does not answer any more
+
+
+def test_two_do_not_start_a_cluster_at_a_time(memory: Path) -> None:
+    with kept_cluster._alone(), pytest.raises(ResourceError, match="wait for its end"), kept_cluster._alone():
+        pass
+
+
+def test_a_cache_that_cannot_be_written_is_named(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (memory / "file").touch()
+    monkeypatch.setenv("KDCTL_CACHE", str(memory / "file" / "folder"))
+    with pytest.raises(ResourceError, match="name another folder in KDCTL_CACHE"):
+        kept_cluster.up(pytest.fail)
+
+
+def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
+    kept_cluster.show("tiny", "127.0.0.1:5")
+    with sleeper() as process:
+        kept_cluster._write(
+            kept_cluster._file("dashboard-1"), kept_cluster.LiveDashboard(process.pid, "1", "dead", "127.0.0.1:6")
+        )
+    other = kept_cluster.folder() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
+    other.touch()
+    (mine,) = kept_cluster.shown()
+    assert other.exists()
+    assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
+    assert kept_cluster._file(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
+    kept_cluster.hide()
+    assert kept_cluster.shown() == []
+
+
+def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept_cluster.token() is None
+    kept_cluster.make_token()
+    made = kept_cluster.token()
+    assert made and len(made) == 64 and (memory / "token").stat().st_mode & 0o777 == 0o600
+    (memory / "token").chmod(0o644)
+    kept_cluster.make_token()
+    kept_cluster.hide_token()
+    assert kept_cluster.token() == made and (memory / "token").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
+    assert kept_cluster.token() == "of the environment"
+
+
+def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    kept_cluster.make_token()
+    line = kept_cluster.login("127.0.0.1:8265")
+    assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(kept_cluster.token()) not in line
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert kept_cluster.login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
+
+
+def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kept_cluster.command("up") == f"{folder / 'python'} -m orchestrator up"
+    (folder / "kdctl").touch(0o755)
+    assert kept_cluster.command("up") == f"{folder / 'kdctl'} up"
+    monkeypatch.chdir(tmp_path)
+    assert kept_cluster.command("up") == "bin/kdctl up"
+    monkeypatch.chdir(folder)
+    assert kept_cluster.command("up") == "./kdctl up"
+    monkeypatch.setenv("PATH", str(folder))
+    assert kept_cluster.command("dashboard", "token") == "kdctl dashboard token"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "typed"),
+    [
+        ("/a b/python -P -m orchestrator.cli launch x.yaml", "kdctl launch x.yaml"),
+        ("/a/python /b/orchestrator/cli.py launch x.yaml", "kdctl launch x.yaml"),
+        ("python train.py", "python train.py"),
+    ],
+)
+def test_programs_are_named_as_they_were_typed(entrypoint: str, typed: str) -> None:
+    assert kept_cluster._typed(entrypoint) == typed
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert kept_cluster._free_port(port) > port

@@ -1,0 +1,257 @@
+"""The storage: names below its place, tables by their facts alone, whatever those say, and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import StorageError
+from orchestrator.records import TableKey
+from orchestrator.storage.backend import MARKER, PART, Folder
+from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+
+KEY = TableKey("0123456789ab", "logits", 4, True, 50_000)
+TRIAL_IDS = st.text("0123456789abcdef", min_size=12, max_size=12)
+KEYS = st.builds(
+    TableKey,
+    teacher_id=TRIAL_IDS,
+    answers=st.sampled_from(["logits", "pooled"]),
+    crop_padding=st.integers(0, 40),
+    flip=st.booleans(),
+    images=st.integers(1, 50_000),
+)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """A prepared storage without a dataset."""
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    return storage
+
+
+# The address.
+
+
+def test_a_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = Storage.at("runs")
+    assert storage == Storage.at(tmp_path / "runs") == Storage.at(storage.place.address)
+    assert storage.place == Folder(tmp_path / "runs")
+    assert hash(storage) == hash(Storage.at(tmp_path / "runs"))
+    monkeypatch.chdir("/")
+    assert Storage.at(storage.place.address) == storage
+
+
+def test_a_bucket_is_named_by_its_scheme() -> None:
+    from orchestrator.storage.bucket import Bucket
+
+    for address in ("s3://bucket/folder", "gs://bucket"):
+        assert isinstance(Storage.at(address).place, Bucket)
+
+
+@pytest.mark.parametrize(
+    ("address", "fix"),
+    [
+        ("http://host/a", "name a folder, or a bucket like s3://bucket/folder"),
+        ("hdfs://a/b", "name a folder, or a bucket like s3://bucket/folder"),
+        ("://a", "name a folder, or a bucket like s3://bucket/folder"),
+        ("S3://bucket", "write s3://bucket"),
+        ("s3a://b", "write s3://b"),
+        ("file:///a", "write the path alone, like /a"),
+    ],
+)
+def test_another_kind_of_address_is_refused(address: str, fix: str) -> None:
+    with pytest.raises(StorageError, match=fix) as caught:
+        Storage.at(address)
+    assert repr(address) in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Storage) -> None:
+    storage.prepare()
+    assert [entry.name for entry in storage.place.entries("")] == [MARKER]
+
+
+# Tables and names.
+
+
+def write_table(storage: Storage, key: TableKey) -> None:
+    """What stands for a whole table, for those who only list them."""
+    storage.place.write(storage.table(key), b"the array")
+    write_json(storage, storage.table_facts(key), {"key": key_facts(key)})
+
+
+def test_tables_lists_every_whole_table(storage: Storage) -> None:
+    assert list(storage.tables()) == []
+    keys = {KEY, replace(KEY, answers="pooled"), replace(KEY, teacher_id="ba9876543210", flip=False)}
+    for key in keys:
+        write_table(storage, key)
+    assert len(list(storage.tables())) == len(keys)
+    assert set(storage.tables()) == keys
+
+
+def test_tables_passes_over_a_table_without_facts_and_facts_without_a_table(storage: Storage) -> None:
+    storage.place.write(storage.table(KEY), b"built, but not checked to the end")
+    assert list(storage.tables()) == []
+    write_table(storage, KEY)
+    storage.place.delete(storage.table(KEY))
+    assert list(storage.tables()) == []
+
+
+def test_tables_of_a_storage_that_was_never_used(tmp_path: Path) -> None:
+    assert list(Storage.at(tmp_path / "nowhere").tables()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"key": 1}', '{"key": {"teacher_id": "a"}}', "\0"])
+def test_tables_passes_over_damaged_facts(storage: Storage, text: str) -> None:
+    write_table(storage, KEY)
+    storage.place.write(storage.table_facts(KEY), text.encode())
+    assert list(storage.tables()) == []
+
+
+def test_facts_of_another_name_are_no_table(storage: Storage) -> None:
+    other = replace(KEY, images=7)
+    write_table(storage, KEY)
+    write_json(storage, storage.table_facts(KEY), {"key": key_facts(other)})
+    storage.place.write(storage.table(other), b"the array")
+    assert list(storage.tables()) == []
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["..", "../../x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NEARLY = st.fixed_dictionaries(
+    {
+        "teacher_id": TRIAL_IDS
+        | st.sampled_from(["..", "../../../etc", "0123456789ab/..", "", "/", "0123456789AB"])
+        | JSON,
+        "answers": st.sampled_from(["logits", "pooled", "..", "../../x", "a/b", "", "/etc/passwd"]) | JSON,
+        "crop_padding": st.integers(-3, 4) | st.integers() | JSON,
+        "flip": st.booleans() | JSON,
+        "images": st.integers(-2, 9) | st.integers() | JSON,
+    }
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(JSON, st.fixed_dictionaries({"key": JSON}), st.fixed_dictionaries({"key": NEARLY})))
+@example({"key": {**key_facts(KEY), "crop_padding": 1e400}})
+@example({"key": {**key_facts(KEY), "crop_padding": 10**4200}})
+@example({"key": {**key_facts(KEY), "images": True}})
+@example({"key": {**key_facts(KEY), "images": 5e4}})
+@example({"key": {**key_facts(KEY), "flip": 1}})
+@example({"key": {**key_facts(KEY), "answers": "maps"}})
+@example({"key": {**key_facts(KEY), "teacher_id": "0123456789ab\n"}})
+def test_no_facts_lead_out_of_the_tables(storage: Storage, facts: Any) -> None:
+    write_table(storage, KEY)
+    text = json.dumps(facts)
+    for name in (storage.table_facts(KEY), "teachers/x.json", "teachers/0123456789ab/../../x.json"):
+        storage.place.write(name, text.encode())
+    found = list(storage.tables())
+    storage.place.delete("teachers/x.json")
+    assert found in ([], [KEY])
+    for key in found:
+        assert_below(storage, key)
+
+
+def assert_below(storage: Storage, key: TableKey) -> None:
+    """A key as a plan makes it, whose names lie below the folder of tables."""
+    kinds = [type(getattr(key, name)) for name in TableKey.__slots__]
+    assert kinds == [str, str, int, bool, int]
+    for name in (storage.table(key), storage.table_facts(key)):
+        assert PurePosixPath(name).parent == PurePosixPath("teachers", key.teacher_id)
+        assert ".." not in PurePosixPath(name).parts
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_deep_facts_are_no_table(storage: Storage, depth: int) -> None:
+    write_table(storage, KEY)
+    for text in ("[" * depth, "[" * depth + "]" * depth, '{"key":' * depth + "1" + "}" * depth):
+        storage.place.write(storage.table_facts(KEY), text.encode())
+        assert list(storage.tables()) == []
+
+
+def names(storage: Storage, key: TableKey, trial_id: str) -> Iterator[str]:
+    """A name of every kind."""
+    yield from (storage.table(key), storage.table_facts(key), storage.weights(trial_id), storage.trial_row(trial_id))
+    yield from (storage.trial_epochs(trial_id), storage.dataset("digits", trial_id), storage.plan(trial_id))
+    yield from (storage.checkpoint(trial_id, 1, 0), storage.claim(f"trial-{trial_id}", "00ff"))
+
+
+@settings(deadline=None)
+@given(KEYS, TRIAL_IDS)
+def test_every_name_lies_below_the_root(key: TableKey, trial_id: str) -> None:
+    storage = Storage.at("/storage")
+    found = list(names(storage, key, trial_id))
+    assert len(set(found)) == len(found)
+    for name in found:
+        path = PurePosixPath(name)
+        assert name == str(path) and not path.is_absolute() and ".." not in path.parts
+        assert not path.name.startswith((".", PART)), "a name that readers would pass over"
+        assert storage.place.shown(name) == f"/storage/{name}"
+    assert storage.trial_row(trial_id).startswith(f"{storage.trial_rows}/")
+    assert storage.trial_epochs(trial_id).startswith(f"{storage.epoch_rows}/")
+    assert storage.checkpoint(trial_id, 3, 4).startswith(f"{storage.checkpoints(trial_id)}/")
+
+
+POSITIONS = st.tuples(st.integers(1, 999_999), st.integers(0, 99_999_999))
+
+
+@given(POSITIONS, POSITIONS)
+def test_later_checkpoints_sort_after_earlier_ones(first: tuple[int, int], second: tuple[int, int]) -> None:
+    storage = Storage.at("/storage")
+    earlier, later = (storage.checkpoint("0123456789ab", *position) for position in sorted((first, second)))
+    assert earlier <= later and (earlier == later) == (first == second)
+
+
+@settings(deadline=None)
+@given(KEYS, KEYS)
+def test_two_tables_of_one_teacher_never_share_a_name(first: TableKey, second: TableKey) -> None:
+    second = replace(second, teacher_id=first.teacher_id)
+    assert (first.name == second.name) == (first == second)
+    assert (Storage.at("/").table(first) == Storage.at("/").table(second)) == (first == second)
+
+
+@settings(deadline=None)
+@given(KEYS)
+def test_a_key_is_one_view_for_each_flip_and_offset(key: TableKey) -> None:
+    offsets = range(-key.crop_padding, key.crop_padding + 1)
+    assert key.views == len(offsets) ** 2 * len([False, True][: 1 + key.flip])
+
+
+# JSON.
+
+
+def test_json_round_trip(storage: Storage) -> None:
+    data = {"b": [1, 2.5, None, "ü"], "a": {"nested": True}}
+    write_json(storage, "file", data)
+    assert read_json(storage, "file") == data
+    assert storage.place.read("file").endswith(b"}\n")
+
+
+@pytest.mark.parametrize("text", [b"\xff{", b"", b"{", b"[" * 100_000, b"\0", b"1" * 5000])
+def test_damaged_json_reads_as_none(storage: Storage, text: bytes) -> None:
+    storage.place.write("damaged", text)
+    assert read_json(storage, "damaged") is None
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40))
+def test_no_bytes_are_an_error(storage: Storage, raw: bytes) -> None:
+    storage.place.write("any", raw)
+    read_json(storage, "any")
+
+
+def test_missing_json_reads_as_none(storage: Storage) -> None:
+    assert read_json(storage, "missing") is None
+    storage.place.write("file", b"{}")
+    assert read_json(storage, "file/below") is None

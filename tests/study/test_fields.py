@@ -1,0 +1,178 @@
+"""Every kind of value: what it takes and refuses, and that its JSON Schema says the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema  # Ray depends on it
+import pytest
+
+from orchestrator.study import document, fields
+from orchestrator.study.fields import (
+    Boolean,
+    Choice,
+    EpochList,
+    FilePath,
+    GpuShare,
+    Integer,
+    ModelValue,
+    Number,
+    ValueType,
+)
+from orchestrator.suggest import nearest
+
+TABLES = {
+    "experiment": fields.EXPERIMENT_KEYS,
+    "teacher": fields.TEACHER_MAPPING_KEYS,
+    "resources": fields.RESOURCE_KEYS,
+}
+ALL = [pytest.param(key, id=f"{table}.{name}") for table, known in TABLES.items() for name, key in known.items()]
+KINDS: list[ValueType] = [
+    Integer(0, 9),
+    Integer(1, 9, optional=True),
+    Number(0, 5),
+    Number(0, 5, exclusive=True),
+    Boolean(),
+]
+KINDS += [Choice(("auto", "live")), GpuShare(), ModelValue(), EpochList(), FilePath()]
+
+
+def read(kind: ValueType, value: Any) -> Any:
+    """What a kind makes of a value that a study file could hold."""
+    return kind.read(document.parse(json.dumps(value), "s.yaml"))
+
+
+def takes(kind: ValueType, value: Any) -> bool:
+    try:
+        read(kind, value)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "wanted"),
+    [
+        (Integer(0, 9), 9, 9),
+        (Integer(0, 9), 9.0, 9),
+        (Integer(0, 9, optional=True), None, None),
+        (Number(0, 5), 0, 0.0),
+        (Number(0, 5), 5, 5.0),
+        (Number(0, 5, exclusive=True), 1e-300, 1e-300),
+        (GpuShare(), 0.25, 0.25),
+        (GpuShare(), 1, 1.0),
+        (GpuShare(), None, None),
+        (Boolean(), False, False),
+        (Choice(("auto", "live")), "live", "live"),
+        (ModelValue(), "resnet_32_8", "resnet_32_8"),
+        (ModelValue(), "resnet_32_1202", "resnet_32_1202"),
+        (EpochList(), [], ()),
+        (EpochList(), [1, 2e0, 1_000_000], (1, 2, 1_000_000)),
+        (FilePath(), "a b/é.pt", "a b/é.pt"),
+    ],
+)
+def test_a_kind_takes_this(kind: ValueType, value: Any, wanted: Any) -> None:
+    got = read(kind, value)
+    assert got == wanted
+    assert type(got) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "part"),
+    [
+        (Integer(0, 9), 10, "got the number 10; wanted a whole number from 0 to 9"),
+        (Integer(0, 9), 0.5, "got the number 0.5"),
+        (Integer(0, 9), True, "got true"),
+        (Integer(0, 9), None, "got nothing"),
+        (Integer(0, 9), "1", "got the text '1'"),
+        (Integer(0, 9), [1], "got a list"),
+        (Number(0, 5), -1e-9, "got the number -1e-09; wanted a number from 0 to 5"),
+        (Number(0, 5, exclusive=True), -0.0, "wanted a number above 0 to 5"),
+        (Number(0, 5), 5.1, "got the number 5.1"),
+        (Number(0, 5), False, "got false"),
+        (GpuShare(), 1.5, "wanted a number from 0 to 1; write 0.5 for two trials on a GPU"),
+        (GpuShare(), -1, "got the number -1"),
+        (GpuShare(), 2, "got the number 2"),
+        (GpuShare(), True, "got true"),
+        (Boolean(), 1, "got the number 1; wanted true or false"),
+        (Choice(("auto", "live")), "Live", "did you mean live?"),
+        (Choice(("auto", "live")), [], "got an empty list; wanted one of auto, live"),
+        (ModelValue(), "resnet_32_08", "unknown model 'resnet_32_08'; models are resnet_32_D (depth must be 6n+2)"),
+        (ModelValue(), "resnet_32_²", "unknown model"),
+        (ModelValue(), "resnet_32_7", "did you mean resnet_32_8?"),
+        (ModelValue(), 20, "got the number 20; wanted the name of a model"),
+        (EpochList(), [0], "got the number 0; wanted a whole number from 1 to 1,000,000"),
+        (EpochList(), [2, 1], "in ascending order"),
+        (EpochList(), [1, 1], "in ascending order"),
+        (EpochList(), [None], "got nothing"),
+        (EpochList(), {"a": 1}, "got a mapping; wanted a list of epochs"),
+        (FilePath(), " ", "wanted the path of a file"),
+        (FilePath(), "a\0b", "holds a NUL byte"),
+        (FilePath(), 5, "got the number 5"),
+    ],
+)
+def test_a_kind_refuses_this(kind: ValueType, value: Any, part: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        read(kind, value)
+    assert part in str(caught.value)
+
+
+VALUES = [None, True, False, *range(-2, 11), 1024, 1025, 0.5, 1.5, 2.0, -0.0, 1e30, "auto", "resnet_32_20", "x", ""]
+VALUES += [[], [1, 3], [1, 2, 2], [0], [1.5], ["1"], [[1]], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_schema_takes_what_its_kind_takes(kind: ValueType) -> None:
+    schema = jsonschema.Draft202012Validator(kind.schema())
+    assert [value for value in VALUES if schema.is_valid(value)] == [value for value in VALUES if takes(kind, value)]
+
+
+def test_all_that_a_schema_cannot_say_is_that_epochs_ascend() -> None:
+    assert jsonschema.Draft202012Validator(EpochList().schema()).is_valid([3, 1])
+    assert not takes(EpochList(), [3, 1])
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_a_default_is_a_value_of_its_kind(key: fields.Key) -> None:
+    if key.default is not None:
+        assert read(key.kind, key.default) == key.default
+        assert key.schema()["default"] == key.default
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_every_key_says_what_it_is(key: fields.Key) -> None:
+    schema = key.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["description"] == key.doc != ""
+    assert not key.doc.endswith(".")
+    assert key.default_text()
+
+
+def test_defaults_as_a_study_file_writes_them() -> None:
+    texts = {name: key.default_text() for name, key in fields.EXPERIMENT_KEYS.items()}
+    assert [texts[name] for name in ("lr", "flip", "teacher_cache", "holdout")] == ["0.1", "true", "auto", "0"]
+    assert [texts[name] for name in ("method", "limit_train")] == ["required", "all"]
+
+
+def test_no_two_tables_mean_different_things_by_one_key() -> None:
+    everything = [item for known in TABLES.values() for item in known.items()]
+    shared = {name for name, _ in everything if sum(name == other for other, _ in everything) > 1}
+    assert "epochs" in shared
+    kinds = {name: {key.kind for other, key in everything if other == name} for name in shared}
+    assert {name: len(found) for name, found in kinds.items()} == dict.fromkeys(shared, 1)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted"),
+    [
+        ("lrr", "did you mean lr?"),
+        ("LR", "did you mean lr?"),
+        ("epoch", "did you mean epochs?"),
+        ("zzz", "choose one of them"),
+        ("", "choose one of them"),
+        (10, "choose one of them"),
+    ],
+)
+def test_the_nearest_word(got: object, wanted: str) -> None:
+    assert nearest(got, ["lr", "epochs", "momentum"]) == wanted

@@ -1,0 +1,104 @@
+"""What a storage remembers of studies: their trials and their last launch, found again by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.records import State
+from orchestrator.storage.layout import Storage
+from orchestrator.study import stored_studies
+from orchestrator.study.plan import Plan, make_plan
+from orchestrator.study.reader import load_study
+from orchestrator.study.stored_studies import Launched
+
+STUDY = """\
+study: {name}
+recipe: {{epochs: 20}}
+experiments:
+  - {{method: logit, dataset: digits, student: resnet_32_8, teacher: resnet_32_14, seed: [0, 1], teacher_cache: table}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Storage:
+    """An empty storage."""
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    return storage
+
+
+def planned(folder: Path, name: str, *finished: int) -> Plan:
+    """The plan of a study of three trials, of which some are finished."""
+    file = folder / "study.yaml"
+    file.write_text(STUDY.format(name=name))
+    study = load_study(file)
+    ids = [trial.trial_id for trial in make_plan(study).trials]
+    return make_plan(study, {ids[no]: State.FINISHED for no in finished})
+
+
+def launched(day: int = 1, **changes: object) -> Launched:
+    values = {
+        "resource": "launch-1", "since": datetime(2026, 1, day, tzinfo=UTC), "host": "h", "executor": "ray",
+        "file": "study.yaml", "text": "study: …\n", "settings": ("recipe.lr=1e-3",), "data": "data",
+    }  # fmt: skip
+    return Launched(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_study_is_remembered_whole(place: Storage, tmp_path: Path) -> None:
+    plan = planned(tmp_path, "one", 0)
+    stored_studies.remember(place, plan, launched())
+    found = stored_studies.find(place, "one")
+    assert (found.name, found.launched) == ("one", launched())
+    assert found.members == stored_studies.members(plan)
+    assert [member.is_cached for member in found.members] == [True, False, False]
+    teacher, student, _ = found.members
+    assert (teacher.role, student.role) == ("teacher", "student") and student.teacher_id == teacher.trial_id
+    title = "logit epochs=20 teacher_cache=table · digits · resnet_32_8 ← resnet_32_14 · seed 0"
+    assert student.title == title and student.epochs == 20
+    assert (student.method, student.dataset, student.student) == ("logit", "digits", "resnet_32_8")
+    assert (student.teacher, teacher.teacher) == ("resnet_32_14", None)
+    assert stored_studies.command(replace(found, launched=launched(executor="inline"))) == [
+        *("kdctl", "launch", "study.yaml", "--set", "recipe.lr=1e-3", "--inline")
+    ]
+
+
+def test_the_last_launch_is_the_one_that_counts(place: Storage, tmp_path: Path) -> None:
+    for day, name in ((1, "one"), (3, "two"), (2, "three"), (4, "one")):
+        stored_studies.remember(place, planned(tmp_path, name), launched(day))
+    assert [study.name for study in stored_studies.remembered(place)] == ["one", "two", "three"]
+    assert stored_studies.find(place).launched.since.day == 4
+
+
+def test_a_name_that_nobody_knows_gets_the_nearest(place: Storage, tmp_path: Path) -> None:
+    with pytest.raises(KdctlError, match="holds no study yet; launch one"):
+        stored_studies.find(place)
+    stored_studies.remember(place, planned(tmp_path, "resnet-logit"), launched())
+    with pytest.raises(KdctlError, match="no study 'resnet-logits'.*did you mean resnet-logit?"):
+        stored_studies.find(place, "resnet-logits")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"study": 1, "members": [[1]], "launched": {}}'])
+def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, tmp_path: Path, content: bytes) -> None:
+    stored_studies.remember(place, planned(tmp_path, "one"), launched())
+    (entry,) = place.place.entries(place.plans)
+    assert dict(stored_studies.tables(place, entry.name))
+    place.place.write(entry.name, content)
+    assert stored_studies.remembered(place) == []
+    with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
+        list(stored_studies.tables(place, entry.name))
+
+
+def test_a_plan_of_an_older_kdctl_is_read(place: Storage, tmp_path: Path) -> None:
+    stored_studies.remember(place, planned(tmp_path, "one"), launched())
+    (entry,) = place.place.entries(place.plans)
+    facts = json.loads(place.place.read(entry.name))
+    facts["members"] = [fields[:7] for fields in facts["members"]]
+    place.place.write(entry.name, json.dumps(facts).encode())
+    member = stored_studies.find(place, "one").members[1]
+    assert member.title and (member.method, member.dataset, member.student, member.teacher) == ("", "", "", None)

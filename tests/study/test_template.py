@@ -1,0 +1,112 @@
+"""The study file of `kdctl init`: it runs as it is written, its comments are true, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from orchestrator.data.registry import DATASETS
+from orchestrator.errors import KdctlError
+from orchestrator.launch import launch
+from orchestrator.storage.layout import Storage
+from orchestrator.study import document, template
+from orchestrator.study.plan import make_plan
+from orchestrator.study.reader import load_study
+from orchestrator.study.schema import schema_text, study_schema
+
+
+def plain(node: document.Node) -> Any:
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_dataset_gives_a_good_study(dataset: str, tmp_path: Path) -> None:
+    path = tmp_path / "a study.yaml"
+    assert template.write(path, dataset) == [path, tmp_path / template.SCHEMA]
+    study = load_study(path)
+    plan = make_plan(study)
+    assert study.warnings == () and {trial.config.dataset for trial in plan.trials} == {dataset}
+    assert [len([t for t in plan.trials if t.config.method == method]) for method in ("base", "logit")] == [4, 3]
+    named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", path.read_text().splitlines()[0])
+    assert named and (tmp_path / named[1]).read_text() == schema_text()
+    jsonschema.Draft7Validator(study_schema()).validate(plain(document.read(path)))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_what_the_comments_say_holds(dataset: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    template.write(path, dataset)
+    text = path.read_text()
+    for before, after, trials in [
+        ("seed: [0, 1, 2]", "seed: [0, 1, 2, 3]", 9),  # "Add 3, and one more is trained", in both experiments
+        ("student: resnet_32_8", "student: [resnet_32_8, resnet_32_14]", 13),
+        ("teacher: resnet_32_20", "teacher: {model: resnet_32_20, seed: 1}", 7),
+        ("method: logit", "method: [logit, st]", 10),
+    ]:
+        assert before in text
+        path.write_text(text.replace(before, after))
+        assert len(make_plan(load_study(path)).trials) == trials, after
+    path.write_text(re.sub(r"# (limit_train: \d+) .*", r"\1", text))
+    assert ("limit_train: 5" in path.read_text()) == (dataset != "digits")
+    load_study(path)
+
+
+def test_the_way_from_digits_to_cifar_is_the_one_that_init_writes(tmp_path: Path) -> None:
+    template.write(tmp_path / "digits.yaml", "digits")
+    text = (tmp_path / "digits.yaml").read_text()
+    recipe = re.search(r"^#   (\{.*\})$", text, re.MULTILINE)
+    assert recipe and "`dataset: cifar10`" in text
+    changed = re.sub(r"recipe:.*?\n\n", f"recipe: {recipe[1]}\n\n", text, flags=re.DOTALL)
+    (tmp_path / "digits.yaml").write_text(changed.replace("dataset: digits", "dataset: cifar10"))
+    template.write(tmp_path / "cifar.yaml", "cifar10")
+    by_hand, by_init = (make_plan(load_study(tmp_path / f"{name}.yaml")) for name in ("digits", "cifar"))
+    assert [trial.trial_id for trial in by_hand.trials] == [trial.trial_id for trial in by_init.trials]
+
+
+def test_the_study_runs(tmp_path: Path, storage: Storage) -> None:
+    path = tmp_path / "study.yaml"
+    template.write(path, "digits")
+    small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
+    outcome = launch(path, storage=storage.place.address, inline=True, settings=small)
+    assert outcome.is_complete and len(outcome.rows) == 7
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_small_try_is_a_good_command(dataset: str, tmp_path: Path) -> None:
+    path = tmp_path / "it's a study.yaml"
+    template.write(path, dataset)
+    told = [line.strip() for line in template.next_steps(path, dataset).splitlines()]
+    in_file = [line for line in re.findall(r"^#   (kdctl .*)", path.read_text(), re.MULTILINE) if "--set" in line]
+    assert [line.split()[1] for line in told] == ["plan", "launch", "report"] and len(in_file) == (dataset != "digits")
+    # The small try has other settings than the file: its results are asked for by the study's name.
+    assert f"kdctl report my-{dataset}" in told[2] or dataset == "digits"
+    for line in [re.split(r"   ", told[1])[0], *in_file]:
+        kdctl, launched, file, *options = shlex.split(line)
+        assert (kdctl, launched, file) == ("kdctl", "launch", str(path)) and set(options[::2]) <= {"--set"}
+        assert load_study(path, options[1::2]).warnings == ()
+
+
+def test_a_schema_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / template.SCHEMA).write_text("mine")
+    assert template.write(tmp_path / "study.yaml", "digits") == [tmp_path / "study.yaml"]
+    assert (tmp_path / template.SCHEMA).read_text() == "mine"
+
+
+def test_no_folder_no_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "study.yaml"):
+        with pytest.raises(KdctlError, match="cannot be written .*; name another"):
+            template.write(path, "digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_cannot_write_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a\nstudy: evil.yaml"
+    template.write(path, "digits")
+    assert load_study(path).name == "my-digits"

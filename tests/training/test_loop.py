@@ -1,0 +1,519 @@
+"""The training loop: rates, batches, repeatability, a plain loop to compare with, and going on where it was stopped."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from epochs import batches_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from orchestrator import losses, models
+from orchestrator.data import tensors
+from orchestrator.data.tensors import Data
+from orchestrator.data.views import ViewSpace
+from orchestrator.errors import DivergedError, ResourceError
+from orchestrator.models.resnet import Outputs, ResNet
+from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.storage.layout import Storage
+from orchestrator.teachers.outputs import no_answers
+from orchestrator.training import loop
+from orchestrator.training.loop import Batch, TeacherOutputs, TrainingState
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., TrialConfig]
+
+
+def load(config: TrialConfig, storage: Storage) -> Data:
+    return tensors.load(config, storage, CPU)
+
+
+def fresh(config: TrialConfig) -> ResNet:
+    return loop.fresh_model(lambda: models.build(config.student, 10), config.seed, CPU)
+
+
+def started(config: TrialConfig) -> TrainingState:
+    return TrainingState.start(fresh(config), config)
+
+
+def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], ResNet]:
+    course = started(config)
+    records = list(loop.train(course, losses.build("base"), load(config, storage), config, no_answers))
+    return records, course.model
+
+
+def epoch_of(config: TrialConfig, storage: Storage, epoch: int = 1) -> list[Batch]:
+    return batches_of(load(config, storage), config, epoch)
+
+
+def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
+    return torch.cat([batch.index for batch in batches]).tolist(), torch.cat([batch.view for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("milestones", "wanted"),
+    [
+        ((), [0.1, 0.1, 0.1, 0.1, 0.1]),
+        ((2, 4), [0.1, 0.1, 0.01, 0.01, 0.001]),
+        ((1,), [0.1, 0.01, 0.01, 0.01, 0.01]),
+        ((5, 9), [0.1, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_learning_rate(make_config: MakeConfig, milestones: tuple[int, ...], wanted: list[float]) -> None:
+    config = make_config(lr=0.1, gamma=0.1, milestones=milestones)
+    assert [loop.learning_rate(config, epoch) for epoch in range(1, 6)] == pytest.approx(wanted)
+
+
+def test_learning_rate_is_what_the_steps_take(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=2, milestones=(1,), gamma=0.0, momentum=0.0, limit_train=32)
+    records, model = run(config, digits_storage)
+    once, one = run(replace(config, epochs=1), digits_storage)
+    assert [record.lr for record in records] == [0.05, 0.0]
+    # At a rate of nought the second epoch changes nothing.
+    assert all(torch.equal(first, second) for first, second in zip(model.parameters(), one.parameters(), strict=True))
+    assert [record.epoch for record in once] == [1]
+
+
+def test_batches_hold_every_image_once(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(batch_size=50, flip=True)
+    found = epoch_of(config, digits_storage)
+    index, view = order(found)
+    assert [len(batch.labels) for batch in found] == [50, 50, 28]
+    assert sorted(index) == list(range(128))
+    assert set(view) == set(range(18))  # 128 draws of 18 miss one with probability 1 %, and the seed is fixed
+
+
+def test_batches_are_the_images_they_name(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(flip=True)
+    images = load(config, digits_storage)
+    padded = ViewSpace(1, True).pad(images.train.pixels)
+    for batch in epoch_of(config, digits_storage):
+        assert torch.equal(batch.labels, images.train.labels[batch.index])
+        assert torch.equal(batch.images, images.normalise(padded.take(batch.index, batch.view)))
+
+
+def test_batches_follow_from_seed_and_epoch_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(seed=1)
+    wanted = order(epoch_of(config, digits_storage, 2))
+    torch.manual_seed(7)
+    other = replace(config, lr=1.0, batch_size=7, student="resnet_32_14", method="logit", epochs=9)
+    assert order(epoch_of(other, digits_storage, 2)) == wanted
+    for seed, epoch in ((1, 1), (1, 3), (0, 2), (2, 1), (0, 3), (3, 0)):
+        index, view = order(epoch_of(replace(config, seed=seed), digits_storage, epoch))
+        assert index != wanted[0] and view != wanted[1]
+
+
+def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
+    return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
+
+
+def test_training_twice_is_the_same(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=2, holdout=28, flip=True)
+    first, model = run(config, digits_storage)
+    torch.rand(3)  # the global generator has no part in it
+    second, again = run(config, digits_storage)
+    assert timeless(first) == timeless(second)
+    assert all(record.seconds > 0 and record.images_per_second > 0 for record in first)
+    state = again.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert timeless(run(replace(config, seed=1), digits_storage)[0]) != timeless(first)
+
+
+def test_first_epoch_does_not_depend_on_how_many_follow(digits_storage: Storage, make_config: MakeConfig) -> None:
+    short, long = (timeless(run(make_config(epochs=epochs), digits_storage)[0]) for epochs in (1, 2))
+    assert short == long[:1]
+
+
+def test_it_learns(digits_storage: Storage, make_config: MakeConfig) -> None:
+    records, _ = run(make_config(epochs=6, limit_train=500), digits_storage)
+    assert records[-1].train_loss < records[0].train_loss / 2
+    assert records[-1].test_acc > 60  # of ten classes
+
+
+def test_records_without_teacher_or_holdout(digits_storage: Storage, make_config: MakeConfig) -> None:
+    (record,), _ = run(make_config(), digits_storage)
+    assert (record.epoch, record.kd_loss, record.val_acc) == (1, None, None)
+    assert record.train_loss == record.ce_loss
+
+
+def test_no_epochs(digits_storage: Storage, make_config: MakeConfig) -> None:
+    assert run(make_config(epochs=0), digits_storage)[0] == []
+
+
+def test_fresh_model_leaves_the_global_generator_alone(make_config: MakeConfig) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = fresh(make_config())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    again, other = fresh(make_config()), fresh(make_config(seed=1))
+    assert torch.equal(first.fc.weight, again.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_divergence_names_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(lr=1e6, weight_decay=0.1, epochs=20)
+    records = []
+    with pytest.raises(DivergedError, match="try a smaller lr than 1e\\+06") as caught:
+        for record in loop.train(
+            started(config), losses.build("base"), load(config, digits_storage), config, no_answers
+        ):
+            records.append(record)
+    assert str(caught.value).startswith(f"epoch {len(records) + 1}: the mean training loss is ")
+
+
+def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: MakeConfig) -> None:
+    images = load(make_config(limit_train=530), digits_storage)  # one whole batch of evaluation and a short one
+    _, model = run(make_config(), digits_storage)
+    model.train()  # evaluation is to see to that itself
+    score = loop.evaluate(model, images.train, images)
+    model.eval()
+    loss, right, among5, said = 0.0, 0, 0, []
+    with torch.no_grad():
+        for pixels, label in zip(images.train.pixels, images.train.labels.tolist(), strict=True):
+            logits = model(images.normalise(pixels[None]))[0]
+            ranks = sorted(range(10), key=lambda entry: -logits[entry].item())
+            loss -= F.log_softmax(logits, 0)[label].item()
+            right += ranks[0] == label
+            among5 += label in ranks[:5]
+            said.append(ranks[0])
+    assert score.loss == pytest.approx(loss / 530, rel=1e-4)
+    assert score.acc == 100 * right / 530
+    assert score.top5 == 100 * among5 / 530
+    assert score.said.tolist() == said
+    assert 0 < right < among5 < 530  # or the test would say little
+
+
+def test_evaluation_changes_no_weights(digits_storage: Storage, make_config: MakeConfig) -> None:
+    images = load(make_config(), digits_storage)
+    model = fresh(make_config())
+    before = copy.deepcopy(model.state_dict())
+    loop.evaluate(model, images.test, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_accuracies_are_whole_numbers_of_images(digits_storage: Storage, make_config: MakeConfig) -> None:
+    (record,), _ = run(make_config(limit_train=91, limit_test=70, holdout=13), digits_storage)
+    assert record.val_acc is not None
+    for acc, images in ((record.train_acc, 78), (record.test_acc, 70), (record.val_acc, 13)):
+        right = acc * images / 100
+        assert right == pytest.approx(round(right), abs=1e-9)
+
+
+class Double(ResNet):
+    """Reckons in float64, where the order of a sum does not show after a few steps."""
+
+    def embed(self, x: Tensor) -> Outputs:
+        return super().embed(x.double())
+
+
+@pytest.mark.parametrize("method", ["base", "logit"])
+def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
+    config = make_config(batch_size=50, method=method)  # the last batch is short: it must weigh less in the means
+    images = load(config, digits_storage)
+    model = loop.fresh_model(lambda: Double(8, 10).double(), config.seed, CPU)
+    plain = models.build(config.student, 10).double()
+    plain.load_state_dict(model.state_dict())
+    targets = torch.randn(128, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def answers(batch: Batch) -> dict[str, Tensor]:
+        return {"logits": targets[batch.index]} if method == "logit" else {}
+
+    (record,) = loop.train(TrainingState.start(model, config), losses.build(method), images, config, answers)
+
+    velocities = [torch.zeros_like(parameter) for parameter in plain.parameters()]
+    total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
+    for batch in epoch_of(config, digits_storage):
+        logits = plain(batch.images.contiguous().double())
+        ce = -F.log_softmax(logits, 1)[range(len(batch.labels)), batch.labels].mean()
+        kd = ((logits - targets[batch.index]) ** 2).mean() if method == "logit" else torch.zeros(())
+        parameters = list(plain.parameters())
+        gradients = torch.autograd.grad(ce + kd, parameters)
+        with torch.no_grad():
+            for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
+                velocity.mul_(config.momentum).add_(gradient + config.weight_decay * parameter)
+                parameter.sub_(config.lr * velocity)
+        total += (ce + kd).item() * len(batch.labels)
+        ce_sum += ce.item() * len(batch.labels)
+        kd_sum += kd.item() * len(batch.labels)
+        right += int((logits.argmax(1) == batch.labels).sum())
+
+    assert record.train_loss == pytest.approx(total / 128, rel=1e-9)
+    assert record.ce_loss == pytest.approx(ce_sum / 128, rel=1e-9)
+    assert record.kd_loss == (pytest.approx(kd_sum / 128, rel=1e-9) if method == "logit" else None)
+    assert record.train_acc == pytest.approx(100 * right / 128)
+    for trained, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(trained, wanted)
+
+
+# Stopped, and gone on with.
+
+
+class Stop(Exception):
+    """What a check raises."""
+
+
+class After:
+    """A check that stops at its call of a number, counted from 0; `calls` is how many there were."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop, self.calls = stop, 0
+
+    def __call__(self) -> None:
+        if self.calls == self.stop:
+            raise Stop
+        self.calls += 1
+
+
+class Training:
+    """One way to train, again and again from its start."""
+
+    def __init__(self, config: TrialConfig, storage: Storage) -> None:
+        self.config, self.data = config, load(config, storage)
+        self.loss = losses.build(config.method)
+        targets = torch.randn(len(self.data.train), 10, generator=torch.Generator().manual_seed(3))
+        self.answers: TeacherOutputs = no_answers
+        if config.method != "base":
+            self.answers = lambda batch: {"logits": targets[batch.index] + batch.view[:, None]}
+
+    def go_on(self, course: TrainingState, check: Callable[[], None]) -> tuple[list[EpochRecord], bool]:
+        """The records from where a course stands, and whether it came to its end."""
+        records: list[EpochRecord] = []
+        try:
+            for record in loop.train(course, self.loss, self.data, self.config, self.answers, check):
+                records.append(record)
+        except Stop:
+            return records, False
+        return records, True
+
+    def undisturbed(self) -> tuple[list[EpochRecord], TrainingState, int]:
+        """Its records, its end, and how often it could have been stopped."""
+        course, check = started(self.config), After()
+        records, is_done = self.go_on(course, check)
+        assert is_done
+        return records, course, check.calls
+
+    def stopped(self, *stops: int) -> tuple[list[EpochRecord], TrainingState]:
+        """The same with stops, after each of which a fresh course goes on from what was saved."""
+        course, records = started(self.config), []
+        for stop in stops:
+            new, is_done = self.go_on(course, After(stop))
+            records += new
+            if is_done:
+                return records, course
+            course = resumed(course, self.config)
+        new, is_done = self.go_on(course, After())
+        assert is_done
+        return records + new, course
+
+
+def resumed(course: TrainingState, config: TrialConfig) -> TrainingState:
+    """A fresh course that was brought to where another stands, of which nothing is left."""
+    saved = {name: tensor.detach().clone().contiguous() for name, tensor in course.tensors().items()}
+    again = started(replace(config, seed=config.seed + 1))  # weights of its own, which all must go
+    again.restore(saved)
+    again.epoch, again.images, again.seconds = course.epoch, course.images, course.seconds
+    again.with_teacher = course.with_teacher
+    with torch.no_grad():
+        for tensor in course.tensors().values():
+            tensor.zero_()
+    return again
+
+
+def assert_same_course(one: TrainingState, other: TrainingState) -> None:
+    first, second = one.tensors(), other.tensors()
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert (one.epoch, one.images, one.with_teacher) == (other.epoch, other.images, other.with_teacher)
+
+
+# Batch sizes: one step an epoch, a last batch that is short, one of a single image, all alike.
+WAYS: dict[str, dict[str, object]] = {
+    "short last batch": {"batch_size": 24},
+    "last batch of one, no momentum": {"batch_size": 21, "momentum": 0.0},
+    "one batch, with a teacher": {"batch_size": 64, "method": "logit"},
+    "even batches, held-out images": {"batch_size": 16, "holdout": 16},
+    "all of it": {"batch_size": 20, "method": "st", "holdout": 10, "flip": True, "milestones": (1,), "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_anywhere_it_goes_on_as_if_it_was_not(
+    digits_storage: Storage, make_config: MakeConfig, way: str
+) -> None:
+    config = make_config(**{"epochs": 2, "limit_train": 64, "limit_test": 30, **WAYS[way]})
+    trained = Training(config, digits_storage)
+    records, course, calls = trained.undisturbed()
+    steps = -(-len(trained.data.train) // config.batch_size)
+    evaluations = 1 + bool(config.holdout)
+    assert calls == 2 * (steps + evaluations)
+    for stop in range(calls):
+        found, again = trained.stopped(stop)
+        assert timeless(found) == timeless(records), stop
+        assert_same_course(again, course)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    stops=st.lists(st.integers(0, 14), min_size=2, max_size=6),
+    batch_size=st.integers(10, 70),
+    momentum=st.sampled_from([0.0, 0.9]),
+    method=st.sampled_from(["base", "logit", "st"]),
+    holdout=st.sampled_from([0, 9]),
+)
+def test_stopped_again_and_again_it_goes_on_as_if_it_was_not(
+    digits_storage: Storage,
+    make_config: MakeConfig,
+    stops: list[int],
+    batch_size: int,
+    momentum: float,
+    method: str,
+    holdout: int,
+) -> None:
+    config = make_config(epochs=2, limit_train=64, limit_test=20, batch_size=batch_size, method=method)
+    trained = Training(replace(config, momentum=momentum, holdout=holdout), digits_storage)
+    records, course, _ = trained.undisturbed()
+    found, again = trained.stopped(*stops)
+    assert timeless(found) == timeless(records)
+    assert_same_course(again, course)
+
+
+def test_a_stop_in_an_evaluation_keeps_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32, limit_test=None)
+    trained = Training(config, digits_storage)
+    course = started(config)
+    assert trained.go_on(course, After(2)) == ([], False)
+    assert (course.epoch, course.images) == (1, 64), "trained, and not yet evaluated"
+    before = {name: tensor.clone() for name, tensor in course.tensors().items()}
+    assert trained.go_on(course, After(0)) == ([], False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in course.tensors().items())
+    (record,), is_done = trained.go_on(course, After())
+    assert is_done and timeless([record]) == timeless(trained.undisturbed()[0])
+    assert (course.epoch, course.images, course.seconds, course.sums.tolist()) == (2, 0, 0.0, [0.0] * 4)
+    assert trained.go_on(course, After(0)) == ([], True), "there is nothing left to check for"
+
+
+def test_the_time_of_an_epoch_is_that_of_its_parts(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32)
+    trained = Training(config, digits_storage)
+    course = started(config)
+    course.seconds = 1000.0  # as if it had been stopped after so long
+    (record,), _ = trained.go_on(course, After())
+    assert record.seconds > 1000
+    assert record.images_per_second < 0.064
+
+
+def test_a_teacher_before_the_stop_is_a_teacher_after_it(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=64, batch_size=32, method="logit")
+    trained = Training(config, digits_storage)
+    ((record,), course), ((again,), _) = trained.stopped(2), trained.stopped()
+    assert course.with_teacher and record.kd_loss == again.kd_loss is not None
+
+
+WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "no sums": lambda tensors: tensors.pop("sums"),
+    "no weight": lambda tensors: tensors.pop("model.fc.bias"),
+    "no buffer": lambda tensors: tensors.pop("model.bn1.running_var"),
+    "one momentum alone": lambda tensors: tensors.update({"momentum.fc.bias": torch.zeros(10)}),
+    "another name": lambda tensors: tensors.update({"model.fc2.bias": torch.zeros(10)}),
+    "another shape": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(11)}),
+    "a shape that would be spread": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(1)}),
+    "another kind": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(10, dtype=torch.float64)}),
+    "sums of another kind": lambda tensors: tensors.update(sums=torch.zeros(4)),
+    "nothing": lambda tensors: tensors.clear(),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_does_not_fit_changes_nothing(digits_storage: Storage, make_config: MakeConfig, wrong: str) -> None:
+    other, course = started(make_config(seed=1)), started(make_config())
+    tensors = dict(other.tensors())
+    WRONG[wrong](tensors)
+    with pytest.raises(ValueError, match=r"^\S+ is missing, unknown or of another shape$"):
+        course.restore(tensors)
+    assert_same_course(course, started(make_config()))
+    assert course.optimizer.state == {}
+
+
+def test_momenta_are_laid_out_as_their_parameters(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=32)
+    _, course = Training(config, digits_storage).stopped()
+    again = resumed(course, config)
+    for parameter in again.model.parameters():
+        assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
+
+
+@pytest.mark.parametrize("function", [loop.step, loop.EpochBatches.take, loop.StepRunner._work])
+def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"item", "cpu", "tolist", "numpy", "synchronize"}
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not calls & {"float", "int", "bool"}
+
+
+# What convolutions reckon in.
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_it", "wanted"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("float32", True, "float32"),
+        ("bfloat16", True, "bfloat16"),
+    ],
+)
+def test_precision_is_what_was_asked_or_what_the_device_has(
+    monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, wanted: str
+) -> None:
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: has_it)
+    assert loop.compute_dtype(precision, CPU) == wanted
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setattr(loop, "has_bfloat16", lambda device: False)
+    with pytest.raises(ResourceError, match="set precision: auto or float32"):
+        started(make_config(precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": 1}, True)],
+)
+def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], wanted: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
+    assert loop.supports_bfloat16(CPU) is wanted
+
+
+def test_an_old_pytorch_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert loop.supports_bfloat16(CPU) is False
+
+
+def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(epochs=1, limit_train=96, method="logit", lr=0.01)
+    trained = Training(config, digits_storage)
+    records = {}
+    for arithmetic in ("float32", "bfloat16"):
+        course = started(config)
+        course.arithmetic = arithmetic
+        ((record,), _) = trained.go_on(course, After())
+        records[arithmetic] = record
+        assert {parameter.dtype for parameter in course.model.parameters()} == {torch.float32}
+        assert {parameter.grad.dtype for parameter in course.model.parameters() if parameter.grad is not None} == {
+            torch.float32
+        }
+    full, half = records["float32"], records["bfloat16"]
+    assert half.train_loss != full.train_loss, "nothing was rounded"
+    assert half.train_loss == pytest.approx(full.train_loss, rel=0.01)
+    assert half.kd_loss == pytest.approx(full.kd_loss, rel=0.01)
