@@ -52,7 +52,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, list[E
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     events: list[Event] = []
-    launch(folder / "older.yaml", storage=folder / "runs", inline=True, max_concurrent=1, tell=events.append)
+    launch(folder / "older.yaml", storage=folder / "runs", inline=True, max_concurrent=1, on_event=events.append)
     return Storage.at(folder / "runs"), events
 
 
