@@ -75,7 +75,7 @@ def test_another_ending_is_refused_before_anything_is_read(
     [
         (("--format", "table", "--output", "x.txt"), "the format table is shortened for reading"),
         (("--format", "csv", "--output", "x.tsv"), "does not fit the ending of --output x.tsv"),
-        (("--json", "--output", "x.csv"), "are two formats"),
+        (("--json", "--output", "x.csv"), "does not fit the ending of --output x.csv"),
         (("--output", "nosuch/x.csv"), "its folder does not exist"),
     ],
 )
