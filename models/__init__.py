@@ -61,7 +61,7 @@ def parse(name: str) -> ModelName:
             rules = "; ".join(each.describe() for each in wrong)
             raise ValueError(f"unknown model {name!r}; {rules} (did you mean {family.fill(family.form, values)}?)")
     examples = [family.example for family in FAMILIES.values()]
-    nearest = difflib.get_close_matches(name, examples, n=1, cutoff=0.0)[0]
+    nearest = [*difflib.get_close_matches(name, examples, n=1, cutoff=0.5), *examples][0]
     raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {nearest}")
 
 
