@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from launch_events import ignore
 
 from orchestrator.catalog import cleanup
 from orchestrator.catalog.cleanup import GarbageKind, find, free, sized
 from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, LeaseLost, StorageError
 from orchestrator.launch import launch, plan_study
-from orchestrator.monitor.sinks import quiet
 from orchestrator.records import State, TableKey, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.backend import MARKER, Entry, Folder
@@ -421,9 +421,11 @@ def test_a_bucket_is_freed_too(s3_address: str) -> None:
 def test_a_launch_makes_again_what_was_freed(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     where = folder(storage)
-    assert launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet).is_complete
+    assert launch(tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore).is_complete
     assert set(by_kind(free(storage))) == {GarbageKind.TABLE}  # the study is finished, so nobody asks it any more
-    again = launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet, settings=["experiments[0].seed=7"])
+    again = launch(
+        tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore, settings=["experiments[0].seed=7"]
+    )
     assert again.is_complete and len(list(storage.tables())) == 1
 
 
@@ -447,9 +449,9 @@ def test_the_command_shows_and_then_frees(full: Storage) -> None:
         "in all",
     ]
     assert shown.stdout.splitlines()[-1].split() == ["in", "all", "11", "57", "B"]
-    assert shown.stderr == "nothing was removed; the same command with --yes frees this\n"
+    assert shown.stderr == "nothing was deleted; add --yes to delete these files\n"
     done = clean(full, "--yes")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, shown.stdout, "freed 11 files, 57 B\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, shown.stdout, "deleted 11 files, 57 B\n")
     assert clean(full).stderr == "" and len(listed(full)) == len(before) - 11
 
 
