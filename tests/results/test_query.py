@@ -643,7 +643,8 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"), (".", "it is not a regular file"),
+        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"),
+        (".", "it is not a regular file"),
         ("RUNS/results/trials/a.parquet", "inside the storage"), ("RUNS/new.csv", "inside the storage"),
     ],
 )  # fmt: skip
