@@ -374,7 +374,7 @@ def _told(report: Report, epochs: int) -> str:
             f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
         )
     if isinstance(report, TrialStarted):
-        asks = f", its teacher's answers: {report.answers}" if report.answers else ""
+        asks = f", its teacher's answers: {report.teacher_mode}" if report.teacher_mode else ""
         return (
             f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
             f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"

@@ -16,7 +16,7 @@ from orchestrator.errors import Interrupted, KdctlError, RayLost, ResourceError,
 from orchestrator.execution.attempt import Job, Report, TakenOver, TrialNotice, run_trial
 from orchestrator.execution.schedule import Schedule
 from orchestrator.machine import limits
-from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted, accuracies
+from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted, format_accuracies
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage import logs
@@ -246,13 +246,13 @@ class TrialController:
 
 def _where(begun: TrialStarted) -> str:
     hit = {None: "", True: ", the table is there", False: "; building the table first"}[begun.is_hit]
-    asks = f", teacher's answers: {begun.answers}{hit}" if begun.answers else ""
+    asks = f", teacher's answers: {begun.teacher_mode}{hit}" if begun.teacher_mode else ""
     return f"started on {begun.host}, {begun.device}{asks}"
 
 
 def _how_good(record: EpochRecord, epochs: int, acc: float) -> str:
     speed = f"{record.images_per_second:,.0f} images/s"
-    return f"epoch {record.epoch}/{epochs}, {accuracies(acc, record.test_acc)}, {speed}"
+    return f"epoch {record.epoch}/{epochs}, {format_accuracies(acc, record.test_acc)}, {speed}"
 
 
 def _outcome(record: TrialRecord) -> str:
@@ -261,7 +261,7 @@ def _outcome(record: TrialRecord) -> str:
     if record.state is not State.FINISHED:
         return f"{record.state}: {record.error}"
     best = f" (epoch {record.epoch})" if record.epoch else ""
-    return f"finished, {accuracies(record.acc, None)}{best}, {accuracies(None, record.last_acc)}"
+    return f"finished, {format_accuracies(record.acc, None)}{best}, {format_accuracies(None, record.last_acc)}"
 
 
 def run_inline(run: Workload, on_event: EventListener) -> None:

@@ -57,7 +57,7 @@ DOORS = {
     "torchvision": ("data.tensors",),
     "PIL": ("data.tensors",),
     "jinja2": ("report.page",),
-    "rich": ("monitor.terminal", "results.formats", "columns"),
+    "rich": ("monitor.view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
 }
 
