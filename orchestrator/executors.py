@@ -1,6 +1,6 @@
 """The executors: where the trials of a launch run, as a literal table that is read without PyTorch and Ray.
 
-To add one, write a module in `execution/` with a function `run(work, tell, **options)`, which uses
+To add one, write a module in `execution/` with a function `run(work, on_event, **options)`, which uses
 `execution.controller` as `execution.inline` does, and add one entry here. `tests/execution/test_executors.py` then
 checks it against what every executor promises.
 """

@@ -81,7 +81,7 @@ def launch(
     settings: Sequence[str] = (),
     max_concurrent: int | None = None,
     skip_failed: bool = False,
-    tell: EventListener | None = None,
+    on_event: EventListener | None = None,
     dashboard: bool = True,
     text: str | None = None,
 ) -> LaunchResult:
@@ -90,34 +90,34 @@ def launch(
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
-    fails raises nothing: it is a row. `tell` gets every event, one at a time; by default lines on standard error.
+    fails raises nothing: it is a row. `on_event` gets every event, one at a time; by default lines on standard error.
     `executor` is a name in `executors.EXECUTORS`, and `inline` is short for the one of that name. `address` and
     `dashboard` are as for `kdctl launch`, for executors that take them. A file whose `text` is given is not read.
     """
     since = datetime.now(UTC)
     executor = "inline" if inline else executor
     options = executors.get(executor).select_options({"address": address, "dashboard": dashboard})
-    tell = one_at_a_time(with_precision(tell or Lines()))
+    on_event = one_at_a_time(with_precision(on_event or Lines()))
     place = Storage.at(storage)
     plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = Launched.of(plan, to_do, since, settings, paths.local(data, "data folder"), executor)
-    tell(event := start_event(plan, launched))
+    on_event(event := start_event(plan, launched))
     for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
-        tell(Event(EventKind.NOTE, warning))
+        on_event(Event(EventKind.NOTE, warning))
     try:
         if to_do:
             place.prepare()
-            with _workload(plan, to_do, place, launched, tell) as work:
+            with _workload(plan, to_do, place, launched, on_event) as work:
                 train = executors.get(executor).load()
-                train(replace(work, max_concurrent=max_concurrent, launch_event=event), tell, **options)
+                train(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
         else:  # its name is printed, and means this plan from now on
             stored_studies.remember(place, plan, launched)
     except Interrupted:
         with suppress(StorageError):
-            tell(end_event(plan, _rows(plan, place), since))
+            on_event(end_event(plan, _rows(plan, place), since))
         raise
-    tell(end_event(plan, rows := _rows(plan, place), since))
+    on_event(end_event(plan, rows := _rows(plan, place), since))
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return LaunchResult(plan, tuple(rows), trained)
@@ -148,10 +148,10 @@ def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
 
 @contextmanager
 def _workload(
-    plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched, tell: EventListener
+    plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched, on_event: EventListener
 ) -> Iterator[Workload]:
     """What an executor is to train, once the images are prepared; within, signals and `kdctl stop` end it early."""
-    tell(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
+    on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator.data import tensors
     from orchestrator.execution.controller import Workload
     from orchestrator.execution.job import make_jobs
@@ -161,12 +161,12 @@ def _workload(
     ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
     jobs = make_jobs(plan, to_do, storage, launched)
     work = Workload(jobs, ready, storage, plan.resources, lease)
-    with lease, stopping(partial(_stop, work, tell)), _listening(storage, launched, work.stop.set):
+    with lease, stopping(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
         lease.sweep()
         stored_studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
             if not tensors.is_prepared(name, storage):
-                tell(Event(EventKind.PREPARING, f"decoding {name}"))
+                on_event(Event(EventKind.PREPARING, f"decoding {name}"))
             tensors.prepare(name, Path(launched.data), storage)
         yield work
 
@@ -184,13 +184,13 @@ def _listening(storage: Storage, launched: Launched, stop: Callable[[], None]) -
         stops.clear(storage, launched.resource)
 
 
-def _stop(work: Workload, tell: EventListener, signal: str) -> None:
+def _stop(work: Workload, on_event: EventListener, signal: str) -> None:
     """Ends a launch early, after the signal of that name."""
     if not work.started.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{signal}: stopped before anything was trained")
     work.stop.set()
     # Not in this thread: the signal may have come while it was telling something.
     text = f"{signal}: stopping; running trials write a checkpoint first; a second signal ends the launch at once"
-    threading.Thread(target=tell, args=(Event(EventKind.NOTE, text),), daemon=True).start()
+    threading.Thread(target=on_event, args=(Event(EventKind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()

@@ -62,7 +62,7 @@ def launch(file: str, address: str | None, executor: str | None, inline: bool, a
     """
     from orchestrator.cluster.supervisor import follow_parent, is_supervised, supervise
     from orchestrator.machine.addresses import is_dashboard
-    from orchestrator.monitor.sinks import written
+    from orchestrator.monitor.sinks import write_line
     from orchestrator.study.reader import load_study
 
     name = _choose_executor(executor, inline, {"address": address, "max_concurrent": options["max_concurrent"]})
@@ -73,7 +73,7 @@ def launch(file: str, address: str | None, executor: str | None, inline: bool, a
         follow_parent()
     elif EXECUTORS[name].is_supervised:
         study = load_study(file, options["settings"])  # a fault of the file needs no second process
-        sys.exit(supervise(sys.argv[1:], study.text, lambda text: written(sys.stderr, text), say_how_to_resume))
+        sys.exit(supervise(sys.argv[1:], study.text, lambda text: write_line(sys.stderr, text), say_how_to_resume))
     dashboard = not options.pop("no_dashboard")
     _train(file, address=address, executor=name, as_json=as_json, dashboard=dashboard, **options)
 
@@ -107,12 +107,12 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
     from orchestrator.cluster.supervisor import clear_session, is_supervised, study_text
     from orchestrator.launch import launch as run
     from orchestrator.machine.streams import reserved_stdout
-    from orchestrator.monitor.sinks import telling
+    from orchestrator.monitor.sinks import event_sink
 
     with reserved_stdout() as stdout:
         try:
-            with telling(as_json=as_json, quiet=quiet, stdout=stdout) as tell:
-                outcome = run(file, storage=storage, tell=tell, text=study_text(), **options)
+            with event_sink(as_json=as_json, quiet=quiet, stdout=stdout) as on_event:
+                outcome = run(file, storage=storage, on_event=on_event, text=study_text(), **options)
         finally:
             if is_supervised():
                 clear_session()

@@ -42,11 +42,11 @@ _KINDS: Mapping[str, Callable[..., Report]] = {
 _LAST = (TrialRecord.__name__, TakenOver.__name__)  # what a trial ends with
 
 
-def run(work: Workload, tell: EventListener, *, address: str | None, dashboard: bool) -> None:
+def run(work: Workload, on_event: EventListener, *, address: str | None, dashboard: bool) -> None:
     """As `ray_executor.run`, in an environment that is ready for Ray."""
 
     def note(text: str) -> None:
-        tell(Event(EventKind.NOTE, text))
+        on_event(Event(EventKind.NOTE, text))
 
     study = next((job.study for job in work.jobs), "")
     with join_cluster(address, study, note, dashboard=dashboard) as nodes:
@@ -58,8 +58,8 @@ def run(work: Workload, tell: EventListener, *, address: str | None, dashboard: 
         if sharing(gpus) > 1:
             note("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in work.jobs]
-        with export_metrics(work.launch_event, tell, note) as tell_all:
-            tell(Event(EventKind.PREPARING, "starting the workers"))
+        with export_metrics(work.launch_event, on_event, note) as tell_all:
+            on_event(Event(EventKind.PREPARING, "starting the workers"))
             controller = TrialController(work, jobs, tell_all, limit)
             _fit(work, controller, gpus, limit)
     controller.conclude()

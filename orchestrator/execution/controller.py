@@ -51,10 +51,10 @@ class Workload:
 class TrialController:
     """Starts the trials of a launch, and takes note of what comes of them: one for every executor."""
 
-    def __init__(self, work: Workload, jobs: Sequence[Job], tell: EventListener, limit: int | None = None) -> None:
+    def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, limit: int | None = None) -> None:
         self._work = work
         self._schedule = Schedule(jobs, work.ready, limit)
-        self._tell = tell
+        self._on_event = on_event
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._started: dict[str, TrialStarted] = {}
@@ -106,14 +106,14 @@ class TrialController:
         """Takes note of what a trial said."""
         trial = job.trial
         if isinstance(report, TrialNotice):
-            self._tell(Event(EventKind.NOTICE, report.text, trial))
+            self._on_event(Event(EventKind.NOTICE, report.text, trial))
         elif isinstance(report, TrialStarted):
             self._started[trial.trial_id] = report
             self._best[trial.trial_id] = report.acc or 0.0
-            self._tell(Event(EventKind.STARTED, _describe_start(report), trial, report))
+            self._on_event(Event(EventKind.STARTED, _describe_start(report), trial, report))
         elif isinstance(report, EpochRecord):
             acc = self._best[trial.trial_id] = max(report.test_acc, self._best.get(trial.trial_id, 0.0))
-            self._tell(Event(EventKind.EPOCH, _describe_epoch(report, trial.config.epochs, acc), trial, report))
+            self._on_event(Event(EventKind.EPOCH, _describe_epoch(report, trial.config.epochs, acc), trial, report))
         elif self.is_live(job):  # and no late word of an attempt that was given up
             self._note_end(job, report)
 
@@ -121,7 +121,7 @@ class TrialController:
         if isinstance(report, TakenOver):
             if job.trial.trial_id not in self._elsewhere:
                 text = "another launch trains it; its result is waited for"
-                self._tell(Event(EventKind.ELSEWHERE, text, job.trial))
+                self._on_event(Event(EventKind.ELSEWHERE, text, job.trial))
             self._elsewhere.add(job.trial.trial_id)
             self._schedule.again(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
@@ -164,7 +164,7 @@ class TrialController:
         seconds = _BACK_OFF * 2.0**attempts
         of = f"{attempts + 1} of {self._work.resources.retries}"
         text = f"{reason}; tried again in {seconds:g} s from its last checkpoint ({of})"
-        self._tell(Event(EventKind.RETRY, text, job.trial))
+        self._on_event(Event(EventKind.RETRY, text, job.trial))
         # `since` makes it another job: what the earlier attempt may still say is not taken for its word.
         since = max(datetime.now(UTC), ended or datetime.now(UTC))  # the worker's clock may be ahead of ours
         self._schedule.again(replace(job, since=since.isoformat()), seconds)
@@ -187,7 +187,7 @@ class TrialController:
 
     def _end(self, job: Job, record: TrialRecord) -> None:
         """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""
-        self._tell(self._ended(job, record))
+        self._on_event(self._ended(job, record))
         if record.state is not State.STOPPED:
             self._left.discard(record.trial_id)
         if record.failure is Failure.STORAGE:

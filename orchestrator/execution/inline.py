@@ -20,7 +20,7 @@ from orchestrator.training.graphs import STREAMS, sharing
 _POLL = 0.2  # seconds between two looks where nothing can start yet
 
 
-def run(work: Workload, tell: EventListener) -> None:
+def run(work: Workload, on_event: EventListener) -> None:
     """Trains one trial after another, or up to `STREAMS` at a time where each takes a share of a GPU.
 
     Raises ResourceError where there are too few GPUs, StorageError where the storage fails, Interrupted after a signal.
@@ -29,10 +29,10 @@ def run(work: Workload, tell: EventListener) -> None:
     gpus = gpus_per_trial(work.resources, [{"CPU": float(limits.cores()), "GPU": found}])
     limit = min(work.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     how = "one after another in this process" if limit == 1 else f"{limit} in this process"
-    tell(Event(EventKind.NOTE, describe_resources(gpus, work.resources, how)))
-    tell(Event(EventKind.PREPARING, "starting the first trial"))
+    on_event(Event(EventKind.NOTE, describe_resources(gpus, work.resources, how)))
+    on_event(Event(EventKind.PREPARING, "starting the first trial"))
     work.started.set()
-    controller = TrialController(work, [replace(job, gpus=gpus) for job in work.jobs], tell, limit)
+    controller = TrialController(work, [replace(job, gpus=gpus) for job in work.jobs], on_event, limit)
     if limit == 1:
         _run_in_turn(work, controller)
     else:

@@ -8,7 +8,7 @@ from orchestrator.machine import folders
 from orchestrator.monitor.events import Event, EventKind, EventListener
 
 
-def run(work: Workload, tell: EventListener, *, address: str | None = None, dashboard: bool = True) -> None:
+def run(work: Workload, on_event: EventListener, *, address: str | None = None, dashboard: bool = True) -> None:
     """Trains as many trials at a time as the cluster has room for.
 
     Without an address that is the cluster that RAY_ADDRESS names, or that `kdctl up` keeps, or else one of its own,
@@ -17,9 +17,9 @@ def run(work: Workload, tell: EventListener, *, address: str | None = None, dash
     die, and Interrupted after a signal.
     """
     is_own = address in (None, "local")
-    tell(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
+    on_event(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
     folders.lend_home()  # Tune cannot be imported without one
     with ray_environment():  # Ray reads some of its variables when it is imported
         from orchestrator.execution import _ray_tune  # which takes seconds
 
-        _ray_tune.run(work, tell, address=address, dashboard=dashboard)
+        _ray_tune.run(work, on_event, address=address, dashboard=dashboard)

@@ -34,28 +34,28 @@ def end_event(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event
     return Event(EventKind.END, text, facts=LaunchTotals(states, seconds))
 
 
-def one_at_a_time(tell: EventListener) -> EventListener:
+def one_at_a_time(on_event: EventListener) -> EventListener:
     """The same listener for several threads: it gets one event at a time."""
     turn = threading.Lock()
 
     def tell_in_turn(event: Event) -> None:
         with turn:
-            tell(event)
+            on_event(event)
 
     return tell_in_turn
 
 
-def with_precision(tell: EventListener) -> EventListener:
+def with_precision(on_event: EventListener) -> EventListener:
     """The same listener, which also gets a note of what `precision: auto` chose, once for each choice."""
     found: set[str] = set()
 
     def tell_precision(event: Event) -> None:
-        tell(event)
+        on_event(event)
         facts = event.facts
         if not isinstance(facts, TrialStarted) or not event.trial or event.trial.config.precision != "auto":
             return
         if facts.arithmetic and facts.arithmetic not in found:
             found.add(facts.arithmetic)
-            tell(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
+            on_event(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
 
     return tell_precision

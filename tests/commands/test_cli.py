@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from launch_events import ignore
 from processes import until
 from terminal import Terminal
 
@@ -24,7 +25,6 @@ from orchestrator import cli
 from orchestrator.errors import Interrupted, KdctlError
 from orchestrator.launch import launch
 from orchestrator.monitor.events import Event, EventKind
-from orchestrator.monitor.sinks import quiet
 from orchestrator.results import tables
 from orchestrator.storage import stops
 from orchestrator.storage.layout import Storage
@@ -72,7 +72,7 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     storage = Storage.at(place / "runs")
     storage.prepare()
     shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(storage.place.address, "datasets"))
-    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, tell=quiet).is_complete
+    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, on_event=ignore).is_complete
     return storage
 
 
@@ -288,11 +288,11 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def train() -> None:
         try:
-            launch("study.yaml", storage=storage.place.address, inline=True, settings=settings, tell=tell)
+            launch("study.yaml", storage=storage.place.address, inline=True, settings=settings, on_event=on_event)
         except KdctlError as error:
             ended.append(error)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.kind is EventKind.EPOCH:
             begun.set()
 
@@ -372,7 +372,7 @@ def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> N
         (["results", "--format", "html"], "'html' is not one of"),
         (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
         (["launch", "study.yaml", "--inline", "--address", "auto"], "remove --address"),
-        (["launch", "study.yaml", "--inline", "--max-concurrent", "1"], "remove --address and --max-concurrent"),
+        (["launch", "study.yaml", "--inline", "--max-concurrent", "1"], "remove --max-concurrent, or --inline"),
         (["launch", "study.yaml", "--inline", "--storage", "study.yaml"], "cannot be written"),
         (["teachers", "verify", "00"], "holds no teacher yet"),
     ],

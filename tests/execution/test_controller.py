@@ -11,6 +11,7 @@ import pytest
 from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
 
 from orchestrator.errors import Interrupted, RayLost, StorageError
+from orchestrator.execution import controller as module
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
 from orchestrator.execution.controller import TrialController, Workload
 from orchestrator.execution.job import Job
@@ -22,7 +23,7 @@ from orchestrator.study.reader import Resources
 
 
 class Stage:
-    """A conductor without an executor."""
+    """A controller without an executor."""
 
     def __init__(self, storage: Storage, lease: Lease, jobs: list[Job], resources: Resources = ON_CPU) -> None:
         self.work = Workload(jobs, frozenset(), storage, resources, lease)
@@ -46,7 +47,7 @@ class Stage:
 
 @pytest.fixture
 def stage(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stage]]:
-    """Makes a conductor over trials that wait for nothing but each other."""
+    """Makes a controller over trials that wait for nothing but each other."""
     for name in ("_POLL", "_LOOK", "_BACK_OFF"):
         monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(module, "_PAUSE", 0.01)

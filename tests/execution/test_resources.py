@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import ResourceError
+from orchestrator.execution._resources import describe_resources, gpus_per_trial
 from orchestrator.study.reader import Resources
 
 NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 4.0}]

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from board_events import planned, row
 from click.testing import CliRunner, Result
+from launch_events import planned, row
 
 from orchestrator.cli import cli
 from orchestrator.commands import watch
