@@ -95,22 +95,21 @@ def launch(
     `dashboard` are as for `kdctl launch`, for executors that take them. A file whose `text` is given is not read.
     """
     since = datetime.now(UTC)
-    executor = "inline" if inline else executor
-    options = executors.get(executor).select_options({"address": address, "dashboard": dashboard})
+    name = "inline" if inline else executor
+    chosen = executors.get(name)
+    options = chosen.select_options({"address": address, "dashboard": dashboard})
     on_event = one_at_a_time(with_precision(on_event or Lines()))
     place = Storage.at(storage)
     plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
-    launched = Launched.of(plan, to_do, since, settings, paths.local(data, "data folder"), executor)
+    launched = Launched.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
     on_event(event := start_event(plan, launched))
     for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
         on_event(Event(EventKind.NOTE, warning))
     try:
         if to_do:
-            place.prepare()
             with _workload(plan, to_do, place, launched, on_event) as work:
-                train = executors.get(executor).load()
-                train(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
+                chosen.load()(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
         else:  # its name is printed, and means this plan from now on
             stored_studies.remember(place, plan, launched)
     except Interrupted:
@@ -118,9 +117,12 @@ def launch(
             on_event(end_event(plan, _rows(plan, place), since))
         raise
     on_event(end_event(plan, rows := _rows(plan, place), since))
+    return LaunchResult(plan, tuple(rows), _count_trained(rows, to_do))
+
+
+def _count_trained(rows: Sequence[TrialRecord], to_do: Sequence[PlannedTrial]) -> int:
     tried = {trial.trial_id for trial in to_do}
-    trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
-    return LaunchResult(plan, tuple(rows), trained)
+    return sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
 
 
 def _rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
@@ -151,6 +153,7 @@ def _workload(
     plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched, on_event: EventListener
 ) -> Iterator[Workload]:
     """What an executor is to train, once the images are prepared; within, signals and `kdctl stop` end it early."""
+    storage.prepare()
     on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator.data import tensors
     from orchestrator.execution.controller import Workload

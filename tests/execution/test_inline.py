@@ -14,7 +14,7 @@ from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
 
 from orchestrator.data import tensors
 from orchestrator.errors import Interrupted, ResourceError, StorageError
-from orchestrator.execution import inline
+from orchestrator.execution import controller, inline
 from orchestrator.execution.attempt import Report
 from orchestrator.execution.controller import Workload
 from orchestrator.execution.job import Job
@@ -214,7 +214,7 @@ def test_an_error_lets_the_others_write_their_checkpoints(
 def test_an_inline_run_takes_over_what_another_launch_trained(
     storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inline, "_PAUSE", 0.01)
+    monkeypatch.setattr(controller, "_PAUSE", 0.01)
     config, other = small(make_config), small(make_config, seed=1)
     lease = taken(storage, f"trial-{config.trial_id()}")
     (row,) = (record for _, record in run(storage, other) if isinstance(record, TrialRecord))
