@@ -91,12 +91,11 @@ def launch(
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
     fails raises nothing: it is a row. `on_event` gets every event, one at a time; by default lines on standard error.
-    `executor` is a name in `executors.EXECUTORS`, and `inline` is short for the one of that name. `address` and
-    `dashboard` are as for `kdctl launch`, for executors that take them. A file whose `text` is given is not read.
+    `executor` is a name in `executors.EXECUTORS`; `inline` is short for that one. `address` and `dashboard` are for
+    executors that take them. A file whose `text` is given is not read.
     """
     since = datetime.now(UTC)
-    name = "inline" if inline else executor
-    chosen = executors.get(name)
+    chosen = executors.get(name := "inline" if inline else executor)
     options = chosen.select_options({"address": address, "dashboard": dashboard})
     on_event = one_at_a_time(with_precision(on_event or Lines()))
     place = Storage.at(storage)
@@ -106,17 +105,11 @@ def launch(
     on_event(event := start_event(plan, launched))
     for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
         on_event(Event(EventKind.NOTE, warning))
-    try:
-        if to_do:
-            with _workload(plan, to_do, place, launched, on_event) as work:
-                chosen.load()(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
-        else:  # its name is printed, and means this plan from now on
-            stored_studies.remember(place, plan, launched)
-    except Interrupted:
-        with suppress(StorageError):
-            on_event(end_event(plan, _rows(plan, place), since))
-        raise
-    on_event(end_event(plan, rows := _rows(plan, place), since))
+
+    def train(work: Workload) -> None:
+        chosen.load()(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
+
+    rows = _train(plan, to_do, place, launched, on_event, train)
     return LaunchResult(plan, tuple(rows), _count_trained(rows, to_do))
 
 
@@ -146,6 +139,30 @@ def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
         for trial in plan.trials
         if trial.state != "finished" and trial.trial_id not in left and trial.teacher_id not in left
     ]
+
+
+def _train(
+    plan: Plan,
+    to_do: Sequence[PlannedTrial],
+    storage: Storage,
+    launched: Launched,
+    on_event: EventListener,
+    train: Callable[[Workload], None],
+) -> list[TrialRecord]:
+    """Trains what is to do, and tells how the launch ended. Returns every row of the study."""
+    try:
+        if to_do:
+            with _workload(plan, to_do, storage, launched, on_event) as work:
+                train(work)
+        else:  # its name is printed, and means this plan from now on
+            stored_studies.remember(storage, plan, launched)
+    except Interrupted:
+        with suppress(StorageError):
+            on_event(end_event(plan, _rows(plan, storage), launched.since))
+        raise
+    rows = _rows(plan, storage)
+    on_event(end_event(plan, rows, launched.since))
+    return rows
 
 
 @contextmanager
