@@ -55,17 +55,17 @@ class Study:
     @classmethod
     def read(cls, file: str | Path, storage: Storage, settings: Sequence[str]) -> Study:
         """Raises KdctlError where the file is faulty, a row is damaged, or there is no row of this study."""
-        plan = plan_study(file, storage.place.address, settings)
+        plan = plan_study(file, storage.backend.address, settings)
         rows = {row.trial_id: row for row in store.read_trials(storage, [trial.trial_id for trial in plan.trials])}
         for row in rows.values():
             if not _is_sound(row):
-                shown = storage.place.shown(storage.trial_row(row.trial_id))
+                shown = storage.backend.describe(storage.trial_row(row.trial_id))
                 raise KdctlError(f"{shown} holds no row of kdctl's; launch its study again, which writes it anew")
         if not rows:
-            others = len(storage.place.entries(storage.trial_rows))
+            others = len(storage.backend.list_files(storage.trial_rows))
             hint = f"; {others} trials are there, of other studies or settings: give the --set of the launch"
             raise KdctlError(
-                f"{storage.place.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
+                f"{storage.backend.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
                 "first (make table DATA=...), or name the storage it was launched with"
             )
         return cls(plan, rows)

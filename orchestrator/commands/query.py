@@ -128,7 +128,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         return
     from orchestrator.storage.backend import Folder
 
-    with Folder(target.parent).building(target.name) as part, part.open("wb") as file:
+    with Folder(target.parent).stage(target.name) as part, part.open("wb") as file:
         yield file
 
 
@@ -140,7 +140,7 @@ def _target(output: str, storage: Storage) -> Path:
         got = "its folder is not there; make it, or name another"
     elif target.exists() and not target.is_file():
         got = "it is no plain file; name another, or leave out --output for standard output"
-    elif target.resolve().is_relative_to(Path(storage.place.address).resolve()):
+    elif target.resolve().is_relative_to(Path(storage.backend.address).resolve()):
         got = "it is inside the storage, which queries only read; name one elsewhere"
     if got:
         raise KdctlError(f"--output {printable(str(target))} cannot be written: {got}")

@@ -185,7 +185,8 @@ def _which_trial(place: Storage) -> str:
 
     found = next(iter(remembered(place)), None)
     if found is None:
-        return f"Missing argument 'TRIAL'; {place.place.shown('')} holds no study yet; launch one, or name its storage"
+        where = place.backend.describe("")
+        return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name its storage"
     rows = [(member.trial_id, member.shown) for member in found.members[:_CANDIDATES]]
     left = len(found.members) - len(rows)
     more = f"\nand {left:,} more: kdctl plan, or kdctl status {found.name}" if left else ""

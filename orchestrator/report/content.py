@@ -79,7 +79,7 @@ class Facts:
 
     def log(self, trial_id: str) -> str:
         """Where the log of a trial is."""
-        return self.storage.place.shown(self.storage.log(trial_id))
+        return self.storage.backend.describe(self.storage.log(trial_id))
 
 
 def gather(
@@ -93,7 +93,7 @@ def gather(
     rows = store.read_trials(storage, wanted)
     for row in rows:
         if not _is_sound(row):
-            shown = storage.place.shown(storage.trial_row(row.trial_id))
+            shown = storage.backend.describe(storage.trial_row(row.trial_id))
             raise StorageError(
                 f"{shown} holds no row of kdctl's; launch its study again, which trains this trial again"
             )
@@ -102,7 +102,7 @@ def gather(
         members = [_member(row) for row in rows]
     if not members:
         raise KdctlError(
-            f"{storage.place.shown('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
+            f"{storage.backend.describe('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
             "storage with --storage"
         )
     return Facts(name, tuple(members), {row.trial_id: row for row in rows}, source, storage, now)

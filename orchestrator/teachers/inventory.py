@@ -64,7 +64,7 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
 
 
 def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
-    sizes = storage.place.sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
+    sizes = storage.backend.read_sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
     return StoredTeacher(row, tuple(tables), sum(size or 0 for size in sizes), users)
 
 
