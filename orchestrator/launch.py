@@ -82,7 +82,7 @@ def launch(
     settings: Sequence[str] = (),
     max_concurrent: int | None = None,
     skip_failed: bool = False,
-    tell: EventListener | None = None,
+    on_event: EventListener | None = None,
     dashboard: bool = True,
     text: str | None = None,
 ) -> LaunchResult:
@@ -91,57 +91,57 @@ def launch(
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
     StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
-    fails raises nothing: it is a row. `tell` gets every event, one at a time; by default lines on standard error.
+    fails raises nothing: it is a row. `on_event` gets every event, one at a time; by default lines on standard error.
     `address` is as for `kdctl launch`; its own cluster has a `dashboard`. A file whose `text` is given is not read.
     """
     since = datetime.now(UTC)
-    tell = _in_turn(_telling_precision(tell or Lines()))
+    on_event = _in_turn(_telling_precision(on_event or Lines()))
     place = Storage.at(storage)
     plan, damaged = _look_for_damage(plan_study(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = _launched(plan, to_do, since, settings, paths.local(data, "data folder"), inline=inline)
-    tell(began := _begin(plan, launched))
+    on_event(began := _begin(plan, launched))
     for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
-        tell(Event(EventKind.NOTE, warning))
+        on_event(Event(EventKind.NOTE, warning))
     try:
         if to_do:
             place.prepare()
-            _train(plan, to_do, place, launched, began, tell, max_concurrent, address, dashboard)
+            _train(plan, to_do, place, launched, began, on_event, max_concurrent, address, dashboard)
         else:  # its name is printed, and means this plan from now on
             stored_studies.remember(place, plan, launched)
     except Interrupted:
         with suppress(StorageError):
-            tell(_end(plan, _rows(plan, place), since))
+            on_event(_end(plan, _rows(plan, place), since))
         raise
-    tell(_end(plan, rows := _rows(plan, place), since))
+    on_event(_end(plan, rows := _rows(plan, place), since))
     tried = {trial.trial_id for trial in to_do}
     trained = sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
     return LaunchResult(plan, tuple(rows), trained)
 
 
-def _in_turn(tell: EventListener) -> EventListener:
+def _in_turn(on_event: EventListener) -> EventListener:
     """The same for several threads, one at a time."""
     turn = threading.Lock()
 
     def told(event: Event) -> None:
         with turn:
-            tell(event)
+            on_event(event)
 
     return told
 
 
-def _telling_precision(tell: EventListener) -> EventListener:
+def _telling_precision(on_event: EventListener) -> EventListener:
     """The same, with a note once a trial begins under `precision: auto`: what that is here; once a choice."""
     found: set[str] = set()
 
     def told(event: Event) -> None:
-        tell(event)
+        on_event(event)
         facts = event.facts
         if not isinstance(facts, events.TrialStarted) or not event.trial or event.trial.config.precision != "auto":
             return
         if facts.arithmetic and facts.arithmetic not in found:
             found.add(facts.arithmetic)
-            tell(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
+            on_event(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
 
     return told
 
@@ -223,24 +223,24 @@ def _train(
     storage: Storage,
     launched: Launched,
     began: Event,
-    tell: EventListener,
+    on_event: EventListener,
     max_concurrent: int | None,
     address: str | None,
     dashboard: bool,
 ) -> None:
-    tell(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
+    on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
     from orchestrator.data import tensors as datasets
     from orchestrator.execution.inline_executor import Workload, run_inline
 
     begun, stop = threading.Event(), threading.Event()
     lease = acquire(storage, launched.resource)
     assert lease, "nobody else knows its name"
-    with lease, stopping(lambda name: _ask(begun, stop, tell, name)), _hearing(storage, launched, stop):
+    with lease, stopping(lambda name: _ask(begun, stop, on_event, name)), _hearing(storage, launched, stop):
         lease.sweep()
         stored_studies.remember(storage, plan, launched)
         for name in sorted({trial.config.dataset for trial in to_do}):
             if not datasets.is_prepared(name, storage):
-                tell(Event(EventKind.PREPARING, f"decoding {name}"))
+                on_event(Event(EventKind.PREPARING, f"decoding {name}"))
             datasets.prepare(name, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
@@ -248,15 +248,15 @@ def _train(
             jobs, ready, storage, plan.resources, lease, stop, max_concurrent, address, begun, dashboard, began
         )
         if launched.executor == "inline":
-            run_inline(run, tell)
+            run_inline(run, on_event)
         else:
             is_own = address in (None, "local")
-            tell(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
+            on_event(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
             folders.lend_home()  # Tune cannot be imported without one
             with settled():  # Ray reads some of its variables when it is imported, which takes seconds
                 from orchestrator.execution.ray_executor import run_ray
 
-            run_ray(run, tell)
+            run_ray(run, on_event)
 
 
 def _launched(
@@ -292,13 +292,13 @@ def _hearing(storage: Storage, launched: Launched, stop: threading.Event) -> Ite
         stops.clear(storage, launched.resource)
 
 
-def _ask(begun: threading.Event, stop: threading.Event, tell: EventListener, name: str) -> None:
+def _ask(begun: threading.Event, stop: threading.Event, on_event: EventListener, name: str) -> None:
     if not begun.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
         raise Interrupted(f"{name}: stopped before anything was trained")
     stop.set()
     # Not in this thread: the signal may have come while it was telling something.
     text = f"{name}: stopping, what runs writes a checkpoint first; once more ends it at once"
-    threading.Thread(target=tell, args=(Event(EventKind.NOTE, text),), daemon=True).start()
+    threading.Thread(target=on_event, args=(Event(EventKind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()
 

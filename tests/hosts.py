@@ -24,10 +24,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from chaos import numbers
+from launch_events import ignore
 from s3 import ENVIRONMENT, Server
 
 from orchestrator.launch import launch
-from orchestrator.monitor.sinks import quiet
 
 STUDY = """\
 study: hosts
@@ -127,7 +127,7 @@ def main() -> int:
         try:
             server.start()
             storage = f"s3://{server.make_bucket()}/runs?endpoint_override={server.endpoint}&scheme=http"
-            launch(study, storage=Path(folder) / "undisturbed", inline=True, tell=quiet)
+            launch(study, storage=Path(folder) / "undisturbed", inline=True, on_event=ignore)
             start_ray(folder, environment)
             command = [BIN / "kdctl", "launch", study, "--storage", storage, "--address", f"{HEAD}:6399"]
             with subprocess.Popen(

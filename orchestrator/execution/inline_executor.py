@@ -58,10 +58,10 @@ class Workload:
 class TrialController:
     """Deals the trials of a run, and takes note of what comes of them: one for every executor."""
 
-    def __init__(self, run: Workload, jobs: Sequence[Job], tell: EventListener, most: int | None = None) -> None:
+    def __init__(self, run: Workload, jobs: Sequence[Job], on_event: EventListener, most: int | None = None) -> None:
         self._run = run
         self._schedule = Schedule(jobs, run.ready, most)
-        self._tell = tell
+        self._tell = on_event
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._begun: dict[str, TrialStarted] = {}
@@ -264,7 +264,7 @@ def _outcome(record: TrialRecord) -> str:
     return f"finished, {accuracies(record.acc, None)}{best}, {accuracies(None, record.last_acc)}"
 
 
-def run_inline(run: Workload, tell: EventListener) -> None:
+def run_inline(run: Workload, on_event: EventListener) -> None:
     """Runs the trials in this process: one after another, or where each takes a share of a GPU, so many at a time.
 
     Raises ResourceError where it has too few GPUs, StorageError where the storage fails, Interrupted after a signal.
@@ -273,10 +273,10 @@ def run_inline(run: Workload, tell: EventListener) -> None:
     gpus = gpus_of(run.resources, [{"CPU": float(limits.cores()), "GPU": found}])
     most = min(run.max_concurrent or STREAMS, sharing(gpus), STREAMS)
     how = "one after another in this process" if most == 1 else f"{most} in this process"
-    tell(Event(EventKind.NOTE, described(gpus, run.resources, how)))
-    tell(Event(EventKind.PREPARING, "starting the first trial"))
+    on_event(Event(EventKind.NOTE, described(gpus, run.resources, how)))
+    on_event(Event(EventKind.PREPARING, "starting the first trial"))
     run.begun.set()
-    conductor = TrialController(run, [replace(job, gpus=gpus) for job in run.jobs], tell, most)
+    conductor = TrialController(run, [replace(job, gpus=gpus) for job in run.jobs], on_event, most)
     if most == 1:
         _run_in_turn(run, conductor)
     else:

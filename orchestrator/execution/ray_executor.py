@@ -42,7 +42,7 @@ _LAST = (TrialRecord.__name__, TakenOver.__name__)  # what a trial ends with
 
 
 @settled()
-def run_ray(run: Workload, tell: EventListener) -> None:
+def run_ray(run: Workload, on_event: EventListener) -> None:
     """Runs the trials as one Tune experiment, on the cluster at `run.address`, the kept one, or one of its own.
 
     Raises ResourceError where no machine can ever give what a trial needs, StorageError where the storage fails,
@@ -50,7 +50,7 @@ def run_ray(run: Workload, tell: EventListener) -> None:
     """
 
     def say(text: str) -> None:
-        tell(Event(EventKind.NOTE, text))
+        on_event(Event(EventKind.NOTE, text))
 
     study = next((job.study for job in run.jobs), "")
     with joined(run.address, study, say, dashboard=run.dashboard) as nodes:
@@ -62,8 +62,8 @@ def run_ray(run: Workload, tell: EventListener) -> None:
         if sharing(gpus) > 1:
             say("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in run.jobs]
-        with exported(run.began, tell, say) as tell_all:
-            tell(Event(EventKind.PREPARING, "starting the workers"))
+        with exported(run.began, on_event, say) as tell_all:
+            on_event(Event(EventKind.PREPARING, "starting the workers"))
             conductor = TrialController(run, jobs, tell_all, most)
             _fit(run, conductor, gpus, most)
     conductor.conclude()

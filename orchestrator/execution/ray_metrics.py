@@ -28,20 +28,20 @@ _LOOK = 5  # periods between two looks for new machines
 
 
 @contextmanager
-def exported(began: Event | None, tell: EventListener, say: Callable[[str], None]) -> Iterator[EventListener]:
+def exported(began: Event | None, on_event: EventListener, say: Callable[[str], None]) -> Iterator[EventListener]:
     """As long as this lasts, what is told of a launch becomes metrics too; gives what is to be told.
 
     It costs whoever tells an event no more than a queue does, and never fails: `say` says where metrics end before
     the launch. `began` is the event that the launch began with; without it nothing is exported.
     """
     if began is None:
-        yield tell
+        yield on_event
         return
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     over = threading.Event()
 
     def tell_both(event: Event) -> None:
-        tell(event)
+        on_event(event)
         if not over.is_set():
             events.put(event)
 
@@ -61,7 +61,7 @@ def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Even
         while not over.is_set():
             while not events.empty():
                 meter.take(events.get())
-            told.tell(meter.gauges(datetime.now(UTC)), meter.counters())
+            told.set(meter.gauges(datetime.now(UTC)), meter.counters())
             if periods % _LOOK == 0:
                 targets = _announced(targets)
             periods += 1
@@ -90,7 +90,7 @@ class _Told:
         self._counters: dict[str, Counter] = {}
         self._counted: dict[str, float] = {}
 
-    def tell(self, gauges: Sequence[Sample], counters: Sequence[Sample]) -> None:
+    def set(self, gauges: Sequence[Sample], counters: Sequence[Sample]) -> None:
         """Tells it what there is now."""
         for sample in gauges:
             if sample.name not in self._gauges:

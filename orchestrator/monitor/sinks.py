@@ -27,7 +27,7 @@ class Lines:
     def __init__(
         self, write: Callable[[str], object] | None = None, keeps: Callable[[Event], bool] = lambda event: True
     ) -> None:
-        self._write = write or (lambda text: written(sys.stderr, text))
+        self._write = write or (lambda text: write_line(sys.stderr, text))
         self._keeps = keeps
         self._trials = self._ended = 0
         self._last: dict[str, float] = {}
@@ -61,11 +61,7 @@ class Lines:
         return True
 
 
-def quiet(event: Event) -> None:
-    """Says nothing."""
-
-
-def written(stream: TextIO | None, text: str) -> OSError | None:
+def write_line(stream: TextIO | None, text: str) -> OSError | None:
     """Writes a line at once; gives the error, and raises none: what is trained matters more."""
     try:
         if stream is not None:
@@ -95,20 +91,20 @@ def is_news(event: Event) -> bool:
 
 
 @contextmanager
-def telling(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None) -> Iterator[EventListener]:
+def event_sink(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None) -> Iterator[EventListener]:
     """What shows the events that it is told of: as JSON on standard output, or on `stdout`; else on standard error.
 
     A launch that is `quiet` says what fails, and no more. Any other one draws a live view on a terminal, and writes a
     line an event elsewhere.
     """
     if as_json:
-        with _json(stdout or sys.stdout) as tell:
-            yield tell
+        with _json(stdout or sys.stdout) as on_event:
+            yield on_event
     elif quiet:
         yield Lines(keeps=is_failure)
     elif is_terminal(sys.stderr):
-        with _drawing(sys.stderr) as tell:
-            yield tell
+        with _drawing(sys.stderr) as on_event:
+            yield on_event
     else:
         yield Lines()
 
@@ -118,12 +114,12 @@ def _json(stream: TextIO | None) -> Iterator[EventListener]:
     """Events as JSON. Raises an OSError at the end, when everything is trained, but not that of a reader who left."""
     lost: list[OSError] = []
 
-    def tell(event: Event) -> None:
-        error = written(stream, json.dumps(event.to_json(), ensure_ascii=False))
+    def on_event(event: Event) -> None:
+        error = write_line(stream, json.dumps(event.to_json(), ensure_ascii=False))
         if error and not isinstance(error, BrokenPipeError) and not lost:
             lost.append(error)
 
-    yield tell
+    yield on_event
     if lost:
         raise lost[0]
 
@@ -143,13 +139,13 @@ def _drawing(stream: TextIO) -> Iterator[EventListener]:
     news: list[str] = []
     lines = Lines(lambda text: news.extend(text.splitlines()), is_news)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         lines(event)
         live.show(lambda board: _after(board, event), tuple(news))
         news.clear()
 
     try:
-        yield tell
+        yield on_event
     finally:
         live.close()
 

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from launch_events import ignore
 from processes import until
 
 from orchestrator.data import tensors
 from orchestrator.errors import DataError, Interrupted, StudyError
 from orchestrator.launch import LaunchResult, launch, plan_study
 from orchestrator.monitor.events import Event, EventKind
-from orchestrator.monitor.sinks import quiet
 from orchestrator.records import State
 from orchestrator.results import store
 from orchestrator.storage import stops
@@ -47,7 +47,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def train(study: Path, storage: Storage, *settings: str) -> LaunchResult:
-    return launch(study, storage=storage.backend.address, inline=True, settings=settings, tell=quiet)
+    return launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=ignore)
 
 
 def root_of(storage: Storage) -> Path:
@@ -143,7 +143,7 @@ def test_missing_images_are_refused_before_anything_is_written(
             storage=storage.backend.address,
             inline=True,
             settings=["experiments[0].dataset=cifar10"],
-            tell=quiet,
+            on_event=ignore,
         )
     assert store.read_trials(storage) == []
     assert not any(name.startswith(("results", "trials")) for name in files(root_of(storage)))
@@ -151,7 +151,7 @@ def test_missing_images_are_refused_before_anything_is_written(
 
 def test_a_faulty_study_makes_no_storage(study: Path, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="recipe.epochs"):
-        launch(study, storage=tmp_path / "runs", inline=True, settings=["recipe.epochs=0"], tell=quiet)
+        launch(study, storage=tmp_path / "runs", inline=True, settings=["recipe.epochs=0"], on_event=ignore)
     assert not (tmp_path / "runs").exists()
 
 
@@ -213,13 +213,18 @@ def test_an_experiment_that_was_removed_stays_in_the_storage(study: Path, storag
 
 def test_what_failed_is_left_where_that_is_asked(study: Path, storage: Storage) -> None:
     broken = ["recipe.lr=1e6", "recipe.epochs=3", "experiments[0].lr=0.05"]
-    first = launch(study, storage=storage.backend.address, inline=True, settings=broken, tell=quiet)
+    first = launch(study, storage=storage.backend.address, inline=True, settings=broken, on_event=ignore)
     states = {row.method: row.state for row in first.rows if row.lr == 1e6}
     assert states == {"base": State.FAILED, "logit": State.SKIPPED}
 
     def again(*, skip_failed: bool) -> LaunchResult:
         return launch(
-            study, storage=storage.backend.address, inline=True, settings=broken, tell=quiet, skip_failed=skip_failed
+            study,
+            storage=storage.backend.address,
+            inline=True,
+            settings=broken,
+            on_event=ignore,
+            skip_failed=skip_failed,
         )
 
     left = again(skip_failed=True)
@@ -234,7 +239,7 @@ def test_what_failed_is_left_and_the_rest_trained(study: Path, storage: Storage)
     first = train(study, storage, *broken)
     outcome = launch(
         study, storage=storage.backend.address, inline=True, settings=[*broken, "experiments[0].seed=[0, 1, 2]"],
-        tell=quiet, skip_failed=True,
+        on_event=ignore, skip_failed=True,
     )  # fmt: skip
     assert outcome.trained == 1 and not outcome.is_complete
     assert ends(first).items() <= ends(outcome).items()
@@ -353,7 +358,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     assert launched.end() == 130
     assert f"{number.name}: stopping, what runs writes a checkpoint first" in launched.log
     last = launched.log.splitlines()[-1]
-    assert last == f"go on with:  kdctl launch {long} --inline --storage {storage.backend.address}"
+    assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.backend.address}"
     assert "Traceback" not in launched.log
     (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
@@ -364,7 +369,7 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
     monkeypatch.setattr(stops, "BEAT", 0.01)
     told: list[Event] = []
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         told.append(event)
         if event.kind is EventKind.EPOCH and not stops.is_requested(
             storage, stored_studies.find(storage).launched.resource
@@ -373,7 +378,7 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
 
     settings = ["recipe.epochs=3000"]
     with pytest.raises(Interrupted, match="the same command goes on"):
-        launch(study, storage=storage.backend.address, inline=True, settings=settings, tell=tell)
+        launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=on_event)
     (row,) = store.read_trials(storage)
     assert row.state is State.STOPPED
     assert [told[0].kind, told[-2].kind, told[-1].kind] == [EventKind.LAUNCH, EventKind.ENDED, EventKind.END]
@@ -384,7 +389,7 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
 def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storage: Storage) -> None:
     told: list[Event] = []
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event.kind is EventKind.EPOCH and not any("SIGTERM" in one.text for one in told):
             signal.raise_signal(signal.SIGTERM)  # its handler runs here, in the middle of telling
             told.append(event)
@@ -392,7 +397,7 @@ def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storag
         told.append(event)
 
     with pytest.raises(Interrupted, match="the same command goes on"):
-        launch(study, storage=storage.backend.address, inline=True, settings=["recipe.epochs=3000"], tell=tell)
+        launch(study, storage=storage.backend.address, inline=True, settings=["recipe.epochs=3000"], on_event=on_event)
     assert until(lambda: any("SIGTERM: stopping" in event.text for event in told))
 
 
@@ -406,7 +411,7 @@ def test_a_launch_with_nothing_to_do_is_known_by_its_name(study: Path, storage: 
 def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:
     train(study, storage, "experiments[1].lr=1e6", "experiments[1].epochs=5")
     settings = ["experiments[1].lr=1e6", "experiments[1].epochs=5", "experiments[0].seed=[0, 1, 2]"]
-    launch(study, storage=storage.backend.address, inline=True, settings=settings, tell=quiet, skip_failed=True)
+    launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=ignore, skip_failed=True)
     found = stored_studies.find(storage, "tiny")
     states = {row.trial_id: row.state for row in store.read_trials(storage)}
     assert [states[trial_id] for trial_id in found.launched.left] == [State.FAILED]

@@ -21,11 +21,11 @@ STUDY = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resn
 
 def test_what_auto_chose_is_said_once_a_choice(make_config: Callable[..., TrialConfig]) -> None:
     heard: list[Event] = []
-    tell = launch._telling_precision(heard.append)
+    on_event = launch._telling_precision(heard.append)
     trial = PlannedTrial("0123456789ab", "student", make_config(precision="auto"), None, "new", None, None)
     begun = TrialStarted("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
     for facts in (begun, begun, replace(begun, arithmetic="float32"), replace(begun, arithmetic=None)):
-        tell(Event(EventKind.STARTED, "", trial, facts))
+        on_event(Event(EventKind.STARTED, "", trial, facts))
     fixed = replace(trial, config=make_config(precision="float32"))
     launch._telling_precision(heard.append)(Event(EventKind.STARTED, "", fixed, begun))
     assert [event.text for event in heard if event.kind is EventKind.NOTE] == [
@@ -44,7 +44,7 @@ def test_a_launch_with_nothing_to_train_is_remembered(tmp_path: Path) -> None:
         store.write_trial(storage, replace(row, weights_bytes=7))
     for settings, count in (((), 2), (("experiments[0].seed=1",), 1)):
         outcome = launch.launch(
-            file, storage=tmp_path / "runs", settings=settings, inline=True, tell=lambda event: None
+            file, storage=tmp_path / "runs", settings=settings, inline=True, on_event=lambda event: None
         )
         found = stored_studies.find(storage, "s")
         assert outcome.is_complete and outcome.trained == 0

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from launch_events import ignore
 
 from orchestrator.catalog import cleanup
 from orchestrator.catalog.cleanup import GarbageKind, find, free, sized
 from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, LeaseLost, StorageError
 from orchestrator.launch import launch, plan_study
-from orchestrator.monitor.sinks import quiet
 from orchestrator.records import State, TableKey, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.backend import MARKER, Entry, Folder
@@ -421,9 +421,11 @@ def test_a_bucket_is_freed_too(s3_address: str) -> None:
 def test_a_launch_makes_again_what_was_freed(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     where = folder(storage)
-    assert launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet).is_complete
+    assert launch(tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore).is_complete
     assert set(by_kind(free(storage))) == {GarbageKind.TABLE}  # the study is finished, so nobody asks it any more
-    again = launch(tmp_path / "study.yaml", storage=where, inline=True, tell=quiet, settings=["experiments[0].seed=7"])
+    again = launch(
+        tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore, settings=["experiments[0].seed=7"]
+    )
     assert again.is_complete and len(list(storage.tables())) == 1
 
 

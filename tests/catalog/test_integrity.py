@@ -29,7 +29,7 @@ def here(tmp_path: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> P
     """A folder with a study, and the storage `runs` in which it is finished."""
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").write_text(STUDY)
-    launch("s.yaml", inline=True, tell=lambda event: None)
+    launch("s.yaml", inline=True, on_event=lambda event: None)
     return tmp_path
 
 

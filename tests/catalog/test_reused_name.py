@@ -112,6 +112,6 @@ def test_what_has_no_place_for_good_has_no_path(write: Write, monkeypatch: pytes
 def test_a_launch_says_so_once(storage: Storage, write: Write) -> None:
     told: list[Event] = []
     for _ in range(2):
-        launch(write("b/s.yaml", 2), storage=storage.backend.address, inline=True, tell=told.append)
+        launch(write("b/s.yaml", 2), storage=storage.backend.address, inline=True, on_event=told.append)
     notes = [event.text for event in told if event.kind is EventKind.NOTE and "another file" in event.text]
     assert len(notes) == 1

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from chaos import numbers
+from launch_events import ignore
 from processes import descendants
 
 from orchestrator.launch import launch
-from orchestrator.monitor.sinks import quiet
 from orchestrator.storage.layout import Storage
 
 pytestmark = [
@@ -74,5 +74,5 @@ def test_a_dead_node_costs_what_came_after_the_checkpoint(
     assert killed and said.count("was lost; tried again in 5 s from its last checkpoint (1 of 2)") == 1, said
     resumed = re.search(r"goes on in epoch (\d+) of 100, from its checkpoint", said)
     assert resumed and int(resumed[1]) > 1, said
-    launch(tmp_path / "study.yaml", storage=tmp_path / "undisturbed", inline=True, tell=quiet)
+    launch(tmp_path / "study.yaml", storage=tmp_path / "undisturbed", inline=True, on_event=ignore)
     assert numbers(tmp_path / "runs") == numbers(tmp_path / "undisturbed")

@@ -58,14 +58,14 @@ def telling(
 ) -> EventListener:
     """Passes records on to one, and what is said to the other; where a trial started is neither."""
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event.facts, EpochRecord | TrialRecord):
             assert event.trial
             watch(event.trial.trial_id, event.facts)
         elif event.kind is not EventKind.STARTED:
             say(f"{event.trial.trial_id} {event.trial.title()}: {event.text}" if event.trial else event.text)
 
-    return tell
+    return on_event
 
 
 def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Seen:

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import prometheus
 import pytest
 import torch
-from board_events import epoch, launch, planned, started
+from launch_events import epoch, launch, planned, started
 from processes import until
 
 from orchestrator.execution import ray_metrics
@@ -59,9 +59,9 @@ def test_events_go_on_and_become_metrics_until_the_launch_ends(instruments: type
     trial, student = planned(0), planned(1, teacher=planned(0))
     heard: list[Event] = []
     events = [started(trial, 0), epoch(trial, 1, 1), started(student, 2, is_hit=True), started(student, 3, is_hit=True)]
-    with ray_metrics.exported(launch(trial, student), heard.append, pytest.fail) as tell:
+    with ray_metrics.exported(launch(trial, student), heard.append, pytest.fail) as on_event:
         for event in events:
-            tell(event)
+            on_event(event)
         own = {"study": "tiny"}
         until(lambda: sum(value for name, value, _ in instruments.told if name == "kdctl_table_hits_total") == 2)
         until(lambda: any(name == "kdctl_test_accuracy_percent" for name, *_ in instruments.told))
@@ -84,9 +84,9 @@ def test_metrics_that_break_are_told_once_and_the_launch_goes_on(
     monkeypatch.setattr(instruments, "set", broken)
     heard: list[Event] = []
     said: list[str] = []
-    with ray_metrics.exported(launch(planned(0)), heard.append, said.append) as tell:
+    with ray_metrics.exported(launch(planned(0)), heard.append, said.append) as on_event:
         until(lambda: said)
-        tell(Event(EventKind.NOTE, "goes on"))
+        on_event(Event(EventKind.NOTE, "goes on"))
     assert said == ["metrics are not exported any more (RuntimeError: no agent); the training goes on"]
     assert [event.text for event in heard] == ["goes on"]
 
@@ -101,11 +101,11 @@ def test_a_folder_that_cannot_be_written_keeps_nothing_from_ray(
 
 
 def test_without_a_first_event_nothing_is_exported() -> None:
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         """Hears nothing here."""
 
-    with ray_metrics.exported(None, tell, pytest.fail) as told:
-        assert told is tell
+    with ray_metrics.exported(None, on_event, pytest.fail) as told:
+        assert told is on_event
 
 
 # GPU memory, which a machine without a GPU can only show in parts.

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from board_events import at, end, ended, epoch, launch, planned, played, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch_events import at, end, ended, epoch, launch, planned, played, started
 
 from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.metrics import METRICS, Meter, Sample, label, labels_of

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.execution.attempt import Job
 from orchestrator.monitor import events
 from orchestrator.monitor.events import Event, EventKind
-from orchestrator.monitor.sinks import Lines, is_terminal, quiet, telling
+from orchestrator.monitor.sinks import Lines, event_sink, is_terminal
 from orchestrator.records import EpochRecord, State, TrialConfig
 from orchestrator.study.plan import PlannedTrial
 from orchestrator.study.stored_studies import Member
@@ -52,9 +52,9 @@ def test_short_epochs_do_not_flood_a_log(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    tell = Lines()
+    on_event = Lines()
     for number in range(1, 101):
-        tell(epoch(job, number))
+        on_event(epoch(job, number))
         now += 0.1
     shown = [int(re.findall(r"epoch (\d+)/", line)[0]) for line in lines(capsys)]
     assert shown[0] == 1 and shown[-1] == 100  # the last one always
@@ -63,20 +63,20 @@ def test_short_epochs_do_not_flood_a_log(
 
 def test_two_trials_do_not_silence_each_other(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     other = replace(job, trial=replace(job.trial, trial_id="ba9876543210"))
-    tell = Lines()
-    tell(epoch(job, 1))
-    tell(epoch(other, 1))
+    on_event = Lines()
+    on_event(epoch(job, 1))
+    on_event(epoch(other, 1))
     assert [line[:12] for line in lines(capsys)] == ["0123456789ab", "ba9876543210"]
 
 
 def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
     job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell = Lines()
-    tell(launch(5, 2))
-    tell(ended(job, State.STOPPED, "stopped in epoch 3"))  # it has not ended: the next launch goes on with it
-    tell(ended(job, State.FINISHED, "finished"))
-    tell(ended(job, State.FAILED, "failed: the reason", ("one", "two")))
+    on_event = Lines()
+    on_event(launch(5, 2))
+    on_event(ended(job, State.STOPPED, "stopped in epoch 3"))  # it has not ended: the next launch goes on with it
+    on_event(ended(job, State.FINISHED, "finished"))
+    on_event(ended(job, State.FAILED, "failed: the reason", ("one", "two")))
     title = f"0123456789ab {job.trial.title()}"
     assert lines(capsys) == [
         "5 trials",
@@ -87,11 +87,6 @@ def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
         "    two",
         "    its log: logs/0123456789ab.log",
     ]
-
-
-def test_quiet_is_quiet(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    quiet(epoch(job, 1))
-    assert lines(capsys) == []
 
 
 class Closed:
@@ -113,14 +108,14 @@ def test_a_reader_that_left_is_no_error(job: Job, monkeypatch: pytest.MonkeyPatc
 def test_a_reader_of_any_kind_may_leave(job: Job, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
     monkeypatch.setattr("sys.stdout", Closed())
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    with telling(as_json=as_json) as tell:
-        tell(epoch(job, 1))
+    with event_sink(as_json=as_json) as on_event:
+        on_event(epoch(job, 1))
 
 
 def test_json_is_an_object_an_event_on_standard_output(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    with telling(as_json=True) as tell:
+    with event_sink(as_json=True) as on_event:
         for event in (launch(5, 2), epoch(job, 1), epoch(job, 2), ended(job, State.FAILED, "failed: \x1b", ("one",))):
-            tell(event)
+            on_event(event)
     out, err = capsys.readouterr()
     found = [json.loads(line) for line in out.splitlines()]
     assert err == "" and [fact["event"] for fact in found] == ["launch", "epoch", "epoch", "ended"]
@@ -130,13 +125,13 @@ def test_json_is_an_object_an_event_on_standard_output(job: Job, capsys: pytest.
 
 
 def test_quiet_says_what_fails_and_what_is_tried_again(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    with telling(quiet=True) as tell:
+    with event_sink(quiet=True) as on_event:
         for event in (
             launch(2, 0), epoch(job, 1), ended(job, State.FINISHED, "finished"),
             Event(EventKind.NOTE, "no GPU is used"),
             Event(EventKind.RETRY, "its worker was lost", job.trial), ended(job, State.FAILED, "failed: it broke"),
         ):  # fmt: skip
-            tell(event)
+            on_event(event)
     name = f"0123456789ab {job.trial.title()}"
     assert lines(capsys) == [f"{name}: its worker was lost", f"[2/2] {name}: failed: it broke"]
 
@@ -163,18 +158,20 @@ def test_a_terminal_gets_a_live_view(job: Job, monkeypatch: pytest.MonkeyPatch) 
     stream = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", stream)
-    with telling() as tell:
+    with event_sink() as on_event:
         for event in (Event(EventKind.NOTE, "before it begins"), launch(5, 2), Event(EventKind.NOTE, "no GPU is used")):
-            tell(event)
+            on_event(event)
     text = stream.getvalue()
     assert "before it begins" in text and "no GPU is used" in text and text.endswith("\n")
 
 
 def test_json_stays_json_whatever_is_masked(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     record = EpochRecord(1, 0.1, 2.0, 2.0, None, 50.0, float("nan"), 12.3, None, 1.0, 10.0)
-    with telling(as_json=True) as tell:
-        tell(Event(EventKind.NOTE, "see https://bucket/key?X-Amz-Signature=abcdefgh", log=("last",), log_name="a.log"))
-        tell(Event(EventKind.EPOCH, "", job.trial, record))
+    with event_sink(as_json=True) as on_event:
+        on_event(
+            Event(EventKind.NOTE, "see https://bucket/key?X-Amz-Signature=abcdefgh", log=("last",), log_name="a.log")
+        )
+        on_event(Event(EventKind.EPOCH, "", job.trial, record))
     note, epoch_ = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert note["text"] == "see https://bucket/key?X-Amz-Signature=***" and note["log"] == ["last"]
     assert epoch_["test_loss"] is None and epoch_["test_acc"] == 12.3

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from board_events import at, end, ended, epoch, launch, planned, played, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch_events import at, end, ended, epoch, launch, planned, played, started
 
 from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, age, eta_text, lasting

@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from board_events import at, end, ended, epoch, launch, planned, played, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch_events import at, end, ended, epoch, launch, planned, played, started
 from processes import until
 from screen import Terminal
 

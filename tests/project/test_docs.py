@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from launch_events import ignore
 from lines import calls, exists, understood
 
 from orchestrator.launch import launch
-from orchestrator.monitor.sinks import quiet
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
@@ -137,7 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     for name in ("runs", "runs-from-python"):
         shutil.copytree(Path(digits_storage.backend.address, "datasets"), place / name / "datasets")
     outcome = launch(
-        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, tell=quiet
+        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, on_event=ignore
     )
     assert outcome.is_complete
     return place

@@ -310,7 +310,8 @@ def test_a_process_ends_without_noise(s3_address: str) -> None:
 def test_several_processes_fetch_one_file(backend: Bucket, tmp_path: Path) -> None:
     content = os.urandom(3 << 20)
     backend.write("big", content)
-    script = "import sys\nfrom orchestrator.storage.bucket import Bucket\nprint(Bucket.at(sys.argv[1]).local_path('big'))"
+    script = "import sys\nfrom orchestrator.storage.bucket import Bucket"
+    script += "\nprint(Bucket.at(sys.argv[1]).local_path('big'))"
     command = [sys.executable, "-c", script, backend.address]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     paths = {one.communicate()[0].strip() for one in started}

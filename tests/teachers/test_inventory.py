@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from launch_events import ignore
 
 from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, TeacherError
 from orchestrator.launch import launch
-from orchestrator.monitor.sinks import quiet
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.inventory import list_teachers, verify_teacher
@@ -37,7 +37,7 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("trained")
     (folder / "study.yaml").write_text(STUDY)
     storage = Storage.at(shutil.copytree(digits_storage.backend.address, folder / "runs"))
-    assert launch(folder / "study.yaml", storage=storage.backend.address, inline=True, tell=quiet).is_complete
+    assert launch(folder / "study.yaml", storage=storage.backend.address, inline=True, on_event=ignore).is_complete
     return storage
 
 

@@ -18,6 +18,10 @@ from orchestrator.study.stored_studies import Member
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
+def ignore(event: Event) -> None:
+    """Takes an event and shows nothing, for launches whose output a test does not look at."""
+
+
 def at(seconds: float) -> datetime:
     """So long after the launch began."""
     return START + timedelta(seconds=seconds)
