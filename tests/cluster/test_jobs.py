@@ -124,7 +124,7 @@ def test_a_launch_hands_the_study_over(dashboard: Dashboard, folder: Path, kdctl
         f"kdctl logs {job_id} --address {dashboard.address} --follow\n",
         f"kdctl stop {job_id} --address {dashboard.address}\n",
         f"{dashboard.address}/#/jobs/{job_id}\n",
-        f"must see the folder {folder / 'runs'} under this name",
+        f"must be able to use the folder {folder / 'runs'} under this path",
         "1 trials",
     ):
         assert line in err
