@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import asdict
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load, save
@@ -80,10 +81,10 @@ def restore_checkpoint(
 
 def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
     record = EpochRecord(**facts)
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if type(value) not in (int, float) and not (value is None and str(field.type).endswith("None")):
-            raise ValueError(f"the {field.name} of epoch {number} is no number")
+    for name, kind in get_type_hints(EpochRecord).items():
+        value = getattr(record, name)
+        if type(value) not in (int, float) and not (value is None and NoneType in get_args(kind)):
+            raise ValueError(f"the {name} of epoch {number} is no number")
     if record.epoch != number or type(record.epoch) is not int:
         raise ValueError("its epochs do not follow each other")
     return record

@@ -34,8 +34,8 @@ HOURS_AGO = time.time() - 2 * cleanup.STALE
 
 def row(trial_id: str, state: State, weights_bytes: int | None = None) -> TrialRecord:
     facts: dict[str, Any] = dict.fromkeys(TrialRecord.__slots__)
-    facts |= dict.fromkeys(("method", "dataset", "student", "study", "recipe", "kdctl_version"), "x")
-    facts |= {"no": 1, "nepoch": 1, "lr": 0.1, "batch_size": 1, "seed": 0, "resumed": 0}
+    facts |= dict.fromkeys(("method", "dataset", "student", "study", "kdctl_version"), "x")
+    facts |= {"recipe": {}, "no": 1, "nepoch": 1, "lr": 0.1, "batch_size": 1, "seed": 0, "resumed": 0}
     facts |= {"start_time": datetime.now(UTC), "trial_id": trial_id, "state": state, "weights_bytes": weights_bytes}
     return TrialRecord(**facts)
 

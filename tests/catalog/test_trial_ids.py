@@ -30,7 +30,7 @@ ROW = TrialRecord(
         **dict.fromkeys(TrialRecord.__slots__),  # type: ignore[arg-type]
         **{"no": 1, "method": "logit", "dataset": "digits", "student": "resnet_32_8", "teacher": "resnet_32_14"},
         **{"start_time": datetime(2026, 1, 1, tzinfo=UTC), "nepoch": 200, "lr": 0.1, "batch_size": 128, "seed": 7},
-        **{"study": "other", "state": State.FINISHED, "recipe": "{}", "kdctl_version": "0", "resumed": 0},
+        **{"study": "other", "state": State.FINISHED, "recipe": {}, "kdctl_version": "0", "resumed": 0},
     }
 )
 

@@ -156,7 +156,7 @@ def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: T
     assert row.last_acc <= row.top5 <= 100
     # Which way the teacher was asked, and in what convolutions reckoned, is told beside the recipe.
     chosen = {"teacher_answers": job.trial.teacher_cache, "arithmetic": "float32"}
-    assert json.loads(row.recipe) == json.loads(json.dumps({**config.recipe(), **chosen}))
+    assert row.recipe == json.loads(json.dumps({**config.recipe(), **chosen}))
 
 
 def test_a_base_trial(storage: Storage, make_config: MakeConfig) -> None:
@@ -572,7 +572,7 @@ def test_a_trial_that_goes_on_asks_its_teacher_as_before(
     by_table = PlannedTrial.from_json({**job.trial.to_json(), "teacher_cache": "table"})
     assert by_table.table
     row = reports(replace(job, trial=by_table)).last
-    assert json.loads(row.recipe)["teacher_answers"] == "live"
+    assert row.recipe["teacher_answers"] == "live"
     assert result(job, taught) == wanted
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -37,7 +37,7 @@ from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcom
 from orchestrator.storage.layout import Storage
 
 Ask = Callable[..., list[dict[str, Any]]]
-RECIPE = json.dumps({"epochs": 2, "lr": 0.1})
+RECIPE = {"epochs": 2, "lr": 0.1}
 
 
 def ask(storage: Storage, sql: str) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def empty(tmp_path: Path) -> Storage:
 
 def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     rows = store.read_trials(filled)
-    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**asdict(row), "studies": ["s"]} for row in rows]
+    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**row.to_row(), "studies": ["s"]} for row in rows]
     assert ask(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
     assert ask(filled, "FROM summary") == list(summaries(rows, "s"))
     assert ask(filled, "FROM results") == list(outcomes(rows, "s"))
@@ -643,7 +643,8 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"), (".", "it is not a regular file"),
+        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"),
+        (".", "it is not a regular file"),
         ("RUNS/results/trials/a.parquet", "inside the storage"), ("RUNS/new.csv", "inside the storage"),
     ],
 )  # fmt: skip

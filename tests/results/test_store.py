@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import duckdb
 import pandas as pd
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from orchestrator import losses, records
 from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.results import store
@@ -96,13 +98,23 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     State: st.sampled_from(State),
     Failure: st.sampled_from(Failure),
     type(None): st.none(),
+    Mapping: st.fixed_dictionaries({}, optional={"epochs": st.integers(), "lr": st.floats(0), "a new key": st.text()}),
 }
 
 
-def records(kind: type) -> st.SearchStrategy[Any]:
+def records_of(kind: type) -> st.SearchStrategy[Any]:
     """Records with any value that the types of their fields allow."""
     hints = get_type_hints(kind).items()
-    return st.builds(kind, **{name: st.one_of(*(VALUES[t] for t in get_args(hint) or (hint,))) for name, hint in hints})
+    return st.builds(kind, **{name: st.one_of(*map(values_of, options(hint))) for name, hint in hints})
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of others the type alone."""
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    return VALUES[get_origin(kind) or kind]
 
 
 def trial(trial_id: str = "0123456789ab", state: State = State.FINISHED, acc: float = 92.5) -> TrialRecord:
@@ -110,7 +122,7 @@ def trial(trial_id: str = "0123456789ab", state: State = State.FINISHED, acc: fl
     empty: dict[str, Any] = dict.fromkeys(TRIALS)
     start = datetime(2024, 1, 2, 3, 4, 5, 6, UTC)
     filled = {"trial_id": trial_id, "state": state, "acc": acc, "last_acc": acc, "top5": acc, "start_time": start}
-    return TrialRecord(**empty | filled | {"resumed": 0, "weights_bytes": len(WEIGHTS)})
+    return TrialRecord(**empty | filled | {"recipe": {}, "resumed": 0, "weights_bytes": len(WEIGHTS)})
 
 
 WEIGHTS = save({"fc.bias": torch.arange(10.0), "fc.weight": torch.zeros(10, 64)})
@@ -161,24 +173,35 @@ def test_types_do_not_depend_on_the_values(storage: Storage) -> None:
         assert schema.metadata[b"kdctl_schema"] == store.SCHEMA_VERSION.encode()
 
 
-@pytest.mark.parametrize(
-    ("record", "columns"), [(TrialRecord, store.TRIAL_COLUMNS), (EpochRecord, store.EPOCH_COLUMNS)]
-)
-def test_every_field_is_a_column_of_its_type(record: type, columns: dict[str, tuple[str, str]]) -> None:
-    kinds = {str: "string", State: "string", Failure: "string", int: "int", float: "float", datetime: "timestamp"}
-    hints = get_type_hints(record)
-    wanted = {name: kinds[(get_args(hint) or (hint,))[0]] for name, hint in hints.items()}
-    found = {name: kind for name, (kind, _) in columns.items()}
-    assert found == ({} if record is TrialRecord else {"trial_id": "string"}) | wanted
-    assert [f.name for f in fields(record)] == [name for name in columns if name in wanted]
+WHOLE_NUMBERS = {"no", "epoch", "nepoch", "batch_size", "seed", "params", "resumed", "weights_bytes"}
+TIMES = {"start_time", "end_time"}
+TEXTS = {
+    *("method", "dataset", "student", "teacher", "trial_id", "study", "state", "error", "failure", "teacher_id"),
+    *("device", "host", "recipe", "kdctl_version", "torch_version", "ray_version", "git_commit", "weights_sha256"),
+}
+
+
+@pytest.mark.parametrize("columns", [store.TRIAL_COLUMNS, store.EPOCH_COLUMNS])
+def test_the_types_of_the_columns_stay(columns: dict[str, tuple[str, str]]) -> None:
+    named = {
+        **dict.fromkeys(WHOLE_NUMBERS, "int"),
+        **dict.fromkeys(TIMES, "timestamp"),
+        **dict.fromkeys(TEXTS, "string"),
+    }
+    assert {name: kind for name, (kind, _) in columns.items()} == {name: named.get(name, "float") for name in columns}
     assert all(meaning for _, meaning in columns.values())
+
+
+def test_the_meanings_follow_the_registries() -> None:
+    assert store.TRIAL_COLUMNS["method"][1] == f"how it was trained: {records.list_names(losses.METHODS)}"
+    assert store.TRIAL_COLUMNS["state"][1] == "running, stopped, finished, failed or skipped"
 
 
 # Round trips.
 
 
 @settings(max_examples=50, deadline=None)
-@given(records(TrialRecord))
+@given(records_of(TrialRecord))
 def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
     record = replace(record, trial_id="0123456789ab")
     store.write_trial(shared, record)
@@ -187,7 +210,7 @@ def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(records(EpochRecord), max_size=4))
+@given(st.lists(records_of(EpochRecord), max_size=4))
 def test_epochs_round_trip(shared: Storage, epochs: list[EpochRecord]) -> None:
     store.write_epochs(shared, "ab", iter(epochs))
     assert store.read_epochs(shared) == [{"trial_id": "ab", **asdict(epoch)} for epoch in epochs]
@@ -325,7 +348,7 @@ def test_a_row_of_another_kind_is_named(storage: Storage, column: str, value: st
     table = pq.read_table(path)
     at = table.column_names.index(column)
     pq.write_table(table.set_column(at, column, pa.array([value], pa.string())), path)
-    with pytest.raises(StorageError, match=r"a\.parquet holds a row of another kind \(.+\); launch its study again"):
+    with pytest.raises(StorageError, match=r"a\.parquet holds a damaged row \(.+\); launch its study again"):
         store.read_trials(storage)
 
 
@@ -358,6 +381,31 @@ def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind:
     else:
         with pytest.raises(StorageError, match=r"a\.parquet "):
             store.read_trials(storage)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "{", "[]", "7", '{"teacher": 3}', '{"epochs": "x"}', '{"milestones": 4}', '{"weights": 5}'),
+        *('{"options": []}', '{"teacher": {"lr": true}}', "[" * 100_000),
+    ],
+)
+def test_a_damaged_recipe_is_named_and_trained_again(storage: Storage, text: str | None) -> None:
+    storage.backend.write(storage.weights("a"), WEIGHTS)
+    path = written(storage, trial("a"))
+    assert store.read_states(storage) == {"a": State.FINISHED}
+    table = pq.read_table(path)
+    at = table.column_names.index("recipe")
+    pq.write_table(table.set_column(at, "recipe", pa.array([text], pa.string())), path)
+    with pytest.raises(StorageError, match=r"a\.parquet holds a damaged row \(its recipe is damaged: .*launch"):
+        store.read_trials(storage)
+    assert store.read_states(storage) == {"a": State.RUNNING}, "so that the next launch writes the row again"
+
+
+def test_settings_of_a_later_kdctl_are_kept(storage: Storage) -> None:
+    recipe = {"epochs": 2, "momentum": None, "optimizer": {"name": "lion"}, "teacher": None}
+    store.write_trial(storage, replace(trial("a"), recipe=recipe))
+    assert store.read_trials(storage)[0].recipe == recipe
 
 
 def test_a_time_that_no_calendar_has_is_damage(storage: Storage) -> None:
@@ -399,7 +447,8 @@ def test_damage_is_a_storage_error_or_changes_nothing(
     store.write_epochs(shared, "a", [EPOCH] * 3)
 
     def read() -> list[dict[str, Any]]:
-        return list(map(asdict, store.read_trials(shared, ["a"]))) if is_row else store.read_epochs(shared, ["a"])
+        rows = store.read_trials(shared, ["a"]) if is_row else ()
+        return [row.to_row() for row in rows] if is_row else store.read_epochs(shared, ["a"])
 
     name = shared.trial_row("a") if is_row else shared.trial_epochs("a")
     raw, before = shared.backend.read(name), read()
@@ -449,7 +498,7 @@ def by_pandas(storage: Storage) -> list[dict[str, Any]]:
 
 def by_kdctl(storage: Storage) -> list[dict[str, Any]]:
     """Our own."""
-    return [asdict(record) for record in store.read_trials(storage)]
+    return [record.to_row() for record in store.read_trials(storage)]
 
 
 READERS = (by_duckdb, by_pyarrow, by_pandas, by_kdctl)
@@ -472,7 +521,7 @@ def test_every_reader_gives_the_same_rows(storage: Storage, reader: Callable[[St
         store.write_trial(storage, row)
     leave_part(storage)
     found = sorted(reader(storage), key=lambda row: str(row["trial_id"]))
-    assert found == [asdict(row) for row in rows]
+    assert found == [row.to_row() for row in rows]
     assert list(found[0]) == TRIALS
     assert list(store.read_states(storage)) == ["a", "b"]
 
