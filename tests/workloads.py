@@ -30,7 +30,7 @@ def jobs_of(storage: Storage, *configs: TrialConfig) -> list[Job]:
     for no, config in enumerate(configs, 1):
         teacher_id = config.teacher.trial_id() if config.teacher else None
         trial = PlannedTrial(config.trial_id(), "student", config, teacher_id, "new", config.teacher_cache, None)
-        jobs.append(Job(trial, no, "tiny", storage.place.address, 1, None, None, None))
+        jobs.append(Job(trial, no, "tiny", storage.backend.address, 1, None, None, None))
     return jobs
 
 

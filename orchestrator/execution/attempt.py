@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -352,7 +351,7 @@ def _described(error: Exception) -> str:
 
 
 def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
-    return replace(row, recipe=json.dumps({**json.loads(row.recipe), **facts}, sort_keys=True))
+    return replace(row, recipe={**row.recipe, **facts})
 
 
 def _device_name(device: torch.device) -> str:

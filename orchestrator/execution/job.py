@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,9 +53,6 @@ class Job:
             student=config.student,
             teacher=config.teacher.student if config.teacher else None,
             start_time=datetime.now(UTC),
-            end_time=None,
-            acc=None,
-            epoch=None,
             nepoch=config.epochs,
             lr=config.lr,
             batch_size=config.batch_size,
@@ -66,25 +62,11 @@ class Job:
             error=error,
             failure=failure,
             seed=config.seed,
-            last_acc=None,
-            selected_acc=None,
-            top5=None,
             teacher_id=self.trial.teacher_id,
-            teacher_acc=None,
-            agreement=None,
-            params=None,
-            seconds=None,
-            images_per_second=None,
-            device=None,
-            host=None,
-            recipe=json.dumps({**config.recipe(), "teacher_answers": self.trial.teacher_cache}, sort_keys=True),
+            recipe={**config.recipe(), "teacher_answers": self.trial.teacher_cache},
             kdctl_version=version("kdctl"),
-            torch_version=None,
             ray_version=self.ray_version,
             git_commit=self.git_commit,
-            resumed=0,
-            weights_bytes=None,
-            weights_sha256=None,
         )
 
 
@@ -97,7 +79,7 @@ def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launc
             trial=trial,
             no=no,
             study=plan.study,
-            storage=storage.place.address,
+            storage=storage.backend.address,
             threads=plan.resources.cpus_per_trial,
             weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,

@@ -27,10 +27,10 @@ def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
         name = storage.weights(trial_id)
         with lease:
             if not _matches_row(trial_id, storage):
-                storage.place.delete(name)
+                storage.backend.delete(name)
         removed.append(
-            f"{storage.place.shown(name)} is damaged: its SHA-256 is not the one in its row; this launch trains the "
-            "teacher again"
+            f"{storage.backend.describe(name)} is damaged: its SHA-256 is not the one in its row; this launch trains "
+            "the teacher again"
         )
     return removed
 
@@ -38,7 +38,7 @@ def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
 def _matches_row(trial_id: str, storage: Storage) -> bool:
     row = store.read_trial(storage, trial_id)
     try:
-        found = hashlib.sha256(storage.place.read(storage.weights(trial_id))).hexdigest()
+        found = hashlib.sha256(storage.backend.read(storage.weights(trial_id))).hexdigest()
     except FileNotFoundError:
         return False
     return row is not None and found == row.weights_sha256

@@ -64,7 +64,7 @@ def ended(job: Job, state: State, error: str | None = None, failure: Failure | N
 
 def finish(stage: Stage, storage: Storage, job: Job) -> TrialRecord:
     """Ends a trial well."""
-    storage.place.write(storage.weights(job.trial.trial_id), b"weights")
+    storage.backend.write(storage.weights(job.trial.trial_id), b"weights")
     row = replace(ended(job, State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0)
     store.write_trial(storage, row)
     stage.controller.note(job, row)

@@ -46,7 +46,7 @@ def test_a_tiny_study_becomes_rows(storage: Storage, make_config: Make) -> None:
     rows = {row.trial_id: row for row in store.read_trials(storage)}
     assert {config.trial_id() for config in configs} == set(rows)
     assert all(row.state is State.FINISHED and row.error is None for row in rows.values())
-    assert all(storage.place.entry(storage.weights(trial_id)) for trial_id in rows)
+    assert all(storage.backend.stat(storage.weights(trial_id)) for trial_id in rows)
     assert [rows[config.trial_id()].no for config in configs] == [1, 2, 3, 4]
     assert rows[configs[0].trial_id()].teacher_acc == rows[teacher.trial_id()].last_acc
     # Each trial: an epoch, then its end; nobody waits longer than for a teacher.
@@ -146,7 +146,7 @@ def test_trials_side_by_side_give_what_they_give_alone(
     assert list(map(timeless, second)) == list(map(timeless, first))
     for config in configs:
         name = storage.weights(config.trial_id())
-        assert storage.place.read(name) == together.place.read(name)
+        assert storage.backend.read(name) == together.backend.read(name)
 
 
 def test_no_more_run_side_by_side_than_shall(
@@ -222,7 +222,7 @@ def test_an_inline_run_takes_over_what_another_launch_trained(
 
     def say(text: str) -> None:
         if "another launch trains it" in text:  # which ends just now
-            storage.place.write(storage.weights(config.trial_id()), b"weights")
+            storage.backend.write(storage.weights(config.trial_id()), b"weights")
             store.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0))
             lease.release()
 
