@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class ModelName:
         return family.fill(family.variant, self.numbers)
 
 
+@lru_cache(1024)  # a status view asks for the same few names again and again
 def parse(name: str) -> ModelName:
     """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
     for key, family in FAMILIES.items():

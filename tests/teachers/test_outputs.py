@@ -31,6 +31,7 @@ from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.errors import TeacherError
 from orchestrator.models.base import Classifier
+from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
 from orchestrator.storage.leases import waiting
@@ -471,6 +472,27 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
     taught.open(key)
     assert taught.verify(key) < 0.01
     assert len(taught.storage.place.entries("teachers")) == 2
+
+
+def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(student="wrn_10_2")
+    model = loop.fresh_model(lambda: models.build(config.student, 10), 0, CPU)
+    outputs.save_weights(model, storage, config.trial_id())
+    taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
+    key = taught.key("pooled")
+    assert taught.open(key).table.shape == (9, 128, 128)
+    assert taught.verify(key) < 0.01
+
+
+@pytest.mark.timeout(60)
+def test_outputs_of_another_width_than_stated_end_with_an_error(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "widths", lambda name: Widths((16, 32, 63), 63))
+    with pytest.raises(
+        TeacherError, match=r"take 147,456 bytes, but table .* expects 126 for each.*teacher_cache: live"
+    ):
+        taught.open(taught.key("pooled"))
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
