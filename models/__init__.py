@@ -108,6 +108,20 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
     return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
 
 
+def deeper(name: str, blocks: int) -> str | None:
+    """The model of the same family with so many more blocks in each stage; None where there is none.
+
+    Raises ValueError for an unknown name.
+    """
+    model = parse(name)
+    family = FAMILIES[model.family]
+    # In every family with a depth, a step of it is one block more in each stage.
+    pairs = zip(family.numbers, model.numbers, strict=True)
+    numbers = [value + blocks * each.step if each.word == "depth" else value for each, value in pairs]
+    other = family.fill(family.form, numbers)
+    return other if other != name and all(map(Number.allows, family.numbers, numbers)) else None
+
+
 def describe() -> str:
     """Every name that there is, for messages and docs, like `resnet_32_D with D = 6n+2`."""
     return ", or ".join(family.describe() for family in FAMILIES.values())

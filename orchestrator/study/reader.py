@@ -403,14 +403,13 @@ def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
     for teacher in experiment.teachers:
         for value in teacher.axes.get("weights", ()):
             if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
-                from orchestrator.pretrained import (
-                    weight_files,  # loads torch, which a study without weights need not wait for
-                )
+                # Loads torch, which a study without weights need not wait for.
+                from orchestrator.pretrained import weight_files
 
                 path, digest = folder / value.value, teacher.digests[value.value]
                 names = [model.value for model in teacher.axes.get("model", ())]
                 classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
-                yield from map(value.fault, weight_files.problems(path, digest, itertools.product(names, classes)))
+                yield from map(value.fault, weight_files.find_problems(path, digest, itertools.product(names, classes)))
 
 
 def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
