@@ -334,7 +334,7 @@ def test_a_command_that_only_reads_results_does_not_open_the_file(study: Path) -
 
 
 def job(storage: Storage, path: Path, trial: Any) -> Job:
-    return Job(trial, 1, "w", str(storage.place.address), 1, str(path.absolute()), None, None)
+    return Job(trial, 1, "w", str(storage.backend.address), 1, str(path.absolute()), None, None)
 
 
 def test_a_file_that_changed_after_the_plan_is_refused(study: Path, storage: Storage) -> None:
