@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,18 @@ FAMILIES: Mapping[str, Family] = {
         numbers=(Number("D", "depth", 8, 1202, 6, "6n+2"),),
         widths=lambda depth: Widths((16, 32, 64), 64),
         multiply_adds=lambda depth, *image: count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
+    ),
+    "wrn": Family(
+        builder="orchestrator.models.wrn:WideResNet",
+        form="wrn_{D}_{K}",
+        title="WRN-{D}-{K}",
+        variant="{D}-{K}",
+        example="wrn_16_2",
+        numbers=(Number("D", "depth", 10, 1000, 6, "6n+4"), Number("K", "width", 1, 32)),
+        widths=lambda depth, k: Widths((16 * k, 32 * k, 64 * k), 64 * k),
+        multiply_adds=lambda depth, k, *image: count_basic_blocks(
+            (depth - 4) // 6, 16, (16 * k, 32 * k, 64 * k), *image
+        ),
     ),
 }
 
@@ -49,6 +62,7 @@ class ModelName:
         return family.fill(family.variant, self.numbers)
 
 
+@lru_cache(1024)  # a status view asks for the same few names again and again
 def parse(name: str) -> ModelName:
     """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
     for key, family in FAMILIES.items():
@@ -61,7 +75,7 @@ def parse(name: str) -> ModelName:
             rules = "; ".join(each.describe() for each in wrong)
             raise ValueError(f"unknown model {name!r}; {rules} (did you mean {family.fill(family.form, values)}?)")
     examples = [family.example for family in FAMILIES.values()]
-    nearest = difflib.get_close_matches(name, examples, n=1, cutoff=0.0)[0]
+    nearest = [*difflib.get_close_matches(name, examples, n=1, cutoff=0.5), *examples][0]
     raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {nearest}")
 
 
@@ -92,6 +106,20 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
     """
     model = parse(name)
     return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
+
+
+def deeper(name: str, blocks: int) -> str | None:
+    """The model of the same family with so many more blocks in each stage; None where there is none.
+
+    Raises ValueError for an unknown name.
+    """
+    model = parse(name)
+    family = FAMILIES[model.family]
+    # In every family with a depth, a step of it is one block more in each stage.
+    pairs = zip(family.numbers, model.numbers, strict=True)
+    numbers = [value + blocks * each.step if each.word == "depth" else value for each, value in pairs]
+    other = family.fill(family.form, numbers)
+    return other if other != name and all(map(Number.allows, family.numbers, numbers)) else None
 
 
 def describe() -> str:
