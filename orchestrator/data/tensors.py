@@ -37,6 +37,7 @@ from orchestrator.machine import proxies
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import waiting
+from orchestrator.text import first_line
 
 Pixels = NDArray[np.uint8]  # [N, S, S, 3]
 Labels = NDArray[np.int64]  # [N]
@@ -285,7 +286,7 @@ def _decode(side: int) -> Callable[[bytes], Pixels]:
             size = image.size
             pixels = np.asarray(image.convert("RGB")) if size == (side, side) else None  # or it may fill the memory
         except Exception as error:  # a damaged image makes Pillow raise errors of a dozen types
-            raise ValueError(f"an image in it cannot be decoded ({_first_line(error)})") from None
+            raise ValueError(f"an image in it cannot be decoded ({first_line(error)})") from None
         if pixels is None:
             raise ValueError(f"an image in it is {size[0]}×{size[1]}, wanted {side}×{side}")
         return pixels
@@ -334,7 +335,7 @@ def _files_of(place: Path, wanted: set[str], name: str) -> Callable[[str], bytes
                 return (place / file).read_bytes()
             return inside[file]
         except (OSError, KeyError) as error:
-            reason = f"it holds no {file}" if isinstance(error, KeyError) else _first_line(error)
+            reason = f"it holds no {file}" if isinstance(error, KeyError) else first_line(error)
             raise DataError(f"{place}: a file is missing or damaged ({reason}); {_cure(name)}") from None
 
     return content
@@ -352,7 +353,7 @@ def _unpacked(archive: Path, wanted: set[str], name: str) -> dict[str, bytes]:
                     found[file] = stream.read() if stream else b""
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
-            f"{archive} is damaged or cut off ({_first_line(error)}); download it again, or {_cure(name)}"
+            f"{archive} is damaged or cut off ({first_line(error)}); download it again, or {_cure(name)}"
         ) from None
     return found
 
@@ -365,7 +366,7 @@ def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tupl
     try:
         return _rows_of(_unpickled(raw), width)
     except Exception as error:  # a damaged pickle raises errors of a dozen types
-        raise DataError(f"{path} is no batch of CIFAR images ({_first_line(error)}); {_cure(name)}") from None
+        raise DataError(f"{path} is no batch of CIFAR images ({first_line(error)}); {_cure(name)}") from None
 
 
 class _Part:
@@ -434,9 +435,5 @@ def _download(name: str, folder: Path) -> None:
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
             f"{name} is not in {folder}, {layouts.listed(folder)}, and could not be downloaded"
-            f"{proxies.through(source.url)} ({_first_line(error)}); put it there by hand: {layouts.wanted(name)}"
+            f"{proxies.through(source.url)} ({first_line(error)}); put it there by hand: {layouts.wanted(name)}"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

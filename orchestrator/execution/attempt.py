@@ -22,7 +22,7 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
-from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
@@ -33,6 +33,7 @@ from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
 from orchestrator.study.plan import PlannedTrial
 from orchestrator.teachers import outputs
+from orchestrator.text import printable
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.training.graphs import own_stream, sharing
 from orchestrator.training.loop import (

@@ -13,7 +13,7 @@ from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.machine import paths
 from orchestrator.study.document import Node
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest
 
 
 class ValueType(Protocol):

@@ -18,10 +18,10 @@ from orchestrator.errors import Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
 from orchestrator.study import document, fields
-from orchestrator.study.document import Location, Node, shorten
+from orchestrator.study.document import Location, Node
 from orchestrator.study.fields import Key
 from orchestrator.study.overrides import apply
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest, shorten
 
 MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")

@@ -38,10 +38,11 @@ ORDER = (
     "machine",
     "parquet",  # from here on the base layer
     "columns",
+    "files",
     "executors",  # their table
-    "suggest",
     "records",
     "errors",
+    "text",
     "import_path",
     "losses",
     "models",

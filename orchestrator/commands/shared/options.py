@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from orchestrator.commands.shared import completion
-from orchestrator.errors import masked
+from orchestrator.text import masked
 
 Command = Callable[..., Any]
 
