@@ -26,6 +26,7 @@ from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, pla
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
@@ -112,7 +113,7 @@ def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, folder, storage)
+        prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
 
 

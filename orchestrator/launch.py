@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.catalog import integrity
 from orchestrator.cluster.signals import stopping
 from orchestrator.cluster.supervisor import end_in_time, is_supervised
+from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import Interrupted, StorageError, masked
 from orchestrator.execution.ray_environment import settled
 from orchestrator.machine import commits, folders, paths
@@ -59,13 +60,14 @@ def plan_study(
     storage: str | Path = DEFAULT_STORAGE,
     settings: Sequence[str] = (),
     text: str | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing.
 
-    The file is not read where its `text` is given.
+    The file is not read where its `text` is given. `on_note` is as for `load_study`.
     """
     place = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings, text, open_weights=True))
+    plan = make_plan(load_study(study_file, settings, text, open_weights=True, on_note=on_note))
     if warning := stored_studies.other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
@@ -229,7 +231,7 @@ def _train(
     dashboard: bool,
 ) -> None:
     on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
-    from orchestrator.data import tensors as datasets
+    from orchestrator.data.prepare import is_prepared, prepare_dataset
     from orchestrator.execution.inline_executor import Workload, run_inline
 
     begun, stop = threading.Event(), threading.Event()
@@ -238,10 +240,10 @@ def _train(
     with lease, stopping(lambda name: _ask(begun, stop, on_event, name)), _hearing(storage, launched, stop):
         lease.sweep()
         stored_studies.remember(storage, plan, launched)
-        for name in sorted({trial.config.dataset for trial in to_do}):
-            if not datasets.is_prepared(name, storage):
+        for name, dataset in sorted(_datasets(plan, to_do).items()):
+            if not is_prepared(dataset, storage):
                 on_event(Event(EventKind.PREPARING, f"decoding {name}"))
-            datasets.prepare(name, Path(launched.data), storage)
+            prepare_dataset(dataset, Path(launched.data), storage)
         ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
         jobs = _jobs(plan, to_do, storage, launched)
         run = Workload(
@@ -257,6 +259,12 @@ def _train(
                 from orchestrator.execution.ray_executor import run_ray
 
             run_ray(run, on_event)
+
+
+def _datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | FolderDataset]:
+    """The datasets of some trials by the name that a row has for each."""
+    configs = [trial.config for trial in to_do]
+    return {c.dataset: plan.folders[c.folder.digest] if c.folder else c.dataset for c in configs}
 
 
 def _launched(

@@ -18,6 +18,7 @@ from orchestrator.commands.options import (
     data_option,
     file_argument,
     is_terminal,
+    note,
     say_how_to_resume,
     set_option,
     storage_option,
@@ -69,7 +70,7 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
     if is_supervised():
         follow_parent()
     elif not inline:
-        study = load_study(file, options["settings"])  # a fault of the file needs no second process
+        study = load_study(file, options["settings"], on_note=note)  # a fault of the file needs no second process
         sys.exit(supervise(sys.argv[1:], study.text, lambda text: write_line(sys.stderr, text), say_how_to_resume))
     dashboard = not options.pop("no_dashboard")
     _train(file, address=address, inline=inline, as_json=as_json, dashboard=dashboard, **options)

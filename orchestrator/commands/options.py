@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from orchestrator.commands import completing
+from orchestrator.data.registry import DATASETS
 from orchestrator.errors import masked
 
 Command = Callable[..., Any]
@@ -43,11 +44,12 @@ def storage_option(command: Command) -> Command:
 
 
 def data_option(command: Command) -> Command:
-    """`--data`, where the images of CIFAR are."""
+    """`--data`, where the images of datasets are that scikit-learn does not ship."""
+    own = [dataset.name for dataset in DATASETS.values() if dataset.from_data_folder]
     option = click.option(
         "--data", default="data", envvar="KDCTL_DATA", show_default=True, show_envvar=True, metavar="DIR",
         shell_complete=completing.folders,
-        help="Folder of CIFAR-10 and CIFAR-100; a launch downloads into it what is missing.",
+        help=f"Folder of {' and '.join(own)}; a launch downloads into it what is missing.",
     )  # fmt: skip
     return option(command)
 
@@ -115,6 +117,11 @@ def is_terminal() -> bool:
 def agrees(question: str) -> bool:
     """Whether the person at the terminal says yes; asked on standard error. Only where `is_terminal`."""
     return click.confirm(question, err=True)
+
+
+def note(text: str) -> None:
+    """Prints on standard error what takes longer than a moment."""
+    click.echo(text, err=True)
 
 
 def warn(warnings: Sequence[object]) -> None:

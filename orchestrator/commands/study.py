@@ -18,6 +18,7 @@ from orchestrator.commands.options import (
     file_argument,
     is_terminal,
     json_option,
+    note,
     set_option,
     storage_option,
     warn,
@@ -82,7 +83,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     from orchestrator.study.reader import load_study
 
     try:
-        study = load_study(file, settings, open_weights=True)
+        study = load_study(file, settings, open_weights=True, on_note=note)
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:
@@ -121,7 +122,7 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
     from orchestrator.launch import plan_study
     from orchestrator.storage.layout import Storage
 
-    found = plan_study(file, storage, settings)
+    found = plan_study(file, storage, settings, on_note=note)
     warn((*found.warnings, *integrity.foreign(Storage.at(storage))))
     if not as_json:
         click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))

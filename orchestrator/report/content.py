@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import cached_property
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import stored_facts
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
@@ -114,8 +114,9 @@ def _is_sound(row: TrialRecord) -> bool:
         recipe = json.loads(row.recipe)
         for model in filter(None, (row.student, row.teacher)):
             models.parse(model)
-        return row.dataset in DATASETS and isinstance(recipe, dict) and isinstance(recipe.get("teacher"), dict | None)
-    except (ValueError, TypeError, RecursionError):
+        stored_facts(row.dataset, recipe)
+        return isinstance(recipe.get("teacher"), dict | None)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return False
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from orchestrator import parquet
+from orchestrator.data.registry import DATASETS
 from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.storage.layout import Storage
@@ -21,7 +22,7 @@ SCHEMA_VERSION = "2"
 TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
     "no": ("int", "number of the trial in the plan it was trained for, from 1"),
     "method": ("string", "base, logit or st"),
-    "dataset": ("string", "digits, cifar10 or cifar100"),
+    "dataset": ("string", f"{', '.join(DATASETS)}; a folder's name and the first digits of its digest"),
     "student": ("string", "the model that was trained"),
     "teacher": ("string", "the teacher's model; null without one"),
     "start_time": ("timestamp", "when training began, UTC"),

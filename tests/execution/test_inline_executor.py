@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.errors import Interrupted, RayLost, ResourceError, StorageError
 from orchestrator.execution import inline_executor
 from orchestrator.execution.attempt import Job, Report, TakenOver, TrialNotice
@@ -181,7 +181,7 @@ def test_trials_side_by_side_give_what_they_give_alone(
     run(storage, *configs)
     together = Storage.at(tmp_path / "together")
     together.prepare()
-    tensors.prepare("digits", None, together)
+    prepare_dataset("digits", None, together)
     side_by_side(3)
     seen = run(together, *configs)
     kinds = [type(record) for _, record in seen]
