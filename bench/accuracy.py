@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import as_a_trial, device_of, headline, parser_of, planned, positive, run
+from shared.common import as_a_trial, device_of, headline, parser_of, planned, positive, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +34,8 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
-from orchestrator.models.resnet import BasicBlock, Outputs, ResNet
+from orchestrator.models.base import Classifier, Outputs
+from orchestrator.models.resnet import BasicBlock
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
@@ -74,7 +75,7 @@ def rounded(x: Tensor) -> Tensor:
 class Rounded(nn.Module):
     """A network that computes in float32 what a device with bfloat16 computes."""
 
-    def __init__(self, model: ResNet) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
@@ -106,7 +107,7 @@ class Outcome:
     acc: float
 
 
-def fresh(config: TrialConfig, images: Data) -> ResNet:
+def fresh(config: TrialConfig, images: Data) -> Classifier:
     """The model that kdctl begins with."""
     build = partial(models.build, config.student, images.facts.classes)
     return fresh_model(build, config.seed, images.train.labels.device)
@@ -115,7 +116,7 @@ def fresh(config: TrialConfig, images: Data) -> ResNet:
 Recipe = Callable[[TrialConfig], Outcome]
 
 
-def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
+def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
     """The recipe as anybody would write it."""
 
     def trained(config: TrialConfig) -> Outcome:
@@ -147,7 +148,7 @@ def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
     return trained
 
 
-def _contiguous(model: ResNet) -> ResNet:
+def _contiguous(model: Classifier) -> Classifier:
     return model.to(memory_format=torch.contiguous_format)
 
 
@@ -201,7 +202,7 @@ def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: T
         yield
 
 
-def taught(trial: PlannedTrial, images: Data, storage: Storage) -> ResNet:
+def taught(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
     """The teacher, trained as every teacher is."""
     config = trial.config.teacher
     assert config

@@ -569,7 +569,7 @@ def test_a_query_prints_a_table(run: Run) -> None:
 
 def test_what_a_table_leaves_out_is_said_on_standard_error(run: Run) -> None:
     code, out, err = run("SELECT range FROM range(1234)")
-    assert (code, len(out.splitlines()), err) == (0, 101, "… 1,134 more rows; --format csv has them all\n")
+    assert (code, len(out.splitlines()), err) == (0, 101, "… 1,134 more rows; --format csv prints all\n")
 
 
 EXAMPLES = re.findall(r'kdctl query "(.*?)"', command.help or "", re.DOTALL)
@@ -643,7 +643,7 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("nosuch/x.csv", "its folder is not there"), ("/dev/null", "it is no plain file"), (".", "it is no plain file"),
+        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"), (".", "it is not a regular file"),
         ("RUNS/results/trials/a.parquet", "inside the storage"), ("RUNS/new.csv", "inside the storage"),
     ],
 )  # fmt: skip

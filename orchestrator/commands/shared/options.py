@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, and the questions that they ask."""
+"""The arguments and options that several commands share, and their questions and warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from orchestrator.commands import completing
+from orchestrator.commands.shared import completion
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import masked
 
@@ -20,70 +20,70 @@ Command = Callable[..., Any]
 
 def file_argument(command: Command) -> Command:
     """`FILE`, a study file."""
-    return click.argument("file", type=click.Path(), shell_complete=completing.study_files)(command)
+    return click.argument("file", type=click.Path(), shell_complete=completion.study_files)(command)
 
 
 def study_argument(command: Command) -> Command:
     """`[STUDY]`, for commands that only read: a study file, or a name that the storage remembers (`lookup.study`)."""
-    return click.argument("study", metavar="[STUDY]", required=False, shell_complete=completing.studies)(command)
+    return click.argument("study", metavar="[STUDY]", required=False, shell_complete=completion.studies)(command)
 
 
 def trial_argument(command: Command) -> Command:
     """`[TRIAL]`, the beginning of a trial's id; see `trial_ids.resolve`."""
-    return click.argument("trial", metavar="[TRIAL]", required=False, shell_complete=completing.trials)(command)
+    return click.argument("trial", metavar="[TRIAL]", required=False, shell_complete=completion.trials)(command)
 
 
 def storage_option(command: Command) -> Command:
-    """`--storage`, where trials, teachers and results are."""
+    """`--storage`, the folder or bucket with trials, teachers and results."""
     option = click.option(
-        "--storage", default="runs", envvar="KDCTL_STORAGE", show_default=True, show_envvar=True, metavar="PLACE",
-        shell_complete=completing.folders,
-        help="Folder, or bucket like s3://bucket/folder, of trials, teachers and results.",
+        "--storage", default="runs", envvar="KDCTL_STORAGE", show_default=True, show_envvar=True, metavar="LOCATION",
+        shell_complete=completion.folders,
+        help="Folder or bucket (s3://bucket/folder) for trials, teachers and results.",
     )  # fmt: skip
     return option(command)
 
 
 def data_option(command: Command) -> Command:
-    """`--data`, where the images of datasets are that scikit-learn does not ship."""
+    """`--data`, the folder with the images of datasets that no package ships."""
     own = [dataset.name for dataset in DATASETS.values() if dataset.from_data_folder]
     option = click.option(
         "--data", default="data", envvar="KDCTL_DATA", show_default=True, show_envvar=True, metavar="DIR",
-        shell_complete=completing.folders,
-        help=f"Folder of {' and '.join(own)}; a launch downloads into it what is missing.",
+        shell_complete=completion.folders,
+        help=f"Folder with {' and '.join(own)}; a launch downloads what is missing into it.",
     )  # fmt: skip
     return option(command)
 
 
 def set_option(command: Command) -> Command:
-    """`--set`, which changes the study file for once."""
+    """`--set`, which overrides a key of the study file for this command."""
     option = click.option(
-        "--set", "settings", multiple=True, metavar="KEY=VALUE", shell_complete=completing.settings,
-        help="Change the study file, like recipe.epochs=2; may be given several times.",
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", shell_complete=completion.settings,
+        help="Override a key of the study file, like recipe.epochs=2; can be given several times.",
     )  # fmt: skip
     return option(command)
 
 
 def json_option(command: Command) -> Command:
-    """`--json`, for programs."""
+    """`--json`, output for programs."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
 
 
 def address_option(command: Command) -> Command:
-    """`--address` of commands that work on studies which were handed to a cluster."""
+    """`--address` of commands about studies that were submitted to a cluster."""
     option = click.option(
         "--address", metavar="URL", callback=_dashboard,
-        help="Dashboard of the Ray cluster that studies were handed to, like http://HOST:8265.",
+        help="Dashboard of the Ray cluster that the study was submitted to, like http://HOST:8265.",
     )  # fmt: skip
     return option(command)
 
 
 def cluster_option(command: Command) -> Command:
-    """`--address` of a launch: a cluster to join, or a dashboard to hand the study to."""
+    """`--address` of a launch: a cluster to join, or a dashboard to submit the study to."""
     option = click.option(
         "--address", metavar="ADDR", callback=_cluster,
-        help="Ray cluster to join (auto: the one here; local: start one for this launch), or to hand the study to "
-        "(http://HOST:8265). Without it the one that RAY_ADDRESS names, or that `kdctl up` keeps, or else one for this "
-        "launch.",
+        help="Ray cluster to join (auto: the one on this machine; local: a new one for this launch), or dashboard to "
+        "submit the study to (http://HOST:8265). Default: the cluster in RAY_ADDRESS, else the one that `kdctl up` "
+        "started, else a new one for this launch.",
     )  # fmt: skip
     return option(command)
 
@@ -105,17 +105,22 @@ def _dashboard(context: click.Context, option: click.Parameter, address: str | N
 
 
 def yes_option(command: Command) -> Command:
-    """`--yes`, which answers what `agrees` would ask."""
-    return click.option("--yes", is_flag=True, help="Do not ask; without a terminal nobody is asked.")(command)
+    """`--yes`, which answers the question of `confirm`."""
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)
+
+
+def storage_words(storage: str) -> str:
+    """The ` --storage` to append to a command line; empty for the default."""
+    return "" if storage == "runs" else f" --storage {shlex.quote(storage)}"
 
 
 def is_terminal() -> bool:
-    """Whether somebody can be asked: no stream is a pipe or a file."""
+    """Whether a question can be asked: no stream is a pipe or a file."""
     return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
-def agrees(question: str) -> bool:
-    """Whether the person at the terminal says yes; asked on standard error. Only where `is_terminal`."""
+def confirm(question: str) -> bool:
+    """Asks the user a question on standard error; True for yes. Call it only where `is_terminal`."""
     return click.confirm(question, err=True)
 
 
@@ -125,16 +130,16 @@ def note(text: str) -> None:
 
 
 def warn(warnings: Sequence[object]) -> None:
-    """Says each on standard error, broken at spaces where a terminal is too narrow."""
+    """Prints each warning on standard error, wrapped to the terminal's width."""
     from orchestrator.columns import width_of, wrapped
 
     for warning in warnings:
         click.echo(wrapped(str(warning), width_of(sys.stderr)), err=True)
 
 
-def say_how_to_resume() -> None:
-    """Says the command line that goes on with what was stopped."""
-    # A job on a cluster was launched by another command line, on another machine.
+def print_resume_command() -> None:
+    """Prints the command line that resumes what was stopped."""
+    # A job on a cluster was submitted with another command line, on another machine.
     command = os.environ.get("KDCTL_COMMAND") or shlex.join(["kdctl", *sys.argv[1:]])
-    with suppress(OSError):  # nobody may read it any more
-        click.echo(f"go on with:  {masked(command)}", err=True)
+    with suppress(OSError):  # the reader of standard error may be gone
+        click.echo(f"resume with:  {masked(command)}", err=True)
