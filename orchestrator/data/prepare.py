@@ -35,7 +35,7 @@ def _file_of(dataset: str | FolderDataset, storage: Storage) -> str:
 
 def is_prepared(dataset: str | FolderDataset, storage: Storage) -> bool:
     """Whether a dataset is in the storage, so that `prepare_dataset` has nothing to do."""
-    return storage.place.entry(_file_of(dataset, storage)) is not None
+    return storage.backend.stat(_file_of(dataset, storage)) is not None
 
 
 def prepare_dataset(
@@ -51,11 +51,11 @@ def prepare_dataset(
     and how to get it.
     """
     target = _file_of(dataset, storage)
-    if storage.place.entry(target):
+    if storage.backend.stat(target):
         return
     name = dataset if isinstance(dataset, str) else dataset.facts.digest
     with waiting(storage, f"dataset-{name}", while_waiting):
-        if storage.place.entry(target):
+        if storage.backend.stat(target):
             return
         if isinstance(dataset, FolderDataset):
             splits = image_folder.read(dataset)
@@ -65,15 +65,15 @@ def prepare_dataset(
         for split, (pixels, labels) in splits.items():
             tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
             tensors[f"{split}.labels"] = labels
-        storage.place.write(target, save(tensors))
+        storage.backend.write(target, save(tensors))
 
 
 def require_prepared(config: TrialConfig, storage: Storage) -> None:
     """Puts the images of a trial into the storage again where that needs nothing from the user. Raises DataError."""
     if config.folder is None:
         prepare_dataset(config.dataset, None, storage)
-    elif storage.place.entry(prepared_file(config, storage)) is None:
+    elif storage.backend.stat(prepared_file(config, storage)) is None:
         raise DataError(
-            f"the images of {config.dataset} are not in {storage.place.shown('')}; launch a study that names their "
-            "folder, which prepares them"
+            f"the images of {config.dataset} are not in {storage.backend.describe('')}; launch a study that names "
+            "their folder, which prepares them"
         )

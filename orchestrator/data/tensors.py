@@ -82,9 +82,9 @@ _loading = threading.Lock()  # trials of one process that start side by side loa
 
 @lru_cache(maxsize=2)  # a worker goes from trial to trial; the images stay on its device
 def _whole(name: str, file: str, storage: Storage, device: torch.device) -> dict[str, Images]:
-    shown = storage.place.shown(file)
+    shown = storage.backend.describe(file)
     try:
-        tensors = load_file(storage.place.path(file), device=str(device))
+        tensors = load_file(storage.backend.local_path(file), device=str(device))
         _wait(device)
         return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in SPLITS}
     except FileNotFoundError:

@@ -159,6 +159,17 @@ def test_a_name_is_read_by_its_family() -> None:
     assert (name.title, name.variant) == ("ResNet110", "110")
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "other"),
+    [
+        ("resnet_32_20", 1, "resnet_32_26"), ("resnet_32_20", -2, "resnet_32_8"), ("wrn_40_2", -4, "wrn_16_2"),
+        ("resnet_32_20", -3, None), ("resnet_32_20", 0, None),
+    ],
+)  # fmt: skip
+def test_the_model_with_more_blocks(name: str, blocks: int, other: str | None) -> None:
+    assert models.deeper(name, blocks) == other
+
+
 @pytest.mark.parametrize("classes", [-1, 0, 1])
 def test_too_few_classes(classes: int) -> None:
     with pytest.raises(ValueError, match="at least 2"):
