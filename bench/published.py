@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import parquet
-from orchestrator.errors import EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError
 from orchestrator.launch import plan_study
 from orchestrator.records import State, TrialRecord
 from orchestrator.report.markdown import escaped, grid
@@ -26,6 +26,7 @@ from orchestrator.results.summary import Group, tables
 from orchestrator.results.tables import PUBLISHED_COLUMNS
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.text import masked
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 
@@ -54,17 +55,17 @@ class Study:
     @classmethod
     def read(cls, file: str | Path, storage: Storage, settings: Sequence[str]) -> Study:
         """Raises KdctlError where the file is faulty, a row is damaged, or there is no row of this study."""
-        plan = plan_study(file, storage.place.address, settings)
+        plan = plan_study(file, storage.backend.address, settings)
         rows = {row.trial_id: row for row in store.read_trials(storage, [trial.trial_id for trial in plan.trials])}
         for row in rows.values():
             if not _is_sound(row):
-                shown = storage.place.shown(storage.trial_row(row.trial_id))
+                shown = storage.backend.describe(storage.trial_row(row.trial_id))
                 raise KdctlError(f"{shown} holds a damaged row; launch its study again, which writes it anew")
         if not rows:
-            others = len(storage.place.entries(storage.trial_rows))
+            others = len(storage.backend.list_files(storage.trial_rows))
             hint = f"; {others} trials are there, of other studies or settings: give the --set of the launch"
             raise KdctlError(
-                f"{storage.place.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
+                f"{storage.backend.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
                 "first (make table DATA=...), or name the storage it was launched with"
             )
         return cls(plan, rows)

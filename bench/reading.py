@@ -79,7 +79,7 @@ def _fill(storage: Storage, trials: int, epochs: int) -> None:
         trial_id = f"{number:012x}"
         store.write_epochs(storage, trial_id, records)
         store.write_trial(storage, replace(ROW, trial_id=trial_id, no=number + 1, nepoch=epochs))
-        storage.place.write(storage.weights(trial_id), b"0")
+        storage.backend.write(storage.weights(trial_id), b"0")
 
 
 def read(folder: Path, way: str) -> tuple[float, float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from orchestrator.losses.terms import Loss
@@ -25,18 +25,41 @@ class Option:
 Options = Mapping[str, float | str]
 
 
+class Widths(Protocol):
+    """The channels of a model's maps, in order, and of its pooled features."""
+
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """One for each stage."""
+
+    @property
+    def pooled(self) -> int:
+        """Of the features before the last linear layer."""
+
+
+def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
+    if options["match"] != "pooled" or student.pooled == teacher.pooled:
+        return ""
+    return (
+        f"match: pooled compares their pooled features one by one, and there are {student.pooled} of the student's "
+        f"and {teacher.pooled} of the teacher's; use match: logits, or a teacher with {student.pooled}"
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train a student.
 
     `needs` tells from the options what the teacher must be asked for: `logits`, `pooled` or `maps`, or nothing
-    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords.
+    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. `mismatch` states
+    why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
     """
 
     builder: str
     doc: str
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
+    mismatch: Callable[[Options, Widths, Widths], str] = lambda options, student, teacher: ""
 
     @property
     def has_teacher(self) -> bool:
@@ -58,6 +81,7 @@ METHODS: Mapping[str, Method] = {
             "match": Option("logits", "what is compared with the teacher's", choices=("logits", "pooled")),
         },
         lambda options: (str(options["match"]),),
+        mismatch=_pooled_mismatch,
     ),
     "st": Method(
         "orchestrator.losses.terms:SoftTarget",

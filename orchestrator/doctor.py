@@ -18,16 +18,17 @@ from secrets import token_hex
 from typing import Any
 
 from orchestrator.catalog import integrity
-from orchestrator.catalog.cleanup import clock, sized
+from orchestrator.catalog.cleanup import clock
 from orchestrator.cluster import kept_cluster
 from orchestrator.columns import table, wrapped
-from orchestrator.data import layouts
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import KdctlError, StorageError, printable
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.files import PART
 from orchestrator.machine import folders, limits
-from orchestrator.storage.backend import MARKER, PART, Folder, StorageBackend
+from orchestrator.storage.backend import MARKER, Folder, StorageBackend
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire
+from orchestrator.text import first_line, format_size, printable
 
 _PYTHON = (3, 11)
 _MEMORY = 2e9  # bytes; less is soon used up by workers that each load torch
@@ -131,7 +132,7 @@ def _torch() -> Result:
     try:
         import torch
     except Exception as error:  # a library that does not fit makes it fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return CheckLevel.BAD, f"torch cannot be imported ({reason})", "install kdctl anew, which brings a torch"
     return _ok(f"torch {torch.__version__}")
 
@@ -163,7 +164,7 @@ def _one_gpu(number: int) -> str:
     free, total = torch.cuda.mem_get_info(number)
     has_bf16 = torch.cuda.get_device_capability(number) >= (8, 0)  # older ones emulate it, slowly
     name = torch.cuda.get_device_name(number)
-    return f"{name}, {sized(free)} of {sized(total)} free, {'bf16' if has_bf16 else 'no bf16'}"
+    return f"{name}, {format_size(free)} of {format_size(total)} free, {'bf16' if has_bf16 else 'no bf16'}"
 
 
 def _has_driver() -> bool:
@@ -178,11 +179,11 @@ def _cpu() -> Result:
 
 def _memory() -> Result:
     total = limits.memory()
-    found = sized(total)
+    found = format_size(total)
     if total < _MEMORY:
         return (
             CheckLevel.WARNING,
-            f"{found}, wanted {sized(_MEMORY)} or more",
+            f"{found}, wanted {format_size(_MEMORY)} or more",
             "launch with --max-concurrent 1",
         )
     return _ok(found)
@@ -204,8 +205,12 @@ def _shared_memory() -> Result:
     free = shutil.disk_usage(folder).free
     if free < _SHARED_MEMORY:
         cure = "free it, start a container with --shm-size=1g, or launch with --inline"
-        return CheckLevel.WARNING, f"{sized(free)} free in {folder}, Ray wants {sized(_SHARED_MEMORY)}", cure
-    return _ok(f"{sized(free)} free in {folder}")
+        return (
+            CheckLevel.WARNING,
+            f"{format_size(free)} free in {folder}, Ray wants {format_size(_SHARED_MEMORY)}",
+            cure,
+        )
+    return _ok(f"{format_size(free)} free in {folder}")
 
 
 def _temporary_folder() -> Result:
@@ -239,66 +244,66 @@ def _nearest(address: str) -> tuple[StorageBackend, bool]:
 
     Raises StorageError for an address of no storage.
     """
-    place = Storage.at(address).place
-    if not isinstance(place, Folder):
-        return place, True
-    nearest = next(folder for folder in (place.root, *place.root.parents) if folder.exists())
+    backend = Storage.at(address).backend
+    if not isinstance(backend, Folder):
+        return backend, True
+    nearest = next(folder for folder in (backend.root, *backend.root.parents) if folder.exists())
     if not nearest.is_dir():
         raise StorageError(f"{str(nearest)!r} is a file; wanted a folder for the storage; name another with --storage")
-    return Folder(nearest), nearest == place.root
+    return Folder(nearest), nearest == backend.root
 
 
 def _storage(address: str) -> Result:
-    place, is_there = _nearest(address)
-    _write_and_read(place)
+    backend, is_there = _nearest(address)
+    _write_and_read(backend)
     tried = "a file was written, replaced, read and removed"
     if not is_there:
-        return _ok(f"not there yet, a launch will create it; in {place.address} {tried}")
-    if place.entry(MARKER) is None:
-        return _missing_marker(place, tried)
-    lease = acquire(Storage(place), f"doctor-{token_hex(6)}")
+        return _ok(f"not there yet, a launch will create it; in {backend.address} {tried}")
+    if backend.stat(MARKER) is None:
+        return _missing_marker(backend, tried)
+    lease = acquire(Storage(backend), f"doctor-{token_hex(6)}")
     if lease is None:
         raise StorageError("a lease that nobody else can know is held; remove what is in leases/, then ask again")
     with lease:
         lease.check()
-    return _ok(f"{place.address}: {tried}, a lease was taken and given back")
+    return _ok(f"{backend.address}: {tried}, a lease was taken and given back")
 
 
-def _missing_marker(place: StorageBackend, tried: str) -> Result:
-    if not place.entries(Storage.trial_rows):
-        return _ok(f"{place.address} is no storage yet, a launch will make it one; {tried}")
-    found = f"{place.address} has results, but its {MARKER} is missing"
+def _missing_marker(backend: StorageBackend, tried: str) -> Result:
+    if not backend.list_files(Storage.trial_rows):
+        return _ok(f"{backend.address} is no storage yet, a launch will make it one; {tried}")
+    found = f"{backend.address} has results, but its {MARKER} is missing"
     return CheckLevel.WARNING, found, "see that it is the folder that you mean; the next launch writes that file anew"
 
 
-def _write_and_read(place: StorageBackend) -> None:
+def _write_and_read(backend: StorageBackend) -> None:
     name = f"{PART}doctor-{token_hex(6)}"  # which all who read a storage pass over
     try:
         for content in (b"first", b"and second"):
-            place.write(name, content)
-            if place.read(name) != content:
+            backend.write(name, content)
+            if backend.read(name) != content:
                 raise StorageError(
-                    f"{place.shown(name)} does not hold what was written to it last; wanted a place that does; use "
-                    "another with --storage"
+                    f"{backend.describe(name)} does not hold what was written to it last; expected a storage that "
+                    "does; use another with --storage"
                 )
     finally:
-        place.delete(name)
-    if place.entry(name) is not None:
+        backend.delete(name)
+    if backend.stat(name) is not None:
         raise StorageError(
-            f"{place.shown(name)} is still there after its removal; wanted it gone; check what the storage allows"
+            f"{backend.describe(name)} is still there after its removal; wanted it gone; check what the storage allows"
         )
 
 
 def _free_space(address: str) -> Result:
-    place, _ = _nearest(address)
-    if not isinstance(place, Folder):
+    backend, _ = _nearest(address)
+    if not isinstance(backend, Folder):
         return _ok("not known of a bucket")
-    free = shutil.disk_usage(place.root).free
-    found = f"{sized(free)} free at {place.address}"
+    free = shutil.disk_usage(backend.root).free
+    found = f"{format_size(free)} free at {backend.address}"
     if free >= _SPACE_LOW:
         return _ok(found)
     verdict = CheckLevel.BAD if free < _SPACE_NONE else CheckLevel.WARNING
-    return verdict, f"{found}, wanted {sized(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
+    return verdict, f"{found}, wanted {format_size(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
 
 
 def _clock(address: str) -> Result:
@@ -316,8 +321,8 @@ def _clock(address: str) -> Result:
 
 
 def _files(address: str) -> Result:
-    place, is_there = _nearest(address)
-    found = integrity.lacking(Storage(place)) if is_there else []
+    backend, is_there = _nearest(address)
+    found = integrity.lacking(Storage(backend)) if is_there else []
     if not found:
         return _ok("none that is foreign, and finished trials have their weights and epochs")
     facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
@@ -330,28 +335,10 @@ def _date(seconds: float) -> str:
 
 def _data(name: str, address: str, folder: Path) -> Result:
     storage = Storage.at(address)
-    if storage.place.entry(storage.dataset(name, DATASETS[name].digest)):
+    if storage.backend.stat(storage.dataset(name, DATASETS[name].digest)):
         return _ok("prepared in the storage")
-    if name == "digits":
-        if find_spec("sklearn") is None:
-            return (
-                CheckLevel.BAD,
-                "scikit-learn is not installed, which has them",
-                "install kdctl anew, which brings it",
-            )
-        return _ok("comes with scikit-learn")
-    copies = layouts.find(name, folder)
-    if copies and not copies[0].lacks:
-        return _ok(f"{copies[0]}; a launch checks and prepares it")
-    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
-    if copies:
-        found = f"{copies[0]}, but {copies[0].lacks}"
-    return (
-        CheckLevel.WARNING,
-        found,
-        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
-        "or KDCTL_DATA names",
-    )
+    found, fix = DATASETS[name].load_reader().locate(name, folder)
+    return (CheckLevel.WARNING, found, fix) if fix else _ok(found)
 
 
 # Showing.

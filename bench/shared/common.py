@@ -17,10 +17,11 @@ from shared.machine import described
 
 from orchestrator import models
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
 from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
+from orchestrator.text import masked
 from orchestrator.training.loop import cpu_facts, fresh_model
 
 TEST_IMAGES = 100  # a test has no part in what is measured
@@ -43,9 +44,9 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
     return trial
 
 
-def fresh(name: str, dataset: str, device: torch.device) -> Classifier:
-    """A model with the weights of seed 0, laid out as kdctl has it."""
-    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), 0, device)
+def fresh(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
+    """A model with the weights of a seed, in the memory layout that kdctl uses."""
+    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), seed, device)
 
 
 def synchronise(device: torch.device) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 
-from orchestrator.errors import StorageError, printable
+from orchestrator.errors import StorageError
 from orchestrator.records import State
 from orchestrator.results import store
 from orchestrator.storage.backend import Entry
 from orchestrator.storage.layout import Storage
+from orchestrator.text import printable
 
 _SHOWN = 8  # names in one warning
 
@@ -54,7 +55,7 @@ def lacking(storage: Storage, trial_ids: Collection[str] | None = None, *, look_
 
 
 def _listed(storage: Storage) -> list[Entry]:
-    return [entry for folder in storage.folders for entry in storage.place.entries(folder)]
+    return [entry for folder in storage.folders for entry in storage.backend.list_files(folder)]
 
 
 def _stem(entry: Entry) -> str:
@@ -68,10 +69,8 @@ def _foreign(storage: Storage, entries: Sequence[Entry]) -> list[str]:
     shown = ", ".join(printable(name) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     what = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
-    return [
-        f"warning: {what} not kdctl's and passed over: {shown}{more}, in {printable(storage.place.shown(''))}; remove "
-        "what nobody needs"
-    ]
+    where = printable(storage.backend.describe(""))
+    return [f"warning: {what} not kdctl's and passed over: {shown}{more}, in {where}; remove what nobody needs"]
 
 
 def _finished(storage: Storage, trial_ids: list[str]) -> Iterator[str]:

@@ -7,15 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
 from orchestrator.machine.paths import PathError, local
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
-from orchestrator.study.document import shorten
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.study.stored_studies import Member
-from orchestrator.suggest import nearest, nearest_file
+from orchestrator.text import nearest, nearest_file, printable, shorten
 
 _SHOWN = 20  # names in one message
 
@@ -62,7 +61,7 @@ def other_settings(storage: Storage, found: Found) -> str | None:
     if found.name not in {stored.name for stored in stored_studies.remembered(storage)}:
         return None
     return (
-        f"study {found.name} was launched with {storage.place.shown('')}, but with other settings: none of these "
+        f"study {found.name} was launched with {storage.backend.describe('')}, but with other settings: none of these "
         f"{len(found.members):,} trials has begun"
     )
 
@@ -80,7 +79,7 @@ def _exists(text: str) -> bool:
 
 
 def _neither(storage: Storage, text: str, known: list[str]) -> str:
-    shown, place = printable(shorten(text)), storage.place.shown("")
+    shown, place = printable(shorten(text)), storage.backend.describe("")
     head = f"{shown}: there is no such file, and no study of this name in {place}"
     if not known:
         return f"{head}, which remembers none; name another storage with --storage, or {_guess(text, [])}"

@@ -30,8 +30,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import exceptions
 
+from orchestrator import executors
 from orchestrator.cluster import kept_cluster
-from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
+from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError
 from orchestrator.machine import addresses, folders, proxies
 from orchestrator.machine.paths import word
 from orchestrator.records import State
@@ -39,7 +40,7 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 from orchestrator.study.reader import Study
-from orchestrator.suggest import nearest
+from orchestrator.text import masked, nearest
 
 _CONNECTING, _ANSWERING = 10.0, 60.0  # seconds
 _STOPPING = 40  # seconds that Ray leaves a job after SIGTERM; a launch takes 13 at most, see `supervisor`
@@ -82,6 +83,7 @@ class JobRequest:
     settings: tuple[str, ...] = ()
     max_concurrent: int | None = None
     skip_failed: bool = False
+    executor: str = executors.DEFAULT
     command: str = ""
 
 
@@ -441,7 +443,8 @@ def _gather(study: Study, folder: Path) -> str:
 
 def _entrypoint(order: JobRequest, file: str) -> str:
     """The shell's command line for a job."""
-    words = ["launch", word(file), "--address", "auto", "--storage", order.storage]
+    words = ["launch", word(file), *executors.arguments(order.executor), "--address", "auto"]
+    words += ["--storage", order.storage]
     words += ["--data", order.data] if order.data is not None else []
     words += [word for setting in order.settings for word in ("--set", setting)]
     words += ["--max-concurrent", str(order.max_concurrent)] if order.max_concurrent else []

@@ -60,7 +60,7 @@ def _which_trial(place: Storage) -> str:
 
     found = next(iter(remembered(place)), None)
     if found is None:
-        where = place.place.shown("")
+        where = place.backend.describe("")
         return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name another --storage"
     rows = [(member.trial_id, member.shown) for member in found.members[:_MOST_LISTED]]
     left = len(found.members) - len(rows)
@@ -72,8 +72,9 @@ def _which_trial(place: Storage) -> str:
 
 def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
     from orchestrator.catalog.trial_ids import resolve
-    from orchestrator.errors import KdctlError, printable
+    from orchestrator.errors import KdctlError
     from orchestrator.storage import logs as stored
+    from orchestrator.text import printable
 
     trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)

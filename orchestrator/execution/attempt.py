@@ -20,9 +20,10 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import facts_of, title_of
 from orchestrator.data.tensors import Data
-from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
+from orchestrator.execution.job import Job
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
@@ -32,6 +33,7 @@ from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
 from orchestrator.study.plan import PlannedTrial
 from orchestrator.teachers import outputs
+from orchestrator.text import printable
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.training.graphs import own_stream, sharing
 from orchestrator.training.loop import (
@@ -43,60 +45,6 @@ from orchestrator.training.loop import (
     supports_bfloat16,
     train,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A planned trial with what its worker needs to know of the launch; plain JSON travels to the worker."""
-
-    trial: PlannedTrial
-    no: int
-    study: str
-    storage: str
-    threads: int
-    weights: str | None  # the file of a teacher that the user brought
-    git_commit: str | None
-    ray_version: str | None
-    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
-    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
-    checkpoint_seconds: float = 30.0
-    gpus: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal job."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        return {**data, "trial": self.trial.to_json()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Job:
-        """The job that `to_json` was asked of."""
-        return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
-
-    def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
-        """The job's row before anything was measured."""
-        config = self.trial.config
-        return TrialRecord(
-            no=self.no,
-            method=config.method,
-            dataset=config.dataset,
-            student=config.student,
-            teacher=config.teacher.student if config.teacher else None,
-            start_time=datetime.now(UTC),
-            nepoch=config.epochs,
-            lr=config.lr,
-            batch_size=config.batch_size,
-            trial_id=self.trial.trial_id,
-            study=self.study,
-            state=state,
-            error=error,
-            failure=failure,
-            seed=config.seed,
-            teacher_id=self.trial.teacher_id,
-            recipe={**config.recipe(), "teacher_answers": self.trial.teacher_cache},
-            kdctl_version=version("kdctl"),
-            ray_version=self.ray_version,
-            git_commit=self.git_commit,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +167,7 @@ class _Attempt:
     def _fit(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
-        classes = DATASETS[config.dataset].classes
+        classes = facts_of(config).classes
         if config.weights is not None:
             assert job.weights is not None
             self._write_row(self._row)
@@ -227,7 +175,7 @@ class _Attempt:
             yield self._begun(0, None)
             model = outputs.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
-            yield from _doubt(self._tested.acc, images)
+            yield from _doubt(self._tested.acc, title_of(config.dataset), images)
             return model
         loss = losses.build(config.method, **dict(config.options))
         model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
@@ -411,14 +359,17 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _doubt(acc: float, images: Data) -> Iterator[TrialNotice]:
+_DOUBTED = 10.0  # percentage points above guessing, below which weights are doubted; with few classes twice is too much
+
+
+def _doubt(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
     """Says so where weights from a file do hardly better than guessing."""
     guessing = 100 / images.facts.classes
-    if acc < 2 * guessing:
+    if acc < guessing + min(guessing, _DOUBTED):
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
         yield TrialNotice(
             f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
-            f"they trained on {images.facts.title}, on images from 0 to 1 less the mean ({mean}), divided by the "
+            f"they trained on {dataset}, on images from 0 to 1 less the mean ({mean}), divided by the "
             f"standard deviation ({std})?"
         )
 

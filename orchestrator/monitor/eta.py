@@ -13,6 +13,7 @@ from orchestrator import models
 from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.monitor.trial_status import LIVE, PENDING, Stage, TrialStatus
 from orchestrator.study.stored_studies import Member
+from orchestrator.text import format_duration
 
 _ROUGH = 2.0  # the factor by which a pace derived from other work may be too high or too low
 
@@ -176,20 +177,6 @@ class _Paces:
 
 
 # Text.
-
-
-def format_duration(seconds: float) -> str:
-    """A duration for a person, no more precise than an estimate is: `40 s`, `12 min`, `3 h 20 min`."""
-    seconds = max(0.0, seconds)
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds < 10 else f"{5 * round(seconds / 5)} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(10 * round(minutes / 10), 60)
-    if hours < 36:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{seconds / 86400:.1f} days"
 
 
 def format_eta(eta: Eta | None) -> str:

@@ -9,11 +9,12 @@ from functools import lru_cache
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from orchestrator import executors
 from orchestrator.columns import wrap
-from orchestrator.errors import printable
 from orchestrator.monitor.eta import Eta, format_eta
 from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.monitor.trial_status import FINAL, Stage, TrialStatus
+from orchestrator.text import printable
 
 _FEW, _SOME = 3, 20  # failures, and awaited teachers, that get a row each; of a whole view the second
 _HEADED = 3  # with more rows than this for trials, they have a header
@@ -121,7 +122,7 @@ def _clock(seconds: float) -> str:
 
 
 def _where(status: StudyStatus) -> str:
-    how = {"inline": "in one process", "ray": "on Ray"}.get(status.executor, status.executor)
+    how = executors.describe_place(status.executor)
     return _escape(f"{how}, {status.host}" if status.host else how)
 
 

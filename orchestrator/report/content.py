@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import stored_facts
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
@@ -78,7 +78,7 @@ class Facts:
 
     def log(self, trial_id: str) -> str:
         """Where the log of a trial is."""
-        return self.storage.place.shown(self.storage.log(trial_id))
+        return self.storage.backend.describe(self.storage.log(trial_id))
 
 
 def gather(
@@ -92,14 +92,14 @@ def gather(
     rows = store.read_trials(storage, wanted)
     for row in rows:
         if not _is_sound(row):
-            shown = storage.place.shown(storage.trial_row(row.trial_id))
+            shown = storage.backend.describe(storage.trial_row(row.trial_id))
             raise StorageError(f"{shown} holds a damaged row; launch its study again, which trains this trial again")
     if members is None:
         rows.sort(key=lambda row: (row.study, row.no))
         members = [_member(row) for row in rows]
     if not members:
         raise KdctlError(
-            f"{storage.place.shown('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
+            f"{storage.backend.describe('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
             "storage with --storage"
         )
     return Facts(name, tuple(members), {row.trial_id: row for row in rows}, source, storage, now)
@@ -110,9 +110,10 @@ def _is_sound(row: TrialRecord) -> bool:
     try:
         for model in filter(None, (row.student, row.teacher)):
             models.parse(model)
-        return row.dataset in DATASETS
-    except (ValueError, TypeError):
+        stored_facts(row.dataset, row.recipe)
+    except (ValueError, TypeError, KeyError):
         return False
+    return True
 
 
 def _member(row: TrialRecord) -> Member:

@@ -439,7 +439,7 @@ def _launch_facts(facts: Facts) -> Iterator[tuple[str, str]]:
         if facts.source.launched:
             yield "last launch", f"{_moment(facts.source.launched)} UTC on {facts.source.host}"
         yield "commit of the file", facts.source.commit or ""
-    yield "storage", facts.storage.place.address
+    yield "storage", facts.storage.backend.address
     yield "this report", f"{_moment(facts.now)} UTC"
 
 

@@ -34,13 +34,13 @@ def types_of(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
 def write_trial(storage: Storage, record: TrialRecord) -> None:
     """Writes a trial's row, in place of an earlier one."""
     content = parquet.to_parquet(types_of(TRIAL_COLUMNS), [record.to_row()], _FACTS)
-    storage.place.write(storage.trial_row(record.trial_id), content)
+    storage.backend.write(storage.trial_row(record.trial_id), content)
 
 
 def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord]) -> None:
     """Writes all epochs that a trial has so far."""
     rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
-    storage.place.write(storage.trial_epochs(trial_id), parquet.to_parquet(types_of(EPOCH_COLUMNS), rows, _FACTS))
+    storage.backend.write(storage.trial_epochs(trial_id), parquet.to_parquet(types_of(EPOCH_COLUMNS), rows, _FACTS))
 
 
 def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
@@ -124,7 +124,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
         except (parquet.UnreadableFile, IndexError, ValueError):
             states[trial_id] = State.RUNNING
     finished = [trial_id for trial_id, state in states.items() if state is State.FINISHED]
-    for trial_id, size in zip(finished, storage.place.sizes(list(map(storage.weights, finished))), strict=True):
+    for trial_id, size in zip(finished, storage.backend.read_sizes(list(map(storage.weights, finished))), strict=True):
         if size is None or size != sizes[trial_id]:
             states[trial_id] = State.RUNNING
     return states
@@ -133,7 +133,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
 def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
     if trial_ids is not None and len(trial_ids) <= _FEW:
         return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
-    names = [entry.name for entry in storage.place.entries(folder) if storage.is_ours(entry.name)]
+    names = [entry.name for entry in storage.backend.list_files(folder) if storage.is_ours(entry.name)]
     if trial_ids is None:
         return names
     found = set(names)
@@ -156,7 +156,7 @@ def _present(names: list[str], contents: Iterable[bytes | None]) -> Iterable[tup
 
 def _content(storage: Storage, name: str) -> bytes | None:
     try:
-        return storage.place.read(name)
+        return storage.backend.read(name)
     except FileNotFoundError:  # it never was there, or went while we looked
         return None
 
@@ -202,7 +202,7 @@ def _naming(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except parquet.UnreadableFile as error:
-        raise StorageError(f"{storage.place.shown(name)} {error}; {_advice(storage, name)}") from None
+        raise StorageError(f"{storage.backend.describe(name)} {error}; {_advice(storage, name)}") from None
 
 
 def _advice(storage: Storage, name: str) -> str:
@@ -211,7 +211,7 @@ def _advice(storage: Storage, name: str) -> str:
     again = "launch its study again, which trains this trial again, from its last checkpoint where there is one"
     if name == storage.trial_row(trial_id) or read_states(storage, [trial_id]).get(trial_id) is not State.FINISHED:
         return again
-    row = storage.place.shown(storage.trial_row(trial_id))
+    row = storage.backend.describe(storage.trial_row(trial_id))
     return (
         "its trial is finished, and the results are whole: remove this file to go on without its curves, or also "
         f"remove {row} and launch its study again, which trains it again"

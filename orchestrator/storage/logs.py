@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from orchestrator.errors import StorageError, printable
+from orchestrator.errors import StorageError
 from orchestrator.storage.layout import Storage
+from orchestrator.text import printable
 
 MOST_LINES = 2000  # of one log; the oldest go first
 _LONGEST = 2000  # characters of a line
@@ -48,7 +49,7 @@ def _shown(line: str) -> str:
 
 def _write(storage: Storage, trial_id: str, lines: Sequence[str]) -> None:
     content = "\n".join(_bounded(lines)) + "\n"
-    storage.place.write(storage.log(trial_id), content.encode("utf-8", errors="replace"))
+    storage.backend.write(storage.log(trial_id), content.encode("utf-8", errors="replace"))
 
 
 def _bounded(lines: Sequence[str]) -> Iterable[str]:
@@ -69,7 +70,7 @@ def read(storage: Storage, trial_id: str) -> list[str]:
 
 def _load(storage: Storage, trial_id: str) -> list[str]:
     with suppress(FileNotFoundError):
-        return storage.place.read(storage.log(trial_id)).decode("utf-8", errors="replace").splitlines()
+        return storage.backend.read(storage.log(trial_id)).decode("utf-8", errors="replace").splitlines()
     return []
 
 
@@ -83,4 +84,4 @@ def append(storage: Storage, trial_id: str, text: str) -> None:
 
 def where(storage: Storage, trial_id: str) -> str:
     """Where a trial's log is, for a person."""
-    return storage.place.shown(storage.log(trial_id))
+    return storage.backend.describe(storage.log(trial_id))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator import executors
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.machine import commits
 from orchestrator.machine.paths import word
 from orchestrator.records import TableKey, TrialRecord
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
-from orchestrator.study.plan import Plan
-from orchestrator.suggest import nearest
+from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.text import masked, nearest, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,32 @@ class Launched:
     left: tuple[str, ...] = ()
     path: str = ""
     commit: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        to_do: Sequence[PlannedTrial],
+        since: datetime,
+        settings: Sequence[str],
+        data: Path,
+        executor: str,
+    ) -> Launched:
+        """A launch of this process, of the trials `to_do`. Secrets do not belong in a study file; they are masked."""
+        others = {trial.trial_id for trial in to_do} | {t.trial_id for t in plan.trials if t.state == "finished"}
+        return cls(
+            resource=f"{LAUNCH}{secrets.token_hex(6)}",
+            since=since,
+            host=socket.gethostname(),
+            executor=executor,
+            file=masked(plan.source),
+            text=masked(plan.text),
+            settings=tuple(map(masked, settings)),
+            data=str(data),
+            left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
+            path=path_of(plan.source),
+            commit=commits.of_file(Path(plan.source)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +151,9 @@ def other_file(storage: Storage, plan: Plan) -> str | None:
         return None
     if last.launched.host == socket.gethostname() and not Path(last.launched.path).is_file():
         return None  # it was moved here, and edited
+    where = storage.backend.describe("")
     return (
-        f"{printable(plan.source)}: study: warning: {storage.place.shown('')} has a study {plan.study} already, of "
+        f"{printable(plan.source)}: study: warning: {where} has a study {plan.study} already, of "
         f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
         "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
         "one of them another name"
@@ -133,7 +164,7 @@ def remembered(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
     found = [
         _study(read_json(storage, entry.name))
-        for entry in storage.place.entries(storage.plans)
+        for entry in storage.backend.list_files(storage.plans)
         if storage.is_ours(entry.name)
     ]
     return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
@@ -200,8 +231,8 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
     known = remembered(storage)
     if not known:
         raise KdctlError(
-            f"{storage.place.shown('')} holds no study yet; launch one with `kdctl launch FILE`, or name its storage "
-            "with --storage"
+            f"{storage.backend.describe('')} holds no study yet; launch one with `kdctl launch FILE`, or name its "
+            "storage with --storage"
         )
     if name is None:
         return known[0]
@@ -233,7 +264,7 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
         yield from [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
     except (TypeError, KeyError, AttributeError):
         raise StorageError(
-            f"{storage.place.shown(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
+            f"{storage.backend.describe(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
             "launch the study again, or remove that file where nobody needs it"
         ) from None
 
@@ -242,6 +273,5 @@ def command(study: StoredStudy) -> list[str]:
     """The words of the command line that launches a study again."""
     launched = study.launched
     settings = [word for setting in launched.settings for word in ("--set", setting)]
-    how = ["--inline"] if launched.executor == "inline" else []
     data = [] if launched.data == "data" else ["--data", launched.data]
-    return ["kdctl", "launch", word(launched.file), *data, *settings, *how]
+    return ["kdctl", "launch", word(launched.file), *data, *settings, *executors.arguments(launched.executor)]

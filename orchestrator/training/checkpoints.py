@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from orchestrator.errors import printable
 from orchestrator.records import EpochRecord
 from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage
+from orchestrator.text import first_line, printable
 from orchestrator.training.loop import TrainingState
 
 # A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
@@ -43,13 +43,13 @@ def save_checkpoint(storage: Storage, trial_id: str, course: TrainingState, epoc
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
     digest = hashlib.sha256(payload).hexdigest().encode()
     written = storage.checkpoint(trial_id, course.epoch, course.images)
-    storage.place.write(written, _FORMAT + digest + b"\n" + payload)
+    storage.backend.write(written, _FORMAT + digest + b"\n" + payload)
     names = _names(storage, trial_id)
     # Later ones were passed over as damaged, or somebody else wrote them while we stood still.
     kept = [name for name in names if name <= written][-CHECKPOINTS_KEPT:]
     for name in names:
         if name not in kept:
-            storage.place.delete(name)
+            storage.backend.delete(name)
 
 
 def restore_checkpoint(
@@ -61,7 +61,7 @@ def restore_checkpoint(
     cannot be read: what it holds is not to be trained again for a cut link.
     """
     for name in reversed(_names(storage, trial_id)):
-        content = storage.place.read(name)
+        content = storage.backend.read(name)
         try:
             facts, tensors = _read(content, trial_id)
             epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
@@ -70,8 +70,9 @@ def restore_checkpoint(
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the file is good; the next attempt may have room for it
         except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
-            reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
-            say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
+            reason = printable(first_line(error)[:200])
+            shown = storage.backend.describe(name)
+            say(f"checkpoint {shown} is damaged ({reason}) and passed over for the one before it")
             continue
         course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked = position
         return epochs
@@ -109,11 +110,11 @@ def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool,
 def drop_checkpoints(storage: Storage, trial_id: str) -> None:
     """Removes what a finished trial does not need any more."""
     for name in _names(storage, trial_id):
-        storage.place.delete(name)
+        storage.backend.delete(name)
 
 
 def _names(storage: Storage, trial_id: str) -> list[str]:
-    names = (entry.name for entry in storage.place.entries(storage.checkpoints(trial_id)))
+    names = (entry.name for entry in storage.backend.list_files(storage.checkpoints(trial_id)))
     return [name for name in names if storage.is_ours(name)]
 
 

@@ -30,7 +30,7 @@ def run(*words: str) -> Result:
 def test_logs_by_the_beginning_of_an_id(folder: Storage) -> None:
     remember(folder, [replace(TEACHER, trial_id="abc000000000"), replace(TEACHER, trial_id="abd000000000")])
     logs.append(folder, "abc000000000", "one\ntwo \x1b[2J")
-    address = ("--storage", folder.place.address)
+    address = ("--storage", folder.backend.address)
     said = run("logs", "abc", *address).stdout.splitlines()
     assert said[0].endswith(" one") and said[1] == r"    two \x1b[2J"
     assert run("logs", "abc", "--lines", "1", *address).stdout.splitlines() == said[1:]
@@ -53,7 +53,7 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
         write(folder, TEACHER, State.FINISHED)
 
     monkeypatch.setattr(command.time, "sleep", go_on)
-    said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.place.address).stdout
+    said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.backend.address).stdout
     assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["one", "two"]
 
 

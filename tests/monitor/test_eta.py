@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from launch_events import at, ended, epoch, launch, planned, played, started, status_after
 
 from orchestrator import models
-from orchestrator.monitor.eta import Eta, estimate, format_duration, format_eta
+from orchestrator.monitor.eta import Eta, estimate, format_eta
 from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.monitor.trial_status import TrialStatus
 from orchestrator.study.plan import PlannedTrial
@@ -143,17 +143,6 @@ def test_the_estimate_never_rises_and_ends_at_zero(shape: list[tuple[int, int, i
             assert before is None or eta.low <= before + 1e-6
             before = eta.low
     assert estimate(status, events[-1].time) == Eta(0, 0) and status.share_done() == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-1, "0 s"), (3.4, "3 s"), (12, "10 s"), (62, "60 s"), (150, "2 min"), (3599, "60 min"), (7200, "2 h"),
-        (12_000, "3 h 20 min"), (200_000, "2.3 days"),
-    ],
-)  # fmt: skip
-def test_durations_are_rounded(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 def test_the_time_left_as_text() -> None:

@@ -99,7 +99,7 @@ def test_a_damaged_row_does_not_hide_the_others(folder: Storage) -> None:
     study = remember(folder)
     write(folder, TEACHER, State.FINISHED)
     write(folder, STUDENTS[0], State.FINISHED)
-    folder.place.write(folder.trial_row(STUDENTS[0].trial_id), b"no parquet")
+    folder.backend.write(folder.trial_row(STUDENTS[0].trial_id), b"no parquet")
     assert stages(Follower(folder, study).read_status()) == ["finished", "queued", "queued", "queued"]
 
 
@@ -123,7 +123,7 @@ def test_the_number_of_trials_that_ran_at_the_same_time_predicts_how_many_will(f
 def test_a_reader_sees_who_holds_what_and_writes_nothing(folder: Storage) -> None:
     lease = acquire(folder, "launch-x")
     assert lease
-    before = folder.place.entries("")
+    before = folder.backend.list_files("")
     with lease:
         (held,) = leases.held(folder).items()
     assert held[0] == "launch-x" and held[1].pid == os.getpid() and leases.held(folder) == {}
@@ -136,13 +136,13 @@ def test_disagreeing_clocks_are_detected_by_a_second_read(
 ) -> None:
     facts = {"host": "far", "machine": "another", "pid": 1, "started": "1", "owner": "o", "follows": None}
     name = folder.claim("trial-1", "o")
-    folder.place.write(name, json.dumps(facts).encode())
-    os.utime(folder.place.path(name), (1000, 1000))
+    folder.backend.write(name, json.dumps(facts).encode())
+    os.utime(folder.backend.local_path(name), (1000, 1000))
 
     def wait(seconds: float) -> None:
         assert seconds > 2 * leases.BEAT
         if is_touched:
-            os.utime(folder.place.path(name), (1002, 1002))
+            os.utime(folder.backend.local_path(name), (1002, 1002))
 
     monkeypatch.setattr("time.sleep", wait)
     assert list(leases.held(folder)) == held

@@ -38,9 +38,11 @@ ORDER = (
     "machine",
     "parquet",  # from here on the base layer
     "columns",
-    "suggest",
+    "files",
+    "executors",  # their table
     "records",
     "errors",
+    "text",
     "import_path",
     "losses",
     "models",
@@ -49,13 +51,13 @@ MOST_MODULES = 15  # in one folder; more than that nobody takes in at a glance
 
 # library → the rooms or modules through which alone it is imported
 DOORS = {
-    "ray": ("execution.ray_executor", "execution.ray_session", "execution.ray_metrics", "cluster.jobs"),
+    "ray": ("execution._ray_tune", "execution._ray_session", "execution._ray_metrics", "cluster.jobs"),
     "click": ("cli", "commands"),
     "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),
-    "sklearn": ("data.tensors",),
-    "torchvision": ("data.tensors",),
-    "PIL": ("data.tensors",),
+    "sklearn": ("data.digits",),
+    "torchvision": ("data.cifar",),
+    "PIL": ("data._decode",),
     "jinja2": ("report.page",),
     "rich": ("monitor.view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),

@@ -341,7 +341,7 @@ def test_rows_that_are_rewritten_all_the_while_are_never_an_error(tmp_path: Path
             number += 1
             store.write_epochs(storage, "a", [replace(EPOCH, epoch=e, test_acc=number) for e in (1, 2, 3)])
 
-    command = [sys.executable, "-c", WRITER, storage.place.address]
+    command = [sys.executable, "-c", WRITER, storage.backend.address]
     thread = threading.Thread(target=rewrite_epochs)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
@@ -545,7 +545,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(filled: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `kdctl query` on the filled storage, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDCTL_STORAGE", filled.place.address)
+    monkeypatch.setenv("KDCTL_STORAGE", filled.backend.address)
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kdctl", "query", *map(str, words)])
@@ -613,7 +613,7 @@ def test_parquet_has_every_row_and_type(run: Run, filled: Storage) -> None:
 
 def kdctl(storage: Storage, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """`kdctl query` as a process."""
-    line = [sys.executable, "-m", "orchestrator.cli", "query", *words, "--storage", storage.place.address]
+    line = [sys.executable, "-m", "orchestrator.cli", "query", *words, "--storage", storage.backend.address]
     return subprocess.run(line, capture_output=True, timeout=120, **options)
 
 
@@ -650,7 +650,7 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 )  # fmt: skip
 def test_some_places_are_not_written(run: Run, filled: Storage, output: str, said: str) -> None:
     form = [] if "x.csv" in output or "RUNS" in output else ["--format", "csv"]
-    code, out, err = run("SELECT 1", "--output", output.replace("RUNS", filled.place.address), *form)
+    code, out, err = run("SELECT 1", "--output", output.replace("RUNS", filled.backend.address), *form)
     assert (code, out) == (2, "") and said in err
     assert len(ask(filled, "FROM trials")) == 4
 
@@ -693,6 +693,6 @@ def ask(*arguments, real=query._ask, watcher=threading.Thread(target=interrupt, 
 query._ask = ask
 cli.main()
 """
-    line = [sys.executable, "-c", code, "query", sql, "--storage", filled.place.address]
+    line = [sys.executable, "-c", code, "query", sql, "--storage", filled.backend.address]
     done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "\nstopped\n")

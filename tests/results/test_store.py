@@ -139,7 +139,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def file(storage: Storage, name: str) -> Path:
     """The file of a name, whether it is there or not."""
-    return Path(storage.place.address, name)
+    return Path(storage.backend.address, name)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_states(storage: Storage) -> None:
     states = dict(zip("abcde", State, strict=True))
     for trial_id, state in states.items():
         store.write_trial(storage, trial(trial_id, state))
-        storage.place.write(storage.weights(trial_id), WEIGHTS)
+        storage.backend.write(storage.weights(trial_id), WEIGHTS)
     assert store.read_states(storage) == states
 
 
@@ -272,19 +272,19 @@ def test_states(storage: Storage) -> None:
 def test_a_finished_trial_without_whole_weights_is_not_done(storage: Storage, weights: bytes | None) -> None:
     store.write_trial(storage, trial("a"))
     if weights is not None:
-        storage.place.write(storage.weights("a"), weights)
+        storage.backend.write(storage.weights("a"), weights)
     assert store.read_states(storage) == {"a": State.RUNNING}
 
 
 @pytest.mark.parametrize("size", [None, 0, -1, len(WEIGHTS) - 1, 2**62])
 def test_a_finished_row_of_other_weights_is_not_done(storage: Storage, size: int | None) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     store.write_trial(storage, replace(trial("a"), weights_bytes=size))
     assert store.read_states(storage) == {"a": State.RUNNING}
 
 
 def test_a_row_of_a_version_without_that_column_is_not_done(storage: Storage) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     path = written(storage, trial("a"))
     pq.write_table(pq.read_table(path).drop_columns(["weights_bytes", "failure"]), path)
     assert store.read_states(storage) == {"a": State.RUNNING}
@@ -319,7 +319,7 @@ def test_a_damaged_row_is_not_done_and_named(storage: Storage, damage: str) -> N
 
 
 def test_damaged_epochs_are_named(storage: Storage) -> None:
-    storage.place.write(storage.trial_epochs("a"), b"PAR1")
+    storage.backend.write(storage.trial_epochs("a"), b"PAR1")
     with pytest.raises(StorageError, match=r"epochs/a\.parquet is not a whole Parquet file"):
         store.read_epochs(storage)
 
@@ -371,7 +371,7 @@ COLUMNS: list[pa.Array] = [
 @pytest.mark.parametrize("column", ["state", "failure", "weights_bytes", "start_time", "acc", "trial_id"])
 @pytest.mark.parametrize("kind", range(len(COLUMNS)), ids=lambda kind: str(COLUMNS[kind].type))
 def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind: int) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     path = written(storage, trial("a"))
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(column), column, COLUMNS[kind]), path)
@@ -391,7 +391,7 @@ def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind:
     ],
 )
 def test_a_damaged_recipe_is_named_and_trained_again(storage: Storage, text: str | None) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     path = written(storage, trial("a"))
     assert store.read_states(storage) == {"a": State.FINISHED}
     table = pq.read_table(path)
@@ -442,7 +442,7 @@ DAMAGES = st.builds(Damage, FLIPS, st.just(1.0) | st.floats(0, 1)) | st.binary(m
 def test_damage_is_a_storage_error_or_changes_nothing(
     shared: Storage, damage: Callable[[bytes], bytes], is_row: bool
 ) -> None:
-    shared.place.write(shared.weights("a"), WEIGHTS)
+    shared.backend.write(shared.weights("a"), WEIGHTS)
     store.write_trial(shared, trial("a"))
     store.write_epochs(shared, "a", [EPOCH] * 3)
 
@@ -451,13 +451,13 @@ def test_damage_is_a_storage_error_or_changes_nothing(
         return [row.to_row() for row in rows] if is_row else store.read_epochs(shared, ["a"])
 
     name = shared.trial_row("a") if is_row else shared.trial_epochs("a")
-    raw, before = shared.place.read(name), read()
-    shared.place.write(name, damage(raw))
+    raw, before = shared.backend.read(name), read()
+    shared.backend.write(name, damage(raw))
     assert set(store.read_states(shared, ["a"])) == {"a"}
     try:
         after = read()
     except StorageError as error:
-        assert str(error).startswith(shared.place.shown(name))
+        assert str(error).startswith(shared.backend.describe(name))
         return
     assert len(damage(raw)) == len(raw)
     assert [set(row) for row in after] == [set(row) for row in before]
@@ -507,11 +507,11 @@ READERS = (by_duckdb, by_pyarrow, by_pandas, by_kdctl)
 def leave_part(storage: Storage) -> None:
     """What a process that is killed while it writes a row leaves behind."""
     name = storage.trial_row("killed")
-    with storage.place.building(name) as part:
+    with storage.backend.stage(name) as part:
         left = part
-    storage.place.delete(name)
+    storage.backend.delete(name)
     left.write_bytes(b"PAR1 half")
-    assert [entry.name for entry in storage.place.parts()] == [f"{storage.trial_rows}/{left.name}"]
+    assert [entry.name for entry in storage.backend.list_unfinished()] == [f"{storage.trial_rows}/{left.name}"]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -547,7 +547,7 @@ print(written)
 
 
 def test_nobody_reads_half_a_file_while_rows_are_rewritten(storage: Storage) -> None:
-    command = [sys.executable, "-c", WRITER, storage.place.address]
+    command = [sys.executable, "-c", WRITER, storage.backend.address]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
     ) as writer:
@@ -584,7 +584,7 @@ try:
 except StorageError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code, storage.place.address]
+    command = [sys.executable, "-c", code, storage.backend.address]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     assert "a.parquet cannot be written (" in done.stdout
     assert store.read_trials(storage) == [trial("a", State.RUNNING)]

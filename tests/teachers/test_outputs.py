@@ -31,6 +31,7 @@ from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.errors import TeacherError
 from orchestrator.models.base import Classifier
+from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
 from orchestrator.storage.leases import waiting
@@ -61,7 +62,7 @@ class Taught:
 
     def path(self, key: TableKey) -> Path:
         """The file of a table."""
-        return self.storage.place.path(self.storage.table(key))
+        return self.storage.backend.local_path(self.storage.table(key))
 
     def state_size(self, key: TableKey) -> None:
         """Has the facts of a table state the size that it has now."""
@@ -206,7 +207,7 @@ def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(outputs._Questions, "ask", lambda *given: bytes(len(ask(*given))))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
 
 
 def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
@@ -216,7 +217,7 @@ def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
     outputs.save_weights(loud, taught.storage, taught.config.trial_id())
     with pytest.raises(TeacherError, match="set teacher_cache: live"):
         taught.open(taught.key())
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
 
 
 def test_verify_repeats_the_check(taught: Taught) -> None:
@@ -244,7 +245,7 @@ def test_verify_sees_other_weights(taught: Taught) -> None:
 def test_verify_of_a_table_without_teacher(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
-    taught.storage.place.delete(taught.storage.weights(key.teacher_id))
+    taught.storage.backend.delete(taught.storage.weights(key.teacher_id))
     with pytest.raises(TeacherError, match=r"weights\.safetensors is missing; launch the study again"):
         taught.verify(key)
 
@@ -279,8 +280,8 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
 def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     key = taught.key()
     taught.open(key)
-    place, name = taught.storage.place, taught.storage.table_facts(key)
-    place.delete(name) if text is None else place.write(name, text.encode())
+    backend, name = taught.storage.backend, taught.storage.table_facts(key)
+    backend.delete(name) if text is None else backend.write(name, text.encode())
     assert list(taught.storage.tables()) == []
     with pytest.raises(TeacherError, match="was made from something else"):
         taught.verify(key)
@@ -345,8 +346,8 @@ def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> No
     key = taught.key()
     taught.open(key)
     name = taught.storage.table(key)
-    raw = taught.storage.place.read(name)
-    taught.storage.place.write(name, raw[:size] if size is not None else raw + b"!")
+    raw = taught.storage.backend.read(name)
+    taught.storage.backend.write(name, raw[:size] if size is not None else raw + b"!")
     with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
         taught.verify(key)
     taught.open(key)  # builds it anew
@@ -360,7 +361,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def test_table_is_built_once(taught: Taught) -> None:
     key = taught.key()
     first = taught.open(key)
-    facts = taught.storage.place.path(taught.storage.table_facts(key))
+    facts = taught.storage.backend.local_path(taught.storage.table_facts(key))
     before = stamp(taught.path(key)), stamp(facts)
     again = taught.open(key)
     assert (stamp(taught.path(key)), stamp(facts)) == before
@@ -387,7 +388,7 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     with pytest.raises(KeyboardInterrupt):  # as is who builds
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
     taught.open(key)
 
 
@@ -438,7 +439,7 @@ def test_several_processes_build_each_slice_once(taught: Taught, tmp_path: Path)
     starts = sorted(int(path.name.split("-")[0]) for path in log.iterdir())
     assert starts == list(range(0, 9 * 128, 200))
     assert taught.verify(taught.key()) < 0.01
-    names = [entry.name for entry in taught.storage.place.entries("teachers")]
+    names = [entry.name for entry in taught.storage.backend.list_files("teachers")]
     assert names == sorted([taught.storage.table(taught.key()), taught.storage.table_facts(taught.key())])
 
 
@@ -451,7 +452,7 @@ def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.kill()
     process.join()
-    kept = [entry for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    kept = [entry for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
     assert len(kept) == 3
     before = len(list(log.iterdir()))
     (again,) = started(taught, log, 1)
@@ -466,37 +467,58 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    assert [entry.name for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    assert [entry.name for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
     outputs.save_weights(fresh(1), taught.storage, key.teacher_id)
     taught.open(key)
     assert taught.verify(key) < 0.01
-    assert len(taught.storage.place.entries("teachers")) == 2
+    assert len(taught.storage.backend.list_files("teachers")) == 2
+
+
+def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(student="wrn_10_2")
+    model = loop.fresh_model(lambda: models.build(config.student, 10), 0, CPU)
+    outputs.save_weights(model, storage, config.trial_id())
+    taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
+    key = taught.key("pooled")
+    assert taught.open(key).table.shape == (9, 128, 128)
+    assert taught.verify(key) < 0.01
+
+
+@pytest.mark.timeout(60)
+def test_outputs_of_another_width_than_stated_end_with_an_error(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "widths", lambda name: Widths((16, 32, 63), 63))
+    with pytest.raises(
+        TeacherError, match=r"take 147,456 bytes, but table .* expects 126 for each.*teacher_cache: live"
+    ):
+        taught.open(taught.key("pooled"))
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
 def test_a_slice_of_another_size_is_built_anew(
     taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
-    key, place = taught.key(), taught.storage.place
+    key, backend = taught.key(), taught.storage.backend
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    for entry in place.entries("teachers"):
-        place.write(entry.name, damage(place.read(entry.name)))
+    for entry in backend.list_files("teachers"):
+        backend.write(entry.name, damage(backend.read(entry.name)))
     taught.open(key)
     assert taught.verify(key) < 0.01
 
 
 def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, place = taught.key(), taught.storage.place
+    key, backend = taught.key(), taught.storage.backend
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    for entry in place.entries("teachers"):
-        place.write(entry.name, bytes(entry.size))
+    for entry in backend.list_files("teachers"):
+        backend.write(entry.name, bytes(entry.size))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
-    assert place.entries("teachers") == place.parts() == []
+    assert backend.list_files("teachers") == backend.list_unfinished() == []
     taught.open(key)
     assert taught.verify(key) < 0.01
 
@@ -552,7 +574,7 @@ def assert_same(model: Classifier, state: State) -> None:
 
 def test_weights_come_back(trained: Classifier, storage: Storage) -> None:
     size, digest = outputs.save_weights(trained, storage, "0123456789ab")
-    path = storage.place.path(storage.weights("0123456789ab"))
+    path = storage.backend.local_path(storage.weights("0123456789ab"))
     assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     model = load(path)
     assert_same(model, trained.state_dict())
@@ -591,7 +613,7 @@ def test_code_in_a_file_is_not_executed(tmp_path: Path, form: str) -> None:
         path.write_bytes(pickle.dumps(evil))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
-    refusal = "a protocol other than 2" if form == "pickle" else r"holds \w+\.mkdir beside its tensors"
+    refusal = "a protocol other than 2" if form == "pickle" else r"holds \w+\.mkdir besides its tensors"
     with pytest.raises(TeacherError, match=refusal):
         load(path)
     assert not marker.exists()
@@ -610,7 +632,7 @@ UNFIT: dict[str, tuple[Callable[[State], object], list[str]]] = {
         lambda state: state.update({"linear.bias": state.pop("fc.bias")}),
         ["fc.bias is missing", "linear.bias is unknown"],
     ),
-    "shape": (narrow, ["fc.weight has shape (5, 64), wanted (10, 64)"]),
+    "shape": (narrow, ["fc.weight has shape (5, 64), expected (10, 64)"]),
     "nan": (lambda state: state["conv1.weight"].view(-1)[7:8].fill_(torch.nan), ["conv1.weight is not finite"]),
     "infinite": (lambda state: state["bn1.running_var"][:1].fill_(torch.inf), ["bn1.running_var is not finite"]),
     "empty": (lambda state: state.clear(), ["conv1.weight is missing", "more"]),
@@ -727,7 +749,7 @@ def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: Classifi
     path = tmp_path / "weights.pt"
     torch.save({**trained.state_dict(), "fc.bias": torch.zeros(1).expand(2**50)}, path)
     assert path.stat().st_size < 2**20
-    with pytest.raises(TeacherError, match=r"fc\.bias has shape \(1125899906842624,\), wanted \(10,\)"):
+    with pytest.raises(TeacherError, match=r"fc\.bias has shape \(1125899906842624,\), expected \(10,\)"):
         load(path)
 
 
@@ -758,7 +780,7 @@ def test_cut_off_weights(trained: Classifier, tmp_path: Path, form: str, kept: f
 def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(TeacherError, match="something else than plain tensors by name; save model.state_dict"):
+    with pytest.raises(TeacherError, match="holds no dense tensors of numbers by name; save only model.state_dict"):
         load(path)
 
 
@@ -767,6 +789,6 @@ def test_no_weights(taught: Taught, tmp_path: Path) -> None:
         load(tmp_path / "nothing.pt")
     with pytest.raises(TeacherError, match="cannot be read"):
         load(tmp_path)
-    taught.storage.place.delete(taught.storage.weights(taught.config.trial_id()))
+    taught.storage.backend.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):
         outputs.load_teacher(taught.config, taught.storage, CPU)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.shared.options import confirm, is_terminal, warn
-from orchestrator.errors import masked, printable
+from orchestrator.commands.shared.options import confirm, is_terminal, note, warn
+from orchestrator.executors import DEFAULT
+from orchestrator.text import masked, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def submit(
     file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
-    max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
+    max_concurrent: int | None, skip_failed: bool, executor: str = DEFAULT, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Submits a study to a cluster and prints how to watch it. `data` is None if no folder was given."""
     from orchestrator.cluster.jobs import Cluster, JobRequest
@@ -33,17 +34,17 @@ def submit(
     from orchestrator.study.plan import make_plan
     from orchestrator.study.reader import load_study
 
-    study = load_study(file, settings, open_weights=True)
+    study = load_study(file, settings, open_weights=True, on_note=note)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
-    place = Storage.at(storage).place.address
+    place = Storage.at(storage).backend.address
     folder = str(local(data, "data folder").absolute()) if data is not None else None
     cluster = Cluster(address)
     if (python := cluster.python()) and python != platform.python_version():
         click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
         JobRequest(
-            study, place, folder, tuple(settings), max_concurrent, skip_failed,
+            study, place, folder, tuple(settings), max_concurrent, skip_failed, executor,
             command=masked(shlex.join(["kdctl", *sys.argv[1:]])),
         )
     )  # fmt: skip
