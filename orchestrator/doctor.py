@@ -21,7 +21,6 @@ from orchestrator.catalog import integrity
 from orchestrator.catalog.cleanup import clock, sized
 from orchestrator.cluster import kept_cluster
 from orchestrator.columns import table, wrapped
-from orchestrator.data import layouts
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError, StorageError, printable
 from orchestrator.machine import folders, limits
@@ -332,26 +331,8 @@ def _data(name: str, address: str, folder: Path) -> Result:
     storage = Storage.at(address)
     if storage.backend.stat(storage.dataset(name, DATASETS[name].digest)):
         return _ok("prepared in the storage")
-    if name == "digits":
-        if find_spec("sklearn") is None:
-            return (
-                CheckLevel.BAD,
-                "scikit-learn is not installed, which has them",
-                "install kdctl anew, which brings it",
-            )
-        return _ok("comes with scikit-learn")
-    copies = layouts.find(name, folder)
-    if copies and not copies[0].lacks:
-        return _ok(f"{copies[0]}; a launch checks and prepares it")
-    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
-    if copies:
-        found = f"{copies[0]}, but {copies[0].lacks}"
-    return (
-        CheckLevel.WARNING,
-        found,
-        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
-        "or KDCTL_DATA names",
-    )
+    found, fix = DATASETS[name].load_reader().locate(name, folder)
+    return (CheckLevel.WARNING, found, fix) if fix else _ok(found)
 
 
 # Showing.

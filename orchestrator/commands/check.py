@@ -12,6 +12,7 @@ import click
 from orchestrator.commands.shared.options import (
     file_argument,
     json_option,
+    note,
     set_option,
     warn,
 )
@@ -41,7 +42,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     from orchestrator.study.reader import load_study
 
     try:
-        study = load_study(file, settings, open_weights=True)
+        study = load_study(file, settings, open_weights=True, on_note=note)
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:
