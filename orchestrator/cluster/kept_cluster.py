@@ -21,10 +21,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from orchestrator import codec
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError, printable
 from orchestrator.machine import folders, limits
@@ -251,16 +252,16 @@ def _write(file: Path, content: KeptCluster | LiveDashboard) -> None:
     folders.make(file.parent)
     new = file.with_name(f".{file.name}.{os.getpid()}")
     with _private(new) as written:
-        written.write(json.dumps(asdict(content)).encode())
+        written.write(json.dumps(codec.encode(content)).encode())
     new.replace(file)
 
 
 def _read(file: Path, kind: type[Memory]) -> Memory | None:
     try:
-        return kind(**json.loads(file.read_text(encoding="utf-8")))
+        return codec.decode(kind, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, TypeError, ValueError):  # a file of another version, or half of one
+    except (OSError, ValueError):  # a file of another version, or half of one
         file.unlink(missing_ok=True)
         return None
 

@@ -40,6 +40,7 @@ ORDER = (
     "columns",
     "executors",  # their table
     "suggest",
+    "codec",
     "records",
     "errors",
     "import_path",
