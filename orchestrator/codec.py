@@ -33,7 +33,9 @@ def decode(kind: type[T], data: Any) -> T:
 
 def _encode(kind: Any, value: Any) -> Any:
     if is_dataclass(value):
-        return {name: _encode(hint, getattr(value, name)) for name, (hint, _) in _fields(type(value)).items()}
+        return {
+            name: _encode(hint, getattr(value, name)) for name, (hint, _) in _fields(cast(Any, type(value))).items()
+        }
     if isinstance(value, Mapping):
         return {name: _encode(Any, inner) for name, inner in value.items()}
     if isinstance(value, tuple | list):
@@ -44,7 +46,7 @@ def _encode(kind: Any, value: Any) -> Any:
 
 
 @cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """The fields of a dataclass: name → (type, whether it has a default)."""
     hints = get_type_hints(kind)
     return {
@@ -82,7 +84,11 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
 
 def _decode_union(kind: Any, data: Any, path: str) -> Any:
     """The first member of a union that the data fits."""
+    if data is None and NoneType in get_args(kind):
+        return None
     for option in get_args(kind):
+        if option is NoneType:
+            continue
         try:
             return _decode(option, data, path)
         except CodecError as error:
@@ -118,8 +124,7 @@ def _check(kind: type, data: Any, path: str) -> Any:
     """The data, whose type must be the given one; whole numbers are also numbers, and true and false are neither."""
     if type(data) is kind or (kind is float and type(data) is int):
         return data
-    expected = "null" if kind is NoneType else kind.__name__
-    raise CodecError(f"{path or 'the value'}: expected {expected}, found {type(data).__name__}")
+    raise CodecError(f"{path or 'the value'}: expected {kind.__name__}, found {type(data).__name__}")
 
 
 def _join(path: str, name: str) -> str:

@@ -162,11 +162,8 @@ def _table_key(facts: Any) -> TableKey | None:
     """The key that such facts name, or None where they name none that a plan could make."""
     try:
         key = codec.decode(TableKey, {name: facts["key"][name] for name in TableKey.__slots__})
-        return (
-            key
-            if _ID.fullmatch(key.teacher_id) and key.answers in _ANSWERS and key.crop_padding >= 0 and key.images > 0
-            else None
-        )
+        is_sound = _ID.fullmatch(key.teacher_id) and key.answers in _ANSWERS
+        return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
     except (TypeError, KeyError, codec.CodecError):
         return None
 

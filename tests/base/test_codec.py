@@ -82,7 +82,7 @@ def test_what_is_missing_is_at_its_default() -> None:
         ({"is_on": 1}, "is_on: expected bool, found int"),
         ({"colour": "green"}, "colour: 'green' is not a valid Colour"),
         ({"when": "noon"}, "when: Invalid isoformat string: 'noon'"),
-        ({"share": "half"}, "share: expected null, found str"),
+        ({"share": "half"}, "share: expected float, found str"),
         ({"many": [{"point": [0]}]}, r"many\[0\].point: expected 2 items, found 1"),
         ({"many": [{}, {"options": {"b": []}}]}, r"many\[1\].options.b: expected str, found list"),
         ({"words": {"a": 1}}, "words.a: expected str, found int"),
