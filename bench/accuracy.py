@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import BasicBlock
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place, as_a_trial(device):
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, options.data, storage)
+        prepare_dataset(config.dataset, options.data, storage)
         images = tensors.load(config, storage, device)
         teacher = taught(trial, images, storage)
         table = open_table(key, teacher_config, images, storage, device)

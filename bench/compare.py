@@ -39,6 +39,7 @@ from shared.common import (
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
@@ -125,7 +126,7 @@ def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, folder, storage)
+        prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
 
 

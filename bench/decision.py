@@ -21,6 +21,7 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.models.base import Classifier
@@ -222,7 +223,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         storage.prepare()
-        tensors.prepare(options.dataset, options.data, storage)
+        prepare_dataset(options.dataset, options.data, storage)
         images = tensors.load(cases[0].planned(RUN).config, storage, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {options.threads} threads"
     print(f"{options.images:,} images of {options.dataset}, {name}, torch {torch.__version__}; medians ± std.\n")

@@ -41,6 +41,7 @@ from shared.machine import described, spread
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.results import store
@@ -94,7 +95,7 @@ def prepared(folder: Path) -> Storage:
     """A storage in a folder that holds the images."""
     storage = Storage.at(folder)
     storage.prepare()
-    tensors.prepare("digits", None, storage)
+    prepare_dataset("digits", None, storage)
     return storage
 
 

@@ -35,6 +35,7 @@ from shared.common import (
 from torch import Tensor
 
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.storage.layout import Storage
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(options.dataset, options.data, storage)
+        prepare_dataset(options.dataset, options.data, storage)
         images = tensors.load(trial.config, storage, device)
     print(headline(device), end="\n\n")
     report(trial, images, device, options.repeats)

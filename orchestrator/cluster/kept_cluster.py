@@ -27,9 +27,11 @@ from typing import Any, BinaryIO, TypeVar
 
 from orchestrator import codec
 from orchestrator.cluster.supervisor import end_session
-from orchestrator.errors import ResourceError, printable
+from orchestrator.errors import ResourceError
+from orchestrator.files import write_file
 from orchestrator.machine import folders, limits
 from orchestrator.machine.processes import session, started
+from orchestrator.text import printable
 
 LOOPBACK = "127.0.0.1"
 PORT = 8265  # of a dashboard, or the next free one
@@ -250,10 +252,7 @@ def _private(file: Path) -> BinaryIO:
 
 def _write(file: Path, content: KeptCluster | LiveDashboard) -> None:
     folders.make(file.parent)
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    with _private(new) as written:
-        written.write(json.dumps(codec.encode(content)).encode())
-    new.replace(file)
+    write_file(file, json.dumps(codec.encode(content)), private=True)
 
 
 def _read(file: Path, kind: type[Memory]) -> Memory | None:

@@ -18,7 +18,7 @@ from orchestrator.study import fields
 _OF_TEACHER = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
 _TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
 # Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
-_PLACED = {*fields.RECIPE_KEYS, "options", "teacher", "weights", "seed", "teacher_answers", "arithmetic"}
+_PLACED = {*fields.RECIPE_KEYS, "options", "teacher", "weights", "folder", "seed", "teacher_answers", "arithmetic"}
 _DIGITS = 12  # of a weights file's SHA-256
 _PLAIN = re.compile(r"[\w.-]+")
 

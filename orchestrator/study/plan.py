@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator import losses
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import FolderDataset, facts_of
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
 from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teacher
@@ -69,8 +69,8 @@ class PlannedTrial:
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file that the user brought to its path; `text` is the study file's, as it
-    was read, which JSON leaves out.
+    `weights` maps the SHA-256 of each weights file that the user brought to its path, and `folders` the digest of each
+    folder of images to that; `text` is the study file's, as it was read, which JSON leaves out.
     """
 
     study: str
@@ -80,6 +80,7 @@ class Plan:
     weights: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     text: str = field(default="", compare=False, repr=False)
+    folders: Mapping[str, FolderDataset] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, for programs."""
@@ -90,6 +91,7 @@ class Plan:
             "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
+            **({"folders": {key: folder.to_json() for key, folder in self.folders.items()}} if self.folders else {}),
         }
 
 
@@ -98,11 +100,14 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
+    folders: dict[str, FolderDataset] = {}
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
             if config.teacher:
                 teachers[config.teacher] = None
+        found = [value.value for value in experiment.axes["dataset"]]
+        folders |= {dataset.facts.digest: dataset for dataset in found if isinstance(dataset, FolderDataset)}
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}
@@ -112,7 +117,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_without_base(configs))
-    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
     return with_stored_state(plan, states or {}, tables)
 
 
@@ -193,7 +198,7 @@ def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) -> TrialConfig:
+def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
     base = {"seed": 0, **settings, "method": "base", "dataset": dataset, "student": settings["model"]}
     if "weights" not in settings:
         return _config(base, None)
@@ -205,14 +210,15 @@ def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) ->
 
 def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
     """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
-    facts = DATASETS[settings["dataset"]]
+    dataset = settings["dataset"]
+    facts = facts_of(dataset)
     method = losses.METHODS[settings["method"]]
     epochs = settings["epochs"]
     milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
     options = {name: settings.get(name, default) for name, default in method.defaults().items()}
     return TrialConfig(
         method=settings["method"],
-        dataset=settings["dataset"],
+        dataset=str(dataset),
         student=settings["student"],
         seed=settings["seed"],
         epochs=epochs,
@@ -231,6 +237,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         options=tuple(sorted(options.items())),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
+        folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
     )
 
 
@@ -239,7 +246,7 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     needs = losses.METHODS[config.method].needs(dict(config.options))
     if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
         return None
-    facts = DATASETS[config.dataset]
+    facts = facts_of(config)
     images = (config.limit_train or facts.train) - config.holdout
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import codec, executors
-from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator.errors import KdctlError, StorageError
 from orchestrator.machine import commits
 from orchestrator.machine.paths import word
 from orchestrator.records import TableKey, TrialRecord
@@ -22,7 +22,7 @@ from orchestrator.storage.layout import Storage, key_facts, read_json, write_jso
 from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
 from orchestrator.study.plan import Plan, PlannedTrial
-from orchestrator.suggest import nearest
+from orchestrator.text import masked, nearest, printable
 
 
 @dataclass(frozen=True, slots=True)
