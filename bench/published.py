@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import parquet
-from orchestrator.errors import EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError
 from orchestrator.launch import plan_study
 from orchestrator.records import State, TrialRecord
 from orchestrator.report.markdown import escaped, grid
@@ -26,6 +26,7 @@ from orchestrator.results.summary import Group, tables
 from orchestrator.results.tables import PUBLISHED_COLUMNS
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.text import masked
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 

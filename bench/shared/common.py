@@ -17,10 +17,11 @@ from shared.machine import described
 
 from orchestrator import models
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
 from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
+from orchestrator.text import masked
 from orchestrator.training.loop import cpu_facts, fresh_model
 
 TEST_IMAGES = 100  # a test has no part in what is measured

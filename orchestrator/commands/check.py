@@ -16,7 +16,8 @@ from orchestrator.commands.shared.options import (
     set_option,
     warn,
 )
-from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError
+from orchestrator.text import masked
 
 if TYPE_CHECKING:
     from orchestrator.errors import Fault

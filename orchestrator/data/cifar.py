@@ -24,6 +24,7 @@ from orchestrator.data.order import Labels, Pixels, Splits
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import DataError
 from orchestrator.machine import proxies
+from orchestrator.text import first_line
 
 _LARGEST = 200_000_000  # bytes of a file in an archive; the largest of CIFAR's has 155 million
 
@@ -139,7 +140,7 @@ def _files_of(place: Path, files: set[str], name: str) -> Callable[[str], bytes]
                 return (place / file).read_bytes()
             return inside[file]
         except (OSError, KeyError) as error:
-            reason = f"it has no {file}" if isinstance(error, KeyError) else _first_line(error)
+            reason = f"it has no {file}" if isinstance(error, KeyError) else first_line(error)
             raise DataError(f"{place}: a file is missing or damaged ({reason}); {_fix(name)}") from None
 
     return content
@@ -157,7 +158,7 @@ def _unpack(archive: Path, files: set[str], name: str) -> dict[str, bytes]:
                     found[file] = stream.read() if stream else b""
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
-            f"{archive} is damaged or cut off ({_first_line(error)}); download it again, or {_fix(name)}"
+            f"{archive} is damaged or cut off ({first_line(error)}); download it again, or {_fix(name)}"
         ) from None
     return found
 
@@ -170,7 +171,7 @@ def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tupl
     try:
         return parse_batch(raw, width)
     except Exception as error:  # a damaged pickle raises errors of a dozen types
-        raise DataError(f"{path} is not a batch of CIFAR images ({_first_line(error)}); {_fix(name)}") from None
+        raise DataError(f"{path} is not a batch of CIFAR images ({first_line(error)}); {_fix(name)}") from None
 
 
 def _download(name: str, folder: Path) -> None:
@@ -188,10 +189,6 @@ def _download(name: str, folder: Path) -> None:
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
             f"{name} is not in {folder}, {_cifar_layouts.describe_folder(folder)}, and could not be downloaded"
-            f"{proxies.through(source.url)} ({_first_line(error)}); put it there by hand: "
+            f"{proxies.through(source.url)} ({first_line(error)}); put it there by hand: "
             f"{_cifar_layouts.describe_expected(name)}"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

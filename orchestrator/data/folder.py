@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.data.registry import FolderDataset
-from orchestrator.errors import DataError, KdctlError, printable
+from orchestrator.errors import DataError, KdctlError
 from orchestrator.machine import folders
 from orchestrator.records import Dataset
+from orchestrator.text import printable
 
 if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a measurement is looked up
     from orchestrator.data.order import Pixels, Splits

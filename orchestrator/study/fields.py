@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.machine import paths
-from orchestrator.study.document import Node, shorten
-from orchestrator.suggest import nearest
+from orchestrator.study.document import Node
+from orchestrator.text import nearest, shorten
 
 
 class ValueType(Protocol):

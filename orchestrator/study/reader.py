@@ -16,14 +16,14 @@ from typing import Any
 from orchestrator import losses, models
 from orchestrator.data.folder import measure
 from orchestrator.data.registry import FolderDataset, facts_of
-from orchestrator.errors import DataError, Fault, StudyError, printable
+from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
 from orchestrator.study import document, fields
-from orchestrator.study.document import Location, Node, shorten
+from orchestrator.study.document import Location, Node
 from orchestrator.study.fields import ImageFolder, Key
 from orchestrator.study.overrides import apply
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest, printable, shorten
 
 _MOMENT = 1.0  # seconds
 MAX_TRIALS = 100_000

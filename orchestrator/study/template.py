@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import tempfile
 from pathlib import Path
 
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
+from orchestrator.files import write_file
 from orchestrator.machine.paths import word
-from orchestrator.storage.backend import umask
 from orchestrator.study.schema import schema_text
+from orchestrator.text import printable
 
 SCHEMA = "study.schema.json"  # beside the study file, as its first line says
 
@@ -63,9 +62,9 @@ def write(path: Path, dataset: str) -> list[Path]:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         written = [path]
-        _replace(path, text(_word(path), dataset))
+        write_file(path, text(_word(path), dataset))
         if not schema.exists():
-            _replace(schema, schema_text())
+            write_file(schema, schema_text())
             written.append(schema)
     except OSError as error:
         raise KdctlError(
@@ -73,19 +72,6 @@ def write(path: Path, dataset: str) -> list[Path]:
             "folder that is there and that you may write; name another"
         ) from None
     return written
-
-
-def _replace(path: Path, content: str) -> None:
-    """A file is there whole or as it was before."""
-    handle, made = tempfile.mkstemp(prefix=".", suffix=path.name, dir=path.parent)
-    part = Path(made)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        part.chmod(0o666 & ~umask())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _word(path: Path) -> str:

@@ -38,10 +38,12 @@ ORDER = (
     "machine",
     "parquet",  # from here on the base layer
     "columns",
+    "files",
     "executors",  # their table
-    "suggest",
+    "codec",
     "records",
     "errors",
+    "text",
     "import_path",
     "losses",
     "models",

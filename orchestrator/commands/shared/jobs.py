@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands.shared.options import confirm, is_terminal, note, warn
-from orchestrator.errors import masked, printable
 from orchestrator.executors import DEFAULT
+from orchestrator.text import masked, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ import click
 
 from orchestrator.commands.shared import completion
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import masked
+from orchestrator.text import masked
 
 Command = Callable[..., Any]
 
