@@ -1,4 +1,4 @@
-"""Whether a plan takes the faster of table and live teacher: its choice beside measured times.
+"""Whether a plan chooses the faster of table and live teacher: its choice compared with measured times.
 
 python bench/decision.py [--dataset cifar10 --data DIR] [--images N] [--repeats N] [--threads N]
 """
@@ -55,7 +55,7 @@ measured, and computed for the whole training set, as every table is checked wit
 
 @dataclass(frozen=True)
 class Case:
-    """A student under a teacher, on so many images with so many views each."""
+    """A student with a teacher, on `images` images with a number of views each."""
 
     dataset: str
     images: int
@@ -80,14 +80,14 @@ class Case:
 
 @dataclass
 class Way:
-    """Seconds of one way to ask: what comes before the first epoch, each epoch, and each run from end to end."""
+    """Seconds of one teacher mode: what comes before the first epoch, each epoch, and each run from start to end."""
 
     before: list[float] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
     runs: list[float] = field(default_factory=list)
 
     def computed(self, epochs: int) -> float:
-        """Seconds of a run of so many epochs, from the medians of its parts."""
+        """Seconds of a run of `epochs` epochs, from the medians of its parts."""
         return statistics.median(self.before) + epochs * statistics.median(self.epochs)
 
 
@@ -102,7 +102,7 @@ class Run:
         assert trial.config.teacher and trial.teacher_id
         storage = Storage.at(self._folder.name)
         storage.prepare()
-        # What a teacher has learned does not change how long it takes to ask it.
+        # A teacher's weights do not change how long a forward pass takes.
         taught = _fresh(trial.config.teacher.student, trial, device)
         outputs.save_weights(taught, storage, trial.teacher_id)
         start = time.perf_counter()

@@ -31,7 +31,6 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
-from orchestrator.study.plan import PlannedTrial
 from orchestrator.teachers import outputs
 from orchestrator.text import printable
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
@@ -225,7 +224,7 @@ class _Attempt:
         """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
         answers = course.asked
         if answers != self._job.trial.teacher_cache:
-            trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
+            trial = self._job.trial.with_teacher_mode(answers)
             self._job = replace(self._job, trial=trial)
             self._row = _with_recipe(self._row, teacher_answers=answers)
 

@@ -59,19 +59,10 @@ class PlannedTrial:
             "config": config.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlannedTrial:
-        """The trial that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        config = TrialConfig.from_json(data["config"])
-        return cls(
-            data["trial_id"],
-            data["role"],
-            config,
-            data["teacher_id"],
-            data["state"],
-            data["teacher_cache"],
-            _table_key(config, data["teacher_id"]) if data["teacher_cache"] == "table" else None,
-        )
+    def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
+        """The same trial with another decision about its teacher: `table`, `live` or None."""
+        table = _table_key(self.config, self.teacher_id) if mode == "table" else None
+        return replace(self, teacher_cache=mode, table=table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,7 @@ class Plan:
     folders: Mapping[str, FolderDataset] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal plan."""
+        """Plain JSON data, for programs."""
         return {
             "study": self.study,
             "source": self.source,
@@ -102,17 +93,6 @@ class Plan:
             "warnings": list(self.warnings),
             **({"folders": {key: folder.to_json() for key, folder in self.folders.items()}} if self.folders else {}),
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        trials = tuple(map(PlannedTrial.from_json, data["trials"]))
-        resources = Resources(**data["resources"])
-        folders = {key: FolderDataset.from_json(folder) for key, folder in data.get("folders", {}).items()}
-        return cls(
-            data["study"], data["source"], trials, resources, dict(data["weights"]), tuple(data["warnings"]),
-            folders=folders,
-        )  # fmt: skip
 
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:

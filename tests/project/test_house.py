@@ -40,6 +40,7 @@ ORDER = (
     "columns",
     "files",
     "executors",  # their table
+    "codec",
     "records",
     "errors",
     "text",
