@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a method: one of `choices`, or a number from `least` (or above it, if `exclusive`)."""
+    """An option of an entry: one of `choices`, or a number from `least` (or above it, if `exclusive`) to `most`.
+
+    It is an integer where its default is one.
+    """
 
     default: float | str
     doc: str
     choices: tuple[str, ...] = ()
     least: float = 0.0
+    most: float = 1e9
     exclusive: bool = False
 
 

@@ -104,7 +104,7 @@ class TrainingState:
         # A GPU reads the rate from its memory, so that a captured step need not be captured again for another one.
         rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
         optimizer = torch.optim.SGD(
-            model.parameters(), lr=rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+            model.parameters(), lr=rate, momentum=config.momentum or 0.0, weight_decay=config.weight_decay, fused=True
         )
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         return cls(model, optimizer, sums, arithmetic=compute_dtype(config.precision, device))
