@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
-from orchestrator.models.resnet import BasicBlock, Outputs, ResNet
+from orchestrator.models.base import Classifier, Outputs
+from orchestrator.models.resnet import BasicBlock
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
@@ -73,7 +74,7 @@ def rounded(x: Tensor) -> Tensor:
 class Rounded(nn.Module):
     """A network that computes in float32 what a device with bfloat16 computes."""
 
-    def __init__(self, model: ResNet) -> None:
+    def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.model = model
 
@@ -105,7 +106,7 @@ class Outcome:
     acc: float
 
 
-def fresh(config: TrialConfig, images: Data) -> ResNet:
+def fresh(config: TrialConfig, images: Data) -> Classifier:
     """The model that kdctl begins with."""
     build = partial(models.build, config.student, images.facts.classes)
     return fresh_model(build, config.seed, images.train.labels.device)
@@ -114,7 +115,7 @@ def fresh(config: TrialConfig, images: Data) -> ResNet:
 Recipe = Callable[[TrialConfig], Outcome]
 
 
-def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
+def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
     """The recipe as anybody would write it."""
 
     def trained(config: TrialConfig) -> Outcome:
@@ -146,7 +147,7 @@ def plain(trial: PlannedTrial, images: Data, teacher: ResNet) -> Recipe:
     return trained
 
 
-def _contiguous(model: ResNet) -> ResNet:
+def _contiguous(model: Classifier) -> Classifier:
     return model.to(memory_format=torch.contiguous_format)
 
 
@@ -200,7 +201,7 @@ def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: T
         yield
 
 
-def taught(trial: PlannedTrial, images: Data, storage: Storage) -> ResNet:
+def taught(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
     """The teacher, trained as every teacher is."""
     config = trial.config.teacher
     assert config

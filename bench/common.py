@@ -18,7 +18,7 @@ from machine import described
 from orchestrator import models
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.training.loop import cpu_facts, fresh_model
@@ -43,7 +43,7 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
     return trial
 
 
-def fresh(name: str, dataset: str, device: torch.device) -> ResNet:
+def fresh(name: str, dataset: str, device: torch.device) -> Classifier:
     """A model with the weights of seed 0, laid out as kdctl has it."""
     return fresh_model(partial(models.build, name, DATASETS[dataset].classes), 0, device)
 

@@ -23,7 +23,7 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.records import EpochRecord, view_count
 from orchestrator.results.summary import Statistic
 from orchestrator.storage.layout import Storage
@@ -133,7 +133,7 @@ class Run:
         self._folder.cleanup()
 
 
-def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> ResNet:
+def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> Classifier:
     return fresh_model(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
 
 

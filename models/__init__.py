@@ -1,80 +1,104 @@
-"""The models that a study file can name. Reading the registry does not import torch; `build` does."""
+"""The models that a study file can name. Only `build` imports torch; the table and everything else do without it."""
 
 from __future__ import annotations
 
-import re
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from orchestrator.models.family import Family, Number, Widths, count_basic_blocks
+
 if TYPE_CHECKING:
-    from orchestrator.models.resnet import ResNet
+    from orchestrator.models.base import Classifier
 
-
-@dataclass(frozen=True)
-class Family:
-    """Models that differ in depth alone. `builder` is `module:attribute`, called with (depth, num_classes)."""
-
-    builder: str
-    title: str
-    example: str
-    shallowest: int
-    step: int
-    deepest: int
-    rule: str
-
-
-# `resnet_32_D` are CIFAR ResNets as in the field's code: the layers of arXiv 1512.03385, section 4.2, but with
-# projection shortcuts (the paper's option B) where section 4.2 has none (option A). The paper's deepest has 1,202.
-FAMILIES = {
+FAMILIES: Mapping[str, Family] = {
+    # As in the field's code: the layers of arXiv 1512.03385, section 4.2, but with projection shortcuts (the paper's
+    # option B) where section 4.2 has none (option A). The paper's deepest has 1,202 layers.
     "resnet_32": Family(
-        "orchestrator.models.resnet:ResNet", "ResNet", "resnet_32_20", 8, 6, 1202, "depth must be 6n+2"
+        builder="orchestrator.models.resnet:ResNet",
+        form="resnet_32_{D}",
+        title="ResNet{D}",
+        variant="{D}",
+        example="resnet_32_20",
+        numbers=(Number("D", "depth", 8, 1202, 6, "6n+2"),),
+        widths=lambda depth: Widths((16, 32, 64), 64),
+        multiply_adds=lambda depth, *image: count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
     ),
 }
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model name taken apart: `resnet_32_20` is depth 20 of family `resnet_32`."""
+    """A model's name as its family reads it: `resnet_32_20` has the number 20 in family `resnet_32`."""
 
     family: str
-    depth: int
+    numbers: tuple[int, ...]
 
     @property
     def title(self) -> str:
-        """How tables call the family."""
-        return FAMILIES[self.family].title
+        """What tables and figures call the model, like `ResNet20`."""
+        family = FAMILIES[self.family]
+        return family.fill(family.title, self.numbers)
+
+    @property
+    def variant(self) -> str:
+        """What distinguishes the model within its family, like `20`."""
+        family = FAMILIES[self.family]
+        return family.fill(family.variant, self.numbers)
 
 
 def parse(name: str) -> ModelName:
-    """Takes a model name apart. Raises ValueError that says what is allowed and which known name is nearest."""
-    match = re.fullmatch(r"(.+)_([1-9][0-9]{0,8})", name, re.ASCII)
-    family = FAMILIES.get(match[1]) if match else None
-    if match is None or family is None:
-        known = ", ".join(f"{key}_D ({family.rule})" for key, family in FAMILIES.items())
-        raise ValueError(f"unknown model {name!r}; models are {known}, for example {_first().example}")
-    depth = int(match[2])
-    if not family.shallowest <= depth <= family.deepest or (depth - family.shallowest) % family.step:
-        nearest = family.shallowest + round((depth - family.shallowest) / family.step) * family.step
-        nearest = min(max(nearest, family.shallowest), family.deepest)
-        limits = f"from {family.shallowest} to {family.deepest}"
-        raise ValueError(f"unknown model {name!r}; {family.rule}, {limits} (did you mean {match[1]}_{nearest}?)")
-    return ModelName(match[1], depth)
+    """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
+    for key, family in FAMILIES.items():
+        numbers = family.read(name)
+        if numbers is not None:
+            wrong = [each for each, value in zip(family.numbers, numbers, strict=True) if not each.allows(value)]
+            if not wrong:
+                return ModelName(key, numbers)
+            values = [each.nearest(value) for each, value in zip(family.numbers, numbers, strict=True)]
+            rules = "; ".join(each.describe() for each in wrong)
+            raise ValueError(f"unknown model {name!r}; {rules} (did you mean {family.fill(family.form, values)}?)")
+    examples = [family.example for family in FAMILIES.values()]
+    nearest = difflib.get_close_matches(name, examples, n=1, cutoff=0.0)[0]
+    raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {nearest}")
 
 
-def build(name: str, num_classes: int) -> ResNet:
+def build(name: str, num_classes: int) -> Classifier:
     """A model with fresh weights, drawn from torch's global generator.
 
-    It maps float images [B, 3, H, W] to logits [B, num_classes]; `model.embed` gives the features too.
+    It maps float images [B, 3, H, W] to logits [B, num_classes]; `model.embed` returns its features too.
     Raises ValueError for an unknown name or fewer than 2 classes.
     """
     model = parse(name)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
     module, attribute = FAMILIES[model.family].builder.split(":")
-    builder: type[ResNet] = getattr(import_module(module), attribute)
-    return builder(model.depth, num_classes)
+    builder: Callable[..., Classifier] = getattr(import_module(module), attribute)
+    return builder(*model.numbers, num_classes)
 
 
-def _first() -> Family:
-    return next(iter(FAMILIES.values()))
+def widths(name: str) -> Widths:
+    """The channels of a model's maps and of its pooled features. Raises ValueError for an unknown name."""
+    model = parse(name)
+    return FAMILIES[model.family].widths(*model.numbers)
+
+
+def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
+    """What one forward pass of one image of `side`² pixels costs, in multiply-accumulate operations.
+
+    Convolutions and linear layers count. Raises ValueError for an unknown name.
+    """
+    model = parse(name)
+    return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
+
+
+def describe() -> str:
+    """Every name that there is, for messages and docs, like `resnet_32_D with D = 6n+2`."""
+    return ", or ".join(family.describe() for family in FAMILIES.values())
+
+
+def pattern() -> str:
+    """A regular expression that every model's name matches, for a JSON Schema: it checks the form, not the numbers."""
+    return f"^({'|'.join(family.pattern() for family in FAMILIES.values())})$"

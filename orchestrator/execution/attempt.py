@@ -24,7 +24,7 @@ from orchestrator.data import tensors
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.results import store
@@ -207,13 +207,13 @@ class _Attempt:
         except Exception as error:  # a trial's failure is a row, and the study goes on
             return self._fail(error)
 
-    def _noting(self, reports: Generator[Report, None, ResNet]) -> Generator[Report, None, ResNet]:
+    def _noting(self, reports: Generator[Report, None, Classifier]) -> Generator[Report, None, Classifier]:
         """Passes reports on, and writes them down in the trial's log."""
         while True:
             try:
                 report = next(reports)
             except StopIteration as end:
-                model: ResNet = end.value
+                model: Classifier = end.value
                 return model
             self._log.add(_told(report, self._job.trial.config.epochs))
             yield report
@@ -234,7 +234,7 @@ class _Attempt:
         if self._lease.is_lost:
             self._lease.check()
 
-    def _fit(self) -> Generator[Report, None, ResNet]:
+    def _fit(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
         classes = DATASETS[config.dataset].classes
@@ -333,7 +333,7 @@ class _Attempt:
         needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
         return outputs.LiveTeacher(outputs.load_teacher(trial.config.teacher, self._storage, self._device), needs)
 
-    def _finish(self, model: ResNet) -> TrialRecord:
+    def _finish(self, model: Classifier) -> TrialRecord:
         images = tensors.load(self._job.trial.config, self._storage, self._device)
         tested = self._course.tested if self._course else self._tested  # not where the last epoch was another process's
         score = tested or evaluate(model, images.test, images, self.check)
@@ -459,7 +459,7 @@ def _teacher_score(config: TrialConfig, limit_test: int | None, storage: Storage
     return evaluate(outputs.load_teacher(config, storage, device), images.test, images)
 
 
-def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: ResNet) -> TrialRecord:
+def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: Classifier) -> TrialRecord:
     row = replace(row, state=State.FINISHED, acc=final["last_acc"], **final)
     row = replace(row, params=sum(parameter.numel() for parameter in model.parameters()))
     return replace(row, **_summary(epochs))

@@ -48,7 +48,7 @@ class Pair:
     @property
     def title(self) -> str:
         """Like `ResNet8 on Digits`."""
-        return f"{model_title(self.student)} on {DATASETS[self.dataset].title}"
+        return f"{models.parse(self.student).title} on {DATASETS[self.dataset].title}"
 
     @property
     def slug(self) -> str:
@@ -63,13 +63,7 @@ class Pair:
         """A setting's label, with its teacher where there are several."""
         many = len(self._teachers) > 1
         label = entry.group.label
-        return f"{label} ← {model_title(entry.table.teacher)}" if many and entry.table.teacher else label
-
-
-def model_title(name: str) -> str:
-    """Like `ResNet8`."""
-    model = models.parse(name)
-    return f"{model.title}{model.depth}"
+        return f"{label} ← {models.parse(entry.table.teacher).title}" if many and entry.table.teacher else label
 
 
 def pairs(rows: Iterable[TrialRecord]) -> list[Pair]:
@@ -126,7 +120,7 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
     for model, by_id in sorted(found.items())[:2]:
         statistic = Statistic.over(list(by_id.values()))
         assert statistic, "there is one"
-        rules.append(Rule(f"teacher {model_title(model)}", charts.TEACHER, str(statistic), statistic.mean))
+        rules.append(Rule(f"teacher {models.parse(model).title}", charts.TEACHER, str(statistic), statistic.mean))
     return rules
 
 
@@ -265,7 +259,7 @@ def costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     """Accuracy against the seconds and the parameters of a run, a figure a dataset."""
     for dataset in list(dict.fromkeys(pair.dataset for pair in found))[:MAX_PAIRS]:
         own = [pair for pair in found if pair.dataset == dataset]
-        labels = {id(entry): f"{model_title(p.student)} {p.label(entry)}" for p in own for entry in p.entries}
+        labels = {id(entry): f"{models.parse(p.student).title} {p.label(entry)}" for p in own for entry in p.entries}
         entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
         taught = [entry for entry in entries if _has_taught(facts, entry.group)][:2]
         others = [entry for entry in entries if entry not in taught]

@@ -112,17 +112,17 @@ class PairTable:
 
     @property
     def title(self) -> str:
-        """As published, like `ResNet20>>20/Cifar10 (92.5)`: teacher's depth, student's depth, mean acc."""
+        """As published, like `ResNet20>>20/Cifar10 (92.5)`: teacher, student, dataset, mean acc."""
         return f"{self.name} ({self._means()})"
 
     @property
     def name(self) -> str:
         """The title without figures."""
         student = models.parse(self.student)
-        pair = f"{student.title}{student.depth}"
+        pair = student.title
         if self.teacher:
             teacher = models.parse(self.teacher)
-            pair = f"{teacher.title}{teacher.depth}>>{student.depth}"
+            pair = f"{teacher.title}>>{student.variant if student.family == teacher.family else student.title}"
         return f"{pair}/{DATASETS[self.dataset].title}"
 
     def _means(self) -> str:

@@ -195,7 +195,7 @@ class ModelValue:
         return node.value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "pattern": f"^({'|'.join(models.FAMILIES)})_[1-9][0-9]*$"}
+        return {"type": "string", "pattern": models.pattern()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +332,7 @@ SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the ima
 STUDENT_KEYS: Mapping[str, Key] = {
     "method": Key(Selected(losses.METHODS), "what the student is trained with: a name, or a name with its options"),
     "dataset": Key(Choice(tuple(DATASETS)), "what it is trained on"),
-    "student": Key(ModelValue(), "the model to train, resnet_32_D with D = 6n+2"),
+    "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
     "seed": SEED_KEY,
 }
 

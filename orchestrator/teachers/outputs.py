@@ -20,7 +20,7 @@ from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
-from orchestrator.models.resnet import WIDTHS, ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.pretrained import weight_files
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
@@ -50,7 +50,7 @@ def no_answers(batch: Batch) -> dict[str, Tensor]:
 class LiveTeacher:
     """Runs the teacher on every batch; it is in eval mode and has no gradient."""
 
-    model: ResNet
+    model: Classifier
     needs: tuple[str, ...]
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class HostTable:
 # Weights.
 
 
-def load_weights(path: Path, model: str, classes: int, device: torch.device, digest: str | None = None) -> ResNet:
+def load_weights(path: Path, model: str, classes: int, device: torch.device, digest: str | None = None) -> Classifier:
     """A model in eval mode with the weights of a file, in any of the formats of `weights_formats`.
 
     Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
@@ -109,7 +109,7 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device, dig
     return built.eval().requires_grad_(False)
 
 
-def save_weights(model: ResNet, storage: Storage, trial_id: str) -> tuple[int, str]:
+def save_weights(model: Classifier, storage: Storage, trial_id: str) -> tuple[int, str]:
     """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = save(state)
@@ -117,7 +117,7 @@ def save_weights(model: ResNet, storage: Storage, trial_id: str) -> tuple[int, s
     return len(content), hashlib.sha256(content).hexdigest()
 
 
-def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> ResNet:
+def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> Classifier:
     """A trained teacher from the storage, in eval mode. Raises TeacherError where its weights are not whole."""
     name = storage.weights(config.trial_id())
     try:
@@ -162,7 +162,7 @@ def has_table(key: TableKey, storage: Storage) -> bool:
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
     facts = DATASETS[config.dataset]
-    width = facts.classes if key.answers == "logits" else WIDTHS[-1]
+    width = facts.classes if key.answers == "logits" else models.widths(config.student).pooled
     return {
         "format": TABLE_FORMAT,
         "dtype": "float16",
@@ -195,7 +195,9 @@ def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
     )
 
 
-def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], storage: Storage, check: Check) -> None:
+def _build(
+    key: TableKey, model: Classifier, data: Data, wanted: dict[str, Any], storage: Storage, check: Check
+) -> None:
     """Builds the slices that are left, together with whoever else does, and puts them together unless another did."""
     device = data.train.labels.device.type
     slices = Slices(storage, key, {**wanted, "device": device}, 2 * wanted["shape"][-1])
@@ -214,7 +216,7 @@ def _build(key: TableKey, model: ResNet, data: Data, wanted: dict[str, Any], sto
         raise
 
 
-def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data, lease: Lease) -> None:
+def _join(slices: Slices, wanted: dict[str, Any], model: Classifier, data: Data, lease: Lease) -> None:
     key, storage = slices.key, slices.storage
     rounding = _ROUNDING[data.train.labels.device.type]
     with storage.place.building(storage.table(key)) as part:
@@ -233,7 +235,7 @@ def _join(slices: Slices, wanted: dict[str, Any], model: ResNet, data: Data, lea
 class _Questions:
     """The teacher and everything that it is asked: every view of every image, in the order of the table."""
 
-    def __init__(self, key: TableKey, model: ResNet, data: Data, check: Check) -> None:
+    def __init__(self, key: TableKey, model: Classifier, data: Data, check: Check) -> None:
         self._key = key
         self._model = model.folded()
         self._data = data
@@ -260,7 +262,7 @@ class _Questions:
 
 
 @torch.no_grad()
-def compare(table: Tensor, key: TableKey, model: ResNet, data: Data, rounding: float = _ROUNDING["cpu"]) -> float:
+def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, rounding: float = _ROUNDING["cpu"]) -> float:
     """Asks the teacher live about random views of random images; returns the largest difference to the table.
 
     Raises TeacherError where one is more than the rounding to float16, half a unit in its last place (2⁻¹¹ of the

@@ -18,7 +18,7 @@ from orchestrator.data.tensors import Data, Images
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import DivergedError, ResourceError
 from orchestrator.losses.terms import Loss
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.training.graphs import GraphedStep, new_pool
 
@@ -85,7 +85,7 @@ class TrainingState:
     and right answers. `with_teacher` says whether kd means anything, `arithmetic` what convolutions reckon in.
     """
 
-    model: ResNet
+    model: Classifier
     optimizer: torch.optim.SGD
     sums: Tensor  # float64 [4]
     epoch: int = 1
@@ -98,7 +98,7 @@ class TrainingState:
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
 
     @classmethod
-    def start(cls, model: ResNet, config: TrialConfig) -> TrainingState:
+    def start(cls, model: Classifier, config: TrialConfig) -> TrainingState:
         """The training of a fresh model. Raises ResourceError where its device lacks the precision asked for."""
         device = next(model.parameters()).device
         # A GPU reads the rate from its memory, so that a captured step need not be captured again for another one.
@@ -380,7 +380,7 @@ def _mix(seed: int, epoch: int) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: ResNet, images: Images, data: Data, check: Check = unchecked) -> Score:
+def evaluate(model: Classifier, images: Images, data: Data, check: Check = unchecked) -> Score:
     """Tests a model on a whole split, in eval mode and without augmentation. Raises what `check` raises."""
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=images.labels.device)
@@ -405,7 +405,7 @@ def evaluate(model: ResNet, images: Images, data: Data, check: Check = unchecked
 _drawing = threading.Lock()  # weights are drawn from the one generator that all threads share
 
 
-def fresh_model(build: Callable[[], ResNet], seed: int, device: torch.device) -> ResNet:
+def fresh_model(build: Callable[[], Classifier], seed: int, device: torch.device) -> Classifier:
     """A model whose weights follow from the seed alone, laid out for fast convolutions."""
     with _drawing, torch.random.fork_rng(devices=[]):
         torch.manual_seed(_mix(seed, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator import models
-from orchestrator.models.resnet import Outputs, ResNet
+from orchestrator.models.base import Classifier, Outputs
+from orchestrator.models.family import Family
 
 # Of the paper's architecture, counted by hand.
 PARAMETERS = {
@@ -26,7 +29,7 @@ PARAMETERS = {
 }
 
 
-def seeded(name: str, classes: int, seed: int = 0) -> ResNet:
+def seeded(name: str, classes: int, seed: int = 0) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return models.build(name, classes)
@@ -105,10 +108,10 @@ def test_convolutions_start_kaiming_fan_out() -> None:
     assert len(convolutions) == 19 + 2  # and two projections
     for convolution in convolutions:
         weight = convolution.weight.detach()
-        wanted = math.sqrt(2 / (convolution.out_channels * weight[0, 0].numel()))
+        expected = math.sqrt(2 / (convolution.out_channels * weight[0, 0].numel()))
         # Five standard errors of a standard deviation over n normal draws, and of their mean.
-        assert weight.std().item() == pytest.approx(wanted, rel=5 / math.sqrt(2 * weight.numel()))
-        assert abs(weight.mean().item()) < 5 * wanted / math.sqrt(weight.numel())
+        assert weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * weight.numel()))
+        assert abs(weight.mean().item()) < 5 * expected / math.sqrt(weight.numel())
         assert convolution.bias is None
 
 
@@ -150,9 +153,10 @@ def test_unknown_name_raises_with_the_nearest(name: str, nearest: str) -> None:
             attempt()
 
 
-def test_name_taken_apart() -> None:
-    assert models.parse("resnet_32_110") == models.ModelName("resnet_32", 110)
-    assert models.parse("resnet_32_110").title == "ResNet"
+def test_a_name_is_read_by_its_family() -> None:
+    name = models.parse("resnet_32_110")
+    assert name == models.ModelName("resnet_32", (110,))
+    assert (name.title, name.variant) == ("ResNet110", "110")
 
 
 @pytest.mark.parametrize("classes", [-1, 0, 1])
@@ -161,80 +165,141 @@ def test_too_few_classes(classes: int) -> None:
         models.build("resnet_32_8", classes)
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
-class TestContract:
-    """What the rest of kdctl relies on, for every family there is."""
+# What the rest of kdctl relies on, for every family there is.
 
-    def test_example_and_limits_are_names_of_the_family(self, family: str) -> None:
-        facts = models.FAMILIES[family]
-        assert models.parse(facts.example).family == family
-        for depth in (facts.shallowest, facts.shallowest + facts.step, facts.deepest):
-            assert models.parse(f"{family}_{depth}") == models.ModelName(family, depth)
-        for depth in (facts.shallowest - 1, facts.shallowest + facts.step - 1, facts.deepest + facts.step):
-            with pytest.raises(ValueError, match="did you mean"):
-                models.parse(f"{family}_{depth}")
+FAMILIES = pytest.mark.parametrize("family", models.FAMILIES.values(), ids=models.FAMILIES)
+NAMES = sorted({family.example for family in models.FAMILIES.values()} | {"resnet_32_8"})
+
+
+def smallest(family: Family) -> str:
+    """The name of the family's smallest model."""
+    return family.fill(family.form, [number.least for number in family.numbers])
+
+
+def trained_a_little(name: str, classes: int) -> Classifier:
+    """A model whose batch norms are no longer close to the identity, as fresh ones are."""
+    model = seeded(name, classes)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    model(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1)))  # means and variances of their own
+    return model
+
+
+@FAMILIES
+class TestNames:
+    """How a family reads the names of its models."""
+
+    def test_limits_are_names_of_the_family(self, family: Family) -> None:
+        key = models.parse(family.example).family
+        assert models.FAMILIES[key] is family
+        smallest = tuple(number.least for number in family.numbers)
+        second = tuple(number.least + number.step for number in family.numbers)
+        largest = tuple(number.most for number in family.numbers)
+        for numbers in (smallest, second, largest):
+            assert models.parse(family.fill(family.form, numbers)) == models.ModelName(key, numbers)
+
+    def test_a_number_outside_the_limits_is_refused_with_the_nearest_name(self, family: Family) -> None:
+        least = [number.least for number in family.numbers]
+        for index, number in enumerate(family.numbers):
+            wrong = {number.least - 1: number.least, number.most + number.step: number.most}
+            wrong |= {number.least + 1: number.least} if number.step > 2 else {}
+            for value, nearest in wrong.items():
+                name, fix = (
+                    family.fill(family.form, [*least[:index], n, *least[index + 1 :]]) for n in (value, nearest)
+                )
+                if value > 0:
+                    with pytest.raises(ValueError, match=rf"{number.word} must be .*did you mean {fix}\?"):
+                        models.parse(name)
+
+    def test_names_match_the_pattern_of_the_schema(self, family: Family) -> None:
+        assert re.search(models.pattern(), family.example)
+        assert not re.search(models.pattern(), f"{family.example}_")
+        assert family.describe() in models.describe()
+
+    def test_titles_differ_between_models(self, family: Family) -> None:
+        first, other = models.parse(smallest(family)), models.parse(family.example)
+        assert other.variant in other.title
+        assert first.title != other.title and first.variant != other.variant
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestClassifier:
+    """What a model computes, and what its family states about it without torch."""
 
     @pytest.mark.parametrize("side", [8, 32])
-    def test_outputs(self, family: str, side: int) -> None:
-        model = seeded(models.FAMILIES[family].example, 5).eval()
+    def test_outputs_have_the_stated_widths(self, name: str, side: int) -> None:
+        model = seeded(name, 5).eval()
         images = torch.randn(2, 3, side, side)
         outputs = model.embed(images)
-        assert isinstance(outputs, Outputs)
+        assert isinstance(model, Classifier) and isinstance(outputs, Outputs)
+        assert model.widths == models.widths(name)
         assert outputs.logits.shape == (2, 5)
-        assert outputs.pooled.shape == (2, 64)
+        assert outputs.pooled.shape == (2, model.widths.pooled)
+        assert tuple(each.shape[:2] for each in outputs.maps) == tuple((2, width) for width in model.widths.maps)
         assert outputs.logits.isfinite().all()
         assert torch.equal(model(images), outputs.logits)
 
-    def test_every_parameter_is_trained(self, family: str) -> None:
-        model = seeded(models.FAMILIES[family].example, 5)
+    @pytest.mark.parametrize(("classes", "side"), [(10, 32), (100, 32), (7, 8)])
+    def test_operations_are_those_that_torch_counts(self, name: str, classes: int, side: int) -> None:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            models.build(name, classes)(torch.ones(1, 3, side, side))
+        assert models.multiply_adds(name, classes, side) == counter.get_total_flops() / 2
+
+    def test_every_parameter_is_trained(self, name: str) -> None:
+        model = seeded(name, 5)
         F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.tensor([0, 1, 2, 3])).backward()
         assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
 
-    def test_weights_follow_from_the_generator_alone(self, family: str) -> None:
-        name = models.FAMILIES[family].example
-        first, again, other = (seeded(name, 5, seed).state_dict() for seed in (0, 0, 1))
-        assert all(torch.equal(first[key], again[key]) for key in first)
+    def test_maps_are_not_overwritten_later_in_the_pass(self, name: str) -> None:
+        model, seen = trained_a_little(name, 5).eval(), []
+        for module in model.modules():
+            module.register_forward_hook(lambda module, args, output: seen.append((output, output.clone())))
+        maps = model.embed(torch.randn(2, 3, 8, 8)).maps
+        copies = {id(output): copy for output, copy in seen}
+        assert all(torch.equal(each, copies[id(each)]) for each in maps)
+
+    def test_weights_follow_from_the_generator_alone(self, name: str) -> None:
+        first, same, other = (seeded(name, 5, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[key], same[key]) for key in first)
         assert any(not torch.equal(first[key], other[key]) for key in first)
 
-    def test_images_of_a_batch_do_not_mix_in_eval_mode(self, family: str) -> None:
-        model = seeded(models.FAMILIES[family].example, 5).eval()
+    def test_images_of_a_batch_do_not_mix_in_eval_mode(self, name: str) -> None:
+        model = seeded(name, 5).eval()
         images = torch.randn(3, 3, 8, 8)
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]))
 
+    def test_a_folded_copy_has_the_same_outputs(self, name: str) -> None:
+        model = trained_a_little(name, 10)
+        images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        folded = model.folded()
+        norms, left = (sum(isinstance(each, nn.BatchNorm2d) for each in m.modules()) for m in (model, folded))
+        assert left < norms
+        assert not any(parameter.requires_grad for parameter in folded.parameters())
+        assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        with torch.no_grad():
+            expected, found = model.eval().embed(images), folded.embed(images)
+        for ours, theirs in zip((*found[:2], *found.maps), (*expected[:2], *expected.maps), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found.logits, seeded(name, 10).eval()(images), atol=0.1)
 
-def test_reading_the_registry_does_not_import_torch() -> None:
-    code = "import sys; from orchestrator import models; models.parse('resnet_32_20'); sys.exit('torch' in sys.modules)"
+    def test_logits_and_pooled_features_keep_float32_under_autocast(self, name: str) -> None:
+        model = seeded(name, 10)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model.embed(torch.randn(4, 3, 8, 8))
+        assert {map_.dtype for map_ in outputs.maps} == {torch.bfloat16}
+        assert outputs.pooled.dtype == outputs.logits.dtype == torch.float32
+        assert torch.equal(outputs.logits, F.linear(outputs.pooled, model.fc.weight, model.fc.bias))
+
+
+def test_all_that_a_plan_needs_does_not_import_torch() -> None:
+    code = (
+        "import sys; from orchestrator import models; name = 'resnet_32_20'; models.parse(name), models.widths(name), "
+        "models.multiply_adds(name), models.pattern(); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# For inference.
-
-
-@pytest.mark.parametrize("depth", [8, 20])
-def test_a_folded_model_says_the_same(depth: int) -> None:
-    model = seeded(f"resnet_32_{depth}", 10)
-    images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)  # as after some training, for fresh ones change little
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
-    model(images)  # running means and variances of their own
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    folded = model.folded()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert not any(parameter.requires_grad for parameter in folded.parameters())
-    assert model.training and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    with torch.no_grad():
-        wanted, found = model.eval().embed(images), folded.embed(images)
-    torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.pooled, wanted.pooled, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found.logits, seeded(f"resnet_32_{depth}", 10).eval()(images), atol=0.1)
-
-
-def test_the_head_reckons_in_full() -> None:
-    model = seeded("resnet_32_8", 10)
-    images = torch.randn(4, 3, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model.embed(images)
-    assert {map_.dtype for map_ in outputs.maps} == {torch.bfloat16}
-    assert outputs.pooled.dtype == outputs.logits.dtype == torch.float32
-    assert torch.equal(outputs.logits, F.linear(outputs.pooled, model.fc.weight, model.fc.bias))
+def test_a_folded_resnet_has_no_batch_norm() -> None:
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in seeded("resnet_32_20", 10).folded().modules())

@@ -24,7 +24,7 @@ from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, StudyError, TeacherError
 from orchestrator.execution.attempt import Job, TrialNotice, run_trial
 from orchestrator.launch import plan_study
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.records import State
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers import outputs
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 Saved = dict[str, Any]
 
 
-def fresh(seed: int, model: str = "resnet_32_8", classes: int = 10) -> ResNet:
+def fresh(seed: int, model: str = "resnet_32_8", classes: int = 10) -> Classifier:
     torch.manual_seed(seed)
     return models.build(model, classes)
 
@@ -44,7 +44,7 @@ OTHER: Saved = fresh(1).state_dict()
 LARGE: Saved = fresh(2, "resnet_32_20", 100).state_dict()
 
 
-def load(path: Path) -> ResNet:
+def load(path: Path) -> Classifier:
     return outputs.load_weights(path, "resnet_32_8", 10, CPU)
 
 

@@ -217,8 +217,9 @@ def test_most_functions_are_short() -> None:
     assert median(lengths().values()) <= 12
 
 
-# Methods whose contract stands elsewhere: at `torch.nn.Module`, and at `keys.Kind` for every kind.
-CONTRACTS = {"forward", "read", "schema"}
+# Methods whose contract stands elsewhere: at `torch.nn.Module`, at `models.base` for every model, and at
+# `fields.ValueType` for every type of value.
+CONTRACTS = {"forward", "embed", "fold", "read", "schema"}
 # And those of every storage backend at `backend.StorageBackend`.
 BACKEND = next(
     {method.name for method in node.body if isinstance(method, Function)}

@@ -98,7 +98,7 @@ def test_a_kind_takes_this(kind: ValueType, value: Any, wanted: Any) -> None:
         (Boolean(), 1, "got the number 1; wanted true or false"),
         (Choice(("auto", "live")), "Live", "did you mean live?"),
         (Choice(("auto", "live")), [], "got an empty list; wanted one of auto, live"),
-        (ModelValue(), "resnet_32_08", "unknown model 'resnet_32_08'; models are resnet_32_D (depth must be 6n+2)"),
+        (ModelValue(), "resnet_32_08", "unknown model 'resnet_32_08'; models are resnet_32_D with D = 6n+2"),
         (ModelValue(), "resnet_32_²", "unknown model"),
         (ModelValue(), "resnet_32_7", "did you mean resnet_32_8?"),
         (ModelValue(), 20, "got the number 20; wanted the name of a model"),

@@ -30,7 +30,7 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.errors import TeacherError
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
 from orchestrator.storage.leases import waiting
@@ -50,7 +50,7 @@ class Taught:
 
     storage: Storage
     config: TrialConfig
-    model: ResNet
+    model: Classifier
     data: Data
 
     def key(self, answers: str = "logits", flip: bool = False) -> TableKey:
@@ -72,12 +72,12 @@ class Taught:
         return outputs.verify(key, self.config, self.data, self.storage, CPU)
 
 
-def fresh(seed: int = 0) -> ResNet:
+def fresh(seed: int = 0) -> Classifier:
     return loop.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
 
 
 @pytest.fixture(scope="module")
-def trained(digits_storage: Storage, make_config: MakeConfig) -> ResNet:
+def trained(digits_storage: Storage, make_config: MakeConfig) -> Classifier:
     config = make_config(epochs=2)
     model = fresh()
     images = tensors.load(config, digits_storage, CPU)
@@ -86,7 +86,7 @@ def trained(digits_storage: Storage, make_config: MakeConfig) -> ResNet:
 
 
 @pytest.fixture
-def taught(storage: Storage, make_config: MakeConfig, trained: ResNet) -> Taught:
+def taught(storage: Storage, make_config: MakeConfig, trained: Classifier) -> Taught:
     config = make_config(epochs=2)
     outputs.save_weights(trained, storage, config.trial_id())
     return Taught(storage, config, trained, tensors.load(config, storage, CPU))
@@ -540,17 +540,17 @@ def test_a_table_on_the_host_answers_as_one_on_the_device(taught: Taught, make_c
 State = dict[str, Any]
 
 
-def load(path: Path) -> ResNet:
+def load(path: Path) -> Classifier:
     return outputs.load_weights(path, "resnet_32_8", 10, CPU)
 
 
-def assert_same(model: ResNet, state: State) -> None:
+def assert_same(model: Classifier, state: State) -> None:
     loaded = model.state_dict()
     assert loaded.keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
-def test_weights_come_back(trained: ResNet, storage: Storage) -> None:
+def test_weights_come_back(trained: Classifier, storage: Storage) -> None:
     size, digest = outputs.save_weights(trained, storage, "0123456789ab")
     path = storage.place.path(storage.weights("0123456789ab"))
     assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -561,7 +561,7 @@ def test_weights_come_back(trained: ResNet, storage: Storage) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 
-def test_plain_state_dict_loads_with_and_without_counters(trained: ResNet, tmp_path: Path) -> None:
+def test_plain_state_dict_loads_with_and_without_counters(trained: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     state = trained.state_dict()
     torch.save(state, path)
@@ -619,7 +619,7 @@ UNFIT: dict[str, tuple[Callable[[State], object], list[str]]] = {
 
 @pytest.mark.parametrize("kind", UNFIT)
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
-def test_weights_that_do_not_fit(trained: ResNet, tmp_path: Path, kind: str, form: str) -> None:
+def test_weights_that_do_not_fit(trained: Classifier, tmp_path: Path, kind: str, form: str) -> None:
     change, words = UNFIT[kind]
     state = {name: tensor.clone().contiguous() for name, tensor in trained.state_dict().items()}
     change(state)
@@ -640,7 +640,7 @@ def test_weights_of_another_model_say_which(tmp_path: Path) -> None:
         load(path)
 
 
-def weights_file(model: ResNet, form: str) -> bytes:
+def weights_file(model: Classifier, form: str) -> bytes:
     """The bytes of a weights file: safetensors, torch's zip, or what torch wrote before it."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if form == "safetensors":
@@ -663,7 +663,7 @@ FLIPS = st.lists(st.tuples(PLACES, st.integers(0, 7)), max_size=3)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(form=st.sampled_from(["safetensors", "torch", "old"]), flips=FLIPS, kept=st.just(1.0) | st.floats(0, 1))
 def test_damaged_weights_are_a_teacher_error_or_weights(
-    trained: ResNet, tmp_path: Path, form: str, flips: list[tuple[int, int]], kept: float
+    trained: Classifier, tmp_path: Path, form: str, flips: list[tuple[int, int]], kept: float
 ) -> None:
     path = tmp_path / "weights"
     raw = weights_file(trained, form)
@@ -710,7 +710,7 @@ def test_noise_is_a_teacher_error(tmp_path: Path, noise: bytes, start: bytes) ->
 )
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 def test_weights_of_any_kind_are_a_teacher_error_or_finite(
-    trained: ResNet, tmp_path: Path, dtype: torch.dtype, form: str
+    trained: Classifier, tmp_path: Path, dtype: torch.dtype, form: str
 ) -> None:
     state = {name: tensor.to(dtype).contiguous() for name, tensor in trained.state_dict().items()}
     path = tmp_path / "weights"
@@ -723,7 +723,7 @@ def test_weights_of_any_kind_are_a_teacher_error_or_finite(
         assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 
 
-def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: ResNet, tmp_path: Path) -> None:
+def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({**trained.state_dict(), "fc.bias": torch.zeros(1).expand(2**50)}, path)
     assert path.stat().st_size < 2**20
@@ -733,7 +733,7 @@ def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: ResNet, 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 @pytest.mark.parametrize("kept", [0.0, 0.0001, 0.5, 0.999])
-def test_cut_off_weights(trained: ResNet, tmp_path: Path, form: str, kept: float) -> None:
+def test_cut_off_weights(trained: Classifier, tmp_path: Path, form: str, kept: float) -> None:
     path = tmp_path / "weights"
     raw = weights_file(trained, form)
     path.write_bytes(raw[: int(kept * len(raw))])

@@ -20,7 +20,7 @@ from torch import Tensor
 from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.errors import StorageError
-from orchestrator.models.resnet import ResNet
+from orchestrator.models.base import Classifier
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
@@ -35,7 +35,7 @@ MakeConfig = Callable[..., TrialConfig]
 EPOCH = EpochRecord(1, 0.05, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0)
 
 
-def small(seed: int) -> ResNet:
+def small(seed: int) -> Classifier:
     return loop.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
 
 

@@ -22,7 +22,8 @@ from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import DivergedError, ResourceError
-from orchestrator.models.resnet import Outputs, ResNet
+from orchestrator.models.base import Classifier, Outputs
+from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.outputs import no_answers
@@ -37,7 +38,7 @@ def load(config: TrialConfig, storage: Storage) -> Data:
     return tensors.load(config, storage, CPU)
 
 
-def fresh(config: TrialConfig) -> ResNet:
+def fresh(config: TrialConfig) -> Classifier:
     return loop.fresh_model(lambda: models.build(config.student, 10), config.seed, CPU)
 
 
@@ -45,7 +46,7 @@ def started(config: TrialConfig) -> TrainingState:
     return TrainingState.start(fresh(config), config)
 
 
-def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], ResNet]:
+def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], Classifier]:
     course = started(config)
     records = list(loop.train(course, losses.build("base"), load(config, storage), config, no_answers))
     return records, course.model
