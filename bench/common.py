@@ -21,7 +21,8 @@ from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
 from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
-from orchestrator.training.loop import cpu_facts, fresh_model
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import cpu_facts
 
 TEST_IMAGES = 100  # a test has no part in what is measured
 
@@ -45,7 +46,7 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
 
 def fresh(name: str, dataset: str, device: torch.device) -> Classifier:
     """A model with the weights of seed 0, laid out as kdctl has it."""
-    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), 0, device)
+    return build_seeded(partial(models.build, name, DATASETS[dataset].classes), 0, device)
 
 
 def synchronise(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.losses.terms import Loss
+    from orchestrator.losses.base import Loss, Shapes
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,20 @@ Options = Mapping[str, float | str]
 class Method:
     """A way to train a student.
 
-    `needs` tells from the options what the teacher must be asked for: `logits`, `pooled` or `maps`, or nothing
-    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords.
+    `needs` tells from the options which outputs of the teacher it uses: some of `logits`, `pooled` and `maps`, or none
+    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. One that
+    `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher.
     """
 
     builder: str
     doc: str
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
+    has_parameters: bool = False
 
     @property
     def has_teacher(self) -> bool:
-        """Whether the method asks a teacher at all."""
+        """Whether the method needs a teacher."""
         return bool(self.needs(self.defaults()))
 
     def defaults(self) -> dict[str, float | str]:
@@ -53,9 +55,9 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "base": Method("orchestrator.losses.terms:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
+    "base": Method("orchestrator.losses.logits:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
     "logit": Method(
-        "orchestrator.losses.terms:Logit",
+        "orchestrator.losses.logits:Logit",
         "cross-entropy + mean squared difference to the teacher's logits (arXiv 1312.6184)",
         {
             "ce_weight": Option(1.0, "weight of the cross-entropy; 0 is pure regression on the teacher"),
@@ -64,18 +66,29 @@ METHODS: Mapping[str, Method] = {
         lambda options: (str(options["match"]),),
     ),
     "st": Method(
-        "orchestrator.losses.terms:SoftTarget",
+        "orchestrator.losses.logits:SoftTarget",
         "cross-entropy + T²·KL(teacher ‖ student) at temperature T (arXiv 1503.02531)",
         {"temperature": Option(4.0, "T: what both sets of logits are divided by", exclusive=True)},
         lambda options: ("logits",),
     ),
+    "fitnet": Method(
+        "orchestrator.losses.fitnet:FitNet",
+        "cross-entropy + squared difference of a stage's feature maps, through a trained projection (arXiv 1412.6550)",
+        {
+            "weight": Option(100.0, "weight of the difference"),
+            "stage": Option(2, "the stage whose maps are compared, counted from 1", least=1, most=100),
+        },
+        lambda options: ("maps",),
+        has_parameters=True,
+    ),
 }
 
 
-def build(method: str, **options: float | str) -> Loss:
+def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options: float | str) -> Loss:
     """The loss of a method; options that are not given are at their defaults.
 
-    Raises ValueError for an unknown method or option.
+    `shapes` are those of student and teacher, which a method with parameters needs; these are drawn from torch's global
+    generator. Raises ValueError for an unknown method or option, and for shapes that the method cannot compare.
     """
     facts = METHODS.get(method)
     if facts is None:
@@ -85,4 +98,6 @@ def build(method: str, **options: float | str) -> Loss:
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(facts.options)}")
     module, attribute = facts.builder.split(":")
     builder: Callable[..., Loss] = getattr(import_module(module), attribute)
-    return builder(**{**facts.defaults(), **options})
+    if facts.has_parameters and shapes is None:
+        raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
+    return builder(*(shapes if facts.has_parameters and shapes else ()), **{**facts.defaults(), **options})

@@ -26,7 +26,7 @@ from orchestrator.data.views import ViewSpace  # noqa: E402
 from orchestrator.records import TrialConfig  # noqa: E402
 from orchestrator.teachers.outputs import LiveTeacher  # noqa: E402
 from orchestrator.training import loop  # noqa: E402
-from orchestrator.training.loop import TrainingState  # noqa: E402
+from orchestrator.training.state import TrainingState  # noqa: E402
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -88,7 +88,7 @@ def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> N
 
     loss = plain.step(theirs, teacher, optimizer, images.normalise(images.train.pixels), images.train.labels)
     answers = LiveTeacher(teacher, ("logits",))
-    (record,) = loop.train(TrainingState.start(ours, config), losses.build("logit"), images, config, answers)
+    (record,) = loop.train(TrainingState.start(ours, losses.build("logit"), config), images, config, answers)
 
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     for was, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):
