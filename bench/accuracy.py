@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import as_a_trial, device_of, headline, parser_of, planned, positive, run
+from shared.common import as_a_trial, device_of, headline, parser_of, planned, positive, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 

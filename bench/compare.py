@@ -2,12 +2,13 @@
 
 python bench/compare.py --data DIR [--device cpu|cuda] [--repeats 5] [--images N] [--batch-size 128] [--deep]
 
-The plain script is bench/plain.py, its teacher live. kdctl's student asks a table, or where a row says so nobody. Both
-are measured by turns, each time afresh and after a warm-up: of kdctl one whole epoch, that before it and the test left
-out. A ratio is kdctl's figure by the one measured just before it. Not in it: the table, which is built once for all
-students of a teacher (bench/table.py).
+The plain script is bench/shared/plain.py, with a live teacher. kdctl's student uses a table of teacher outputs, or no
+teacher where a row says so. The two are measured in turn, each from a fresh start and after a warm-up: for kdctl one
+whole epoch, without the epoch before it and without the test. A ratio is kdctl's figure divided by the plain figure
+measured just before it. Building the table is not included: it happens once for all students of a teacher
+(bench/table.py).
 
-Ends with 1 where a student of a table is more than 2 % slower than one without a teacher.
+Exits with 1 if a student with a table is more than 2 % slower than one without a teacher.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import plain
 import torch
-from common import as_a_trial, device_of, fresh, headline, pairs, parser_of, planned, positive, ratios, run, spread
+from shared import plain
+from shared.common import (
+    as_a_trial,
+    device_of,
+    fresh,
+    headline,
+    pairs,
+    parser_of,
+    planned,
+    positive,
+    ratios,
+    run,
+    spread,
+)
 
 from orchestrator import losses, models
 from orchestrator.data import tensors

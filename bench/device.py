@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import as_a_trial, device_of, headline, parser_of, planned, positive, run, spread, synchronise
+from shared.common import as_a_trial, device_of, headline, parser_of, planned, positive, run, spread, synchronise
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode

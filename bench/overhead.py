@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import described, spread
+from shared.machine import described, spread
 
 from orchestrator import losses, models
 from orchestrator.data import tensors

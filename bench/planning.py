@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import described, spread
+from shared.machine import described, spread
 
 STUDY = """
 study: planning

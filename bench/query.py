@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import pairs, positive, ratios, spread
-from machine import described
 from reading import fill
+from shared.common import pairs, positive, ratios, spread
+from shared.machine import described
 
 QUERIES = {
     "mean of each method": "SELECT method, avg(acc), count(*) FROM {trials} GROUP BY method",
@@ -30,11 +30,11 @@ QUERIES = {
 }
 OURS = """
 import sys, time
-from orchestrator.results.query import asked
+from orchestrator.results.query import run_query
 from orchestrator.storage.layout import Storage
 start = time.perf_counter()
-with asked(Storage.at(sys.argv[1]), sys.argv[2]) as answer:
-    rows = sum(len(columns[0]) for columns in answer.columns())
+with run_query(Storage.at(sys.argv[1]), sys.argv[2]) as result:
+    rows = sum(len(columns[0]) for columns in result.columns())
 print(time.perf_counter() - start, rows)
 """
 DUCKDB = """

@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from machine import described, spread
+from shared.machine import described, spread
 
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.results import store

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from common import device_of, headline, run
+from shared.common import device_of, headline, run
 from torch import Tensor
 
 from orchestrator.data import tensors

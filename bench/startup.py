@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import described, spread
+from shared.machine import described, spread
 
 COMMANDS = {
     "kdctl --help": [str(Path(sys.executable).with_name("kdctl")), "--help"],

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import (
+from shared.common import (
     as_a_trial,
     device_of,
     fresh,

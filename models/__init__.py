@@ -26,6 +26,18 @@ FAMILIES: Mapping[str, Family] = {
         widths=lambda depth: Widths((16, 32, 64), 64),
         multiply_adds=lambda depth, *image: count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
     ),
+    "wrn": Family(
+        builder="orchestrator.models.wrn:WideResNet",
+        form="wrn_{D}_{K}",
+        title="WRN-{D}-{K}",
+        variant="{D}-{K}",
+        example="wrn_16_2",
+        numbers=(Number("D", "depth", 10, 1000, 6, "6n+4"), Number("K", "width", 1, 32)),
+        widths=lambda depth, k: Widths((16 * k, 32 * k, 64 * k), 64 * k),
+        multiply_adds=lambda depth, k, *image: count_basic_blocks(
+            (depth - 4) // 6, 16, (16 * k, 32 * k, 64 * k), *image
+        ),
+    ),
 }
 
 
@@ -61,7 +73,7 @@ def parse(name: str) -> ModelName:
             rules = "; ".join(each.describe() for each in wrong)
             raise ValueError(f"unknown model {name!r}; {rules} (did you mean {family.fill(family.form, values)}?)")
     examples = [family.example for family in FAMILIES.values()]
-    nearest = difflib.get_close_matches(name, examples, n=1, cutoff=0.0)[0]
+    nearest = [*difflib.get_close_matches(name, examples, n=1, cutoff=0.5), *examples][0]
     raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {nearest}")
 
 

@@ -1,4 +1,4 @@
-"""The command `kdctl`: its commands put together, and the one door where an error becomes a message and a code."""
+"""The program `kdctl`: its commands, and the only place where an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,27 @@ from contextlib import suppress
 
 import click
 
-from orchestrator.commands import care, cluster, dashboard_export, launch, query, read, report, study, watch
-from orchestrator.commands.colours import colour, guesses
-from orchestrator.commands.completing import PATIENCE, VARIABLE
-from orchestrator.commands.layout import WELCOME, Sections
-from orchestrator.commands.options import say_how_to_resume
+from orchestrator.commands import (
+    check,
+    clean,
+    cluster,
+    completion,
+    doctor,
+    init,
+    launch,
+    logs,
+    plan,
+    query,
+    report,
+    results,
+    status,
+    stop,
+    teachers,
+)
+from orchestrator.commands.shared.colours import colour, guesses
+from orchestrator.commands.shared.completion import TIMEOUT, VARIABLE
+from orchestrator.commands.shared.layout import WELCOME, Sections
+from orchestrator.commands.shared.options import print_resume_command
 from orchestrator.errors import (
     EXIT_BUG,
     EXIT_CODES,
@@ -29,7 +45,7 @@ from orchestrator.errors import (
 )
 from orchestrator.machine import output
 
-# Every command imports what it needs when it runs: `kdctl --help` loads Click alone, `plan` neither torch nor Ray.
+# Every command imports what it needs when it runs: `kdctl --help` loads only Click, `plan` neither torch nor Ray.
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -48,9 +64,9 @@ def cli(context: click.Context) -> None:
     \b
     Examples:
       kdctl init                        # write a study file that runs
-      kdctl plan experiments.yaml       # what would be trained
-      kdctl launch experiments.yaml     # train it; the same line again goes on
-      kdctl results experiments.yaml    # its tables
+      kdctl plan experiments.yaml       # list what would be trained
+      kdctl launch experiments.yaml     # train it; run it again to resume
+      kdctl results experiments.yaml    # print its tables
     """
     context.color = colour()
     if context.invoked_subcommand is None:
@@ -59,31 +75,15 @@ def cli(context: click.Context) -> None:
 
 
 for _command in (
-    study.init,
-    study.check,
-    study.plan,
-    launch.launch,
-    launch.stop,
-    study.schema,
-    watch.status,
-    watch.logs,
-    read.results,
-    read.teachers,
-    report.report,
-    query.query,
-    care.clean,
-    care.doctor,
-    care.completion,
-    cluster.up,
-    cluster.down,
-    cluster.dashboard,
-):
+    init.init, init.schema, check.check, plan.plan, launch.launch, stop.stop, status.status, logs.logs, results.results,
+    query.query, report.report, teachers.teachers, cluster.up, cluster.down, cluster.dashboard, clean.clean,
+    doctor.doctor, completion.completion,
+):  # fmt: skip
     cli.add_command(_command)
-cluster.dashboard.add_command(dashboard_export.export)
 
 
 def main() -> None:
-    """The command `kdctl`: the one place where an error becomes a message and an exit code."""
+    """Runs `kdctl` with the arguments of this process, and exits with its code."""
     output.open_closed()
     try:
         _run()
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def _announce(code: int) -> None:
-    if "KDCTL_SUPERVISOR" in os.environ:  # others need not load what follows
+    if "KDCTL_SUPERVISOR" in os.environ:  # else the import below is not needed
         from orchestrator.cluster.supervisor import announce_end
 
         announce_end(code)
@@ -102,7 +102,7 @@ def _announce(code: int) -> None:
 
 def _run() -> None:
     if VARIABLE in os.environ:
-        _offer()
+        _complete()
     _spare_loopback()
     try:
         cli(standalone_mode=False)
@@ -110,12 +110,12 @@ def _run() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.ClickException, KdctlError, KeyboardInterrupt, click.Abort) as error:
-        sys.exit(_told(error))
+        sys.exit(_report(error))
     except BrokenPipeError:
-        sys.exit(1)  # the reader left, as `| head` does
+        sys.exit(1)  # the reader closed the pipe, as `| head` does
     except Exception as error:
         if isinstance(error, OSError) and (text := output.complaint(error)):
-            _say(text)
+            _print_error(text)
             sys.exit(EXIT_USAGE)
         _report_bug()
         sys.exit(EXIT_BUG)
@@ -124,43 +124,43 @@ def _run() -> None:
 
 
 def _spare_loopback() -> None:
-    if any(name.lower().endswith("_proxy") for name in os.environ):  # others need not load what follows
+    if any(name.lower().endswith("_proxy") for name in os.environ):  # else the import below is not needed
         from orchestrator.machine.proxies import spare_loopback
 
         spare_loopback()
 
 
-def _told(error: BaseException) -> int:
-    """Says what a person can act on; returns the exit code."""
+def _report(error: BaseException) -> int:
+    """Prints an error that the user can act on; returns the exit code."""
     match error:
         case RayLost():
-            os._exit(EXIT_LOST)  # Ray's own end would wait for processes that are gone; the supervisor knows what to do
+            os._exit(EXIT_LOST)  # Ray's own shutdown would wait for processes that are gone; the supervisor takes over
         case KdctlError():
-            _say(str(error))
+            _print_error(str(error))
             if error.exit_code == EXIT_INTERRUPTED:
-                say_how_to_resume()
+                print_resume_command()
             return error.exit_code
         case click.ClickException():
             usage = io.StringIO()
             error.show(usage)
-            _say(usage.getvalue().rstrip("\n"))
+            _print_error(usage.getvalue().rstrip("\n"))
             return EXIT_USAGE
-    _say("stopped")
+    _print_error("stopped")
     if sys.argv[1:2] == ["launch"]:
-        say_how_to_resume()
+        print_resume_command()
     return EXIT_INTERRUPTED
 
 
-def _say(message: str) -> None:
-    with suppress(OSError):  # nobody may read it any more
+def _print_error(message: str) -> None:
+    with suppress(OSError):  # the reader of standard error may be gone
         click.echo(guesses(masked(message)), err=True, color=colour())
 
 
-def _offer() -> None:
-    """Answers a shell that completes a line, and ends: in time, and without a word about what went wrong."""
+def _complete() -> None:
+    """Answers a shell that completes a line, then exits: within `TIMEOUT`, and without any error message."""
     sys.stderr = io.StringIO()
     signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
     try:
         cli(prog_name="kdctl", complete_var=VARIABLE)
     except Exception:
@@ -168,15 +168,15 @@ def _offer() -> None:
 
 
 def _report_bug() -> None:
-    story = masked(traceback.format_exc())
-    last = story.strip().splitlines()[-1]
+    trace = masked(traceback.format_exc())
+    last = trace.strip().splitlines()[-1]
     try:
         with tempfile.NamedTemporaryFile("w", prefix="kdctl-bug-", suffix=".log", delete=False) as file:
-            file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{story}")
-        advice = f"please report it with the log {file.name}"
+            file.write(f"{masked(' '.join(sys.argv))}\n{sys.version}\n{trace}")
+        advice = f"please report it, and attach the log {file.name}"
     except OSError as error:
-        advice = f"its log cannot be written ({error.strerror or error}): name a folder in TMPDIR and try again"
-    _say(f"this is a bug in kdctl: {last}\n{advice}")
+        advice = f"its log cannot be written ({error.strerror or error}): set TMPDIR to a writable folder and try again"
+    _print_error(f"this is a bug in kdctl: {last}\n{advice}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The commands of `kdctl`, by what they are for; each is a few lines around one function of the packages below.
+"""The commands of `kdctl`, one module each; a command is a few lines around one function of the packages below.
 
-Imports everything but `cli`, inside functions, so that `kdctl --help` loads Click alone. Start with `cli`, which lists
-them.
+Imports everything but `cli`, inside functions, so that `kdctl --help` loads Click alone. What several commands share is
+in `shared`. Start with `cli`, which lists the commands.
 """

@@ -1,4 +1,4 @@
-"""Commands around Ray's cluster on this machine: keep one, end it, and find its dashboard."""
+"""`kdctl up`, `kdctl down` and `kdctl dashboard`: a Ray cluster on this machine, and how to watch it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.layout import Group
-from orchestrator.commands.options import agrees, is_terminal, yes_option
-from orchestrator.errors import EXIT_TRIALS
+from orchestrator.commands.shared.completion import folders
+from orchestrator.commands.shared.layout import Group
+from orchestrator.commands.shared.options import confirm, is_terminal, yes_option
+from orchestrator.errors import EXIT_TRIALS, KdctlError
 
 if TYPE_CHECKING:
     from orchestrator.cluster.kept_cluster import KeptCluster
@@ -21,9 +22,9 @@ def _say(text: str) -> None:
 
 @click.command()
 def up() -> None:
-    """Start a Ray cluster on this machine that stays, so that its dashboard outlives a study.
+    """Start a Ray cluster on this machine that keeps running, so that its dashboard outlives a study.
 
-    A launch joins it from then on; `kdctl down` ends it.
+    Every later launch joins it. `kdctl down` shuts it down.
 
     \b
     Examples:
@@ -35,25 +36,29 @@ def up() -> None:
 
     with stopping(_interrupted):
         found, is_new = kept_cluster.up(_say)
-    click.echo(f"a Ray cluster is up at {found.address}" if is_new else f"it is up already, at {found.address}")
+    click.echo(
+        f"started a Ray cluster at {found.address}"
+        if is_new
+        else f"a Ray cluster is already running at {found.address}"
+    )
     click.echo(kept_cluster.login(found.dashboard))
     click.echo(
-        f"`{kept_cluster.command('launch', 'FILE')}` joins it, `{kept_cluster.command('down')}` ends it", err=True
+        f"`{kept_cluster.command('launch', 'FILE')}` joins it, `{kept_cluster.command('down')}` shuts it down", err=True
     )
 
 
 def _interrupted(name: str) -> None:
     from orchestrator.errors import Interrupted
 
-    raise Interrupted(f"{name}: stopped, and nothing was started")
+    raise Interrupted(f"{name}: stopped before a cluster was started")
 
 
 @click.command()
 @yes_option
 def down(yes: bool) -> None:
-    """End the cluster that `kdctl up` started, and no other.
+    """Shut down the cluster that `kdctl up` started, and no other.
 
-    Asks first where a program is running on it. A study that is cut off goes on with the same launch command.
+    Asks first if a program is running on it. A study that is interrupted resumes with the same launch command.
 
     \b
     Examples:
@@ -64,42 +69,44 @@ def down(yes: bool) -> None:
 
     found = kept_cluster.kept(_say)
     if found is None:
-        click.echo("no cluster is kept here: there is nothing to end", err=True)
+        click.echo("no cluster of `kdctl up` is running here; there is nothing to shut down", err=True)
         return
     if not yes and (question := _question(found)) and not _may_end(question):
         return
     kept_cluster.down(found)
-    click.echo(f"the cluster at {found.address} is ended", err=True)
+    click.echo(f"shut down the cluster at {found.address}", err=True)
 
 
 def _may_end(question: str) -> bool:
-    """Whether what runs may be cut off. Raises UsageError where there is nobody to ask."""
+    """Whether running programs may be interrupted. Raises UsageError if no question can be asked."""
     if not is_terminal():
-        raise click.UsageError("something is running on the cluster, and nobody can be asked here; say --yes to end it")
-    if agrees(question):
+        raise click.UsageError(
+            "a program is running on the cluster, and this is no terminal to ask on; shut it down with --yes"
+        )
+    if confirm(question):
         return True
-    click.echo("nothing was ended", err=True)
+    click.echo("nothing was shut down", err=True)
     return False
 
 
 def _question(found: KeptCluster) -> str | None:
-    """What to ask before a cluster is ended; None where nothing runs on it."""
+    """What to ask before a cluster is shut down; None if nothing runs on it."""
     from orchestrator.cluster import kept_cluster
 
     try:
         programs = kept_cluster.busy_with(found)
     except OSError as error:
-        return f"the cluster at {found.address} does not say what runs on it ({error}); end it?"
+        return f"the cluster at {found.address} does not answer what runs on it ({error}); shut it down?"
     if not programs:
         return None
-    click.echo("\n".join(("on it there runs:", *(f"  {program}" for program in programs))), err=True)
-    return "end it all the same? A launch goes on later with the same command"
+    click.echo("\n".join(("running on the cluster:", *(f"  {program}" for program in programs))), err=True)
+    return "shut it down anyway? A launch resumes later with the same command"
 
 
 @click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def dashboard(context: click.Context) -> None:
-    """Print where Ray's dashboard is, and how to log in.
+    """Print the address of Ray's dashboard and how to log in.
 
     \b
     Examples:
@@ -113,21 +120,21 @@ def dashboard(context: click.Context) -> None:
 
     kept = kept_cluster.kept(_say)
     if kept:
-        click.echo(f"the cluster that `kdctl up` keeps: {kept_cluster.login(kept.dashboard)}")
+        click.echo(f"cluster of `kdctl up`: {kept_cluster.login(kept.dashboard)}")
     shown = [one for one in kept_cluster.shown() if not kept or one.dashboard != kept.dashboard]
     for one in shown:
-        click.echo(f"the launch of {one.study}, process {one.pid}: {kept_cluster.login(one.dashboard)}")
+        click.echo(f"launch of {one.study}, process {one.pid}: {kept_cluster.login(one.dashboard)}")
     if not kept and not shown:
         start = kept_cluster.command("up")
-        click.echo(f"no dashboard is up here; it comes with a launch on Ray, or start one with `{start}`", err=True)
+        click.echo(f"no dashboard is running here; a launch on Ray starts one, and so does `{start}`", err=True)
         sys.exit(EXIT_TRIALS)
 
 
 @dashboard.command("token")
 def token() -> None:
-    """Print Ray's token, to be pasted into the dashboard's dialog.
+    """Print Ray's token, to paste into the dashboard's login dialog.
 
-    Whoever has it and reaches the dashboard can run programs as you.
+    Anyone who has the token and can reach the dashboard can run programs as you.
 
     \b
     Examples:
@@ -138,6 +145,43 @@ def token() -> None:
 
     known = kept_cluster.token()
     if known is None:
-        raise ResourceError(f"there is no token yet; `{kept_cluster.command('up')}` or a launch on Ray makes one")
-    _say("whoever has this token can run programs as you; show it to nobody, and paste it into the dashboard alone")
+        raise ResourceError(f"there is no token yet; `{kept_cluster.command('up')}` or a launch on Ray creates one")
+    _say("anyone who has this token can run programs as you; keep it secret, and paste it only into the dashboard")
     click.echo(known)
+
+
+@dashboard.command("export")
+@click.option(
+    "--output", default="monitoring", show_default=True, metavar="DIR", shell_complete=folders,
+    help="Folder to write to; created if missing.",
+)  # fmt: skip
+@yes_option
+def export(output: str, yes: bool) -> None:
+    """Write a Grafana dashboard and a Prometheus configuration that finds all your launches on this machine.
+
+    Files of an earlier export are replaced. Files that were edited since, or that kdctl did not write, are replaced
+    only after confirmation.
+
+    \b
+    Examples:
+      kdctl dashboard export
+      kdctl dashboard export --output ~/monitoring --yes
+    """
+    from orchestrator.errors import printable
+    from orchestrator.machine.paths import local
+    from orchestrator.monitor import grafana
+
+    folder = local(output, "--output")
+    foreign = grafana.foreign(folder)
+    if foreign and not yes:
+        names = printable(", ".join(str(folder / name) for name in foreign))
+        if not is_terminal():
+            raise KdctlError(
+                f"not written by an export, or edited since: {names}; name another --output, or overwrite with --yes"
+            )
+        if not confirm(f"not written by an export, or edited since: {names}; overwrite?"):
+            click.echo("nothing was written", err=True)
+            return
+    grafana.export(folder)
+    click.echo(f"wrote {printable(', '.join(grafana.files(folder)))}; instructions:\n", err=True)
+    click.echo(f"  {printable(str(folder / grafana.README))}")

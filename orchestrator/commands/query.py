@@ -1,4 +1,4 @@
-"""The command that answers SQL over a storage."""
+"""`kdctl query`: SQL over the results in a storage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import json_option, storage_option, warn
+from orchestrator.commands.shared.options import json_option, storage_option, warn
 from orchestrator.errors import KdctlError, printable
 from orchestrator.machine.paths import local
 
@@ -26,10 +26,10 @@ _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?", re.DOTALL)
 
 
 class _Query(click.Command):
-    """A command whose argument may begin with a comment of SQL, which would else be taken for an option."""
+    """A command whose argument may begin with an SQL comment (`--`), which Click would take for an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts SQL that begins with `--` where no option is looked for."""
+        """Moves SQL that begins with `--` to the end, after a `--`."""
         if "--" not in args:
             sql = [word for word in args if word.startswith("--") and not _OPTION.fullmatch(word)]
             args = [*(word for word in args if word not in sql), *(["--", *sql] if sql else [])]
@@ -40,23 +40,26 @@ class _Query(click.Command):
 @click.argument("sql")
 @storage_option
 @click.option(
-    "--format", "form", type=click.Choice(_FORMATS), help="Default: what the name of --output ends with, else table."
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    help="Output format; default: that of the file ending of --output, else table.",
 )
 @json_option
-@click.option("--output", metavar="FILE", help="Write to a file, which is there whole or not at all.")
+@click.option("--output", metavar="FILE", help="Write to a file, all or nothing.")
 def query(sql: str, storage: str, form: str | None, as_json: bool, output: str | None) -> None:
-    """Answer a SELECT over the views trials, epochs, summary and results; with - for SQL, one from stdin.
+    """Run an SQL query over the views trials, epochs, summary and results; SQL - reads it from standard input.
 
     \b
-    trials   a row a trial, whatever its state, with the studies that it belongs to
-    epochs   a row an epoch
-    summary  a row a study, setting and metric: mean, std, n, 95 % interval over the seeds,
+    trials   one row per trial in any state, with the studies that it belongs to
+    epochs   one row per epoch
+    summary  one row per study, setting and metric: mean, std, n, 95 % interval over the seeds,
              and the paired difference to base on the same seeds
-    results  the tables of `kdctl results`: a row a study and setting, accuracies side by side
+    results  the tables of `kdctl results`: one row per study and setting, metrics as columns
 
-    It is DuckDB's SQL; a query reads these views and nothing else, and works while a study runs.
-    `DESCRIBE trials` lists the columns of a view. A table shows the first 100 rows, 6 digits of
-    a float and 120 characters of a cell; the other formats have everything.
+    The SQL dialect is DuckDB's. A query can read only these views; it also works while a study is
+    running. `DESCRIBE trials` lists the columns of a view. The format table shows at most 100 rows,
+    6 digits of a float and 120 characters of a cell; the other formats are complete.
 
     \b
     Examples:
@@ -80,33 +83,37 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     else:
         warn(integrity.foreign(place))
     if left_out:
-        click.echo(f"… {left_out:,} more rows; --format csv has them all", err=True)
+        click.echo(f"… {left_out:,} more rows; --format csv prints all", err=True)
 
 
 def _form(form: str | None, as_json: bool, output: str | None) -> str:
     if as_json and form not in (None, "json"):
-        raise click.UsageError(f"--json and --format {form} are two formats; give one of them")
+        raise click.UsageError(f"--json and --format {form} are two formats; give only one of them")
     form = "json" if as_json else form
     if output is not None:
         return _form_of_file(form, output)
     found = form or "table"
     if found == "parquet" and sys.stdout.isatty():
-        raise click.UsageError("Parquet is nothing for a terminal; add --output FILE, or a pipe")
+        raise click.UsageError(
+            "Parquet is binary and cannot be printed on a terminal; add --output FILE, or use a pipe"
+        )
     return found
 
 
 def _form_of_file(form: str | None, output: str) -> str:
-    """The format of a file, which holds the whole answer. Raises UsageError where its name has another."""
+    """The format of an output file. Raises UsageError if its ending and `--format` disagree."""
     suffix = PurePath(output).suffix.lower()
     by_name = _SUFFIXES.get(suffix)
-    known = f"the known endings are {', '.join(_SUFFIXES)}"
+    known = f"expected an ending of {', '.join(_SUFFIXES)}"
     if form == "table":
-        raise click.UsageError(f"a table is for reading, and leaves out what is too long for it; {known}")
+        raise click.UsageError(f"the format table is shortened for reading and cannot be written to a file; {known}")
     if form is None and by_name is None:
-        got = f"ends in {suffix!r}" if suffix else "has no ending"
-        raise click.UsageError(f"--output {printable(output)} {got}, which names no format; {known}; or add --format")
+        found = f"ends in {suffix!r}" if suffix else "has no ending"
+        raise click.UsageError(f"--output {printable(output)} {found}, which names no format; {known}, or a --format")
     if form and by_name not in (None, form):
-        raise click.UsageError(f"--format {form} and --output {printable(output)} are two formats; give one of them")
+        raise click.UsageError(
+            f"--format {form} does not fit the ending of --output {printable(output)}; change one of them"
+        )
     return form or by_name or ""
 
 
@@ -114,8 +121,8 @@ def _statement(sql: str) -> str:
     if sql != "-":
         return sql
     if sys.stdin.isatty():
-        click.echo("type the query, and end it with Ctrl-D on a line of its own", err=True)
-    # What is no UTF-8 stays recognisable, and is refused as any such query.
+        click.echo("type the query, then press Ctrl-D on a new line", err=True)
+    # Bytes that are not UTF-8 stay recognisable; such a query is refused like any other malformed one.
     return sys.stdin.buffer.read().decode(errors="surrogateescape")
 
 
@@ -133,28 +140,28 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
 
 
 def _target(output: str, storage: Storage) -> Path:
-    """Nothing is overwritten that is no plain file, and nothing is written among what trials have written."""
+    """The path of `--output`. Raises KdctlError for anything but a new or plain file outside the storage."""
     target = local(output, "--output").absolute()
-    got = None
+    reason = None
     if not target.parent.is_dir():
-        got = "its folder is not there; make it, or name another"
+        reason = "its folder does not exist; create it, or name another one"
     elif target.exists() and not target.is_file():
-        got = "it is no plain file; name another, or leave out --output for standard output"
+        reason = "it is not a regular file; name another one, or omit --output for standard output"
     elif target.resolve().is_relative_to(Path(storage.place.address).resolve()):
-        got = "it is inside the storage, which queries only read; name one elsewhere"
-    if got:
-        raise KdctlError(f"--output {printable(str(target))} cannot be written: {got}")
+        reason = "it is inside the storage, which a query must not change; name a file elsewhere"
+    if reason:
+        raise KdctlError(f"--output {printable(str(target))} cannot be written: {reason}")
     return target
 
 
 def _write(answer: QueryResult, form: str, out: IO[bytes], is_terminal: bool) -> int:
-    """Writes an answer, and gives the number of rows that a table leaves out."""
+    """Writes an answer; returns the number of rows that the format table leaves out."""
     from orchestrator.results import formats
 
     if form == "parquet":
         answer.write_parquet(out)
         return 0
-    text = io.TextIOWrapper(out, encoding="utf-8", newline="")  # whatever the locale says: it is data
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="")  # data is UTF-8 in any locale
     try:
         return formats.write(form, answer.heading, answer.columns(), text, is_terminal)
     finally:

@@ -1,4 +1,4 @@
-"""The command that writes a study's report."""
+"""`kdctl report`: write a study's report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import set_option, storage_option, study_argument, warn
+from orchestrator.commands.shared.options import set_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
     from orchestrator.report.content import Facts
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 @set_option
 @click.option(
     "--output", metavar="FILE",
-    help="The file to write; report.html or report.md in this folder unless told otherwise.",
+    help="File to write; default: report.html or report.md in this folder.",
 )  # fmt: skip
 @click.option(
     "--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True,
-    help="One HTML file, or Markdown with SVG figures beside it.",
+    help="One HTML file, or Markdown with SVG figures next to it.",
 )  # fmt: skip
 def report(study: str | None, storage: str, settings: Sequence[str], output: str | None, form: str) -> None:
-    """Write a study's report: one HTML file that needs no network, or Markdown with its figures beside it.
+    """Write a study's report: one self-contained HTML file, or Markdown with its figures next to it.
 
-    Of a study FILE, of a STUDY by its name, or of the study that was launched last. It may still run. Prints the
-    name of the file. A report that is there is replaced, any other file is not.
+    STUDY is a study file or a study's name; without it, the study that was launched last. The study may still be
+    running. Prints the path of the report. An existing report is replaced; any other file is not.
 
     \b
     Examples:
@@ -48,19 +48,21 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
 
     path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
     if path.suffix != FORMATS[form]:
-        raise click.UsageError(f"--output {path} does not end in {FORMATS[form]}, as --format {form} has it")
+        raise click.UsageError(
+            f"--output {path} must end in {FORMATS[form]} for --format {form}; rename it, or choose the other --format"
+        )
     place = Storage.at(storage)
     facts: Facts = _facts(study, place, settings)
     warn(integrity.lacking(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
     if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
-        click.echo(f"{reason}; `kdctl report {facts.name}` writes that of its last launch", err=True)
+        click.echo(f"{reason}; `kdctl report {facts.name}` writes the report of its last launch", err=True)
     click.echo(path)
 
 
 def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Facts:
-    """What there is of a study file, of a study by name, of the last one, or of a storage that knows of none."""
+    """The facts about a study file, a study by name, the last study, or a storage without any study."""
     from datetime import UTC, datetime
 
     from orchestrator.catalog import lookup
@@ -72,7 +74,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     now = datetime.now(UTC)
     if study is None:
         if settings:
-            raise click.UsageError("--set changes a study file; name the file, or remove --set")
+            raise click.UsageError("--set overrides a key of a study file; name the file, or remove --set")
         last = next(iter(stored_studies.remembered(storage)), None)
         if last is None:
             return content.gather(storage, "everything in the storage", None, None, now)

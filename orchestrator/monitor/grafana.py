@@ -222,8 +222,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def strangers(folder: Path) -> list[str]:
-    """What an export into a folder would overwrite that is not as an export left it. Raises StorageError."""
+def foreign(folder: Path) -> list[str]:
+    """The files in an export's place that no export wrote, or that were edited since. Raises StorageError."""
     try:
         known: dict[str, str] = {}
         with suppress(FileNotFoundError, UnicodeDecodeError):

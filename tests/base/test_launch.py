@@ -353,7 +353,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     assert launched.end() == 130
     assert f"{number.name}: stopping, what runs writes a checkpoint first" in launched.log
     last = launched.log.splitlines()[-1]
-    assert last == f"go on with:  kdctl launch {long} --inline --storage {storage.place.address}"
+    assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.place.address}"
     assert "Traceback" not in launched.log
     (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error

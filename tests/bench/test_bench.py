@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import compare
 import pytest
+import table
 import torch
+from shared import common, plain
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "bench"))
-
-import common  # noqa: E402
-import compare  # noqa: E402
-import plain  # noqa: E402
-import table  # noqa: E402
-
-from orchestrator import losses  # noqa: E402
-from orchestrator.data.registry import DATASETS  # noqa: E402
-from orchestrator.data.tensors import Data, Images  # noqa: E402
-from orchestrator.data.views import ViewSpace  # noqa: E402
-from orchestrator.records import TrialConfig  # noqa: E402
-from orchestrator.teachers.outputs import LiveTeacher  # noqa: E402
-from orchestrator.training import loop  # noqa: E402
-from orchestrator.training.state import TrainingState  # noqa: E402
+from orchestrator import losses
+from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data, Images
+from orchestrator.data.views import ViewSpace
+from orchestrator.records import TrialConfig
+from orchestrator.teachers.outputs import LiveTeacher
+from orchestrator.training import loop
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 BATCH = 16

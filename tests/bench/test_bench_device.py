@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
+import accuracy
+import device
 import pytest
 import torch
+from shared import common
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "bench"))
-
-import accuracy  # noqa: E402
-import common  # noqa: E402
-import device  # noqa: E402
-
-from orchestrator import models  # noqa: E402
+from orchestrator import models
 
 CPU = torch.device("cpu")
 

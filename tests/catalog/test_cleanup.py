@@ -449,9 +449,9 @@ def test_the_command_shows_and_then_frees(full: Storage) -> None:
         "in all",
     ]
     assert shown.stdout.splitlines()[-1].split() == ["in", "all", "11", "57", "B"]
-    assert shown.stderr == "nothing was removed; the same command with --yes frees this\n"
+    assert shown.stderr == "nothing was deleted; add --yes to delete these files\n"
     done = clean(full, "--yes")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, shown.stdout, "freed 11 files, 57 B\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, shown.stdout, "deleted 11 files, 57 B\n")
     assert clean(full).stderr == "" and len(listed(full)) == len(before) - 11
 
 

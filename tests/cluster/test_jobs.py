@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from orchestrator import cli
 from orchestrator.cluster import jobs
 from orchestrator.cluster.jobs import Cluster, JobRequest
-from orchestrator.commands.jobs import print_log, status_of_jobs, stop_job
+from orchestrator.commands.shared.jobs import print_log, status_of_jobs, stop_job
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.launch import launch
 from orchestrator.machine.addresses import is_dashboard
@@ -124,7 +124,7 @@ def test_a_launch_hands_the_study_over(dashboard: Dashboard, folder: Path, kdctl
         f"kdctl logs {job_id} --address {dashboard.address} --follow\n",
         f"kdctl stop {job_id} --address {dashboard.address}\n",
         f"{dashboard.address}/#/jobs/{job_id}\n",
-        f"must see the folder {folder / 'runs'} under this name",
+        f"must be able to use the folder {folder / 'runs'} under this path",
         "1 trials",
     ):
         assert line in err
@@ -295,15 +295,15 @@ def test_a_stop_waits_for_the_end_and_says_how_to_go_on(dashboard: Dashboard, ca
     stop_job(dashboard.address, "far.away", yes=False)
     said = capsys.readouterr()
     assert dashboard.stops == ["kdctl-1"], "the one that runs, though another is newer"
-    assert said.out == "" and said.err.endswith("job kdctl-1 has ended: stopped\ngo on with:  kdctl launch a.yaml\n")
+    assert said.out == "" and said.err.endswith("job kdctl-1 has ended: stopped\nresume with:  kdctl launch a.yaml\n")
     stop_job(dashboard.address, "kdctl-2", yes=False)
     assert dashboard.stops == ["kdctl-1"]
-    assert "job kdctl-2 had ended already: finished" in capsys.readouterr().err
+    assert "job kdctl-2 has already ended: finished" in capsys.readouterr().err
 
 
 def test_a_stop_asks_first_on_a_terminal(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch, kdctl: Any) -> None:
     dashboard.add("kdctl-1", MINE)
-    monkeypatch.setattr("orchestrator.commands.jobs.is_terminal", lambda: True)
+    monkeypatch.setattr("orchestrator.commands.shared.jobs.is_terminal", lambda: True)
     monkeypatch.setattr("click.confirm", lambda text, **how: (_ for _ in ()).throw(KeyboardInterrupt(text)))
     with pytest.raises(KeyboardInterrupt, match=r"Stop study far\.away, job kdctl-1\?"):
         stop_job(dashboard.address, None, yes=False)
@@ -469,7 +469,7 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     said = dashboard.log(job)
     stopped = re.search(r"stopped in epoch (\d+) of 200", said)
     assert stopped and said.count("SIGTERM: stopping") == 1, said
-    assert f"go on with:  kdctl launch study.yaml --address {cluster}" in said
+    assert f"resume with:  kdctl launch study.yaml --address {cluster}" in said
 
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
     again = dashboard.find("far.away")

@@ -142,7 +142,7 @@ def test_without_the_token_the_dashboard_says_nothing(
 
 def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
     again = kdctl(home, "up")
-    assert again.returncode == 0 and f"up already, at {kept.address}" in again.stdout
+    assert again.returncode == 0 and f"already running at {kept.address}" in again.stdout
     assert f"http://{kept.dashboard}" in again.stdout
     (typed,) = re.findall(r"the token that `(.+)` prints", again.stdout)
     printed = subprocess.run(typed.split(), cwd=home, capture_output=True, text=True, check=True)
@@ -186,19 +186,19 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
     refused = kdctl(home, "down")
     assert refused.returncode == 2 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
     with Terminal([KDCTL, "down"], home, os.environ) as asked:
-        asked.wait_for("end it all the same?")
+        asked.wait_for("shut it down anyway?")
         asked.type("n\n")
-    assert asked.code == 0 and "nothing was ended" in asked.shown
+    assert asked.code == 0 and "nothing was shut down" in asked.shown
     assert kept.pid in session(kept.pid)
     members = {process for process in processes() if process[0] in session(kept.pid)}
     os.kill(study[0], signal.SIGINT)
     until(lambda: not kept_cluster.busy_with(kept))
     ended = kdctl(home, "down")
-    assert ended.returncode == 0 and f"the cluster at {kept.address} is ended" in ended.stderr
+    assert ended.returncode == 0 and f"shut down the cluster at {kept.address}" in ended.stderr
     assert not members & set(processes()) and not session(kept.pid)
     assert remembered(home) == {}
     again = kdctl(home, "down")
-    assert again.returncode == 0 and "nothing to end" in again.stderr
+    assert again.returncode == 0 and "nothing to shut down" in again.stderr
     assert kdctl(home, "dashboard").returncode == 1
 
 

@@ -105,12 +105,12 @@ def listed(folder: Path) -> list[str]:
 
 
 def test_check_says_that_a_study_is_good(run: Run) -> None:
-    assert run("check", "study.yaml") == (0, "study.yaml: study tiny is good, 3 trials\n", "")
+    assert run("check", "study.yaml") == (0, "study.yaml: study tiny is valid, 3 trials\n", "")
 
 
 def test_check_warns_on_standard_error(run: Run) -> None:
     code, out, err = run("check", "study.yaml", "--set", "recipe.milestones=[5]")
-    assert code == 0 and "is good" in out and "5 has no effect within 1 epochs" in err
+    assert code == 0 and "is valid" in out and "5 has no effect within 1 epochs" in err
 
 
 def test_check_tells_every_fault_with_its_place(run: Run, folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_results_of_nothing(run: Run, folder: Path) -> None:
     assert run("results") == (
         0,
         "no trials yet\n",
-        "no trials in runs; launch a study, or name another storage with --storage\n",
+        "no trials in runs; launch a study first, or name another storage with --storage\n",
     )
     assert listed(folder) == before
 
@@ -312,18 +312,18 @@ def test_stop_waits_until_the_launch_has_stopped_and_says_how_to_go_on(
     assert (code, out) == (0, "")
     stopping, stopped, goes_on = err.splitlines()
     assert "study tiny" in stopping and "checkpoint" in stopping and stopped == "study tiny has stopped"
-    assert goes_on == f"go on with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
+    assert goes_on == f"resume with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
     assert until(lambda: running) and isinstance(running[0], Interrupted)
     code, out, err = run("stop", "--storage", place)
-    assert (code, out) == (2, "") and "the last launch of study tiny has ended; there is nothing to stop" in err
+    assert (code, out) == (2, "") and "the last launch of study tiny has already ended; there is nothing to stop" in err
 
 
 def test_stop_asks_on_a_terminal(
     run: Run, storage: Storage, running: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("orchestrator.commands.launch.is_terminal", lambda: True)
-    monkeypatch.setattr("orchestrator.commands.launch.agrees", lambda question: asked.append(question))
+    monkeypatch.setattr("orchestrator.commands.stop.is_terminal", lambda: True)
+    monkeypatch.setattr("orchestrator.commands.stop.confirm", lambda question: asked.append(question))
     code, out, err = run("stop", "--storage", storage.place.address)
     assert (code, out, err) == (0, "", "nothing was stopped\n") and running == []
     assert asked == [f"Stop study tiny, process {os.getpid()} on {socket.gethostname()}?"]
@@ -365,9 +365,9 @@ def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> N
         (["teachers", "verfy"], "No such command 'verfy'; did you mean verify?"),
         (["results", "tyni"], "there is no such file, and no study of this name"),
         (["completion", "tcsh"], "'tcsh' is not one of"),
-        (["init", "study.yaml"], "is there already; name another file, or overwrite this one with --yes"),
+        (["init", "study.yaml"], "already exists; name another file, or overwrite this one with --yes"),
         (["init", "none/study.yaml"], "cannot be written"),
-        (["init", "."], "is there already"),
+        (["init", "."], "already exists"),
         (["init", ".", "--yes"], "it is a folder"),
         (["results", "--format", "html"], "'html' is not one of"),
         (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
@@ -404,7 +404,7 @@ def test_a_stop_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch, erro
     code, out, err = run("launch", "study.yaml", "--inline", "--set", "recipe.lr=1e-3 ")
     assert (code, out) == (130, "") and ("the same command goes on" in err or "stopped" in err)
     if isinstance(error, Interrupted):
-        assert err.endswith("go on with:  kdctl launch study.yaml --inline --set 'recipe.lr=1e-3 '\n")
+        assert err.endswith("resume with:  kdctl launch study.yaml --inline --set 'recipe.lr=1e-3 '\n")
 
 
 def test_ray_that_was_lost_is_the_supervisors_business(folder: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("orchestrator.cluster.supervisor.supervise", supervise)
     code, out, err = run("launch", "study.yaml", "--storage", "a b")
-    told = "with ['launch', 'study.yaml', '--storage', 'a b']\ngo on with:  kdctl launch study.yaml --storage 'a b'\n"
+    told = "with ['launch', 'study.yaml', '--storage', 'a b']\nresume with:  kdctl launch study.yaml --storage 'a b'\n"
     assert (code, out, err) == (42, "", told)
 
 
@@ -515,10 +515,10 @@ def litter(storage: Storage) -> Path:
 @pytest.mark.parametrize(("answer", "is_there"), [("n", True), ("", True), ("y", False)])
 def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, answer: str, is_there: bool) -> None:
     with Terminal([str(KDCTL), "clean", "--storage", storage.place.address], folder, environment()) as terminal:
-        terminal.wait_for("Free 1 file, 18 B? [y/N]: ")
+        terminal.wait_for("Delete 1 file, 18 B? [y/N]: ")
         terminal.type(f"{answer}\n")
     assert terminal.code == 0 and litter.exists() is is_there
-    assert ("nothing was removed" if is_there else "freed 1 file, 18 B") in terminal.shown
+    assert ("nothing was deleted" if is_there else "deleted 1 file, 18 B") in terminal.shown
 
 
 def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
@@ -529,14 +529,14 @@ def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
         pass
     assert json.loads(terminal.shown)["freed"] is False and litter.exists()
     code, out, err = run(*command[1:])
-    assert code == 0 and "nothing was removed; the same command with --yes" in err and litter.exists()
+    assert code == 0 and "nothing was deleted; add --yes" in err and litter.exists()
     assert run(*command[1:], "--yes")[1] == out and not litter.exists()
 
 
 @pytest.mark.parametrize(("answer", "is_kept"), [("n", True), ("y", False)])
 def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool) -> None:
     with Terminal([str(KDCTL), "init", "study.yaml"], folder, environment()) as terminal:
-        terminal.wait_for("study.yaml is there already; overwrite it? [y/N]: ")
+        terminal.wait_for("study.yaml already exists; overwrite it? [y/N]: ")
         terminal.type(f"{answer}\n")
     assert terminal.code == 0 and ((folder / "study.yaml").read_text() == STUDY) is is_kept
     assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.shown

@@ -11,7 +11,7 @@ import click
 import pytest
 from terminal import Terminal
 
-from orchestrator.commands import colours
+from orchestrator.commands.shared import colours
 from orchestrator.doctor import CheckLevel, CheckResult, text
 
 KDCTL = str(Path(sys.executable).with_name("kdctl"))
@@ -56,7 +56,7 @@ def test_what_the_doctor_finds_has_the_colour_of_its_verdict() -> None:
         CheckResult("c", CheckLevel.BAD, "bad"),
     ]
     plain = text(found)
-    told = colours.verdicts(plain)
+    told = colours.check_levels(plain)
     assert click.unstyle(told) == plain
     starts = [line.split("m")[0][2:] for line in told.splitlines() if line.startswith("\x1b[")]
     assert starts == ["32", "33", "31"] and told.count("\x1b[0m") == 3

@@ -15,7 +15,7 @@ import pytest
 from lines import calls, exists, understood
 
 from orchestrator.cli import cli
-from orchestrator.commands.layout import REST, SECTIONS, Sections
+from orchestrator.commands.shared.layout import REST, SECTIONS, Sections
 from orchestrator.errors import EXIT_CODES
 from orchestrator.launch import launch
 from orchestrator.storage.layout import Storage

@@ -285,7 +285,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(make_folder: Callable[[str], 
     events: Events = {": epoch 1/": lambda pid: os.killpg(pid, signal.SIGINT)}
     stopped = launch(folder, "--max-concurrent", "1", events=events)
     assert stopped.code == 130
-    assert "go on with:  kdctl launch study.yaml --max-concurrent 1 --no-dashboard" in stopped.stderr
+    assert "resume with:  kdctl launch study.yaml --max-concurrent 1 --no-dashboard" in stopped.stderr
     assert len(noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to go on
     (row,) = store.read_trials(Storage.at(folder / "runs"))
     assert row.state is State.STOPPED
@@ -307,7 +307,7 @@ def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(make_folder: Ca
 
     stopped = launch(folder, events={"dashboard: http://127.0.0.1:": look_and_stop}, dashboard=True)
     assert stopped.code == 130
-    assert "stopped at once" in stopped.stderr and "go on with:" in stopped.stderr
+    assert "stopped at once" in stopped.stderr and "resume with:" in stopped.stderr
     assert stopped.left == set()
     assert addresses and addresses <= LOOPBACK
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -32,11 +32,11 @@ def left(folder: Path) -> dict[str, str]:
 
 def test_an_export_writes_its_files_and_renews_them(tmp_path: Path, cache: Path) -> None:
     out = tmp_path / "deep" / "out"
-    assert grafana.strangers(out) == []
+    assert grafana.foreign(out) == []
     grafana.export(out)
     assert set(left(out)) == NAMES and (cache / "prometheus").is_dir()
     subprocess.run(["sha256sum", "--check", "--quiet", grafana.SUMS], cwd=out, check=True)
-    assert grafana.strangers(out) == []
+    assert grafana.foreign(out) == []
     before = left(out)
     grafana.export(out)
     assert left(out) == before
@@ -45,18 +45,18 @@ def test_an_export_writes_its_files_and_renews_them(tmp_path: Path, cache: Path)
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_what_is_not_as_an_export_left_it_is_noticed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
-    assert grafana.strangers(tmp_path) == [name]
+    assert grafana.foreign(tmp_path) == [name]
     (tmp_path / name).unlink()
     grafana.export(tmp_path)
     with (tmp_path / name).open("a") as file:
         file.write("x  y\n")
-    assert name in grafana.strangers(tmp_path)
+    assert name in grafana.foreign(tmp_path)
 
 
 def test_an_older_export_is_renewed_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grafana.export(tmp_path)
     monkeypatch.setattr(grafana, "PANELS", grafana.PANELS[:3])
-    assert grafana.strangers(tmp_path) == []
+    assert grafana.foreign(tmp_path) == []
     grafana.export(tmp_path)
     assert len(json.loads((tmp_path / grafana.GRAFANA).read_text())["panels"]) == 3
 
@@ -84,8 +84,8 @@ def test_the_command_asks_before_it_overwrites(tmp_path: Path, monkeypatch: pyte
     ours = config.read_text()
     config.write_text("mine")
     code, _, said = export()
-    assert code and "prometheus.yml is not as an export wrote it; name another --output, or" in said
-    monkeypatch.setattr("orchestrator.commands.dashboard_export.is_terminal", lambda: True)
+    assert code and f"edited since: {config}; name another --output, or" in said
+    monkeypatch.setattr("orchestrator.commands.cluster.is_terminal", lambda: True)
     assert "nothing was written" in export(answer="n\n")[2] and config.read_text() == "mine"
     assert export(answer="y\n")[0] == 0 and config.read_text() == ours
     config.write_text("mine")

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from launch_events import planned, row
 
 from orchestrator.cli import cli
-from orchestrator.commands import watch
+from orchestrator.commands import logs as logs_command
+from orchestrator.commands import status as status_command
 from orchestrator.monitor.follow import Follower
 from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.records import EpochRecord, State
@@ -235,7 +236,7 @@ def test_watching_tells_what_changes_and_ends_with_the_launch(folder: Storage, m
         lambda: write(folder, STUDENTS[0], State.FAILED, "it broke"),
         lease.release,
     ]
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: steps.pop(0)())
+    monkeypatch.setattr(status_command.time, "sleep", lambda seconds: steps.pop(0)())
     said = run("status", "--watch", "--storage", folder.place.address)
     lines = [line for line in said.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert steps == [] and [line[9:] for line in lines if TEACHER.trial_id == line[9:21] or "failed" in line] == [
@@ -248,7 +249,7 @@ def test_watching_tells_what_changes_and_ends_with_the_launch(folder: Storage, m
 def test_watching_goes_on_with_the_launch_that_takes_over(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     study = remember(folder)
     first = Follower(folder, replace(study, launched=replace(study.launched, resource="launch-gone")))
-    boards = list(watch._boards(first, folder))
+    boards = list(status_command._boards(first, folder))
     assert len(boards) == 1 and not boards[0].is_running
 
 
@@ -277,7 +278,7 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
         logs.append(folder, TEACHER.trial_id, "two")
         write(folder, TEACHER, State.FINISHED)
 
-    monkeypatch.setattr(watch.time, "sleep", go_on)
+    monkeypatch.setattr(logs_command.time, "sleep", go_on)
     said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.place.address).stdout
     assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["one", "two"]
 
@@ -291,4 +292,4 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
     ],
 )  # fmt: skip
 def test_what_is_fresh_in_a_log(before: list[str], now: list[str], fresh: list[str]) -> None:
-    assert list(watch._fresh(before, now)) == fresh
+    assert list(logs_command._fresh(before, now)) == fresh

@@ -220,7 +220,7 @@ def test_a_study_file_is_reported_before_anything_ran(
     [
         (("no-such-study",), "which remembers none"),
         (("missing.yaml",), "missing.yaml"),
-        (("--output", "report.txt"), "does not end in .html"),
+        (("--output", "report.txt"), "must end in .html"),
         (("--set", "recipe.epochs=1"), "name the file"),
     ],
 )

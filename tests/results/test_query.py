@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -37,7 +37,7 @@ from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcom
 from orchestrator.storage.layout import Storage
 
 Ask = Callable[..., list[dict[str, Any]]]
-RECIPE = json.dumps({"epochs": 2, "lr": 0.1})
+RECIPE = {"epochs": 2, "lr": 0.1}
 
 
 def ask(storage: Storage, sql: str) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def empty(tmp_path: Path) -> Storage:
 
 def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     rows = store.read_trials(filled)
-    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**asdict(row), "studies": ["s"]} for row in rows]
+    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**row.to_row(), "studies": ["s"]} for row in rows]
     assert ask(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
     assert ask(filled, "FROM summary") == list(summaries(rows, "s"))
     assert ask(filled, "FROM results") == list(outcomes(rows, "s"))
@@ -341,7 +341,7 @@ def test_rows_that_are_rewritten_all_the_while_are_never_an_error(tmp_path: Path
             number += 1
             store.write_epochs(storage, "a", [replace(EPOCH, epoch=e, test_acc=number) for e in (1, 2, 3)])
 
-    command = [sys.executable, "-c", WRITER, storage.place.address]
+    command = [sys.executable, "-c", WRITER, storage.backend.address]
     thread = threading.Thread(target=rewrite_epochs)
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
@@ -545,7 +545,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(filled: Storage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Runs `kdctl query` on the filled storage, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KDCTL_STORAGE", filled.place.address)
+    monkeypatch.setenv("KDCTL_STORAGE", filled.backend.address)
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kdctl", "query", *map(str, words)])
@@ -569,7 +569,7 @@ def test_a_query_prints_a_table(run: Run) -> None:
 
 def test_what_a_table_leaves_out_is_said_on_standard_error(run: Run) -> None:
     code, out, err = run("SELECT range FROM range(1234)")
-    assert (code, len(out.splitlines()), err) == (0, 101, "… 1,134 more rows; --format csv has them all\n")
+    assert (code, len(out.splitlines()), err) == (0, 101, "… 1,134 more rows; --format csv prints all\n")
 
 
 EXAMPLES = re.findall(r'kdctl query "(.*?)"', command.help or "", re.DOTALL)
@@ -613,7 +613,7 @@ def test_parquet_has_every_row_and_type(run: Run, filled: Storage) -> None:
 
 def kdctl(storage: Storage, *words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """`kdctl query` as a process."""
-    line = [sys.executable, "-m", "orchestrator.cli", "query", *words, "--storage", storage.place.address]
+    line = [sys.executable, "-m", "orchestrator.cli", "query", *words, "--storage", storage.backend.address]
     return subprocess.run(line, capture_output=True, timeout=120, **options)
 
 
@@ -643,13 +643,14 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("nosuch/x.csv", "its folder is not there"), ("/dev/null", "it is no plain file"), (".", "it is no plain file"),
+        ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"),
+        (".", "it is not a regular file"),
         ("RUNS/results/trials/a.parquet", "inside the storage"), ("RUNS/new.csv", "inside the storage"),
     ],
 )  # fmt: skip
 def test_some_places_are_not_written(run: Run, filled: Storage, output: str, said: str) -> None:
     form = [] if "x.csv" in output or "RUNS" in output else ["--format", "csv"]
-    code, out, err = run("SELECT 1", "--output", output.replace("RUNS", filled.place.address), *form)
+    code, out, err = run("SELECT 1", "--output", output.replace("RUNS", filled.backend.address), *form)
     assert (code, out) == (2, "") and said in err
     assert len(ask(filled, "FROM trials")) == 4
 
@@ -692,6 +693,6 @@ def ask(*arguments, real=query._ask, watcher=threading.Thread(target=interrupt, 
 query._ask = ask
 cli.main()
 """
-    line = [sys.executable, "-c", code, "query", sql, "--storage", filled.place.address]
+    line = [sys.executable, "-c", code, "query", sql, "--storage", filled.backend.address]
     done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "\nstopped\n")

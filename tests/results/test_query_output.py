@@ -66,17 +66,17 @@ def test_another_ending_is_refused_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr(query, "run_query", None)
     code, out, err = run(SQL, "--output", name)
-    assert (code, out) == (2, "") and "the known endings are .csv, .tsv, .json, .parquet, .md" in err
+    assert (code, out) == (2, "") and "expected an ending of .csv, .tsv, .json, .parquet, .md" in err
     assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("--format", "table", "--output", "x.txt"), "a table is for reading"),
-        (("--format", "csv", "--output", "x.tsv"), "are two formats; give one of them"),
-        (("--json", "--output", "x.csv"), "are two formats; give one of them"),
-        (("--output", "nosuch/x.csv"), "its folder is not there"),
+        (("--format", "table", "--output", "x.txt"), "the format table is shortened for reading"),
+        (("--format", "csv", "--output", "x.tsv"), "does not fit the ending of --output x.tsv"),
+        (("--json", "--output", "x.csv"), "does not fit the ending of --output x.csv"),
+        (("--output", "nosuch/x.csv"), "its folder does not exist"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_read(

@@ -182,7 +182,7 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_study_key_has_a_change() -> None:
-    assert set(CHANGES) | {"temperature"} == set(fields.EXPERIMENT_KEYS)
+    assert set(CHANGES) | {"temperature", "weight", "stage"} == set(fields.EXPERIMENT_KEYS)
 
 
 @pytest.mark.parametrize("name", CHANGES)

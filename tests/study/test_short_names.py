@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 
 from orchestrator.cli import cli
-from orchestrator.commands.study import _plan_text
+from orchestrator.commands.plan import _plan_text
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan, make_plan
@@ -65,7 +65,7 @@ def test_a_plan_fits_its_terminal_and_every_trial_is_told_from_the_others(sweep:
 def test_a_plan_without_a_terminal_has_whole_ids_and_names_what_all_share(sweep: Plan) -> None:
     text = _plan_text(sweep, None)
     assert all(trial.trial_id in text for trial in sweep.trials)
-    assert "the same in all: epochs 5," in text and "limit_train 256" in text and "weight_decay" not in text
+    assert "the same in all trials: epochs 5," in text and "limit_train 256" in text and "weight_decay" not in text
 
 
 def test_wide_characters_in_the_name_of_a_study_count_for_two(tmp_path: Path) -> None:

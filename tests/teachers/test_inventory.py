@@ -97,7 +97,7 @@ def test_a_good_table_is_verified(trained: Storage) -> None:
     (verdict,) = verify_teacher(teacher_id, trained)
     assert verdict.table.teacher_id == teacher_id and 0 <= verdict.largest_difference < 0.1
     result = teachers(trained, "verify", teacher_id[:6])
-    assert result.exit_code == 0 and result.stdout.startswith("logits-p0-noflip-n64: says what the teacher says")
+    assert result.exit_code == 0 and result.stdout.startswith("logits-p0-noflip-n64: matches the teacher")
 
 
 def test_a_teacher_without_a_table_has_nothing_to_compare(trained: Storage) -> None:

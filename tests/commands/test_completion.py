@@ -15,7 +15,7 @@ import pytest
 from terminal import Terminal
 
 from orchestrator.cli import cli
-from orchestrator.commands import completing
+from orchestrator.commands.shared import completion
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
@@ -70,7 +70,7 @@ def offered(place: Path) -> Offer:
     """What bash is told for a line whose last word is not complete; nothing else may be said."""
 
     def offered(*words: str, **environment: str) -> list[str]:
-        asked = {completing.VARIABLE: "bash_complete", "COMP_WORDS": "\n".join(["kdctl", *words])}
+        asked = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "\n".join(["kdctl", *words])}
         done = subprocess.run(
             [KDCTL], capture_output=True, text=True, cwd=place,
             env={**os.environ, **asked, "COMP_CWORD": str(len(words)), **environment},
@@ -90,7 +90,7 @@ def test_commands_options_and_choices(offered: Offer) -> None:
     assert offered("teachers", "ver") == ["verify"]
     assert offered("plan", "study.yaml", "--se") == ["--set"]
     assert offered("results", "--format", "m") == ["markdown"]
-    assert offered("completion", "") == list(completing.SHELLS)
+    assert offered("completion", "") == list(completion.SHELLS)
 
 
 def test_study_files_and_folders(offered: Offer) -> None:
@@ -136,10 +136,10 @@ def test_trials_come_with_what_they_are_called(place: Path) -> None:
 
     context = click.Context(cli)
     context.params["storage"] = "runs"
-    found = completing.trials(context, click.Argument(["trial"]), "")
+    found = completion.trials(context, click.Argument(["trial"]), "")
     assert [(item.value, item.help) for item in found] == [(member.trial_id, member.title) for member in members()]
     first = members()[0].trial_id
-    assert [item.value for item in completing.trials(context, click.Argument(["trial"]), first[:4])] == [first]
+    assert [item.value for item in completion.trials(context, click.Argument(["trial"]), first[:4])] == [first]
 
 
 @pytest.mark.parametrize("storage", ["none", "study.yaml", "s3://bucket/that/would/be/asked", "ftp://nonsense"])
@@ -167,7 +167,7 @@ def test_a_storage_that_hangs_is_not_waited_for(place: Path) -> None:
     script = "import time\nfrom orchestrator.study import stored_studies\n"
     script += "stored_studies.remembered = lambda storage: time.sleep(600)\n"
     script += "from orchestrator.cli import main\nmain()"
-    asked = {completing.VARIABLE: "bash_complete", "COMP_WORDS": "kdctl results ti", "COMP_CWORD": "2"}
+    asked = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "kdctl results ti", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env={**os.environ, **asked})
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
@@ -177,7 +177,7 @@ def test_completing_loads_nothing_heavy(place: Path) -> None:
     script += "atexit.register(lambda: print(*{name.split('.')[0] for name in sys.modules}, file=sys.__stderr__))\n"
     script += "from orchestrator.cli import main\nmain()"
     for words in ("results ti", "teachers verify 0", "plan study.yaml --set recipe"):
-        asked = {completing.VARIABLE: "zsh_complete", "COMP_WORDS": f"kdctl {words}"}
+        asked = {completion.VARIABLE: "zsh_complete", "COMP_WORDS": f"kdctl {words}"}
         asked["COMP_CWORD"] = str(len(words.split()))
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
@@ -185,17 +185,17 @@ def test_completing_loads_nothing_heavy(place: Path) -> None:
         assert not set(done.stderr.split()) & {"torch", "ray", "pyarrow", "numpy", "duckdb"}
 
 
-@pytest.mark.parametrize("shell", completing.SHELLS)
+@pytest.mark.parametrize("shell", completion.SHELLS)
 def test_every_shell_gets_a_script_that_it_can_ask_with(shell: str) -> None:
     done = subprocess.run([KDCTL, "completion", shell], capture_output=True, text=True, check=True)
-    assert f"{completing.VARIABLE}={shell}_complete" in done.stdout and done.stderr == ""
+    assert f"{completion.VARIABLE}={shell}_complete" in done.stdout and done.stderr == ""
     if path := shutil.which(shell):
         subprocess.run([path, "-n"], input=done.stdout, text=True, check=True)
 
 
 def test_the_script_for_bash_is_as_wanted() -> None:
     # Where Click changes its script, these changes have to be made anew.
-    assert all(part in completing.Bash.source_template for part in ("nospace", "plusdirs", 'COMPREPLY+=("$value")'))
+    assert all(part in completion.Bash.source_template for part in ("nospace", "plusdirs", 'COMPREPLY+=("$value")'))
 
 
 BASH = shutil.which("bash")

@@ -1,6 +1,6 @@
-"""What a shell offers when somebody presses Tab: study files, studies, trials, teachers, keys.
+"""What a shell offers on Tab: study files, studies, trials, teachers, keys.
 
-It must be quick and never say anything: no bucket is asked, and whatever goes wrong offers nothing.
+It must be quick and print nothing else: no bucket is searched, and after any error nothing is offered.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 if TYPE_CHECKING:
     from orchestrator.storage.layout import Storage
 
-VARIABLE = "_KDCTL_COMPLETE"  # in the environment while a shell asks
+VARIABLE = "_KDCTL_COMPLETE"  # set in the environment when a shell asks for completions
 SHELLS = ("bash", "zsh", "fish")
-PATIENCE = 2.0  # seconds after which a shell is told nothing, for example where a network folder hangs
+TIMEOUT = 2.0  # seconds after which nothing is offered, for example if a network folder hangs
 
 Item = CompletionItem[str]
 Completer = Callable[[click.Context, click.Parameter, str], list[Item]]
@@ -28,8 +28,8 @@ Completer = Callable[[click.Context, click.Parameter, str], list[Item]]
 class Bash(BashComplete):
     """Click's script for bash, with three changes.
 
-    No blank after `recipe.epochs=`, which the value follows; folders beside what is offered, not instead of it; and
-    values as they are, not as patterns of file names.
+    No blank after `recipe.epochs=`, because its value follows; folders in addition to the offered values, not instead
+    of them; and values taken literally, not as file name patterns.
     """
 
     source_template = (
@@ -43,10 +43,10 @@ class Bash(BashComplete):
 
 
 def script(shell: str, command: click.Command) -> str:
-    """The script that makes a shell (one of `SHELLS`) ask."""
-    made = get_completion_class(shell)
-    assert made, "a shell of SHELLS"
-    return made(command, {}, "kdctl", VARIABLE).source()
+    """The script that teaches a shell (one of `SHELLS`) to complete `kdctl`."""
+    completer = get_completion_class(shell)
+    assert completer, "a shell of SHELLS"
+    return completer(command, {}, "kdctl", VARIABLE).source()
 
 
 def _quietly(offer: Callable[[click.Context, str], Iterable[Item]]) -> Completer:
@@ -54,7 +54,7 @@ def _quietly(offer: Callable[[click.Context, str], Iterable[Item]]) -> Completer
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Item]:
         try:
             return [item for item in offer(context, incomplete) if item.value.startswith(incomplete)]
-        except Exception:  # a damaged storage, a folder that may not be read: there is nothing to offer then
+        except Exception:  # for example a damaged storage or an unreadable folder
             return []
 
     return complete
@@ -62,7 +62,7 @@ def _quietly(offer: Callable[[click.Context, str], Iterable[Item]]) -> Completer
 
 @_quietly
 def study_files(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Files that end as study files do, and folders, in which there may be some."""
+    """Files with the ending of a study file, and folders."""
     return _files(incomplete)
 
 
@@ -78,11 +78,11 @@ def _files(incomplete: str) -> Iterator[Item]:
 
 @_quietly
 def studies(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Study files, and the studies that the storage remembers."""
-    return [*_remembered(context), *_files(incomplete)]
+    """Study files, and the studies in the storage."""
+    return [*_studies_in_storage(context), *_files(incomplete)]
 
 
-def _remembered(context: click.Context) -> Iterator[Item]:
+def _studies_in_storage(context: click.Context) -> Iterator[Item]:
     from orchestrator.study.stored_studies import remembered
 
     if storage := _storage(context):
@@ -92,7 +92,7 @@ def _remembered(context: click.Context) -> Iterator[Item]:
 
 @_quietly
 def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Ids of trials, with what a person calls them."""
+    """Ids of trials, each with its title."""
     from orchestrator.catalog.trial_ids import known
 
     storage = _storage(context)
@@ -102,7 +102,7 @@ def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 @_quietly
 def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Ids of the teachers of remembered studies that have a row."""
+    """Ids of teachers that have a row in the storage."""
     from orchestrator.study.stored_studies import remembered
 
     storage = _storage(context)
@@ -117,13 +117,13 @@ def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 @_quietly
 def settings(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Keys of a study file as `--set` wants them, each with its meaning."""
+    """Keys of a study file in the form that `--set` expects, each with its meaning."""
     from orchestrator.study import fields
 
     experiments = [f"experiments[{number}]" for number in range(_experiments(context))]
     parts = {"recipe": fields.RECIPE_KEYS, "resources": fields.RESOURCE_KEYS}
     for experiment in experiments:
-        if incomplete.startswith(experiment):  # else one line for all of its keys
+        if incomplete.startswith(experiment):  # else one entry stands for all its keys
             parts[experiment] = {**fields.EXPERIMENT_KEYS, "teacher": fields.TEACHER_KEYS["model"]}
         else:
             yield CompletionItem(f"{experiment}.", help="keys of an experiment")
@@ -134,12 +134,12 @@ def settings(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _experiments(context: click.Context) -> int:
-    """How many experiments the file that was named has; 1 where that cannot be told."""
+    """The number of experiments in the study file on the command line; 1 if it cannot be read."""
     from orchestrator.errors import StudyError
     from orchestrator.machine.paths import PathError, local
     from orchestrator.study import document
 
-    named = [context.params.get("file"), *context.args]  # Click leaves it in args where an option wants its value
+    named = [context.params.get("file"), *context.args]  # Click leaves it in args while an option expects its value
     try:
         root = document.read(local(next(filter(None, named), ""), "study file")).value
     except (StudyError, PathError):
@@ -150,12 +150,12 @@ def _experiments(context: click.Context) -> int:
 
 @_quietly
 def folders(context: click.Context, incomplete: str) -> Iterable[Item]:
-    """Folders alone."""
+    """Only folders."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def _storage(context: click.Context) -> Storage | None:
-    """The storage that the line names so far; None for a bucket, which may take long to answer."""
+    """The storage of the command line so far; None for a bucket, which may be slow."""
     from orchestrator.storage.layout import Storage
 
     found: click.Context | None = context

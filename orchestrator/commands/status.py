@@ -1,23 +1,22 @@
-"""Commands that watch a study from its storage: where it stands, and what its trials say."""
+"""`kdctl status`: where a study stands, read from its storage."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.commands.jobs import print_log, status_of_jobs
-from orchestrator.commands.options import (
+from orchestrator.commands.shared.jobs import status_of_jobs
+from orchestrator.commands.shared.options import (
     address_option,
     json_option,
     storage_option,
     study_argument,
-    trial_argument,
     warn,
 )
 
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
     from orchestrator.monitor.study_status import StudyStatus
     from orchestrator.storage.layout import Storage
 
+
 _LOOK = 2.0  # seconds between two looks at a storage
-_CANDIDATES = 100  # trials that are listed where none is named
+
+
 _FRAME = 0.25  # seconds between two frames on a terminal, which may have changed its size
 
 
@@ -149,92 +150,3 @@ def _draw(follower: Follower, storage: Storage) -> None:
             time.sleep(_FRAME)
     frames.end()
     _print(board, as_json=False)
-
-
-@click.command()
-@trial_argument
-@storage_option
-@address_option
-@click.option("--lines", type=click.IntRange(min=1), metavar="N", help="Print the last N lines alone.")
-@click.option("--follow", is_flag=True, help="Go on with what is added, until the trial ends.")
-def logs(trial: str | None, storage: str, address: str | None, lines: int | None, follow: bool) -> None:
-    """Print the log of a TRIAL, which may be named by the beginning of its id.
-
-    With --address it is the log of a study that was handed to a cluster, of its job or by its name.
-
-    \b
-    Examples:
-      kdctl logs 3f2a
-      kdctl logs 3f2a --lines 20 --follow
-      kdctl logs resnet-logit --address http://127.0.0.1:8265 --follow
-    """
-    from orchestrator.storage.layout import Storage
-
-    if address:
-        print_log(address, trial, lines, follow=follow)
-    elif trial is None:
-        raise click.UsageError(_which_trial(Storage.at(storage)))
-    else:
-        _print_log(Storage.at(storage), trial, lines, follow=follow)
-
-
-def _which_trial(place: Storage) -> str:
-    """Says that a trial is missing, and lists those of the last study with what tells them apart."""
-    from orchestrator.columns import table, width_of
-    from orchestrator.study.stored_studies import remembered
-
-    found = next(iter(remembered(place)), None)
-    if found is None:
-        return f"Missing argument 'TRIAL'; {place.place.shown('')} holds no study yet; launch one, or name its storage"
-    rows = [(member.trial_id, member.shown) for member in found.members[:_CANDIDATES]]
-    left = len(found.members) - len(rows)
-    more = f"\nand {left:,} more: kdctl plan, or kdctl status {found.name}" if left else ""
-    trials = table(("id", "trial"), rows, width_of(sys.stderr))
-    return f"Missing argument 'TRIAL'; the beginning of an id is enough. Study {found.name} has:\n\n{trials}{more}"
-
-
-def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
-    from orchestrator.catalog.trial_ids import resolve
-    from orchestrator.errors import KdctlError, printable
-    from orchestrator.storage import logs as stored
-
-    trial_id = resolve(place, trial)
-    shown = stored.read(place, trial_id)
-    if not shown and not follow:
-        raise KdctlError(f"trial {trial_id} has no log in this storage: it has not begun, or its log was removed")
-    _echo([printable(line) for line in shown[-(lines or len(shown)) :]])
-    while follow:
-        is_over = _is_over(place, trial_id)
-        now = stored.read(place, trial_id)
-        _echo([printable(line) for line in _fresh(shown, now)])
-        shown = now
-        if is_over:
-            return
-        time.sleep(_LOOK / 2)
-
-
-def _echo(lines: Sequence[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
-    """What a log holds that it did not at the last look; its first lines may have been dropped since."""
-    if not before:
-        return now
-    some = list(before[-10:])
-    for end in range(len(now), len(some) - 1, -1):
-        if list(now[end - len(some) : end]) == some:
-            return now[end:]
-    return now
-
-
-def _is_over(storage: Storage, trial_id: str) -> bool:
-    """Whether a trial has a row that says how it ended, and nobody trains it."""
-    from orchestrator.records import State
-    from orchestrator.results import store
-    from orchestrator.storage import leases
-
-    row = store.read_trial(storage, trial_id)
-    ended = row is not None and row.state is not State.RUNNING
-    return ended and leases.trial_resource(trial_id) not in leases.held(storage)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from machine import described
+from shared.machine import described
 
 from orchestrator import models
 from orchestrator.data.registry import DATASETS

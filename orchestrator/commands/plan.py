@@ -1,4 +1,4 @@
-"""Commands around a study file: look at it, and train it."""
+"""`kdctl plan`: what a launch would run."""
 
 from __future__ import annotations
 
@@ -11,95 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands import colours
-from orchestrator.commands.completing import study_files
-from orchestrator.commands.options import (
-    agrees,
+from orchestrator.commands.shared import colours
+from orchestrator.commands.shared.options import (
     file_argument,
-    is_terminal,
     json_option,
     set_option,
     storage_option,
     warn,
-    yes_option,
 )
-from orchestrator.data.registry import DATASETS
-from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
 
 if TYPE_CHECKING:
-    from orchestrator.errors import Fault
     from orchestrator.study.plan import Plan
-
-
-@click.command()
-@click.argument("file", type=click.Path(), default="experiments.yaml", shell_complete=study_files)
-@click.option(
-    "--dataset", type=click.Choice(tuple(DATASETS)), default="digits", show_default=True,
-    help="What to train on; digits needs no download and takes about a minute.",
-)  # fmt: skip
-@yes_option
-def init(file: str, dataset: str, yes: bool) -> None:
-    """Write a commented study file that runs as it is, by default experiments.yaml.
-
-    Beside it goes the schema that editors complete and check the file with, unless one is there.
-
-    \b
-    Examples:
-      kdctl init
-      kdctl init cifar.yaml --dataset cifar10
-    """
-    from orchestrator.machine.paths import local
-    from orchestrator.study import template
-
-    path = local(file, "study file")
-    if path.exists() and not yes:
-        if not is_terminal():
-            raise KdctlError(f"{file} is there already; name another file, or overwrite this one with --yes")
-        if not agrees(f"{file} is there already; overwrite it?"):
-            click.echo("nothing was written", err=True)
-            return
-    written = template.write(path, dataset)
-    click.echo(f"wrote {' and '.join(map(str, written))}; next:\n\n{template.next_steps(path, dataset)}", err=True)
-
-
-@click.command()
-@file_argument
-@set_option
-@json_option
-def check(file: str, settings: Sequence[str], as_json: bool) -> None:
-    """Check a study FILE: all faults at once, each with its place and its cure.
-
-    With --json the faults are data, on standard output; the exit code is 2 all the same.
-
-    \b
-    Examples:
-      kdctl check experiments.yaml
-      kdctl check experiments.yaml --set recipe.epochs=2
-      kdctl check experiments.yaml --json
-    """
-    from orchestrator.columns import width_of, wrapped
-    from orchestrator.study.plan import make_plan
-    from orchestrator.study.reader import load_study
-
-    try:
-        study = load_study(file, settings, open_weights=True)
-        count = len(make_plan(study).trials)
-    except StudyError as error:
-        if not as_json:
-            raise KdctlError(wrapped(masked(str(error)), width_of(sys.stderr))) from None  # masked while it is whole
-        click.echo(_check_json(file, None, 0, error.faults, ()))
-        sys.exit(EXIT_USAGE)
-    if as_json:
-        click.echo(_check_json(file, study.name, count, (), study.warnings))
-        return
-    warn(study.warnings)
-    click.echo(wrapped(f"{file}: study {study.name} is good, {count} trials", width_of(sys.stdout)))
-
-
-def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
-    facts = {"file": masked(file), "good": not faults, "study": study, "trials": trials}
-    told = {"faults": [fault.to_json() for fault in faults], "warnings": [fault.to_json() for fault in warnings]}
-    return json.dumps({**facts, **told}, indent=1, ensure_ascii=False)
 
 
 @click.command()
@@ -108,7 +30,7 @@ def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Faul
 @set_option
 @json_option
 def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> None:
-    """Print what a launch of FILE would run; trains and writes nothing.
+    """Print the trials that a launch of FILE would run, without training or writing anything.
 
     \b
     Examples:
@@ -131,7 +53,7 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
 
 
 def _plan_json(plan: Plan) -> Iterator[str]:
-    """The lines of a plan as JSON: one a trial, as a plan of all may not fit the memory, and this is faster."""
+    """The lines of a plan as JSON, one per trial: a single text of a huge plan may not fit into memory."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
     facts = replace(plan, trials=()).to_json()
     del facts["trials"]
@@ -144,7 +66,7 @@ def _plan_json(plan: Plan) -> Iterator[str]:
 
 
 def _plan_text(plan: Plan, width: int | None) -> str:
-    """A table of the trials with what varies in this study, how many are to come, and what all have in common."""
+    """A table of the trials with the settings that vary, the settings that all share, and the number in each state."""
     from orchestrator.columns import fits, table, wrapped
 
     for header, *rows in _layouts(plan):
@@ -185,7 +107,7 @@ def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[t
 
 
 def _common(plan: Plan) -> list[str]:
-    """What is the same in all trials that have it, in a line; without what has its default anyway."""
+    """One line with the settings that all trials share, without those at their default."""
     from orchestrator.study.short_names import all_settings, default, varying
 
     settings = all_settings(trial.config for trial in plan.trials)
@@ -194,19 +116,4 @@ def _common(plan: Plan) -> list[str]:
     own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
     usual = {name for name, value in found.items() if value in (default(name), own.get(name))}
     shown = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
-    return [f"the same in all: {', '.join(shown)}"] if shown else []
-
-
-@click.command()
-def schema() -> None:
-    """Print the JSON Schema of study files, for editors.
-
-    An editor with YAML support finds it by the first line of a study file: `# yaml-language-server: $schema=PATH`.
-
-    \b
-    Examples:
-      kdctl schema > study.schema.json
-    """
-    from orchestrator.study.schema import schema_text
-
-    click.echo(schema_text(), nl=False)
+    return [f"the same in all trials: {', '.join(shown)}"] if shown else []

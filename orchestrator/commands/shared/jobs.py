@@ -1,5 +1,5 @@
-"""Studies that run on a cluster as jobs: handed over, listed, read and stopped. Called by `launch`, `status`, `logs`
-and `stop` where `--address` names a dashboard.
+"""Studies that run on a cluster as jobs: submit, list, read logs, stop. `launch`, `status`, `logs` and `stop` call it
+when `--address` names a dashboard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.options import agrees, is_terminal, warn
+from orchestrator.commands.shared.options import confirm, is_terminal, warn
 from orchestrator.errors import masked, printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def submit(
     file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
     max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
 ) -> None:  # fmt: skip
-    """Hands a study to a cluster and says how to watch it. `data` is None where nobody named a folder."""
+    """Submits a study to a cluster and prints how to watch it. `data` is None if no folder was given."""
     from orchestrator.cluster.jobs import Cluster, JobRequest
     from orchestrator.machine.paths import local
     from orchestrator.storage.layout import Storage
@@ -52,14 +52,16 @@ def submit(
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         click.echo(job.job_id)
-    _say_what_is_next(job, cluster.address, cluster.page(job.job_id), trials)
+    _print_next_steps(job, cluster.address, cluster.page(job.job_id), trials)
     for name in [name for name in (place, folder) if name and "://" not in name]:
-        click.echo(f"every machine of the cluster must see the folder {printable(name)} under this name", err=True)
+        click.echo(
+            f"every machine of the cluster must be able to use the folder {printable(name)} under this path", err=True
+        )
 
 
-def _say_what_is_next(job: ClusterJob, address: str, page: str, trials: int) -> None:
+def _print_next_steps(job: ClusterJob, address: str, page: str, trials: int) -> None:
     lines = (
-        f"study {job.study} is on the cluster, {trials} trials; it goes on when you log out",
+        f"submitted study {job.study} with {trials} trials; it keeps running when you log out",
         f"watch it:  kdctl status --address {address}",
         f"its log:   kdctl logs {job.job_id} --address {address} --follow",
         f"stop it:   kdctl stop {job.job_id} --address {address}",
@@ -80,7 +82,10 @@ def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
         return
     if not found:
         what = "no study" if name is None else f"no study {printable(name)}"
-        click.echo(f"{what} was handed to this cluster yet: kdctl launch FILE --address {masked(address)}", err=True)
+        click.echo(
+            f"{what} was submitted to this cluster yet; submit one: kdctl launch FILE --address {masked(address)}",
+            err=True,
+        )
         return
     header = ("study", "state", "trials", "since", "took", "job")
     cells = [
@@ -107,33 +112,33 @@ def _took(job: ClusterJob) -> str:
 
 
 def print_log(address: str, name: str | None, lines: int | None, *, follow: bool) -> None:
-    """Prints the log of a job, by its id or its study, or its last lines; of the newest without a name."""
+    """Prints the log of a job, or its last `lines`. `name` is its id or its study; None is the newest job."""
     from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name)
     if not follow:
-        whole = cluster.log(job).splitlines(keepends=True)
-        click.echo("".join(whole[-(lines or len(whole)) :]), nl=False)
+        log = cluster.log(job).splitlines(keepends=True)
+        click.echo("".join(log[-(lines or len(log)) :]), nl=False)
         return
     for text in cluster.follow(job):
         click.echo(text, nl=False)
 
 
 def stop_job(address: str, name: str | None, yes: bool) -> None:
-    """Stops a job, by its id or its study; says how it ended, and how to go on."""
+    """Stops a job, by its id or its study; prints how it ended and how to resume it."""
     from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find(name, is_running=True)
     if job.is_over:
-        click.echo(f"job {job.job_id} had ended already: {_state(job)}", err=True)
+        click.echo(f"job {job.job_id} has already ended: {_state(job)}", err=True)
         return
-    if not yes and is_terminal() and not agrees(f"Stop study {job.study}, job {job.job_id}?"):
+    if not yes and is_terminal() and not confirm(f"Stop study {job.study}, job {job.job_id}?"):
         click.echo("nothing was stopped", err=True)
         return
-    click.echo(f"stopping {job.job_id}; what runs writes a checkpoint first", err=True)
+    click.echo(f"stopping {job.job_id}; running trials write a checkpoint first", err=True)
     ended = cluster.stop(job)
     click.echo(f"job {ended.job_id} has ended: {_state(ended)}", err=True)
     if ended.state != "finished" and ended.command:
-        click.echo(f"go on with:  {printable(ended.command)}", err=True)
+        click.echo(f"resume with:  {printable(ended.command)}", err=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import synchronise
 from numpy.typing import NDArray
 from PIL import Image
+from shared.common import synchronise
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler

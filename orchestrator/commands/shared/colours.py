@@ -1,4 +1,4 @@
-"""Colours, where they help and are wanted: on a terminal, and without NO_COLOR."""
+"""Colours for words that state a level or a state, on a terminal and unless NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _STYLES = {
     **{"warning": _WARNING, "unfinished": _WARNING, "stopped": _WARNING, "skipped": _WARNING},
     **{"bad": _BAD, "failed": _BAD},
 }
-_VERDICT = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
+_LEVEL = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
 _STATE = re.compile(r"(?<=  )(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
 _OUTCOME = re.compile(r"^(\w{12} seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
 _GUESS = re.compile(r"[Dd]id you mean [^?\n]+\?")
 
 
 def colour() -> bool | None:
-    """What `click.echo` is to be told: False where nobody wants colours; None where it looks for a terminal itself.
+    """The `color` argument for `click.echo`: False for no colours; None to let it detect a terminal.
 
-    https://no-color.org: NO_COLOR counts where it is not empty.
+    https://no-color.org: NO_COLOR counts unless it is empty.
     """
     return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
 
 
-def verdicts(text: str) -> str:
-    """What the doctor found."""
-    return _VERDICT.sub(_styled, text)
+def check_levels(text: str) -> str:
+    """The doctor's table, with coloured levels."""
+    return _LEVEL.sub(_styled, text)
 
 
 def states(text: str) -> str:
-    """A plan, or results."""
+    """A plan or results, with coloured states."""
     return _OUTCOME.sub(lambda match: match[1] + _paint(match[2]), _STATE.sub(_styled, text))
 
 
 def guesses(text: str) -> str:
-    """An error that guesses what was meant."""
+    """An error message, with its suggestion in bold."""
     return _GUESS.sub(lambda match: click.style(match[0], bold=True), text)
 
 

@@ -1,0 +1,63 @@
+"""`kdctl check`: every error in a study file at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands.shared.options import (
+    file_argument,
+    json_option,
+    set_option,
+    warn,
+)
+from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
+
+if TYPE_CHECKING:
+    from orchestrator.errors import Fault
+
+
+@click.command()
+@file_argument
+@set_option
+@json_option
+def check(file: str, settings: Sequence[str], as_json: bool) -> None:
+    """Check a study FILE and report all errors at once, each with its location and its fix.
+
+    With --json the errors are printed as JSON on standard output; the exit code is 2 as well.
+
+    \b
+    Examples:
+      kdctl check experiments.yaml
+      kdctl check experiments.yaml --set recipe.epochs=2
+      kdctl check experiments.yaml --json
+    """
+    from orchestrator.columns import width_of, wrapped
+    from orchestrator.study.plan import make_plan
+    from orchestrator.study.reader import load_study
+
+    try:
+        study = load_study(file, settings, open_weights=True)
+        count = len(make_plan(study).trials)
+    except StudyError as error:
+        if not as_json:
+            raise KdctlError(
+                wrapped(masked(str(error)), width_of(sys.stderr))
+            ) from None  # masked before a line break can split a secret
+        click.echo(_check_json(file, None, 0, error.faults, ()))
+        sys.exit(EXIT_USAGE)
+    if as_json:
+        click.echo(_check_json(file, study.name, count, (), study.warnings))
+        return
+    warn(study.warnings)
+    click.echo(wrapped(f"{file}: study {study.name} is valid, {count} trials", width_of(sys.stdout)))
+
+
+def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
+    facts = {"file": masked(file), "good": not faults, "study": study, "trials": trials}
+    found = {"faults": [fault.to_json() for fault in faults], "warnings": [fault.to_json() for fault in warnings]}
+    return json.dumps({**facts, **found}, indent=1, ensure_ascii=False)

@@ -1,0 +1,73 @@
+"""`kdctl results`: the result tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.commands.shared import colours
+from orchestrator.commands.shared.options import set_option, storage_option, study_argument, warn
+
+if TYPE_CHECKING:
+    from orchestrator.catalog.lookup import Found
+    from orchestrator.storage.layout import Storage
+
+
+@click.command()
+@study_argument
+@storage_option
+@set_option
+@click.option(
+    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True,
+    help="Output format.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--runs", is_flag=True, help="Also list the individual runs below each table.")
+def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool, runs: bool) -> None:
+    """Print the result tables of a STUDY, or of every study in the storage.
+
+    STUDY is a study file, or the name of a study that was launched with this storage. A table has
+    one line per setting: mean and sample standard deviation over its n finished runs, which differ
+    only in their seeds. acc is the test accuracy in % of the best epoch, where best is chosen on
+    the test set itself and therefore optimistic. "last epoch" needs no choice; "selected" is the
+    test accuracy of the epoch that was best on held-out training images. Differences are paired:
+    each run against the base run with the same seed. json and markdown also contain the individual
+    runs; csv has one row per run and no means.
+
+    \b
+    Examples:
+      kdctl results
+      kdctl results experiments.yaml --runs
+      kdctl results my-digits --format markdown > results.md
+      kdctl results --json | python -m json.tool
+    """
+    from orchestrator import columns
+    from orchestrator.catalog import integrity, lookup
+    from orchestrator.results import store as stored
+    from orchestrator.results.tables import render_studies
+    from orchestrator.storage.layout import Storage
+    from orchestrator.study.stored_studies import Membership, StudyRows
+
+    place = Storage.at(storage)
+    found = None if study is None else lookup.study(place, study, settings)
+    membership = None if found else Membership.of(place)  # before the rows, to which a running launch may add
+    rows = stored.read_trials(place, found.trial_ids if found else None)
+    warn(integrity.lacking(place, found.trial_ids if found else None))
+    if not rows:
+        click.echo(_nothing(storage, place, found), err=True)
+    parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []
+    form = "json" if as_json else form
+    text = render_studies(parts, form, runs=runs, width=columns.width_of(sys.stdout))
+    click.echo(colours.states(text) if form == "table" else text, nl=False)
+
+
+def _nothing(storage: str, place: Storage, found: Found | None) -> str:
+    from orchestrator.catalog import lookup
+
+    reason = lookup.other_settings(place, found) if found else None
+    if found and reason:
+        return f"{reason}; `kdctl results {found.name}` prints the results of its last launch"
+    return f"no trials in {storage}; launch a study first, or name another storage with --storage"
