@@ -147,7 +147,7 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
 
 def run_raw(kind: str, trials: int, options: argparse.Namespace, storage: Storage) -> Times:
     """A run of `raw` in a process of its own, which prints when its trials were trained."""
-    command = [sys.executable, __file__, "--raw", kind, "--storage", storage.place.address, "--trials", str(trials)]
+    command = [sys.executable, __file__, "--raw", kind, "--storage", storage.backend.address, "--trials", str(trials)]
     command += ["--images", str(options.images), "--places", str(options.places)]
     environment = {**os.environ, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     environment |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -164,7 +164,7 @@ def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
         configs(Path(folder), trials, options.images)
         storage = prepared(Path(folder, "runs"))
         command = [sys.executable, "-m", "orchestrator.cli", "launch", str(Path(folder, "overhead.yaml"))]
-        command += ["--storage", storage.place.address, "--max-concurrent", str(options.places)]
+        command += ["--storage", storage.backend.address, "--max-concurrent", str(options.places)]
         command += ["--set", "resources.gpus_per_trial=0"]
         began, start = time.time(), time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)

@@ -6,11 +6,10 @@ python bench/published.py STORAGE [--study FILE] [--set KEY=VALUE ...] [--out DI
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
@@ -55,17 +54,17 @@ class Study:
     @classmethod
     def read(cls, file: str | Path, storage: Storage, settings: Sequence[str]) -> Study:
         """Raises KdctlError where the file is faulty, a row is damaged, or there is no row of this study."""
-        plan = plan_study(file, storage.place.address, settings)
+        plan = plan_study(file, storage.backend.address, settings)
         rows = {row.trial_id: row for row in store.read_trials(storage, [trial.trial_id for trial in plan.trials])}
         for row in rows.values():
             if not _is_sound(row):
-                shown = storage.place.shown(storage.trial_row(row.trial_id))
-                raise KdctlError(f"{shown} holds no row of kdctl's; launch its study again, which writes it anew")
+                shown = storage.backend.describe(storage.trial_row(row.trial_id))
+                raise KdctlError(f"{shown} holds a damaged row; launch its study again, which writes it anew")
         if not rows:
-            others = len(storage.place.entries(storage.trial_rows))
+            others = len(storage.backend.list_files(storage.trial_rows))
             hint = f"; {others} trials are there, of other studies or settings: give the --set of the launch"
             raise KdctlError(
-                f"{storage.place.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
+                f"{storage.backend.address} holds no trial of study {plan.study}{hint if others else ''}; launch it "
                 "first (make table DATA=...), or name the storage it was launched with"
             )
         return cls(plan, rows)
@@ -78,11 +77,7 @@ class Study:
 
 def _is_sound(row: TrialRecord) -> bool:
     """Whether a row has what every row of kdctl's has, in whatever state."""
-    try:
-        recipe = json.loads(row.recipe)
-        return isinstance(recipe, dict) and isinstance(recipe["teacher"], dict | None) and row.start_time is not None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return False
+    return "teacher" in row.recipe and row.start_time is not None
 
 
 def _percent(value: float | None) -> str:
@@ -254,7 +249,7 @@ def _machines(rows: Sequence[TrialRecord]) -> Iterator[str]:
     for title, column in (("kdctl", "kdctl_version"), ("torch", "torch_version"), ("Ray", "ray_version")):
         yield f"- {title}: {_told([getattr(row, column) for row in rows])}"
     yield f"- commit: {_told([row.git_commit for row in rows])}"
-    asked = [json.loads(row.recipe).get("precision") for row in rows]
+    asked = [row.recipe.get("precision") for row in rows]
     yield f"- precision: {_told([value if value is None else str(value) for value in asked])}"
 
 
@@ -274,7 +269,7 @@ def write(folder: Path, text: str, study: Study, storage: Storage) -> None:
         "\nThe rows behind this page: [trials.parquet](trials.parquet), one a trial, and "
         "[epochs.parquet](epochs.parquet), one an epoch.\n"
     )
-    trials = [asdict(row) for row in study.rows.values()]
+    trials = [row.to_row() for row in study.rows.values()]
     epochs = store.read_epochs(storage, list(study.rows))
     try:
         folder.mkdir(parents=True, exist_ok=True)

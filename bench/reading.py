@@ -37,7 +37,7 @@ ROW = TrialRecord(
     acc=200 / 3, epoch=1, nepoch=200, lr=0.1, batch_size=128, trial_id="", study="reading", state=State.FINISHED,
     error=None, failure=None, seed=0, last_acc=200 / 3, selected_acc=None, top5=100.0, teacher_id=None,
     teacher_acc=None, agreement=None, params=272_474, seconds=1000 / 3, images_per_second=1e3, device="cpu, 1 threads",
-    host="host", recipe="{}", kdctl_version="0.1.0", torch_version="2.11.0", ray_version=None, git_commit=None,
+    host="host", recipe={}, kdctl_version="0.1.0", torch_version="2.11.0", ray_version=None, git_commit=None,
     end_time=datetime.now(UTC), resumed=0, weights_bytes=1, weights_sha256="0" * 64,
 )  # fmt: skip
 READ = {
@@ -79,7 +79,7 @@ def _fill(storage: Storage, trials: int, epochs: int) -> None:
         trial_id = f"{number:012x}"
         store.write_epochs(storage, trial_id, records)
         store.write_trial(storage, replace(ROW, trial_id=trial_id, no=number + 1, nepoch=epochs))
-        storage.place.write(storage.weights(trial_id), b"0")
+        storage.backend.write(storage.weights(trial_id), b"0")
 
 
 def read(folder: Path, way: str) -> tuple[float, float, int]:

@@ -39,7 +39,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
     """
     images = tensors.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
     live = LiveTeacher(load_teacher(teacher, storage, device), (key.answers,))
-    stored = torch.from_numpy(np.load(storage.place.path(storage.table(key)), mmap_mode="c"))
+    stored = torch.from_numpy(np.load(storage.backend.local_path(storage.table(key)), mmap_mode="c"))
     padded = ViewSpace(key.crop_padding, key.flip).pad(images.train.pixels)
     differences, outputs = [], []
     for view in range(key.views):
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, teacher in tables.items():
         absolute, relative, largest = errors(key, teacher, storage, device)
         name = f"{teacher.student}, {teacher.dataset}, {key.images:,} images × {key.views} views"
-        values = np.load(storage.place.path(storage.table(key)), mmap_mode="r").size
+        values = np.load(storage.backend.local_path(storage.table(key)), mmap_mode="r").size
         print(f"| {name} | {values:,} | {largest:.1f} | {absolute:.1e} | {absolute / largest:.1e} | {relative:.1e} |")
     return 0
 

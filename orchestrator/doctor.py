@@ -239,62 +239,62 @@ def _nearest(address: str) -> tuple[StorageBackend, bool]:
 
     Raises StorageError for an address of no storage.
     """
-    place = Storage.at(address).place
-    if not isinstance(place, Folder):
-        return place, True
-    nearest = next(folder for folder in (place.root, *place.root.parents) if folder.exists())
+    backend = Storage.at(address).backend
+    if not isinstance(backend, Folder):
+        return backend, True
+    nearest = next(folder for folder in (backend.root, *backend.root.parents) if folder.exists())
     if not nearest.is_dir():
         raise StorageError(f"{str(nearest)!r} is a file; wanted a folder for the storage; name another with --storage")
-    return Folder(nearest), nearest == place.root
+    return Folder(nearest), nearest == backend.root
 
 
 def _storage(address: str) -> Result:
-    place, is_there = _nearest(address)
-    _write_and_read(place)
+    backend, is_there = _nearest(address)
+    _write_and_read(backend)
     tried = "a file was written, replaced, read and removed"
     if not is_there:
-        return _ok(f"not there yet, a launch will create it; in {place.address} {tried}")
-    if place.entry(MARKER) is None:
-        return _missing_marker(place, tried)
-    lease = acquire(Storage(place), f"doctor-{token_hex(6)}")
+        return _ok(f"not there yet, a launch will create it; in {backend.address} {tried}")
+    if backend.stat(MARKER) is None:
+        return _missing_marker(backend, tried)
+    lease = acquire(Storage(backend), f"doctor-{token_hex(6)}")
     if lease is None:
         raise StorageError("a lease that nobody else can know is held; remove what is in leases/, then ask again")
     with lease:
         lease.check()
-    return _ok(f"{place.address}: {tried}, a lease was taken and given back")
+    return _ok(f"{backend.address}: {tried}, a lease was taken and given back")
 
 
-def _missing_marker(place: StorageBackend, tried: str) -> Result:
-    if not place.entries(Storage.trial_rows):
-        return _ok(f"{place.address} is no storage yet, a launch will make it one; {tried}")
-    found = f"{place.address} has results, but its {MARKER} is missing"
+def _missing_marker(backend: StorageBackend, tried: str) -> Result:
+    if not backend.list_files(Storage.trial_rows):
+        return _ok(f"{backend.address} is no storage yet, a launch will make it one; {tried}")
+    found = f"{backend.address} has results, but its {MARKER} is missing"
     return CheckLevel.WARNING, found, "see that it is the folder that you mean; the next launch writes that file anew"
 
 
-def _write_and_read(place: StorageBackend) -> None:
+def _write_and_read(backend: StorageBackend) -> None:
     name = f"{PART}doctor-{token_hex(6)}"  # which all who read a storage pass over
     try:
         for content in (b"first", b"and second"):
-            place.write(name, content)
-            if place.read(name) != content:
+            backend.write(name, content)
+            if backend.read(name) != content:
                 raise StorageError(
-                    f"{place.shown(name)} does not hold what was written to it last; wanted a place that does; use "
-                    "another with --storage"
+                    f"{backend.describe(name)} does not hold what was written to it last; expected a storage that "
+                    "does; use another with --storage"
                 )
     finally:
-        place.delete(name)
-    if place.entry(name) is not None:
+        backend.delete(name)
+    if backend.stat(name) is not None:
         raise StorageError(
-            f"{place.shown(name)} is still there after its removal; wanted it gone; check what the storage allows"
+            f"{backend.describe(name)} is still there after its removal; wanted it gone; check what the storage allows"
         )
 
 
 def _free_space(address: str) -> Result:
-    place, _ = _nearest(address)
-    if not isinstance(place, Folder):
+    backend, _ = _nearest(address)
+    if not isinstance(backend, Folder):
         return _ok("not known of a bucket")
-    free = shutil.disk_usage(place.root).free
-    found = f"{sized(free)} free at {place.address}"
+    free = shutil.disk_usage(backend.root).free
+    found = f"{sized(free)} free at {backend.address}"
     if free >= _SPACE_LOW:
         return _ok(found)
     verdict = CheckLevel.BAD if free < _SPACE_NONE else CheckLevel.WARNING
@@ -316,8 +316,8 @@ def _clock(address: str) -> Result:
 
 
 def _files(address: str) -> Result:
-    place, is_there = _nearest(address)
-    found = integrity.lacking(Storage(place)) if is_there else []
+    backend, is_there = _nearest(address)
+    found = integrity.lacking(Storage(backend)) if is_there else []
     if not found:
         return _ok("none that is foreign, and finished trials have their weights and epochs")
     facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")
@@ -330,7 +330,7 @@ def _date(seconds: float) -> str:
 
 def _data(name: str, address: str, folder: Path) -> Result:
     storage = Storage.at(address)
-    if storage.place.entry(storage.dataset(name, DATASETS[name].digest)):
+    if storage.backend.stat(storage.dataset(name, DATASETS[name].digest)):
         return _ok("prepared in the storage")
     if name == "digits":
         if find_spec("sklearn") is None:

@@ -193,15 +193,15 @@ def _drop_damaged_teachers(plan: Plan, storage: Storage) -> list[str]:
             continue  # another launch trains it again already
         with lease:
             if not _is_as_in_row(trial_id, storage):
-                storage.place.delete(name)
-        said.append(f"{storage.place.shown(name)} is damaged: its SHA-256 is not that of its row; trained again")
+                storage.backend.delete(name)
+        said.append(f"{storage.backend.describe(name)} is damaged: its SHA-256 is not that of its row; trained again")
     return said
 
 
 def _is_as_in_row(trial_id: str, storage: Storage) -> bool:
     row = store.read_trial(storage, trial_id)
     try:
-        found = hashlib.sha256(storage.place.read(storage.weights(trial_id))).hexdigest()
+        found = hashlib.sha256(storage.backend.read(storage.weights(trial_id))).hexdigest()
     except FileNotFoundError:
         return False
     return row is not None and found == row.weights_sha256
@@ -313,7 +313,7 @@ def _jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched:
             trial=trial,
             no=no,
             study=plan.study,
-            storage=storage.place.address,
+            storage=storage.backend.address,
             threads=plan.resources.cpus_per_trial,
             weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,

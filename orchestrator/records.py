@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
-from orchestrator.losses import METHODS
+from orchestrator import losses
 
 # What every id of training version 2 contains, be it at its default or not.
 _FIELDS_OF_VERSION_2 = 21  # the first so many of TrialConfig
@@ -135,7 +137,7 @@ _LATER: Mapping[str, Any] = {field.name: field.default for field in fields(Trial
 
 def _counted(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
-    facts = METHODS.get(method)
+    facts = losses.METHODS.get(method)
     defaults = facts.defaults() if facts else {}
     always = _OPTIONS_OF_VERSION_2.get(method, ())
     return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
@@ -167,61 +169,149 @@ class TableKey:
         return f"{self.answers}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
 
 
+def read_recipe(text: str | None) -> Mapping[str, Any]:
+    """A row's `recipe`, which Parquet holds as JSON text; equal texts give one mapping, which nobody may change.
+
+    Raises ValueError where kdctl did not write it: where it is no JSON object, or where one of its settings has a type
+    that no version of kdctl gave it. Settings that this version does not know are kept.
+    """
+    try:
+        return _read_recipe(text or "")
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"its recipe is damaged: {error}") from None
+
+
+@lru_cache(maxsize=1024)  # the trials of one setting have the same recipe but for the seed of their teacher
+def _read_recipe(text: str) -> Mapping[str, Any]:
+    found = json.loads(text)
+    _check_recipe(found)
+    return cast(Mapping[str, Any], found)
+
+
+def _check_recipe(found: Any) -> None:
+    if not isinstance(found, dict):
+        raise TypeError(f"expected a JSON object, found {type(found).__name__}")
+    for name, value in found.items():
+        kinds = _RECIPE_TYPES.get(name)
+        if kinds and value is not None and type(value) not in kinds:
+            raise TypeError(f"{name} is of type {type(value).__name__}")
+    if found.get("teacher"):
+        _check_recipe(found["teacher"])
+
+
+# What JSON makes of the settings in a recipe, null aside.
+_RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("seed", "epochs", "batch_size", "crop_padding", "limit_train", "limit_test", "holdout"), (int,)),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma"), (float, int)),
+    **dict.fromkeys(("precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
+    **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
+}
+
+
+def write_recipe(recipe: Mapping[str, Any]) -> str:
+    """The JSON text of a recipe, the same for equal ones."""
+    return json.dumps(recipe, sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One epoch of one trial. Accuracies are percentages, losses are means over the images of the epoch."""
+    """One epoch of one trial, and a row of the `epochs` table but for its `trial_id`.
 
-    epoch: int  # from 1
-    lr: float
-    train_loss: float
-    ce_loss: float
-    kd_loss: float | None
-    train_acc: float
-    test_loss: float
-    test_acc: float
-    val_acc: float | None
-    seconds: float  # training and evaluation
-    images_per_second: float  # training alone
+    Each field is declared with what its column means. Accuracies are percentages.
+    """
+
+    epoch: Annotated[int, "from 1"]
+    lr: Annotated[float, "learning rate in this epoch"]
+    train_loss: Annotated[float, "what was minimised, mean over the training images"]
+    ce_loss: Annotated[float, "its cross-entropy, before any weight"]
+    kd_loss: Annotated[float | None, "its distillation term; null without a teacher"]
+    train_acc: Annotated[float, "accuracy on the training views while training, %"]
+    test_loss: Annotated[float, "cross-entropy on the test set"]
+    test_acc: Annotated[float, "accuracy on the test set, %"]
+    val_acc: Annotated[float | None, "accuracy on the held-out images, %; null without a holdout"]
+    seconds: Annotated[float, "wall time of the epoch, evaluation included"]
+    images_per_second: Annotated[float, "training images a second, evaluation excluded"]
 
 
-@dataclass(frozen=True, slots=True)
+def list_names(names: Iterable[str], last: str = "or") -> str:
+    """Names as a phrase, like `a, b or c`."""
+    *others, final = names
+    return f"{', '.join(others)} {last} {final}" if others else final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One row of the `trials` table; the columns and their meaning stand in `results.TRIAL_COLUMNS`."""
+    """One row of the `trials` table: each field is a column, declared with what it means.
 
-    no: int
-    method: str
-    dataset: str
-    student: str
-    teacher: str | None
-    start_time: datetime
-    acc: float | None
-    epoch: int | None
-    nepoch: int
-    lr: float
-    batch_size: int
-    trial_id: str
-    study: str
-    state: State
-    error: str | None
-    failure: Failure | None
-    seed: int
-    last_acc: float | None
-    selected_acc: float | None
-    top5: float | None
-    teacher_id: str | None
-    teacher_acc: float | None
-    agreement: float | None
-    params: int | None
-    seconds: float | None
-    images_per_second: float | None
-    device: str | None
-    host: str | None
-    recipe: str
-    kdctl_version: str
-    torch_version: str | None
-    ray_version: str | None
-    git_commit: str | None
-    end_time: datetime | None
-    resumed: int
-    weights_bytes: int | None
-    weights_sha256: str | None
+    The first eleven are the published table's. What is measured is None until it is.
+    """
+
+    no: Annotated[int, "number of the trial in the plan it was trained for, from 1"]
+    method: Annotated[str, f"how it was trained: {list_names(losses.METHODS)}"]
+    dataset: Annotated[str, "the dataset that it was trained and tested on"]
+    student: Annotated[str, "the model that was trained"]
+    teacher: Annotated[str | None, "the teacher's model; null without one"] = None
+    start_time: Annotated[datetime, "when training began, UTC"]
+    acc: Annotated[float | None, "best test accuracy of all epochs, %: picked on the test set, as is customary"] = None
+    epoch: Annotated[int | None, "the first epoch that reached acc, from 1"] = None
+    nepoch: Annotated[int, "epochs to train; 0 for a teacher from a file"]
+    lr: Annotated[float, "learning rate at the start"]
+    batch_size: Annotated[int, "images in a batch"]
+    trial_id: Annotated[str, "12 hex digits over everything that can change the result"]
+    study: Annotated[str, "the study it was trained for first"]
+    state: Annotated[State, f"{list_names(State)}"]
+    error: Annotated[str | None, "why it failed, was skipped or stopped, and what to do; null otherwise"] = None
+    failure: Annotated[Failure | None, f"class of a failure: {list_names(Failure)}"] = None
+    seed: Annotated[int, "seed of the weights, the order of the images and their views"]
+    last_acc: Annotated[float | None, "test accuracy after the last epoch, %: no pick on the test set"] = None
+    selected_acc: Annotated[
+        float | None, "test accuracy at the epoch with the best val_acc, %; null without a holdout"
+    ] = None
+    top5: Annotated[float | None, "share of test images with the label among the 5 best answers, last epoch, %"] = None
+    teacher_id: Annotated[str | None, "trial_id of the teacher; null without one"] = None
+    teacher_acc: Annotated[float | None, "test accuracy of the weights that taught, %"] = None
+    agreement: Annotated[
+        float | None, "share of test images on which student and teacher answer alike, last epoch, %"
+    ] = None
+    params: Annotated[int | None, "trained parameters of the student"] = None
+    seconds: Annotated[float | None, "wall time of all epochs, evaluation included"] = None
+    images_per_second: Annotated[float | None, "training images a second, evaluation excluded"] = None
+    device: Annotated[str | None, "what it was trained on"] = None
+    host: Annotated[str | None, "the machine's name"] = None
+    recipe: Annotated[Mapping[str, Any], "every other setting, the teacher's included, as JSON"]
+    kdctl_version: Annotated[str, "version of kdctl"]
+    torch_version: Annotated[str | None, "version of torch"] = None
+    ray_version: Annotated[str | None, "version of Ray; null with --inline"] = None
+    git_commit: Annotated[str | None, "commit of the repository that holds the study file; null outside one"] = None
+    end_time: Annotated[datetime | None, "when it ended, in whatever state, UTC; null while it runs"] = None
+    resumed: Annotated[int, "how many times it went on from a checkpoint"] = 0
+    weights_bytes: Annotated[int | None, "size of its weights file; null without one"] = None
+    weights_sha256: Annotated[str | None, "SHA-256 of its weights file; null without one"] = None
+
+    def to_row(self) -> dict[str, Any]:
+        """Its columns as files and commands show them: the recipe as JSON text."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return {**row, "recipe": write_recipe(self.recipe)}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> TrialRecord:
+        """The record of such columns. Raises ValueError where kdctl did not write them."""
+        failure = None if row["failure"] is None else Failure(row["failure"])
+        known = {"state": State(row["state"]), "failure": failure, "recipe": read_recipe(row["recipe"])}
+        return cls(**{**row, **known})
+
+
+_COLUMN_TYPES: Mapping[Any, str] = {
+    str: "string", State: "string", Failure: "string", Mapping: "string",
+    int: "int", float: "float", datetime: "timestamp",
+}  # fmt: skip
+
+
+def columns_of(record: type) -> dict[str, tuple[str, str]]:
+    """The columns of a kind of record: name → (type, meaning), the types named as in `parquet.TYPES`."""
+    found = {}
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        kind, meaning = get_args(hint)
+        types = [option for option in get_args(kind) if option is not NoneType] if type(kind) is UnionType else [kind]
+        found[name] = (_COLUMN_TYPES[get_origin(types[0]) or types[0]], meaning)
+    return found

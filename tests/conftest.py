@@ -63,7 +63,7 @@ def storage(digits_storage: Storage, tmp_path: Path) -> Storage:
     """A storage of the test's own that holds digits."""
     own = Storage.at(tmp_path / "runs")
     own.prepare()
-    shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(own.place.address, "datasets"))
+    shutil.copytree(Path(digits_storage.backend.address, "datasets"), Path(own.backend.address, "datasets"))
     return own
 
 

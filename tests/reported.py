@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
@@ -41,7 +40,7 @@ def row(no: int, method: str = "base", acc: float | None = 90.0, **overrides: An
         **{"acc": acc, "last_acc": acc, "epoch": 9, "nepoch": 10, "lr": 0.1, "batch_size": 32},
         **{"trial_id": f"{no:012x}", "study": "made up", "state": State.FINISHED, "params": 78_042, "seconds": 10.0},
         **{"images_per_second": 1000.0, "device": "cpu, 1 threads", "host": "here", "kdctl_version": "0.1.0"},
-        **{"torch_version": "2.11.0", "recipe": json.dumps(recipe), "resumed": 0},
+        **{"torch_version": "2.11.0", "recipe": recipe, "resumed": 0},
         **({} if method == "base" else taught),
     }
     return TrialRecord(**{**filled, **overrides})

@@ -82,9 +82,9 @@ def find(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
 
 def _of_trials(storage: Storage) -> Iterator[Garbage]:
     folders = (storage.checkpoints(""), _top(storage.weights("")), storage.epoch_rows)
-    entries = [entry for folder in folders for entry in storage.place.entries(folder.rstrip("/"))]
+    entries = [entry for folder in folders for entry in storage.backend.list_files(folder.rstrip("/"))]
     # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
-    rows = {_stem(entry) for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name)}
+    rows = {_stem(entry) for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name)}
     checkpoints: dict[str, list[Entry]] = {}
     for entry in entries:
         owner = _owner(storage, entry)
@@ -124,7 +124,7 @@ def _is_checkpoint(storage: Storage, trial_id: str, entry: Entry) -> bool:
 
 
 def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
-    entries = storage.place.entries(_top(storage.table(TableKey("", "", 0, False, 0))))
+    entries = storage.backend.list_files(_top(storage.table(TableKey("", "", 0, False, 0))))
     found = {entry.name: (entry, key) for entry in entries if (key := _table_key(storage, entry))}
     slices = [(entry, key) for entry in entries if (key := storage.slice_key(entry.name))]
     used = _tables_of_use(storage, plans) if found or slices else set()
@@ -152,18 +152,18 @@ def _table_key(storage: Storage, entry: Entry) -> TableKey | None:
 def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
-    for entry in filter(lambda entry: storage.is_ours(entry.name), storage.place.entries(storage.plans)):
+    for entry in filter(lambda entry: storage.is_ours(entry.name), storage.backend.list_files(storage.plans)):
         wanted += stored_studies.tables(storage, entry.name)
     states = store.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
     return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
 
 
 def _leftovers(storage: Storage) -> Iterator[Garbage]:
-    parts = [entry for entry in storage.place.parts() if _is_ours(storage, entry)]
-    claims = storage.place.entries(storage.leases)
+    parts = [entry for entry in storage.backend.list_unfinished() if _is_ours(storage, entry)]
+    claims = storage.backend.list_files(storage.leases)
     if not parts and not claims:
         return
-    now = clock(storage.place)
+    now = clock(storage.backend)
     yield from (Garbage(GarbageKind.PART, entry) for entry in parts if now - entry.modified > STALE)
     yield from (Garbage(GarbageKind.CLAIM, entry) for entry in claims if _is_dead(storage, entry, now))
 
@@ -186,21 +186,21 @@ def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
     return is_gone or now - claim.modified > EXPIRES
 
 
-def clock(place: StorageBackend) -> float:
+def clock(backend: StorageBackend) -> float:
     """What time it is by the clock of a place, in seconds; for that it writes a file and removes it.
 
     Raises StorageError where it cannot.
     """
     name = f"{PART}clock-{secrets.token_hex(6)}"  # which all who read a storage pass over
-    place.write(name, b"kdctl")
+    backend.write(name, b"kdctl")
     try:
-        entry = place.entry(name)
+        entry = backend.stat(name)
     finally:
-        place.delete(name)
+        backend.delete(name)
     if entry is None:
         raise StorageError(
-            f"{place.shown(name)} is not there after it was written; wanted a place that keeps what it gets; mend it, "
-            "or name another with --storage"
+            f"{backend.describe(name)} is not there after it was written; expected a storage that keeps what is "
+            "written; fix it, or name another with --storage"
         )
     return entry.modified
 
@@ -221,11 +221,11 @@ def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
     # first too, and before the table itself this asks once more who launches: a launch that saw the facts had its lease
     # before, and is seen. A table that a new plan names is built anew. Unfinished files have no lease, but a writer
     # that stood still for an hour, and no live launch.
-    if storage.place.entry(MARKER) is None:
-        if not storage.place.entries("."):
+    if storage.backend.stat(MARKER) is None:
+        if not storage.backend.list_files("."):
             return []
         raise StorageError(
-            f"{storage.place.address!r} is no storage of kdctl, its {MARKER} is missing; wanted one that some launch "
+            f"{storage.backend.address!r} is no storage of kdctl, its {MARKER} is missing; wanted one that some launch "
             "has used; check the folder and its mount, or name another with --storage"
         )
     lease = acquire(storage, "clean")
@@ -245,8 +245,8 @@ def _refuse_launches(storage: Storage, lease: Lease) -> None:
     live = lease.held("launch-").values()
     if live:
         raise KdctlError(
-            f"storage {storage.place.address!r} is in use: {', '.join(map(str, live))} launches a study; freeing needs "
-            "a storage in which nobody trains; wait until that has ended, or stop it, then free again"
+            f"storage {storage.backend.address!r} is in use: {', '.join(map(str, live))} launches a study; freeing "
+            "needs a storage in which nobody trains; wait until that has ended, or stop it, then free again"
         )
 
 
@@ -258,7 +258,7 @@ def _remove(storage: Storage, lease: Lease, pieces: list[Garbage]) -> list[Garba
             _remove_guarded(storage, lease, guard, group, freed)
         lease.sweep()
         freed += [
-            piece for piece in pieces if piece.kind is GarbageKind.CLAIM and not storage.place.entry(piece.entry.name)
+            piece for piece in pieces if piece.kind is GarbageKind.CLAIM and not storage.backend.stat(piece.entry.name)
         ]
     except KdctlError as error:
         raise type(error)(f"{error} ({len(freed)} of {len(pieces)} files were freed, the rest is as it was)") from None
@@ -280,13 +280,13 @@ def _remove_guarded(
         for piece in pieces:
             if piece.kind is not GarbageKind.CLAIM and _can_go(storage, piece):  # claims are swept, by who knows them
                 _refuse_launches(storage, lease)
-                storage.place.delete(piece.entry.name)
+                storage.backend.delete(piece.entry.name)
                 freed.append(piece)
 
 
 def _can_go(storage: Storage, piece: Garbage) -> bool:
     """Whether a file is what was found, and a trial without a row still has none."""
-    found = storage.place.entry(piece.entry.name)
+    found = storage.backend.stat(piece.entry.name)
     # A bucket tells parts of a second in its listing alone.
     is_same = found and found.size == piece.entry.size and abs(found.modified - piece.entry.modified) < 1
     return bool(is_same) and not (piece.kind is GarbageKind.ORPHAN and _has_row(storage, piece))
@@ -294,7 +294,7 @@ def _can_go(storage: Storage, piece: Garbage) -> bool:
 
 def _has_row(storage: Storage, piece: Garbage) -> bool:
     trial_id = _owner(storage, piece.entry)
-    return trial_id is not None and storage.place.entry(storage.trial_row(trial_id)) is not None
+    return trial_id is not None and storage.backend.stat(storage.trial_row(trial_id)) is not None
 
 
 # Showing.

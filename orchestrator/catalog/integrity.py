@@ -54,7 +54,7 @@ def lacking(storage: Storage, trial_ids: Collection[str] | None = None, *, look_
 
 
 def _listed(storage: Storage) -> list[Entry]:
-    return [entry for folder in storage.folders for entry in storage.place.entries(folder)]
+    return [entry for folder in storage.folders for entry in storage.backend.list_files(folder)]
 
 
 def _stem(entry: Entry) -> str:
@@ -68,10 +68,8 @@ def _foreign(storage: Storage, entries: Sequence[Entry]) -> list[str]:
     shown = ", ".join(printable(name) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     what = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
-    return [
-        f"warning: {what} not kdctl's and passed over: {shown}{more}, in {printable(storage.place.shown(''))}; remove "
-        "what nobody needs"
-    ]
+    where = printable(storage.backend.describe(""))
+    return [f"warning: {what} not kdctl's and passed over: {shown}{more}, in {where}; remove what nobody needs"]
 
 
 def _finished(storage: Storage, trial_ids: list[str]) -> Iterator[str]:

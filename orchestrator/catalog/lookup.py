@@ -62,7 +62,7 @@ def other_settings(storage: Storage, found: Found) -> str | None:
     if found.name not in {stored.name for stored in stored_studies.remembered(storage)}:
         return None
     return (
-        f"study {found.name} was launched with {storage.place.shown('')}, but with other settings: none of these "
+        f"study {found.name} was launched with {storage.backend.describe('')}, but with other settings: none of these "
         f"{len(found.members):,} trials has begun"
     )
 
@@ -80,7 +80,7 @@ def _exists(text: str) -> bool:
 
 
 def _neither(storage: Storage, text: str, known: list[str]) -> str:
-    shown, place = printable(shorten(text)), storage.place.shown("")
+    shown, place = printable(shorten(text)), storage.backend.describe("")
     head = f"{shown}: there is no such file, and no study of this name in {place}"
     if not known:
         return f"{head}, which remembers none; name another storage with --storage, or {_guess(text, [])}"

@@ -29,7 +29,7 @@ def known(storage: Storage) -> dict[str, str]:
         for study in reversed(stored_studies.remembered(storage))
         for member in study.members
     }
-    names = (entry.name for entry in storage.place.entries(storage.trial_rows) if storage.is_ours(entry.name))
+    names = (entry.name for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name))
     return {**titles, **{trial_id: "" for name in names if (trial_id := PurePosixPath(name).stem) not in titles}}
 
 
@@ -40,12 +40,12 @@ def resolve(storage: Storage, text: str) -> str:
     them with their titles.
     """
     text = text.strip().lower()
-    if _ID.fullmatch(text) and storage.place.entry(storage.trial_row(text)):
+    if _ID.fullmatch(text) and storage.backend.stat(storage.trial_row(text)):
         return text  # without a look at all the others
     trials = known(storage)
     if not trials:
         raise KdctlError(
-            f"no trial {printable(text)!r}: {storage.place.shown('')} holds no trial yet; launch a study with "
+            f"no trial {printable(text)!r}: {storage.backend.describe('')} holds no trial yet; launch a study with "
             "`kdctl launch FILE`, or name its storage with --storage"
         )
     titles = partial(titles_of, storage, trials)

@@ -111,7 +111,8 @@ def _print_results(result: LaunchResult, storage: str) -> None:
     from orchestrator.storage.layout import Storage
 
     click.echo(colours.states(render(result.rows, width=columns.width_of(sys.stdout))))
-    folder = Storage.at(storage).place.shown("results") if "://" in storage else local(storage, "storage") / "results"
+    is_bucket = "://" in storage
+    folder = Storage.at(storage).backend.describe("results") if is_bucket else local(storage, "storage") / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row per trial), {folder}/epochs/*.parquet (one row per epoch)")
     click.echo(f"Query:   {command('query', _query(result.plan.study))}{storage_words(storage)}")
     click.echo(f"Report:  {command('report', result.plan.study)}{storage_words(storage)}")

@@ -60,7 +60,7 @@ def _which_trial(place: Storage) -> str:
 
     found = next(iter(remembered(place)), None)
     if found is None:
-        where = place.place.shown("")
+        where = place.backend.describe("")
         return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name another --storage"
     rows = [(member.trial_id, member.shown) for member in found.members[:_MOST_LISTED]]
     left = len(found.members) - len(rows)

@@ -135,7 +135,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         return
     from orchestrator.storage.backend import Folder
 
-    with Folder(target.parent).building(target.name) as part, part.open("wb") as file:
+    with Folder(target.parent).stage(target.name) as part, part.open("wb") as file:
         yield file
 
 
@@ -147,7 +147,7 @@ def _target(output: str, storage: Storage) -> Path:
         reason = "its folder does not exist; create it, or name another one"
     elif target.exists() and not target.is_file():
         reason = "it is not a regular file; name another one, or omit --output for standard output"
-    elif target.resolve().is_relative_to(Path(storage.place.address).resolve()):
+    elif target.resolve().is_relative_to(Path(storage.backend.address).resolve()):
         reason = "it is inside the storage, which a query must not change; name a file elsewhere"
     if reason:
         raise KdctlError(f"--output {printable(str(target))} cannot be written: {reason}")

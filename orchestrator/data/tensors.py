@@ -118,9 +118,9 @@ _loading = threading.Lock()  # trials of one process that start side by side loa
 @lru_cache(maxsize=2)  # a worker goes from trial to trial; the images stay on its device
 def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Images]:
     file = storage.dataset(name, DATASETS[name].digest)
-    shown = storage.place.shown(file)
+    shown = storage.backend.describe(file)
     try:
-        tensors = load_file(storage.place.path(file), device=str(device))
+        tensors = load_file(storage.backend.local_path(file), device=str(device))
         _wait(device)
         return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in ("train", "test")}
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def _whole(name: str, storage: Storage, device: torch.device) -> dict[str, Image
 
 def is_prepared(name: str, storage: Storage) -> bool:
     """Whether a dataset is in the storage, so that `prepare` has nothing to do."""
-    return storage.place.entry(storage.dataset(name, DATASETS[name].digest)) is not None
+    return storage.backend.stat(storage.dataset(name, DATASETS[name].digest)) is not None
 
 
 def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Callable[[], None] = lambda: None) -> None:
@@ -145,17 +145,17 @@ def prepare(name: str, folder: Path | None, storage: Storage, while_waiting: Cal
     """
     facts = DATASETS[name]
     target = storage.dataset(name, facts.digest)
-    if storage.place.entry(target):
+    if storage.backend.stat(target):
         return
     with waiting(storage, f"dataset-{name}", while_waiting):
-        if storage.place.entry(target):
+        if storage.backend.stat(target):
             return
         splits = _checked(name, facts, _digits()) if name == "digits" else _cifar(name, facts, folder)
         tensors: dict[str, NDArray[Any]] = {}
         for split, (pixels, labels) in splits.items():
             tensors[f"{split}.pixels"] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
             tensors[f"{split}.labels"] = labels
-        storage.place.write(target, save(tensors))
+        storage.backend.write(target, save(tensors))
 
 
 def _checked(name: str, facts: Dataset, splits: Splits) -> dict[str, tuple[Pixels, Labels]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -80,9 +79,6 @@ class Job:
             student=config.student,
             teacher=config.teacher.student if config.teacher else None,
             start_time=datetime.now(UTC),
-            end_time=None,
-            acc=None,
-            epoch=None,
             nepoch=config.epochs,
             lr=config.lr,
             batch_size=config.batch_size,
@@ -92,25 +88,11 @@ class Job:
             error=error,
             failure=failure,
             seed=config.seed,
-            last_acc=None,
-            selected_acc=None,
-            top5=None,
             teacher_id=self.trial.teacher_id,
-            teacher_acc=None,
-            agreement=None,
-            params=None,
-            seconds=None,
-            images_per_second=None,
-            device=None,
-            host=None,
-            recipe=json.dumps({**config.recipe(), "teacher_answers": self.trial.teacher_cache}, sort_keys=True),
+            recipe={**config.recipe(), "teacher_answers": self.trial.teacher_cache},
             kdctl_version=version("kdctl"),
-            torch_version=None,
             ray_version=self.ray_version,
             git_commit=self.git_commit,
-            resumed=0,
-            weights_bytes=None,
-            weights_sha256=None,
         )
 
 
@@ -431,7 +413,7 @@ def _shapes(model: str, classes: int) -> Shapes:
 
 
 def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
-    return replace(row, recipe=json.dumps({**json.loads(row.recipe), **facts}, sort_keys=True))
+    return replace(row, recipe={**row.recipe, **facts})
 
 
 def _device_name(device: torch.device) -> str:

@@ -105,7 +105,8 @@ def _flat(facts: LaunchStarted | TrialStarted | EpochRecord | TrialRecord | Laun
         return {"study": facts.study, "executor": facts.executor, "trials": len(facts.members), "cached": cached}
     if isinstance(facts, LaunchTotals):
         return {"states": {str(state): count for state, count in facts.states.items()}, "seconds": facts.seconds}
-    return {name: _plain(value) for name, value in asdict(facts).items()}
+    row = facts.to_row() if isinstance(facts, TrialRecord) else asdict(facts)
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

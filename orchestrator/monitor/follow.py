@@ -66,7 +66,7 @@ class Follower:
     def _changed(self, folder: str, trial_ids: Collection[str]) -> list[str]:
         """The trials of which a file is not as it was at the last look."""
         wanted, found = set(trial_ids), []
-        for entry in self._storage.place.entries(folder):
+        for entry in self._storage.backend.list_files(folder):
             trial_id = PurePosixPath(entry.name).stem
             stamp = entry.modified, entry.size
             if (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Facts:
 
     def log(self, trial_id: str) -> str:
         """Where the log of a trial is."""
-        return self.storage.place.shown(self.storage.log(trial_id))
+        return self.storage.backend.describe(self.storage.log(trial_id))
 
 
 def gather(
@@ -93,16 +92,14 @@ def gather(
     rows = store.read_trials(storage, wanted)
     for row in rows:
         if not _is_sound(row):
-            shown = storage.place.shown(storage.trial_row(row.trial_id))
-            raise StorageError(
-                f"{shown} holds no row of kdctl's; launch its study again, which trains this trial again"
-            )
+            shown = storage.backend.describe(storage.trial_row(row.trial_id))
+            raise StorageError(f"{shown} holds a damaged row; launch its study again, which trains this trial again")
     if members is None:
         rows.sort(key=lambda row: (row.study, row.no))
         members = [_member(row) for row in rows]
     if not members:
         raise KdctlError(
-            f"{storage.place.shown('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
+            f"{storage.backend.describe('')} holds no trial yet; launch a study with `kdctl launch FILE`, or name its "
             "storage with --storage"
         )
     return Facts(name, tuple(members), {row.trial_id: row for row in rows}, source, storage, now)
@@ -111,17 +108,16 @@ def gather(
 def _is_sound(row: TrialRecord) -> bool:
     """Whether a row has what every row of kdctl's has, in whatever state."""
     try:
-        recipe = json.loads(row.recipe)
         for model in filter(None, (row.student, row.teacher)):
             models.parse(model)
-        return row.dataset in DATASETS and isinstance(recipe, dict) and isinstance(recipe.get("teacher"), dict | None)
-    except (ValueError, TypeError, RecursionError):
+        return row.dataset in DATASETS
+    except (ValueError, TypeError):
         return False
 
 
 def _member(row: TrialRecord) -> Member:
     """A trial of which only its row is known."""
-    answers = json.loads(row.recipe).get("teacher_answers")
+    answers = row.recipe.get("teacher_answers")
     is_cached = row.state is State.FINISHED
     title, work = labels.title(row), (row.method, row.dataset, row.student, row.teacher)
     return Member(row.trial_id, "trial", title, row.teacher_id, row.nepoch, answers, is_cached, *work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -440,7 +439,7 @@ def _launch_facts(facts: Facts) -> Iterator[tuple[str, str]]:
         if facts.source.launched:
             yield "last launch", f"{_moment(facts.source.launched)} UTC on {facts.source.host}"
         yield "commit of the file", facts.source.commit or ""
-    yield "storage", facts.storage.place.address
+    yield "storage", facts.storage.backend.address
     yield "this report", f"{_moment(facts.now)} UTC"
 
 
@@ -458,7 +457,7 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
     ):  # fmt: skip
         values = [getattr(row, column) for row in rows]
         yield name, told(values) if any(values) else ""
-    recipes = [json.loads(row.recipe) for row in rows]
+    recipes = [row.recipe for row in rows]
     yield "convolutions computed in", told(_word(recipe.get("arithmetic")) for recipe in recipes)
     yield (
         "teachers' answers",

@@ -5,7 +5,6 @@ No run of kdctl repeats the note's experiment, so its figures are shown beside o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +63,7 @@ CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the rec
 
 def other_settings(row: TrialRecord) -> str:
     """The settings of a run, or of its teacher, that differ from the closest ones; empty where none does."""
-    recipe = json.loads(row.recipe)
+    recipe = row.recipe
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
     found = list(_unlike({**RECIPE, **OPTIONS}, own, ""))
     return "; ".join(found + list(_unlike(RECIPE, recipe.get("teacher") or {}, "teacher.")))

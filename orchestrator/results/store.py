@@ -12,66 +12,14 @@ from typing import Any, TypeVar
 
 from orchestrator import parquet
 from orchestrator.errors import StorageError
-from orchestrator.records import EpochRecord, Failure, State, TrialRecord
+from orchestrator.records import EpochRecord, State, TrialRecord, columns_of, read_recipe
 from orchestrator.storage.layout import Storage
 
 SCHEMA_VERSION = "2"
 
-# name → (type, meaning); the first eleven are the published table's.
-TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "no": ("int", "number of the trial in the plan it was trained for, from 1"),
-    "method": ("string", "base, logit or st"),
-    "dataset": ("string", "digits, cifar10 or cifar100"),
-    "student": ("string", "the model that was trained"),
-    "teacher": ("string", "the teacher's model; null without one"),
-    "start_time": ("timestamp", "when training began, UTC"),
-    "acc": ("float", "best test accuracy of all epochs, %: picked on the test set, as is customary"),
-    "epoch": ("int", "the first epoch that reached acc, from 1"),
-    "nepoch": ("int", "epochs to train; 0 for a teacher from a file"),
-    "lr": ("float", "learning rate at the start"),
-    "batch_size": ("int", "images in a batch"),
-    "trial_id": ("string", "12 hex digits over everything that can change the result"),
-    "study": ("string", "the study it was trained for first"),
-    "state": ("string", "running, stopped, finished, failed or skipped"),
-    "error": ("string", "why it failed, was skipped or stopped, and what to do; null otherwise"),
-    "failure": ("string", "class of a failure: lost_worker, out_of_memory, storage, diverged, teacher, data or error"),
-    "seed": ("int", "seed of the weights, the order of the images and their views"),
-    "last_acc": ("float", "test accuracy after the last epoch, %: no pick on the test set"),
-    "selected_acc": ("float", "test accuracy at the epoch with the best val_acc, %; null without a holdout"),
-    "top5": ("float", "share of test images with the label among the 5 best answers, last epoch, %"),
-    "teacher_id": ("string", "trial_id of the teacher; null without one"),
-    "teacher_acc": ("float", "test accuracy of the weights that taught, %"),
-    "agreement": ("float", "share of test images on which student and teacher answer alike, last epoch, %"),
-    "params": ("int", "trained parameters of the student"),
-    "seconds": ("float", "wall time of all epochs, evaluation included"),
-    "images_per_second": ("float", "training images a second, evaluation excluded"),
-    "device": ("string", "what it was trained on"),
-    "host": ("string", "the machine's name"),
-    "recipe": ("string", "every other setting, the teacher's included, as JSON"),
-    "kdctl_version": ("string", "version of kdctl"),
-    "torch_version": ("string", "version of torch"),
-    "ray_version": ("string", "version of Ray; null with --inline"),
-    "git_commit": ("string", "commit of the repository that holds the study file; null outside one"),
-    "end_time": ("timestamp", "when it ended, in whatever state, UTC; null while it runs"),
-    "resumed": ("int", "how many times it went on from a checkpoint"),
-    "weights_bytes": ("int", "size of its weights file; null without one"),
-    "weights_sha256": ("string", "SHA-256 of its weights file; null without one"),
-}
-
-EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {
-    "trial_id": ("string", "the trial"),
-    "epoch": ("int", "from 1"),
-    "lr": ("float", "learning rate in this epoch"),
-    "train_loss": ("float", "what was minimised, mean over the training images"),
-    "ce_loss": ("float", "its cross-entropy, before any weight"),
-    "kd_loss": ("float", "its distillation term; null without a teacher"),
-    "train_acc": ("float", "accuracy on the training views while training, %"),
-    "test_loss": ("float", "cross-entropy on the test set"),
-    "test_acc": ("float", "accuracy on the test set, %"),
-    "val_acc": ("float", "accuracy on the held-out images, %; null without a holdout"),
-    "seconds": ("float", "wall time of the epoch, evaluation included"),
-    "images_per_second": ("float", "training images a second, evaluation excluded"),
-}
+# name → (type, meaning); the first eleven of the trials are the published table's.
+TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = columns_of(TrialRecord)
+EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {"trial_id": ("string", "the trial"), **columns_of(EpochRecord)}
 
 _Row = TypeVar("_Row")
 _FACTS = {"kdctl_schema": SCHEMA_VERSION}
@@ -85,14 +33,14 @@ def types_of(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
 
 def write_trial(storage: Storage, record: TrialRecord) -> None:
     """Writes a trial's row, in place of an earlier one."""
-    content = parquet.to_parquet(types_of(TRIAL_COLUMNS), [asdict(record)], _FACTS)
-    storage.place.write(storage.trial_row(record.trial_id), content)
+    content = parquet.to_parquet(types_of(TRIAL_COLUMNS), [record.to_row()], _FACTS)
+    storage.backend.write(storage.trial_row(record.trial_id), content)
 
 
 def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord]) -> None:
     """Writes all epochs that a trial has so far."""
     rows = [{"trial_id": trial_id, **asdict(epoch)} for epoch in epochs]
-    storage.place.write(storage.trial_epochs(trial_id), parquet.to_parquet(types_of(EPOCH_COLUMNS), rows, _FACTS))
+    storage.backend.write(storage.trial_epochs(trial_id), parquet.to_parquet(types_of(EPOCH_COLUMNS), rows, _FACTS))
 
 
 def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
@@ -105,10 +53,9 @@ def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> l
 
 def _record(row: dict[str, Any]) -> TrialRecord:
     try:
-        failure = None if row["failure"] is None else Failure(row["failure"])
-        return TrialRecord(**{**row, "state": State(row["state"]), "failure": failure})
+        return TrialRecord.from_row(row)
     except ValueError as error:
-        raise parquet.UnreadableFile(f"holds a row of another kind ({error})") from None
+        raise parquet.UnreadableFile(f"holds a damaged row ({error})") from None
 
 
 def read_trial(storage: Storage, trial_id: str) -> TrialRecord | None:
@@ -149,7 +96,7 @@ def trials_table(storage: Storage) -> parquet.Table:
 
 def table_of(rows: Iterable[TrialRecord]) -> parquet.Table:
     """Rows that are at hand as such a table."""
-    return parquet.table_of(types_of(TRIAL_COLUMNS), map(asdict, rows))
+    return parquet.table_of(types_of(TRIAL_COLUMNS), [row.to_row() for row in rows])
 
 
 def epochs_table(storage: Storage) -> parquet.Table:
@@ -170,13 +117,14 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     for name, content in _contents(storage, _names(storage, storage.trial_rows, trial_ids)):
         trial_id = PurePosixPath(name).stem
         try:
-            row = parquet.from_parquet(content, {"state": "string", "weights_bytes": "int"})[0]
+            row = parquet.from_parquet(content, {"state": "string", "recipe": "string", "weights_bytes": "int"})[0]
+            read_recipe(row["recipe"])
             states[trial_id] = State(row["state"])
             sizes[trial_id] = row["weights_bytes"]
         except (parquet.UnreadableFile, IndexError, ValueError):
             states[trial_id] = State.RUNNING
     finished = [trial_id for trial_id, state in states.items() if state is State.FINISHED]
-    for trial_id, size in zip(finished, storage.place.sizes(list(map(storage.weights, finished))), strict=True):
+    for trial_id, size in zip(finished, storage.backend.read_sizes(list(map(storage.weights, finished))), strict=True):
         if size is None or size != sizes[trial_id]:
             states[trial_id] = State.RUNNING
     return states
@@ -185,7 +133,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
 def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
     if trial_ids is not None and len(trial_ids) <= _FEW:
         return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
-    names = [entry.name for entry in storage.place.entries(folder) if storage.is_ours(entry.name)]
+    names = [entry.name for entry in storage.backend.list_files(folder) if storage.is_ours(entry.name)]
     if trial_ids is None:
         return names
     found = set(names)
@@ -208,7 +156,7 @@ def _present(names: list[str], contents: Iterable[bytes | None]) -> Iterable[tup
 
 def _content(storage: Storage, name: str) -> bytes | None:
     try:
-        return storage.place.read(name)
+        return storage.backend.read(name)
     except FileNotFoundError:  # it never was there, or went while we looked
         return None
 
@@ -254,7 +202,7 @@ def _naming(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except parquet.UnreadableFile as error:
-        raise StorageError(f"{storage.place.shown(name)} {error}; {_advice(storage, name)}") from None
+        raise StorageError(f"{storage.backend.describe(name)} {error}; {_advice(storage, name)}") from None
 
 
 def _advice(storage: Storage, name: str) -> str:
@@ -263,7 +211,7 @@ def _advice(storage: Storage, name: str) -> str:
     again = "launch its study again, which trains this trial again, from its last checkpoint where there is one"
     if name == storage.trial_row(trial_id) or read_states(storage, [trial_id]).get(trial_id) is not State.FINISHED:
         return again
-    row = storage.place.shown(storage.trial_row(trial_id))
+    row = storage.backend.describe(storage.trial_row(trial_id))
     return (
         "its trial is finished, and the results are whole: remove this file to go on without its curves, or also "
         f"remove {row} and launch its study again, which trains it again"

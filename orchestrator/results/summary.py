@@ -292,7 +292,7 @@ def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
     known: dict[tuple[Any, ...], _Named] = {}
     found = []
     for row in rows:
-        key = (row.method, row.recipe, row.nepoch, row.lr, row.batch_size, row.state is State.FINISHED)
+        key = (row.method, id(row.recipe), row.nepoch, row.lr, row.batch_size, row.state is State.FINISHED)
         found.append(known.get(key) or known.setdefault(key, _named(row)))
     dtypes: dict[str, set[str]] = {}
     for named in found:

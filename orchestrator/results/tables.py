@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator import columns
 from orchestrator.data.registry import DATASETS
 from orchestrator.records import State, TrialRecord
+from orchestrator.results.store import TRIAL_COLUMNS
 from orchestrator.results.summary import (
     DIFFERENCE,
     Compared,
@@ -131,7 +132,7 @@ def _notes(table: PairTable) -> Iterator[str]:
 
 def data_cut(row: TrialRecord) -> str:
     """What part of the dataset was used, where that is not all of it; empty where it is."""
-    facts, recipe = DATASETS[row.dataset], json.loads(row.recipe)
+    facts, recipe = DATASETS[row.dataset], row.recipe
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
     test = recipe.get("limit_test") or facts.test
     if (train, test) == (facts.train, facts.test):
@@ -166,7 +167,7 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
 def _render_csv(parts: Sequence[StudyRows]) -> str:
     """A row a trial, also where several studies want it."""
     out = io.StringIO()
-    names = [*TrialRecord.__slots__, "setting"]
+    names = [*TRIAL_COLUMNS, "setting"]
     writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     found = {id(row): {**_plain(row), "setting": group.label} for _, _, group in _groups(parts) for row in group.rows}
@@ -215,7 +216,7 @@ def _figures(found: Statistic | None) -> dict[str, float | None] | None:
 
 def _plain(row: TrialRecord) -> dict[str, Any]:
     end = row.end_time.isoformat() if row.end_time else None
-    return {**asdict(row), "start_time": row.start_time.isoformat(), "end_time": end}
+    return {**row.to_row(), "start_time": row.start_time.isoformat(), "end_time": end}
 
 
 _RENDERERS: Mapping[str, Callable[[Sequence[StudyRows]], str]] = {"csv": _render_csv, "json": _render_json}

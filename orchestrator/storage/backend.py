@@ -37,7 +37,7 @@ class StorageBackend(Protocol):
     def address(self) -> str:
         """What `Storage.at` takes."""
 
-    def shown(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """The full name of a file, for a person."""
 
     def prepare(self) -> None:
@@ -49,22 +49,22 @@ class StorageBackend(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, in place of an earlier one."""
 
-    def building(self, name: str) -> AbstractContextManager[Path]:
+    def stage(self, name: str) -> AbstractContextManager[Path]:
         """A local file to fill with what is too large for memory; it is at its place when the block ends well."""
 
-    def path(self, name: str) -> Path:
+    def local_path(self, name: str) -> Path:
         """A local file with this content, to be read or mapped only. Raises FileNotFoundError where there is none."""
 
-    def entry(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """What is known of a file, or None where there is none."""
 
-    def sizes(self, names: Sequence[str]) -> list[int | None]:
+    def read_sizes(self, names: Sequence[str]) -> list[int | None]:
         """The size of each file in bytes, None where there is none."""
 
-    def entries(self, folder: str) -> list[Entry]:
+    def list_files(self, folder: str) -> list[Entry]:
         """Every whole file below a folder, at any depth, by name; none where there is no such folder."""
 
-    def parts(self) -> list[Entry]:
+    def list_unfinished(self) -> list[Entry]:
         """What writers that died have left unfinished, or live ones are writing."""
 
     def touch(self, name: str) -> bool:
@@ -84,7 +84,7 @@ class Folder:
     def address(self) -> str:
         return str(self.root)
 
-    def shown(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         return str(self.root / name)
 
     def prepare(self) -> None:
@@ -108,21 +108,21 @@ class Folder:
             return (self.root / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        with self.building(name) as part:
+        with self.stage(name) as part:
             part.write_bytes(content)
 
     @contextmanager
-    def building(self, name: str) -> Iterator[Path]:
+    def stage(self, name: str) -> Iterator[Path]:
         self._make_folder(name)
         with self._replacing(name) as part:
             yield part
 
-    def path(self, name: str) -> Path:
-        if self.entry(name) is None:
-            raise FileNotFoundError(self.shown(name))
+    def local_path(self, name: str) -> Path:
+        if self.stat(name) is None:
+            raise FileNotFoundError(self.describe(name))
         return self.root / name
 
-    def entry(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         try:
             with self._reading(name):
                 found = (self.root / name).stat()
@@ -132,14 +132,14 @@ class Folder:
             return None
         return Entry(name, found.st_size, found.st_mtime)
 
-    def sizes(self, names: Sequence[str]) -> list[int | None]:
-        found = map(self.entry, names)
+    def read_sizes(self, names: Sequence[str]) -> list[int | None]:
+        found = map(self.stat, names)
         return [entry.size if entry else None for entry in found]
 
-    def entries(self, folder: str) -> list[Entry]:
+    def list_files(self, folder: str) -> list[Entry]:
         return self._entries(folder, lambda name: not name.startswith(PART))
 
-    def parts(self) -> list[Entry]:
+    def list_unfinished(self) -> list[Entry]:
         return self._entries(".", lambda name: name.startswith(PART))
 
     def _entries(self, folder: str, wanted: Callable[[str], bool]) -> list[Entry]:
@@ -147,7 +147,7 @@ class Folder:
         with self._reading(folder):
             for path, _, names in os.walk(self.root / folder, onerror=_seen):
                 relative = Path(path).relative_to(self.root)
-                entries = (self.entry((relative / name).as_posix()) for name in filter(wanted, names))
+                entries = (self.stat((relative / name).as_posix()) for name in filter(wanted, names))
                 found += [entry for entry in entries if entry]  # one may go while this looks
         return sorted(found, key=lambda entry: entry.name)
 
@@ -204,24 +204,24 @@ class Folder:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(self.shown(name)) from error
+            raise FileNotFoundError(self.describe(name)) from error
         except IsADirectoryError:
-            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
+            raise StorageError(f"{self.describe(name)} is a folder, wanted a file; move it away, then go on") from None
         except OSError as error:
             reason = error.strerror or error
-            raise StorageError(f"{self.shown(name)} cannot be read ({reason}); mend it, then go on") from None
+            raise StorageError(f"{self.describe(name)} cannot be read ({reason}); mend it, then go on") from None
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
         try:
             yield
         except IsADirectoryError:
-            raise StorageError(f"{self.shown(name)} is a folder, wanted a file; move it away, then go on") from None
+            raise StorageError(f"{self.describe(name)} is a folder, wanted a file; move it away, then go on") from None
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(
-                f"{self.shown(name)} cannot be written ({reason}); make room or mend the folder, then go on with the "
-                "same command"
+                f"{self.describe(name)} cannot be written ({reason}); make room or fix the folder, then go on with "
+                "the same command"
             ) from None
 
 

@@ -80,18 +80,18 @@ class Bucket:
         query = urlencode(self.options, safe=":")
         return f"{self.kind}://{self.root}" + (f"?{query}" if query else "")
 
-    def shown(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         return f"{self.kind}://{self._key(name)}"
 
     def prepare(self) -> None:
         probe = f"{PART}probe-{uuid.uuid4().hex}"
         self.write(probe, b"kdctl")
         with self._trying("read", probe):
-            found = self.entry(probe)
+            found = self.stat(probe)
             if found is None or self.read(probe) != b"kdctl":
                 raise OSError("what was written is not there")
         self.delete(probe)
-        if self.entry(MARKER) is None:
+        if self.stat(MARKER) is None:
             self.write(MARKER, b'{"kdctl_storage": 1}\n')
 
     def read(self, name: str) -> bytes:
@@ -113,19 +113,19 @@ class Bucket:
 
     def _restless(self, name: str) -> StorageError:
         return StorageError(
-            f"{printable(self.shown(name))} cannot be read, for it is replaced all the time; wanted it to rest; stop "
-            "what writes it, then go on with the same command"
+            f"{printable(self.describe(name))} cannot be read because it is replaced again and again; stop "
+            "whatever writes it, then go on with the same command"
         )
 
     def _steadily(self, name: str, fetch: Callable[[Entry], T]) -> T:
         """What `fetch` gets of a file: again where the file is replaced meanwhile, for it comes by its first size."""
         for _ in range(ATTEMPTS):
-            entry = self.entry(name)
+            entry = self.stat(name)
             if entry is None:
-                raise FileNotFoundError(self.shown(name))
+                raise FileNotFoundError(self.describe(name))
             with suppress(FileNotFoundError):
                 found = fetch(entry)
-                if self.entry(name) == entry:
+                if self.stat(name) == entry:
                     return found
         raise self._restless(name)
 
@@ -133,7 +133,7 @@ class Bucket:
         self._put(content, name)
 
     @contextmanager
-    def building(self, name: str) -> Iterator[Path]:
+    def stage(self, name: str) -> Iterator[Path]:
         with _room(name), tempfile.TemporaryDirectory(prefix="kdctl-") as folder:
             part = Path(folder) / "part"
             part.touch()
@@ -147,7 +147,7 @@ class Bucket:
             thread.submit(_put_all, self, self._key(name), content).result()
         shutil.rmtree(self._cached(name), ignore_errors=True)  # by the server's clock it may look like the new one
 
-    def path(self, name: str) -> Path:
+    def local_path(self, name: str) -> Path:
         return self._steadily(name, lambda entry: self._copy(name, entry))
 
     def _copy(self, name: str, entry: Entry) -> Path:
@@ -166,18 +166,18 @@ class Bucket:
         try:
             with self._trying("read", name):
                 fs.copy_files(self._key(name), made, self._filesystem, fs.LocalFileSystem(), use_threads=False)
-            if _size(part) != entry.size or self.entry(name) != entry:
-                raise FileNotFoundError(self.shown(name))  # the one that was wanted
+            if _size(part) != entry.size or self.stat(name) != entry:
+                raise FileNotFoundError(self.describe(name))  # the one that was wanted
             with _room(name):
                 part.replace(copy)
                 _drop_others(copy)
         finally:
             part.unlink(missing_ok=True)
 
-    def entry(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         return self._infos([name])[0]
 
-    def sizes(self, names: Sequence[str]) -> list[int | None]:
+    def read_sizes(self, names: Sequence[str]) -> list[int | None]:
         return [entry.size if entry else None for entry in self._infos(names)]
 
     def _infos(self, names: Sequence[str]) -> list[Entry | None]:
@@ -187,7 +187,7 @@ class Bucket:
             infos = self._filesystem.get_file_info([self._key(name) for name in names])
         return [_entry(name, info) for name, info in zip(names, infos, strict=True)]
 
-    def entries(self, folder: str) -> list[Entry]:
+    def list_files(self, folder: str) -> list[Entry]:
         base = self._key(folder)
         with self._trying("read", folder):
             infos = self._filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
@@ -195,7 +195,7 @@ class Bucket:
         whole = [entry for entry in found if entry and not Path(entry.name).name.startswith(PART)]
         return sorted(whole, key=lambda entry: entry.name)
 
-    def parts(self) -> list[Entry]:
+    def list_unfinished(self) -> list[Entry]:
         return []  # a bucket shows no object before it is whole
 
     def touch(self, name: str) -> bool:
@@ -236,11 +236,11 @@ class Bucket:
         try:
             yield
         except FileNotFoundError:
-            raise FileNotFoundError(self.shown(name)) from None
+            raise FileNotFoundError(self.describe(name)) from None
         except _Failure as error:
             reason = printable((str(error).splitlines() or [type(error).__name__])[0])
             raise StorageError(
-                f"{printable(self.shown(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
+                f"{printable(self.describe(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
                 "and lets you read, write and remove; check the bucket, the credentials in the environment and the "
                 "network, then go on with the same command"
             ) from None

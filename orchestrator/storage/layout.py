@@ -40,7 +40,7 @@ CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before i
 class Storage:
     """A folder or bucket that holds trials, teachers and results of many studies; names are relative to it."""
 
-    place: StorageBackend
+    backend: StorageBackend
 
     @classmethod
     def at(cls, address: str | Path) -> Storage:
@@ -59,7 +59,7 @@ class Storage:
 
     def prepare(self) -> None:
         """Makes the storage and tries it. Raises StorageError where it cannot be written."""
-        self.place.prepare()
+        self.backend.prepare()
 
     # Names.
 
@@ -149,7 +149,7 @@ class Storage:
 
     def tables(self) -> Iterator[TableKey]:
         """Every whole table."""
-        names = {entry.name for entry in self.place.entries("teachers")}
+        names = {entry.name for entry in self.backend.list_files("teachers")}
         for name in sorted(names):
             if name.endswith(".json"):
                 key = _table_key(read_json(self, name))
@@ -175,12 +175,12 @@ def key_facts(key: TableKey) -> dict[str, Any]:
 
 def write_json(storage: Storage, name: str, data: Any) -> None:
     """Writes JSON, whole or not at all."""
-    storage.place.write(name, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    storage.backend.write(name, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(storage: Storage, name: str) -> Any:
     """The JSON in a file, or None where there is none or it is damaged."""
     try:
-        return json.loads(storage.place.read(name))
+        return json.loads(storage.backend.read(name))
     except (OSError, ValueError, RecursionError):
         return None

@@ -105,7 +105,7 @@ class Lease:
         """Gives the resource back."""
         self._ended.set()
         with self._guard, suppress(StorageError):  # a claim that cannot be removed dies by age
-            self._storage.place.delete(self.claim)
+            self._storage.backend.delete(self.claim)
 
     def __enter__(self) -> Lease:
         return self
@@ -122,9 +122,9 @@ class Lease:
         """Claims the resource; False where another live claim stands."""
         facts = {name: getattr(self._me, name) for name in Holder.__slots__} | {"follows": self._follows}
         begun = _clock()
-        self._storage.place.write(self.claim, json.dumps(facts).encode())
+        self._storage.backend.write(self.claim, json.dumps(facts).encode())
         if self.holder(self._resource):
-            self._storage.place.delete(self.claim)
+            self._storage.backend.delete(self.claim)
             return False
         self._touched = begun  # not before the others were looked at: a beat that only touches looks at none
         return True
@@ -154,11 +154,11 @@ class Lease:
         for name in self._claims():
             if _resource(name) == resource:
                 with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-                    if json.loads(self._storage.place.read(name))["follows"] == self._resource:
-                        self._storage.place.delete(name)
+                    if json.loads(self._storage.backend.read(name))["follows"] == self._resource:
+                        self._storage.backend.delete(name)
 
     def _claims(self) -> dict[str, Entry]:
-        return {entry.name: entry for entry in self._storage.place.entries(self._storage.leases)}
+        return {entry.name: entry for entry in self._storage.backend.list_files(self._storage.leases)}
 
     def _holder(self, resource: str, claims: dict[str, Entry]) -> Holder | None:
         for name, entry in claims.items():
@@ -166,7 +166,7 @@ class Lease:
                 found = _read(self._storage, name)
                 if found and self._is_alive(found, entry, claims):
                     return found
-                self._storage.place.delete(name)
+                self._storage.backend.delete(name)
         return None
 
     def _is_alive(self, holder: Holder, entry: Entry, claims: dict[str, Entry]) -> bool:
@@ -184,7 +184,7 @@ class Lease:
 
     def _take_anew(self) -> None:
         """After a pause the claim may have been taken for dead: only a new one says whose the resource is."""
-        self._storage.place.delete(self.claim)
+        self._storage.backend.delete(self.claim)
         self._me = _this_process()
         self._woke = _clock()
         self.is_lost = not self.take()
@@ -197,7 +197,7 @@ class Lease:
             if now - self._touched > EXPIRES / 2:
                 self._take_anew()
                 return
-            is_there = self._storage.place.touch(self.claim)
+            is_there = self._storage.backend.touch(self.claim)
             if is_there and _clock() - now > EXPIRES / 2:
                 self._take_anew()  # so slow a touch may have come too late, or have brought back what was removed
                 return
@@ -274,7 +274,7 @@ def held(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[s
 def _seen(storage: Storage) -> dict[str, tuple[Holder, Entry]]:
     """Every claim of which the process may be alive."""
     found = {}
-    for entry in storage.place.entries(storage.leases):
+    for entry in storage.backend.list_files(storage.leases):
         holder = _read(storage, entry.name)
         if holder and not holder.is_gone():
             found[entry.name] = holder, entry
@@ -287,7 +287,7 @@ def _resource(name: str) -> str:
 
 def _read(storage: Storage, name: str) -> Holder | None:
     try:
-        facts = json.loads(storage.place.read(name))
+        facts = json.loads(storage.backend.read(name))
         found = Holder(*(facts[field] for field in Holder.__slots__))
     except FileNotFoundError:
         return None

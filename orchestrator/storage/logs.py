@@ -48,7 +48,7 @@ def _shown(line: str) -> str:
 
 def _write(storage: Storage, trial_id: str, lines: Sequence[str]) -> None:
     content = "\n".join(_bounded(lines)) + "\n"
-    storage.place.write(storage.log(trial_id), content.encode("utf-8", errors="replace"))
+    storage.backend.write(storage.log(trial_id), content.encode("utf-8", errors="replace"))
 
 
 def _bounded(lines: Sequence[str]) -> Iterable[str]:
@@ -69,7 +69,7 @@ def read(storage: Storage, trial_id: str) -> list[str]:
 
 def _load(storage: Storage, trial_id: str) -> list[str]:
     with suppress(FileNotFoundError):
-        return storage.place.read(storage.log(trial_id)).decode("utf-8", errors="replace").splitlines()
+        return storage.backend.read(storage.log(trial_id)).decode("utf-8", errors="replace").splitlines()
     return []
 
 
@@ -83,4 +83,4 @@ def append(storage: Storage, trial_id: str, text: str) -> None:
 
 def where(storage: Storage, trial_id: str) -> str:
     """Where a trial's log is, for a person."""
-    return storage.place.shown(storage.log(trial_id))
+    return storage.backend.describe(storage.log(trial_id))

@@ -16,12 +16,12 @@ PATIENCE = 60.0  # seconds for a launch to stop: an epoch's step, a checkpoint, 
 
 def request(storage: Storage, resource: str) -> None:
     """Asks the launch that holds this lease to stop; it does within seconds, with checkpoints. Raises StorageError."""
-    storage.place.write(storage.stop(resource), b"{}\n")
+    storage.backend.write(storage.stop(resource), b"{}\n")
 
 
 def is_requested(storage: Storage, resource: str) -> bool:
     """Whether somebody asked for it. Raises StorageError."""
-    return storage.place.entry(storage.stop(resource)) is not None
+    return storage.backend.stat(storage.stop(resource)) is not None
 
 
 def holder(storage: Storage, resource: str) -> Holder | None:
@@ -42,7 +42,7 @@ def wait(storage: Storage, resource: str) -> bool:
 def clear(storage: Storage, resource: str) -> None:
     """Forgets what was asked of a launch that has ended."""
     with suppress(StorageError):
-        storage.place.delete(storage.stop(resource))
+        storage.backend.delete(storage.stop(resource))
 
 
 def listen(storage: Storage, resource: str, ask: Callable[[], None], ended: threading.Event) -> threading.Thread:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from orchestrator import losses
-from orchestrator.errors import StorageError
 from orchestrator.records import TrialConfig, TrialRecord
 from orchestrator.study import fields
 from orchestrator.training.optimizers import OPTIMIZERS
@@ -28,7 +26,6 @@ _PLACED = {
     "teacher_answers", "arithmetic",
 }  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256
-_Found = TypeVar("_Found")
 _PLAIN = re.compile(r"[\w.-]+")
 
 
@@ -38,32 +35,18 @@ def of_config(config: TrialConfig) -> str:
 
 
 def of_row(row: TrialRecord) -> str:
-    """The label of a stored row; what an older kdctl did not store is at today's default.
-
-    Raises StorageError where the row is damaged.
-    """
-    return _of_row(row, lambda recipe: _label(row.method, recipe))
+    """The label of a stored row; what an older kdctl did not store is at today's default."""
+    return _label(row.method, recipe_of(row))
 
 
 def base_of_row(row: TrialRecord) -> str:
-    """The label of the same training without a teacher. Raises StorageError where the row is damaged."""
-    return _of_row(row, lambda recipe: _label("base", {k: v for k, v in recipe.items() if k not in _TEACHING}))
+    """The label of the same training without a teacher."""
+    return _label("base", {name: value for name, value in recipe_of(row).items() if name not in _TEACHING})
 
 
 def recipe_of(row: TrialRecord) -> dict[str, Any]:
-    """What a row was trained with, but for its method, data, models and seed. Raises StorageError."""
-    return _of_row(row, dict)
-
-
-def _of_row(row: TrialRecord, read: Callable[[dict[str, Any]], _Found]) -> _Found:
-    try:
-        found = json.loads(row.recipe)
-        return read({"epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size, **found})
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise StorageError(
-            f"the row of trial {row.trial_id} is damaged: its recipe is no JSON object with kdctl's settings; launch "
-            "its study again, which writes the row again"
-        ) from None
+    """What a row was trained with, but for its method, data, models and seed."""
+    return {"epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size, **row.recipe}
 
 
 def title(trial: TrialConfig | TrialRecord) -> str:
@@ -75,10 +58,7 @@ def title(trial: TrialConfig | TrialRecord) -> str:
         teacher = trial.teacher
         name, teacher_seed, label = teacher and teacher.student, teacher and teacher.seed, of_config(trial)
     else:
-        name, teacher_seed, label = trial.teacher, 0, trial.method
-        with suppress(StorageError):  # commands that read figures report a damaged row
-            label = of_row(trial)
-            teacher_seed = (recipe_of(trial).get("teacher") or {}).get("seed")
+        name, teacher_seed, label = trial.teacher, (trial.recipe.get("teacher") or {}).get("seed"), of_row(trial)
     gap = " " if label == trial.method else " · "
     arrow = f" ← {name}{f' (seed {teacher_seed})' if teacher_seed else ''}" if name else ""
     return gap.join([label, trial.dataset, f"{trial.student}{arrow}", f"seed {trial.seed}"])

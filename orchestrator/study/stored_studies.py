@@ -121,8 +121,9 @@ def other_file(storage: Storage, plan: Plan) -> str | None:
         return None
     if last.launched.host == socket.gethostname() and not Path(last.launched.path).is_file():
         return None  # it was moved here, and edited
+    where = storage.backend.describe("")
     return (
-        f"{printable(plan.source)}: study: warning: {storage.place.shown('')} has a study {plan.study} already, of "
+        f"{printable(plan.source)}: study: warning: {where} has a study {plan.study} already, of "
         f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
         "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
         "one of them another name"
@@ -133,7 +134,7 @@ def remembered(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
     found = [
         _study(read_json(storage, entry.name))
-        for entry in storage.place.entries(storage.plans)
+        for entry in storage.backend.list_files(storage.plans)
         if storage.is_ours(entry.name)
     ]
     return sorted((study for study in found if study), key=lambda study: study.launched.since, reverse=True)
@@ -200,8 +201,8 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
     known = remembered(storage)
     if not known:
         raise KdctlError(
-            f"{storage.place.shown('')} holds no study yet; launch one with `kdctl launch FILE`, or name its storage "
-            "with --storage"
+            f"{storage.backend.describe('')} holds no study yet; launch one with `kdctl launch FILE`, or name its "
+            "storage with --storage"
         )
     if name is None:
         return known[0]
@@ -233,7 +234,7 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
         yield from [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
     except (TypeError, KeyError, AttributeError):
         raise StorageError(
-            f"{storage.place.shown(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
+            f"{storage.backend.describe(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
             "launch the study again, or remove that file where nobody needs it"
         ) from None
 

@@ -55,7 +55,7 @@ class Slices:
 
     def _missing(self, numbers: Sequence[int]) -> list[int]:
         names, bounds = self.names(), self.bounds()
-        sizes = self.storage.place.sizes([names[number] for number in numbers])
+        sizes = self.storage.backend.read_sizes([names[number] for number in numbers])
         wanted = [(bounds[number][1] - bounds[number][0]) * self.width for number in numbers]
         return [number for number, size, whole in zip(numbers, sizes, wanted, strict=True) if size != whole]
 
@@ -78,19 +78,19 @@ class Slices:
                 if self._missing([number]) and not is_done():
                     content = build(*self.bounds()[number])
                     lease.check()
-                    self.storage.place.write(self.names()[number], content)
+                    self.storage.backend.write(self.names()[number], content)
 
     def join(self, file: BinaryIO) -> None:
         """Appends all of them to a file. Raises StorageError where one is gone."""
         for name in self.names():
             try:
-                file.write(self.storage.place.read(name))
+                file.write(self.storage.backend.read(name))
             except FileNotFoundError:
-                shown = self.storage.place.shown(name)
+                shown = self.storage.backend.describe(name)
                 raise StorageError(f"{shown} was removed meanwhile; launch again, which builds it anew") from None
 
     def drop(self) -> None:
         """Removes them, and those of this table that were made from something else."""
-        for entry in self.storage.place.entries(self.storage.teacher(self.key.teacher_id)):
+        for entry in self.storage.backend.list_files(self.storage.teacher(self.key.teacher_id)):
             if self.storage.slice_key(entry.name) == self.key:
-                self.storage.place.delete(entry.name)
+                self.storage.backend.delete(entry.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +63,7 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
 
 
 def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
-    sizes = storage.place.sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
+    sizes = storage.backend.read_sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
     return StoredTeacher(row, tuple(tables), sum(size or 0 for size in sizes), users)
 
 
@@ -113,5 +112,5 @@ def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
 def _config(row: TrialRecord) -> TrialConfig:
     """A teacher's config, from its row, whose recipe also says how it was run."""
     columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
-    recipe = {name: value for name, value in json.loads(row.recipe).items() if name in TrialConfig.__slots__}
+    recipe = {name: value for name, value in row.recipe.items() if name in TrialConfig.__slots__}
     return TrialConfig.from_json({**recipe, **columns})

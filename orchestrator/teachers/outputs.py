@@ -116,7 +116,7 @@ def save_weights(model: Classifier, storage: Storage, trial_id: str) -> tuple[in
     """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = save(state)
-    storage.place.write(storage.weights(trial_id), content)
+    storage.backend.write(storage.weights(trial_id), content)
     return len(content), hashlib.sha256(content).hexdigest()
 
 
@@ -124,9 +124,9 @@ def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) ->
     """A trained teacher from the storage, in eval mode. Raises TeacherError where its weights are not whole."""
     name = storage.weights(config.trial_id())
     try:
-        path = storage.place.path(name)
+        path = storage.backend.local_path(name)
     except FileNotFoundError:
-        shown = storage.place.shown(name)
+        shown = storage.backend.describe(name)
         raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
     return load_weights(path, config.student, DATASETS[config.dataset].classes, device)
 
@@ -159,7 +159,7 @@ def open_table(
 
 def has_table(key: TableKey, storage: Storage) -> bool:
     """Whether a table stands there, without a look into it."""
-    return None not in storage.place.sizes([storage.table(key), storage.table_facts(key)])
+    return None not in storage.backend.read_sizes([storage.table(key), storage.table_facts(key)])
 
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
@@ -183,9 +183,9 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
 def _weights_digest(teacher_id: str, storage: Storage) -> str:
     name = storage.weights(teacher_id)
     try:
-        return hashlib.sha256(storage.place.read(name)).hexdigest()
+        return hashlib.sha256(storage.backend.read(name)).hexdigest()
     except FileNotFoundError:
-        shown = storage.place.shown(name)
+        shown = storage.backend.describe(name)
         raise TeacherError(f"{shown} is missing; launch the study again, which trains it") from None
 
 
@@ -194,7 +194,7 @@ def _is_whole(key: TableKey, wanted: dict[str, Any], storage: Storage) -> bool:
     return (
         isinstance(facts, dict)
         and facts.get("made_from") == wanted
-        and storage.place.sizes([storage.table(key)]) == [facts.get("bytes")]
+        and storage.backend.read_sizes([storage.table(key)]) == [facts.get("bytes")]
     )
 
 
@@ -222,7 +222,7 @@ def _build(
 def _join(slices: Slices, wanted: dict[str, Any], model: Classifier, data: Data, lease: Lease) -> None:
     key, storage = slices.key, slices.storage
     rounding = _ROUNDING[data.train.labels.device.type]
-    with storage.place.building(storage.table(key)) as part:
+    with storage.backend.stage(storage.table(key)) as part:
         with part.open("wb") as file:  # not mapped: a disk that is full would then kill the process
             shape = tuple(wanted["shape"])
             np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
@@ -295,13 +295,14 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
 def _map(key: TableKey, shape: Sequence[int], storage: Storage) -> Tensor:
     name = storage.table(key)
     try:
-        table = np.lib.format.open_memmap(storage.place.path(name), mode="c")  # copy on write: nobody can change it
+        path = storage.backend.local_path(name)
+        table = np.lib.format.open_memmap(path, mode="c")  # copy on write: nobody can change it
         if table.dtype != np.float16 or list(table.shape) != list(shape):
             raise ValueError(f"got {table.dtype} of shape {table.shape}, wanted float16 of shape {tuple(shape)}")
     except StorageError:
         raise
     except Exception as error:  # a damaged header makes NumPy raise errors of several types
-        shown = storage.place.shown(name)
+        shown = storage.backend.describe(name)
         raise TeacherError(f"{shown} is damaged ({error}); remove it, and the next launch builds it anew") from None
     return torch.from_numpy(table)
 
@@ -310,7 +311,7 @@ def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, dev
     """Repeats the check of a stored table; returns the largest difference. Raises TeacherError where it is wrong."""
     wanted = _facts(key, config, storage)
     if not _is_whole(key, wanted, storage):
-        shown = storage.place.shown(storage.table(key))
+        shown = storage.backend.describe(storage.table(key))
         raise TeacherError(f"{shown} was made from something else than this teacher; remove it and its .json beside it")
     table = _map(key, wanted["shape"], storage)
     return compare(table, key, load_teacher(config, storage, device), data, _rounding(key, storage, device))

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, fields
-from typing import Any
+from dataclasses import asdict, astuple
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load, save
@@ -33,13 +34,13 @@ def save_checkpoint(storage: Storage, trial_id: str, state: TrainingState, epoch
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
     digest = hashlib.sha256(payload).hexdigest().encode()
     written = storage.checkpoint(trial_id, state.epoch, state.images)
-    storage.place.write(written, _FORMAT + digest + b"\n" + payload)
+    storage.backend.write(written, _FORMAT + digest + b"\n" + payload)
     names = _names(storage, trial_id)
     # Later ones were passed over as damaged, or somebody else wrote them while we stood still.
     kept = [name for name in names if name <= written][-CHECKPOINTS_KEPT:]
     for name in names:
         if name not in kept:
-            storage.place.delete(name)
+            storage.backend.delete(name)
 
 
 def restore_checkpoint(
@@ -51,7 +52,7 @@ def restore_checkpoint(
     cannot be read: what it holds is not to be trained again for a cut link.
     """
     for name in reversed(_names(storage, trial_id)):
-        content = storage.place.read(name)
+        content = storage.backend.read(name)
         try:
             facts, tensors = _read(content, trial_id)
             epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
@@ -61,7 +62,8 @@ def restore_checkpoint(
             raise  # the file is good; the next attempt may have room for it
         except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
             reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
-            say(f"checkpoint {storage.place.shown(name)} is damaged ({reason}) and passed over for the one before it")
+            shown = storage.backend.describe(name)
+            say(f"checkpoint {shown} is damaged ({reason}) and passed over for the one before it")
             continue
         state.move_to(position)
         return epochs
@@ -70,10 +72,10 @@ def restore_checkpoint(
 
 def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
     record = EpochRecord(**facts)
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if type(value) not in (int, float) and not (value is None and str(field.type).endswith("None")):
-            raise ValueError(f"the {field.name} of epoch {number} is no number")
+    for name, kind in get_type_hints(EpochRecord).items():
+        value = getattr(record, name)
+        if type(value) not in (int, float) and not (value is None and NoneType in get_args(kind)):
+            raise ValueError(f"the {name} of epoch {number} is no number")
     if record.epoch != number or type(record.epoch) is not int:
         raise ValueError("its epochs do not follow each other")
     return record
@@ -106,11 +108,11 @@ def _position(facts: dict[str, Any], epoch: int) -> Position:
 def drop_checkpoints(storage: Storage, trial_id: str) -> None:
     """Removes what a finished trial does not need any more."""
     for name in _names(storage, trial_id):
-        storage.place.delete(name)
+        storage.backend.delete(name)
 
 
 def _names(storage: Storage, trial_id: str) -> list[str]:
-    names = (entry.name for entry in storage.place.entries(storage.checkpoints(trial_id)))
+    names = (entry.name for entry in storage.backend.list_files(storage.checkpoints(trial_id)))
     return [name for name in names if storage.is_ours(name)]
 
 

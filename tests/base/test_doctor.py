@@ -112,7 +112,7 @@ def test_no_check_raises(name: str, empty: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(doctor, place, fails)
     for place in ("_nearest", "clock", "find_spec"):
         monkeypatch.setattr(doctor, place, fails)
-    monkeypatch.setattr(Folder, "entry", fails)
+    monkeypatch.setattr(Folder, "stat", fails)
     assert found(name, empty).verdict is CheckLevel.BAD and found(name, empty).cure
 
 
@@ -335,7 +335,7 @@ def test_a_bucket_is_tried_for_real(s3_address: str) -> None:
     storage.prepare()
     findings = [found(name, s3_address) for name in OF_STORAGE]
     assert is_fit(findings) and findings[1].found == "not known of a bucket"
-    assert [entry.name for entry in storage.place.entries(".")] == [MARKER]
+    assert [entry.name for entry in storage.backend.list_files(".")] == [MARKER]
 
 
 # Data.
@@ -345,7 +345,7 @@ def test_data_is_looked_for_in_the_storage_first(empty: Path, tmp_path: Path) ->
     assert found("digits", empty).found == "comes with scikit-learn"
     storage = Storage.at(empty)
     for name in DATASETS:
-        storage.place.write(storage.dataset(name, DATASETS[name].digest), b"prepared")
+        storage.backend.write(storage.dataset(name, DATASETS[name].digest), b"prepared")
         assert found(name, empty).found == "prepared in the storage"
 
 

@@ -39,7 +39,7 @@ def folder(digits_storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "models" / "__init__.py").touch()
     (tmp_path / "study.yaml").write_text(STUDY)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "datasets").symlink_to(Path(digits_storage.place.address, "datasets"))
+    (tmp_path / "runs" / "datasets").symlink_to(Path(digits_storage.backend.address, "datasets"))
     monkeypatch.setenv("PYTHONPATH", ".")
     return tmp_path
 

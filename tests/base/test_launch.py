@@ -47,11 +47,11 @@ def study(tmp_path: Path) -> Path:
 
 
 def train(study: Path, storage: Storage, *settings: str) -> LaunchResult:
-    return launch(study, storage=storage.place.address, inline=True, settings=settings, on_event=ignore)
+    return launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=ignore)
 
 
 def root_of(storage: Storage) -> Path:
-    return Path(storage.place.address)
+    return Path(storage.backend.address)
 
 
 def files(root: Path) -> dict[str, tuple[int, int]]:
@@ -94,7 +94,7 @@ def test_a_new_seed_trains_the_new_alone(study: Path, storage: Storage) -> None:
 
 def test_lost_weights_are_trained_again(study: Path, storage: Storage) -> None:
     teacher = train(study, storage).rows[0]
-    weights = storage.place.path(storage.weights(teacher.trial_id))
+    weights = storage.backend.local_path(storage.weights(teacher.trial_id))
     before = weights.read_bytes()
     weights.unlink()
     assert train(study, storage).trained == 1
@@ -120,7 +120,7 @@ def test_looking_writes_nothing(study: Path, tmp_path: Path) -> None:
 def test_looking_sees_what_is_there(study: Path, storage: Storage) -> None:
     train(study, storage)
     before = files(root_of(storage))
-    plan = plan_study(study, storage.place.address, ["experiments[1].seed=[0, 7]"])
+    plan = plan_study(study, storage.backend.address, ["experiments[1].seed=[0, 7]"])
     assert [trial.state for trial in plan.trials] == ["finished"] * 3 + ["new"]
     assert files(root_of(storage)) == before
 
@@ -140,7 +140,7 @@ def test_missing_images_are_refused_before_anything_is_written(
         launch(
             study,
             data=tmp_path / "images",
-            storage=storage.place.address,
+            storage=storage.backend.address,
             inline=True,
             settings=["experiments[0].dataset=cifar10"],
             on_event=ignore,
@@ -156,7 +156,7 @@ def test_a_faulty_study_makes_no_storage(study: Path, tmp_path: Path) -> None:
 
 
 def test_progress_is_told_unless_quiet(study: Path, storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
-    launch(study, storage=storage.place.address, inline=True)
+    launch(study, storage=storage.backend.address, inline=True)
     out, err = capsys.readouterr()
     assert out == "" and "[3/3]" in err and "epoch 1/1, acc" in err
     train(study, storage)
@@ -205,7 +205,7 @@ def test_an_experiment_that_was_removed_stays_in_the_storage(study: Path, storag
     second = train(study, storage)
     assert second.trained == 0 and {row.method for row in second.rows} == {"base"}
     assert len(store.read_trials(storage)) == 3, "the row stays ..."
-    assert all(storage.place.entry(storage.weights(row.trial_id)) for row in first.rows), "... with its weights"
+    assert all(storage.backend.stat(storage.weights(row.trial_id)) for row in first.rows), "... with its weights"
     study.write_text(STUDY)
     third = train(study, storage)
     assert third.trained == 0 and third.rows == first.rows, "and is there when it comes back"
@@ -213,13 +213,18 @@ def test_an_experiment_that_was_removed_stays_in_the_storage(study: Path, storag
 
 def test_what_failed_is_left_where_that_is_asked(study: Path, storage: Storage) -> None:
     broken = ["recipe.lr=1e6", "recipe.epochs=3", "experiments[0].lr=0.05"]
-    first = launch(study, storage=storage.place.address, inline=True, settings=broken, on_event=ignore)
+    first = launch(study, storage=storage.backend.address, inline=True, settings=broken, on_event=ignore)
     states = {row.method: row.state for row in first.rows if row.lr == 1e6}
     assert states == {"base": State.FAILED, "logit": State.SKIPPED}
 
     def again(*, skip_failed: bool) -> LaunchResult:
         return launch(
-            study, storage=storage.place.address, inline=True, settings=broken, on_event=ignore, skip_failed=skip_failed
+            study,
+            storage=storage.backend.address,
+            inline=True,
+            settings=broken,
+            on_event=ignore,
+            skip_failed=skip_failed,
         )
 
     left = again(skip_failed=True)
@@ -233,7 +238,7 @@ def test_what_failed_is_left_and_the_rest_trained(study: Path, storage: Storage)
     broken = ["experiments[1].lr=1e6", "experiments[1].epochs=5"]
     first = train(study, storage, *broken)
     outcome = launch(
-        study, storage=storage.place.address, inline=True, settings=[*broken, "experiments[0].seed=[0, 1, 2]"],
+        study, storage=storage.backend.address, inline=True, settings=[*broken, "experiments[0].seed=[0, 1, 2]"],
         on_event=ignore, skip_failed=True,
     )  # fmt: skip
     assert outcome.trained == 1 and not outcome.is_complete
@@ -272,9 +277,9 @@ def numbers(storage: Storage) -> dict[str, object]:
         for name, value in row.items()
         if name not in MAY_DIFFER
     }
-    weights = [entry.name for entry in storage.place.entries("trials")]
-    assert len(weights) == 3 and list(storage.place.entries("checkpoints")) == []
-    return found | {name: storage.place.read(name) for name in weights}
+    weights = [entry.name for entry in storage.backend.list_files("trials")]
+    assert len(weights) == 3 and list(storage.backend.list_files("checkpoints")) == []
+    return found | {name: storage.backend.read(name) for name in weights}
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +328,7 @@ def go_on(study: Path, storage: Storage, undisturbed: dict[str, object]) -> str:
     again = Launched(study, root_of(storage), "again")
     assert again.end() == 0, again.log
     assert numbers(storage) == undisturbed
-    assert storage.place.parts() == [] and list(storage.place.entries(storage.leases)) == []
+    assert storage.backend.list_unfinished() == [] and list(storage.backend.list_files(storage.leases)) == []
     return again.log
 
 
@@ -353,7 +358,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     assert launched.end() == 130
     assert f"{number.name}: stopping, what runs writes a checkpoint first" in launched.log
     last = launched.log.splitlines()[-1]
-    assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.place.address}"
+    assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.backend.address}"
     assert "Traceback" not in launched.log
     (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
@@ -373,12 +378,12 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
 
     settings = ["recipe.epochs=3000"]
     with pytest.raises(Interrupted, match="the same command goes on"):
-        launch(study, storage=storage.place.address, inline=True, settings=settings, on_event=on_event)
+        launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=on_event)
     (row,) = store.read_trials(storage)
     assert row.state is State.STOPPED
     assert [told[0].kind, told[-2].kind, told[-1].kind] == [EventKind.LAUNCH, EventKind.ENDED, EventKind.END]
     assert told[-1].facts and told[-1].to_json()["states"] == {"stopped": 1}
-    assert list(storage.place.entries(storage.stops)) == [], "the next launch is not asked"
+    assert list(storage.backend.list_files(storage.stops)) == [], "the next launch is not asked"
 
 
 def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storage: Storage) -> None:
@@ -392,7 +397,7 @@ def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storag
         told.append(event)
 
     with pytest.raises(Interrupted, match="the same command goes on"):
-        launch(study, storage=storage.place.address, inline=True, settings=["recipe.epochs=3000"], on_event=on_event)
+        launch(study, storage=storage.backend.address, inline=True, settings=["recipe.epochs=3000"], on_event=on_event)
     assert until(lambda: any("SIGTERM: stopping" in event.text for event in told))
 
 
@@ -406,7 +411,7 @@ def test_a_launch_with_nothing_to_do_is_known_by_its_name(study: Path, storage: 
 def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:
     train(study, storage, "experiments[1].lr=1e6", "experiments[1].epochs=5")
     settings = ["experiments[1].lr=1e6", "experiments[1].epochs=5", "experiments[0].seed=[0, 1, 2]"]
-    launch(study, storage=storage.place.address, inline=True, settings=settings, on_event=ignore, skip_failed=True)
+    launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=ignore, skip_failed=True)
     found = stored_studies.find(storage, "tiny")
     states = {row.trial_id: row.state for row in store.read_trials(storage)}
     assert [states[trial_id] for trial_id in found.launched.left] == [State.FAILED]
@@ -434,7 +439,7 @@ def test_two_launches_share_a_storage(long: Path, storage: Storage, undisturbed:
     rows = store.read_trials(storage)
     assert trained_last_epochs(*(launched.log for launched in both)) == sorted(row.trial_id for row in rows)
     assert [row.resumed for row in rows] == [0, 0, 0], "nobody had to go on for the other"
-    assert list(storage.place.entries(storage.leases)) == []
+    assert list(storage.backend.list_files(storage.leases)) == []
 
 
 def test_of_two_launches_one_is_killed(long: Path, storage: Storage, undisturbed: dict[str, object]) -> None:
@@ -490,7 +495,7 @@ def test_a_full_disk(long: Path, small_disk: Path, undisturbed: dict[str, object
     launched.until_checkpoint(2)
     fill(small_disk / "ballast")
     check_told(launched, "No space left on device")
-    assert storage.place.parts() == []
+    assert storage.backend.list_unfinished() == []
     refused = Launched(long, root_of(storage))
     assert refused.end() == 2 and "No space left on device" in refused.log and "Traceback" not in refused.log
     (small_disk / "ballast").unlink()
@@ -510,8 +515,8 @@ def test_a_disk_that_becomes_read_only(long: Path, small_disk: Path, undisturbed
     refused = Launched(long, root_of(storage))
     assert refused.end() == 2 and "cannot be written (Read-only file system)" in refused.log
     assert remount("rw")
-    for part in storage.place.parts():  # a file that was being written could not be removed any more
-        storage.place.delete(part.name)
+    for part in storage.backend.list_unfinished():  # a file that was being written could not be removed any more
+        storage.backend.delete(part.name)
     assert "from its checkpoint" in go_on(long, storage, undisturbed)
 
 

@@ -40,7 +40,7 @@ def test_a_launch_with_nothing_to_train_is_remembered(tmp_path: Path) -> None:
     storage.prepare()
     for no, trial in enumerate(make_plan(load_study(file)).trials, 1):
         row = Job(trial, no, "s", "", 1, None, None, None).row(State.FINISHED)
-        storage.place.write(storage.weights(trial.trial_id), b"weights")
+        storage.backend.write(storage.weights(trial.trial_id), b"weights")
         store.write_trial(storage, replace(row, weights_bytes=7))
     for settings, count in (((), 2), (("experiments[0].seed=1",), 1)):
         outcome = launch.launch(

@@ -34,8 +34,8 @@ HOURS_AGO = time.time() - 2 * cleanup.STALE
 
 def row(trial_id: str, state: State, weights_bytes: int | None = None) -> TrialRecord:
     facts: dict[str, Any] = dict.fromkeys(TrialRecord.__slots__)
-    facts |= dict.fromkeys(("method", "dataset", "student", "study", "recipe", "kdctl_version"), "x")
-    facts |= {"no": 1, "nepoch": 1, "lr": 0.1, "batch_size": 1, "seed": 0, "resumed": 0}
+    facts |= dict.fromkeys(("method", "dataset", "student", "study", "kdctl_version"), "x")
+    facts |= {"recipe": {}, "no": 1, "nepoch": 1, "lr": 0.1, "batch_size": 1, "seed": 0, "resumed": 0}
     facts |= {"start_time": datetime.now(UTC), "trial_id": trial_id, "state": state, "weights_bytes": weights_bytes}
     return TrialRecord(**facts)
 
@@ -56,7 +56,7 @@ def full(empty: Storage) -> Storage:
 
 
 def fill(storage: Storage) -> None:
-    write = storage.place.write
+    write = storage.backend.write
     for name in NEVER:
         write(name, b"kept")
     for trial_id, state in ((DONE, State.FINISHED), (OPEN, State.STOPPED)):
@@ -78,12 +78,12 @@ def remember(storage: Storage, trials: object) -> None:
 
 
 def folder(storage: Storage) -> Path:
-    assert isinstance(storage.place, Folder)
-    return storage.place.root
+    assert isinstance(storage.backend, Folder)
+    return storage.backend.root
 
 
 def listed(storage: Storage) -> set[str]:
-    return {entry.name for entry in storage.place.entries(".")}
+    return {entry.name for entry in storage.backend.list_files(".")}
 
 
 def by_kind(pieces: list[cleanup.Garbage]) -> dict[GarbageKind, list[str]]:
@@ -122,7 +122,7 @@ def test_nothing_is_found_in_a_storage_that_is_not_there(tmp_path: Path) -> None
 
 
 def test_a_finished_trial_without_whole_weights_is_under_way(full: Storage) -> None:
-    full.place.write(full.weights(DONE), b"cut")
+    full.backend.write(full.weights(DONE), b"cut")
     found = by_kind(find(full))
     assert (
         GarbageKind.FINISHED not in found and GarbageKind.TABLE not in found
@@ -131,25 +131,25 @@ def test_a_finished_trial_without_whole_weights_is_under_way(full: Storage) -> N
 
 
 def test_a_damaged_row_is_a_trial_under_way(full: Storage) -> None:
-    full.place.write(full.trial_row(DONE), b"half a row")
+    full.backend.write(full.trial_row(DONE), b"half a row")
     assert not {GarbageKind.FINISHED, GarbageKind.TABLE} & set(by_kind(find(full)))
 
 
 def test_a_half_of_a_table_is_found_whoever_wants_it(full: Storage) -> None:
     other = TableKey(TEACHER, "pooled", 0, False, 9)
-    full.place.delete(full.table(USED))
-    full.place.write(full.table(other), b"answers")
+    full.backend.delete(full.table(USED))
+    full.backend.write(full.table(other), b"answers")
     assert by_kind(find(full))[GarbageKind.HALF] == [full.table_facts(USED), full.table(other)]
 
 
 def test_no_plan_means_no_table_is_of_use(full: Storage) -> None:
-    full.place.delete(full.plan("0" * 12))
+    full.backend.delete(full.plan("0" * 12))
     assert len(by_kind(find(full))[GarbageKind.TABLE]) == 4
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"trials": 3}', b'{"trials": {"a": {"x": 1}}}', b"\xff"])
 def test_a_damaged_plan_is_told_before_anything_goes(full: Storage, content: bytes) -> None:
-    full.place.write(full.plan("0" * 12), content)
+    full.backend.write(full.plan("0" * 12), content)
     before = listed(full)
     for act in (find, free):
         with pytest.raises(StorageError, match="plans/0+.json is damaged; wanted .*; launch the study again"):
@@ -171,7 +171,7 @@ def test_a_study_file_keeps_its_tables(empty: Storage, tmp_path: Path) -> None:
     plan = plan_study(tmp_path / "study.yaml", folder(empty))
     (key,) = (trial.table for trial in plan.trials if trial.table)
     for name in (empty.table(key), empty.table_facts(key)):
-        empty.place.write(name, b"answers")
+        empty.backend.write(name, b"answers")
     assert len(find(empty)) == 2 and find(empty, [plan]) == []
     assert free(empty, [plan]) == [] and len(free(empty)) == 2
 
@@ -194,7 +194,7 @@ def test_a_study_file_keeps_its_tables(empty: Storage, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_none_of_ours_stays(empty: Storage, name: str) -> None:
-    empty.place.write(name, b"somebody's")
+    empty.backend.write(name, b"somebody's")
     assert find(empty) == free(empty) == []
     assert name in listed(empty)
 
@@ -241,7 +241,7 @@ def dead_claim(storage: Storage, resource: str) -> str:
     """A claim of a process that had the id of this one, in other days."""
     lease = Lease(storage, resource, None)
     assert lease.take()
-    facts = json.loads(storage.place.read(lease.claim))
+    facts = json.loads(storage.backend.read(lease.claim))
     write_json(storage, lease.claim, {**facts, "started": "1"})
     return lease.claim
 
@@ -250,11 +250,11 @@ def test_claims_of_the_dead_go_and_those_of_the_living_stay(empty: Storage) -> N
     gone = dead_claim(empty, "launch-gone")
     foreign = Lease(empty, "trial-b", None)
     assert foreign.take()
-    facts = json.loads(empty.place.read(foreign.claim))
+    facts = json.loads(empty.backend.read(foreign.claim))
     write_json(empty, foreign.claim, {**facts, "machine": "another"})
     age(empty, foreign.claim, time.time() - EXPIRES - 5)
     for number, content in enumerate((b"damaged, and young", b"[]", b"{}", b"3")):
-        empty.place.write(f"{empty.leases}/odd~{number}.json", content)
+        empty.backend.write(f"{empty.leases}/odd~{number}.json", content)
     with acquire(empty, "trial-c") or pytest.fail() as held:
         assert by_kind(find(empty)) == {GarbageKind.CLAIM: [gone, foreign.claim]}
         assert by_kind(free(empty)) == {GarbageKind.CLAIM: [gone, foreign.claim]}
@@ -262,7 +262,7 @@ def test_claims_of_the_dead_go_and_those_of_the_living_stay(empty: Storage) -> N
 
 
 def test_a_damaged_claim_goes_when_it_is_old(empty: Storage) -> None:
-    empty.place.write(f"{empty.leases}/odd~1.json", b"damaged")
+    empty.backend.write(f"{empty.leases}/odd~1.json", b"damaged")
     age(empty, f"{empty.leases}/odd~1.json")
     assert len(free(empty)) == 1
 
@@ -272,14 +272,14 @@ def test_the_clock_is_the_storages(empty: Storage, monkeypatch: pytest.MonkeyPat
     (folder(empty) / ".part-x").touch()
     assert by_kind(find(empty)) == {GarbageKind.PART: [".part-x"]}
     monkeypatch.undo()
-    assert abs(cleanup.clock(empty.place) - time.time()) < 5
+    assert abs(cleanup.clock(empty.backend) - time.time()) < 5
     assert {path.name for path in folder(empty).iterdir() if path.is_file()} == {MARKER, ".part-x"}
 
 
 def test_a_place_that_keeps_nothing_has_no_clock(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Folder, "entry", lambda self, name: None)
-    with pytest.raises(StorageError, match="is not there after it was written; wanted .*; mend it"):
-        cleanup.clock(empty.place)
+    monkeypatch.setattr(Folder, "stat", lambda self, name: None)
+    with pytest.raises(StorageError, match="is not there after it was written; expected .*; fix it"):
+        cleanup.clock(empty.backend)
 
 
 # Freeing.
@@ -294,7 +294,7 @@ def test_what_was_shown_goes_and_nothing_else(full: Storage) -> None:
 
 
 def test_a_folder_that_is_no_storage_is_refused(full: Storage) -> None:
-    full.place.delete(MARKER)
+    full.backend.delete(MARKER)
     before = listed(full)
     with pytest.raises(StorageError, match="is no storage of kdctl, its .* missing; wanted .*--storage"):
         free(full)
@@ -347,7 +347,7 @@ def test_a_trial_that_has_a_row_by_now_is_left_alone(full: Storage, monkeypatch:
 
 def test_a_file_that_was_written_anew_is_left_alone(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> None:
-        full.place.write(full.table(UNUSED), b"other answers")
+        full.backend.write(full.table(UNUSED), b"other answers")
 
     meanwhile(monkeypatch, f"table-{TEACHER}-{UNUSED.name}", build)
     assert by_kind(free(full))[GarbageKind.TABLE] == [full.table_facts(UNUSED)]
@@ -478,11 +478,11 @@ def test_sizes_are_readable(size: float, text: str) -> None:
 
 
 def test_entries_compare_as_a_listing_of_a_bucket_tells_them(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = Folder.entry
+    entry = Folder.stat
 
     def coarse(self: Folder, name: str) -> Entry | None:
         found = entry(self, name)
         return found and Entry(name, found.size, found.modified - 0.9)
 
-    monkeypatch.setattr(Folder, "entry", coarse)
+    monkeypatch.setattr(Folder, "stat", coarse)
     assert by_kind(free(full)) == EXPECTED

@@ -41,21 +41,21 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture
 def storage(tmp_path: Path, write: Write) -> Storage:
     """A storage that remembers the study of `a/s.yaml`, though nothing of it was trained."""
-    place = Storage.at(tmp_path / "runs")
-    place.prepare()
-    remember(place, write("a/s.yaml", 1))
-    return place
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    remember(storage, write("a/s.yaml", 1))
+    return storage
 
 
 def remember(storage: Storage, file: Path) -> None:
     from orchestrator.launch import _launched
 
-    plan = plan_study(file, storage.place.address)
+    plan = plan_study(file, storage.backend.address)
     stored_studies.remember(storage, plan, _launched(plan, [], datetime.now(UTC), (), Path("d"), inline=True))
 
 
 def warnings(storage: Storage, file: Path) -> tuple[str, ...]:
-    return plan_study(file, storage.place.address).warnings
+    return plan_study(file, storage.backend.address).warnings
 
 
 def test_another_file_of_the_same_name_is_a_warning(storage: Storage, write: Write, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Wr
     found = stored_studies.find(storage, "one")
     assert asdict(found.launched)["path"].endswith("a/s.yaml")
     stored_studies.remember(
-        storage, plan_study(write("a/s.yaml", 1), storage.place.address), replace(found.launched, path="")
+        storage, plan_study(write("a/s.yaml", 1), storage.backend.address), replace(found.launched, path="")
     )
     name = storage.plan(stored_studies._digest("one"))
     facts = read_json(storage, name)
@@ -112,6 +112,6 @@ def test_what_has_no_place_for_good_has_no_path(write: Write, monkeypatch: pytes
 def test_a_launch_says_so_once(storage: Storage, write: Write) -> None:
     told: list[Event] = []
     for _ in range(2):
-        launch(write("b/s.yaml", 2), storage=storage.place.address, inline=True, on_event=told.append)
+        launch(write("b/s.yaml", 2), storage=storage.backend.address, inline=True, on_event=told.append)
     notes = [event.text for event in told if event.kind is EventKind.NOTE and "another file" in event.text]
     assert len(notes) == 1

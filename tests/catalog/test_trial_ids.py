@@ -30,7 +30,7 @@ ROW = TrialRecord(
         **dict.fromkeys(TrialRecord.__slots__),  # type: ignore[arg-type]
         **{"no": 1, "method": "logit", "dataset": "digits", "student": "resnet_32_8", "teacher": "resnet_32_14"},
         **{"start_time": datetime(2026, 1, 1, tzinfo=UTC), "nepoch": 200, "lr": 0.1, "batch_size": 128, "seed": 7},
-        **{"study": "other", "state": State.FINISHED, "recipe": "{}", "kdctl_version": "0", "resumed": 0},
+        **{"study": "other", "state": State.FINISHED, "recipe": {}, "kdctl_version": "0", "resumed": 0},
     }
 )
 
@@ -44,7 +44,7 @@ def chosen(text: str, ids: Sequence[str]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
+def storage(tmp_path: Path) -> Storage:
     """A storage that remembers a study of two trials without rows, and has two rows of another."""
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
@@ -56,30 +56,30 @@ def place(tmp_path: Path) -> Storage:
     return storage
 
 
-def test_rows_and_remembered_trials_are_known(place: Storage) -> None:
-    found = trial_ids.known(place)
-    (study,) = stored_studies.remembered(place)
+def test_rows_and_remembered_trials_are_known(storage: Storage) -> None:
+    found = trial_ids.known(storage)
+    (study,) = stored_studies.remembered(storage)
     assert list(found)[:2] == [member.trial_id for member in study.members]
     assert list(found.values()) == ["base digits resnet_32_8 seed 0", "base digits resnet_32_8 seed 1", "", ""]
     assert set(found) - {member.trial_id for member in study.members} == {"aaaaaaaaaa00", "aaaaaaaaaa11"}
 
 
-def test_what_is_no_row_is_no_trial(place: Storage) -> None:
-    place.place.write(f"{place.trial_rows}/notes.parquet", b"")
-    assert "notes" not in trial_ids.known(place)
+def test_what_is_no_row_is_no_trial(storage: Storage) -> None:
+    storage.backend.write(f"{storage.trial_rows}/notes.parquet", b"")
+    assert "notes" not in trial_ids.known(storage)
 
 
-def test_a_trial_is_found_by_its_id_or_beginning(place: Storage) -> None:
-    for trial_id in trial_ids.known(place):
-        assert trial_ids.resolve(place, trial_id) == trial_id
-        assert trial_ids.resolve(place, f" {trial_id.upper()}\n") == trial_id
-    first = next(iter(trial_ids.known(place)))
-    assert trial_ids.resolve(place, first[:5]) == first
+def test_a_trial_is_found_by_its_id_or_beginning(storage: Storage) -> None:
+    for trial_id in trial_ids.known(storage):
+        assert trial_ids.resolve(storage, trial_id) == trial_id
+        assert trial_ids.resolve(storage, f" {trial_id.upper()}\n") == trial_id
+    first = next(iter(trial_ids.known(storage)))
+    assert trial_ids.resolve(storage, first[:5]) == first
 
 
-def test_several_that_begin_so_are_told_with_their_titles(place: Storage) -> None:
+def test_several_that_begin_so_are_told_with_their_titles(storage: Storage) -> None:
     with pytest.raises(KdctlError) as caught:
-        trial_ids.resolve(place, "aaaa")
+        trial_ids.resolve(storage, "aaaa")
     assert str(caught.value).splitlines() == [
         "'aaaa' is the beginning of 2 trials; write more digits:",
         "  aaaaaaaaaa00  logit digits resnet_32_8 ← resnet_32_14 seed 7",
@@ -87,16 +87,16 @@ def test_several_that_begin_so_are_told_with_their_titles(place: Storage) -> Non
     ]
 
 
-def test_the_nearest_is_told(place: Storage) -> None:
+def test_the_nearest_is_told(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="no trial 'aaaaaaaaab11'; did you mean aaaaaaaaaa11 \\(logit digits .*\\)\\?"):
-        trial_ids.resolve(place, "aaaaaaaaab11")
+        trial_ids.resolve(storage, "aaaaaaaaab11")
     with pytest.raises(KdctlError, match="did you mean aaaaaaaaaa00"):
-        trial_ids.resolve(place, "aaba")  # a beginning with a typing error in it
+        trial_ids.resolve(storage, "aaba")  # a beginning with a typing error in it
 
 
-def test_what_is_like_none_gets_no_guess(place: Storage) -> None:
+def test_what_is_like_none_gets_no_guess(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="no trial 'digits'; wanted an id of 12 hex digits, or its beginning; `kdctl"):
-        trial_ids.resolve(place, "digits")
+        trial_ids.resolve(storage, "digits")
 
 
 def test_an_empty_storage_says_so_and_is_not_made(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_dead_node_costs_what_came_after_the_checkpoint(
 ) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     for name in ("runs", "undisturbed"):
-        shutil.copytree(Path(digits_storage.place.address) / "datasets", tmp_path / name / "datasets")
+        shutil.copytree(Path(digits_storage.backend.address) / "datasets", tmp_path / name / "datasets")
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", "--address", cluster["address"]]
     killed = False
     lines = []

@@ -248,7 +248,7 @@ def test_a_cluster_without_a_study_says_how_to_hand_one_over(dashboard: Dashboar
 def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
     dashboard: Dashboard, folder: Path, digits_storage: Storage, capsys: Any
 ) -> None:
-    shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+    shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
     dashboard.add("kdctl-1", {**MINE, "storage": str(folder / "runs")})
     before = datetime.now(UTC).timestamp() * 1000
     dashboard.add("kdctl-0", {**MINE, "storage": str(folder / "runs")}, start_time=1, end_time=int(before - 3_600_000))
@@ -446,7 +446,7 @@ def answers(address: str) -> bool:
 def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     cluster: str, folder: Path, kdctl: Any, digits_storage: Storage, capsys: Any
 ) -> None:
-    shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+    shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
     assert code == 0, err
     dashboard, job = Cluster(cluster), Cluster(cluster).find(out.strip())

@@ -55,7 +55,7 @@ def home(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> I
     """A folder with a study, where kdctl remembers its cluster, and where Ray keeps its token."""
     folder = tmp_path_factory.mktemp("kept")
     (folder / "study.yaml").write_text(STUDY)
-    shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+    shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCTL_CACHE", str(folder / "cache"))
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))

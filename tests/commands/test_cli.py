@@ -71,8 +71,8 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     (place / "study.yaml").write_text(STUDY)
     storage = Storage.at(place / "runs")
     storage.prepare()
-    shutil.copytree(Path(digits_storage.place.address, "datasets"), Path(storage.place.address, "datasets"))
-    assert launch(place / "study.yaml", storage=storage.place.address, inline=True, on_event=ignore).is_complete
+    shutil.copytree(Path(digits_storage.backend.address, "datasets"), Path(storage.backend.address, "datasets"))
+    assert launch(place / "study.yaml", storage=storage.backend.address, inline=True, on_event=ignore).is_complete
     return storage
 
 
@@ -153,7 +153,7 @@ def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
 
 
 def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
-    _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.place.address)
+    _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.backend.address)
     trials = json.loads(out)["trials"]
     wanted = {"trial_id", "role", "method", "dataset", "student", "teacher", "teacher_id", "seed", "nepoch", "lr"}
     assert all(wanted | {"batch_size", "state"} <= set(trial) for trial in trials)
@@ -167,7 +167,7 @@ def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
 @pytest.mark.parametrize("form", tables.FORMATS)
 @pytest.mark.parametrize("file", [[], ["study.yaml"]])
 def test_results_come_in_every_format(run: Run, trained: Storage, form: str, file: list[str]) -> None:
-    code, out, err = run("results", *file, "--storage", trained.place.address, "--format", form)
+    code, out, err = run("results", *file, "--storage", trained.backend.address, "--format", form)
     assert (code, err) == (0, "")
     if form == "csv":
         assert len(list(csv.DictReader(io.StringIO(out)))) == 3
@@ -180,8 +180,8 @@ def test_results_come_in_every_format(run: Run, trained: Storage, form: str, fil
 
 
 def test_single_runs_are_listed_on_request(run: Run, trained: Storage) -> None:
-    _, short, _ = run("results", "study.yaml", "--storage", trained.place.address)
-    _, whole, _ = run("results", "study.yaml", "--runs", "--storage", trained.place.address)
+    _, short, _ = run("results", "study.yaml", "--storage", trained.backend.address)
+    _, whole, _ = run("results", "study.yaml", "--runs", "--storage", trained.backend.address)
     assert "start_time" not in short and whole.count("start_time") == 2
     assert len(whole.splitlines()) >= len(short.splitlines()) + 2 + 3
 
@@ -191,7 +191,7 @@ def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None
         "results",
         "study.yaml",
         "--storage",
-        trained.place.address,
+        trained.backend.address,
         "--format",
         "csv",
         "--set",
@@ -201,26 +201,26 @@ def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None
 
 
 def test_results_of_a_study_by_its_name(run: Run, trained: Storage) -> None:
-    words = ["--storage", trained.place.address, "--format", "csv"]
+    words = ["--storage", trained.backend.address, "--format", "csv"]
     by_file, by_name = run("results", "study.yaml", *words), run("results", "tiny", *words)
     assert by_file == by_name and by_name[0] == 0 and len(by_name[1].splitlines()) == 4
 
 
 def test_results_of_other_settings_than_those_of_the_launch(run: Run, trained: Storage) -> None:
-    words = ["--storage", trained.place.address, "--set", "recipe.epochs=9"]
+    words = ["--storage", trained.backend.address, "--set", "recipe.epochs=9"]
     code, out, err = run("results", "study.yaml", *words)
     assert (code, out) == (0, "no trials yet\n") and "with other settings: none of these 3 trials has begun" in err
     assert "`kdctl results tiny` prints" in err
 
 
 def test_json_is_a_format(run: Run, trained: Storage) -> None:
-    words = ["results", "--storage", trained.place.address]
+    words = ["results", "--storage", trained.backend.address]
     assert run(*words, "--json") == run(*words, "--format", "json")
 
 
 def test_a_verdict_on_a_teacher_is_json_for_programs(run: Run, trained: Storage) -> None:
     (key,) = list(trained.tables())
-    words = ["teachers", "--storage", trained.place.address]
+    words = ["teachers", "--storage", trained.backend.address]
     assert set(json.loads(run(*words, "--json", "verify", key.teacher_id)[1])[0]) == {"table", "largest_difference"}
     code, out, err = run(*words, "verify", key.teacher_id[:5], "--json")
     (found,) = json.loads(out)
@@ -246,14 +246,14 @@ def test_the_formats_are_those_of_the_report() -> None:
 
 
 def test_launch_prints_results_and_where_they_are(run: Run, trained: Storage) -> None:
-    code, out, err = run("launch", "study.yaml", "--inline", "--storage", trained.place.address)
+    code, out, err = run("launch", "study.yaml", "--inline", "--storage", trained.backend.address)
     assert code == 0 and "3 of 3 trials are finished" in err
-    assert "ResNet8>>8/Digits" in out and f"{trained.place.address}/results/trials/*.parquet" in out
+    assert "ResNet8>>8/Digits" in out and f"{trained.backend.address}/results/trials/*.parquet" in out
 
 
 def test_a_trial_that_failed_is_exit_code_1(run: Run, storage: Storage) -> None:
     code, out, err = run(
-        *("launch", "study.yaml", "--inline", "--storage", storage.place.address),
+        *("launch", "study.yaml", "--inline", "--storage", storage.backend.address),
         *("--set", "experiments[1].lr=1e6", "--set", "experiments[1].epochs=5"),
     )
     assert code == 1
@@ -263,7 +263,7 @@ def test_a_trial_that_failed_is_exit_code_1(run: Run, storage: Storage) -> None:
 def test_storage_and_data_come_from_the_environment(
     run: Run, trained: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KDCTL_STORAGE", str(trained.place.address))
+    monkeypatch.setenv("KDCTL_STORAGE", str(trained.backend.address))
     assert "3 finished" in run("plan", "study.yaml")[1]
     assert "3 new" in run("plan", "study.yaml", "--storage", tmp_path / "other")[1]  # an option goes first
     monkeypatch.setenv("KDCTL_STORAGE", str(tmp_path / "new"))
@@ -288,7 +288,7 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def train() -> None:
         try:
-            launch("study.yaml", storage=storage.place.address, inline=True, settings=settings, on_event=on_event)
+            launch("study.yaml", storage=storage.backend.address, inline=True, settings=settings, on_event=on_event)
         except KdctlError as error:
             ended.append(error)
 
@@ -307,7 +307,7 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_stop_waits_until_the_launch_has_stopped_and_says_how_to_go_on(
     run: Run, storage: Storage, running: list[BaseException]
 ) -> None:
-    place = storage.place.address
+    place = storage.backend.address
     code, out, err = run("stop", "tiny", "--storage", place)
     assert (code, out) == (0, "")
     stopping, stopped, goes_on = err.splitlines()
@@ -324,7 +324,7 @@ def test_stop_asks_on_a_terminal(
     asked: list[str] = []
     monkeypatch.setattr("orchestrator.commands.stop.is_terminal", lambda: True)
     monkeypatch.setattr("orchestrator.commands.stop.confirm", lambda question: asked.append(question))
-    code, out, err = run("stop", "--storage", storage.place.address)
+    code, out, err = run("stop", "--storage", storage.backend.address)
     assert (code, out, err) == (0, "", "nothing was stopped\n") and running == []
     assert asked == [f"Stop study tiny, process {os.getpid()} on {socket.gethostname()}?"]
 
@@ -387,12 +387,12 @@ def test_wrong_usage_is_exit_code_2_and_writes_nothing(run: Run, folder: Path, w
 
 
 def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path) -> None:
-    own = Storage.at(shutil.copytree(trained.place.address, tmp_path / "own"))
+    own = Storage.at(shutil.copytree(trained.backend.address, tmp_path / "own"))
     (key,) = list(own.tables())
-    np.load(own.place.path(own.table(key)), mmap_mode="r+")[:] += 1
-    code, out, err = run("teachers", "--storage", own.place.address, "verify", key.teacher_id)
+    np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
+    code, out, err = run("teachers", "--storage", own.backend.address, "verify", key.teacher_id)
     assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it anew" in err
-    assert run("teachers", "--storage", trained.place.address, "verify", key.teacher_id)[0] == 0
+    assert run("teachers", "--storage", trained.backend.address, "verify", key.teacher_id)[0] == 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), Interrupted("the same command goes on")])
@@ -508,13 +508,13 @@ def environment() -> dict[str, str]:
 def litter(storage: Storage) -> Path:
     """A file in the storage that nobody needs."""
     name = storage.trial_epochs("0123456789ab")
-    storage.place.write(name, b"epochs of no trial")
-    return Path(storage.place.path(name))
+    storage.backend.write(name, b"epochs of no trial")
+    return Path(storage.backend.local_path(name))
 
 
 @pytest.mark.parametrize(("answer", "is_there"), [("n", True), ("", True), ("y", False)])
 def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, answer: str, is_there: bool) -> None:
-    with Terminal([str(KDCTL), "clean", "--storage", storage.place.address], folder, environment()) as terminal:
+    with Terminal([str(KDCTL), "clean", "--storage", storage.backend.address], folder, environment()) as terminal:
         terminal.wait_for("Delete 1 file, 18 B? [y/N]: ")
         terminal.type(f"{answer}\n")
     assert terminal.code == 0 and litter.exists() is is_there
@@ -524,7 +524,7 @@ def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, 
 def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
     run: Run, folder: Path, storage: Storage, litter: Path
 ) -> None:
-    command = [str(KDCTL), "clean", "--storage", storage.place.address]
+    command = [str(KDCTL), "clean", "--storage", storage.backend.address]
     with Terminal([*command, "--json"], folder, environment()) as terminal:
         pass
     assert json.loads(terminal.shown)["freed"] is False and litter.exists()

@@ -35,7 +35,7 @@ ROW = TrialRecord(
         **dict.fromkeys(TrialRecord.__slots__),  # type: ignore[arg-type]
         **{"no": 1, "method": "base", "dataset": "digits", "student": "resnet_32_8", "start_time": datetime.now(UTC)},
         **{"nepoch": 1, "lr": 0.1, "batch_size": 32, "seed": 7, "study": "tiny", "state": State.RUNNING},
-        **{"recipe": "{}", "kdctl_version": "0", "resumed": 0},
+        **{"recipe": {}, "kdctl_version": "0", "resumed": 0},
     }
 )
 

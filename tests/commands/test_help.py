@@ -95,7 +95,7 @@ RUNNING = [line for words, line in LINES if words.split()[1:] and words.split()[
 def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) -> Path:
     place = tmp_path_factory.mktemp("examples")
     template.write(place / "experiments.yaml", "digits")
-    shutil.copytree(Path(digits_storage.place.address, "datasets"), place / "runs" / "datasets")
+    shutil.copytree(Path(digits_storage.backend.address, "datasets"), place / "runs" / "datasets")
     assert launch(place / "experiments.yaml", inline=True, storage=place / "runs", settings=SMALL).is_complete
     return place
 

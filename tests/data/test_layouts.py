@@ -181,7 +181,7 @@ def test_a_missing_shard_is_named(cifar10: Fake, empty: Storage) -> None:
     cifar10.write_parquet()
     shard(cifar10).unlink()
     refused(cifar10, empty, str(cifar10.folder / "cifar10"), "train-00000-of-00002.parquet is missing")
-    found = next(f for f in examine(empty.place.address, cifar10.folder) if f.check == "cifar10")
+    found = next(f for f in examine(empty.backend.address, cifar10.folder) if f.check == "cifar10")
     assert found.verdict is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
 
 

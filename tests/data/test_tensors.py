@@ -107,7 +107,7 @@ def stored_split(storage: Storage, split: str, name: str = "cifar10") -> Arrays:
 
 
 def stored(storage: Storage, name: str = "digits") -> dict[str, Any]:
-    return load_file(storage.place.path(storage.dataset(name, DATASETS[name].digest)))
+    return load_file(storage.backend.local_path(storage.dataset(name, DATASETS[name].digest)))
 
 
 def test_digits_in_the_storage_are_what_their_facts_say(digits_storage: Storage) -> None:
@@ -308,7 +308,7 @@ def test_both_layouts_give_the_same_images(fake: Fake, tmp_path: Path) -> None:
         part.write_torchvision(part.folder) if layout == "torchvision" else part.write_parquet(layout)
         storage = prepared(tmp_path / layout / "runs")
         tensors.prepare(fake.name, part.folder, storage)
-        found.append(storage.place.read(storage.dataset(fake.name, fake.facts.digest)))
+        found.append(storage.backend.read(storage.dataset(fake.name, fake.facts.digest)))
         for split, wanted in tensors.canonical(fake.splits).items():
             assert same(stored_split(storage, split, fake.name), wanted)
     assert found[0] == found[1] == found[2]
@@ -321,7 +321,7 @@ def refused(fake: Fake, storage: Storage, *words: str) -> None:
     message = str(caught.value)
     for word in (*words, "put", f"{fake.layout.name}/", f"{fake.name}/train-*.parquet"):
         assert word in message
-    assert storage.place.entries("datasets") == storage.place.parts() == []
+    assert storage.backend.list_files("datasets") == storage.backend.list_unfinished() == []
 
 
 def shard(fake: Fake, split: str = "train") -> Path:
@@ -750,7 +750,7 @@ def test_download(cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch
 def test_prepare_reads_nothing_the_second_time(cifar10: Fake, empty: Storage) -> None:
     cifar10.write_parquet()
     tensors.prepare("cifar10", cifar10.folder, empty)
-    path = empty.place.path(empty.dataset("cifar10", cifar10.facts.digest))
+    path = empty.backend.local_path(empty.dataset("cifar10", cifar10.facts.digest))
     before = path.stat()
     for file in (cifar10.folder / "cifar10").iterdir():
         file.unlink()
@@ -811,9 +811,9 @@ def test_load_without_prepare(tmp_path: Path, make_config: MakeConfig) -> None:
 @given(place=st.integers(0, 330), byte=st.integers(0, 255))
 def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: int) -> None:
     name = storage.dataset("digits", DATASETS["digits"].digest)
-    raw = bytearray(storage.place.read(name))
+    raw = bytearray(storage.backend.read(name))
     was, raw[place] = raw[place], byte
-    storage.place.write(name, bytes(raw))
+    storage.backend.write(name, bytes(raw))
     tensors._whole.cache_clear()
     try:
         tensors._whole("digits", storage, CPU)
@@ -821,7 +821,7 @@ def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: 
         assert "is damaged" in str(error)
     finally:
         raw[place] = was
-        storage.place.write(name, bytes(raw))
+        storage.backend.write(name, bytes(raw))
         tensors._whole.cache_clear()
 
 
@@ -836,14 +836,14 @@ def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: 
 )
 def test_load_of_a_file_of_something_else(storage: Storage, make_config: MakeConfig, text: bytes) -> None:
     name = storage.dataset("digits", DATASETS["digits"].digest)
-    storage.place.write(name, len(text).to_bytes(8, "little") + text)
+    storage.backend.write(name, len(text).to_bytes(8, "little") + text)
     with pytest.raises(DataError, match=r"digits-.*\.safetensors is damaged .*; remove it"):
         tensors.load(make_config(), storage, CPU)
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_load_of_a_damaged_file(storage: Storage, make_config: MakeConfig, size: int) -> None:
-    path = storage.place.path(storage.dataset("digits", DATASETS["digits"].digest))
+    path = storage.backend.local_path(storage.dataset("digits", DATASETS["digits"].digest))
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(DataError, match=r"digits-.*\.safetensors is damaged .*; remove it"):
         tensors.load(make_config(), storage, CPU)

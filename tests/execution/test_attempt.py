@@ -52,12 +52,12 @@ def job_of(config: TrialConfig, storage: Storage, cache: str = "live", weights: 
         cache if config.teacher else None,
         table or None,
     )
-    return Job(planned, 1, "test", storage.place.address, 1, str(weights) if weights else None, None, None)
+    return Job(planned, 1, "test", storage.backend.address, 1, str(weights) if weights else None, None, None)
 
 
 def file_of(storage: Storage, name: str) -> Path:
     """Where a file of a storage lies."""
-    return Path(storage.place.address, name)
+    return Path(storage.backend.address, name)
 
 
 def run(job: Job) -> tuple[list[EpochRecord], TrialRecord]:
@@ -156,7 +156,7 @@ def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: T
     assert row.last_acc <= row.top5 <= 100
     # Which way the teacher was asked, and in what convolutions reckoned, is told beside the recipe.
     chosen = {"teacher_answers": job.trial.teacher_cache, "arithmetic": "float32"}
-    assert json.loads(row.recipe) == json.loads(json.dumps({**config.recipe(), **chosen}))
+    assert row.recipe == json.loads(json.dumps({**config.recipe(), **chosen}))
 
 
 def test_a_base_trial(storage: Storage, make_config: MakeConfig) -> None:
@@ -456,12 +456,16 @@ def reports(job: Job, stopping: Callable[[], bool] = lambda: False) -> Reports:
 
 def files(storage: Storage, *folders: str) -> dict[str, bytes]:
     """What lies in some folders of a storage."""
-    return {entry.name: storage.place.read(entry.name) for folder in folders for entry in storage.place.entries(folder)}
+    return {
+        entry.name: storage.backend.read(entry.name)
+        for folder in folders
+        for entry in storage.backend.list_files(folder)
+    }
 
 
 def checkpoints(job: Job, storage: Storage) -> list[str]:
     """The checkpoints of a trial, oldest first."""
-    return [entry.name for entry in storage.place.entries(storage.checkpoints(job.trial.trial_id))]
+    return [entry.name for entry in storage.backend.list_files(storage.checkpoints(job.trial.trial_id))]
 
 
 RESULT = tuple[dict[str, Any], list[dict[str, Any]], bytes]
@@ -472,26 +476,26 @@ def result(job: Job, storage: Storage) -> RESULT:
     trial_id = job.trial.trial_id
     row = store.read_trial(storage, trial_id)
     assert row and row.state is State.FINISHED
-    assert checkpoints(job, storage) == [] and storage.place.parts() == []
-    assert list(storage.place.entries(storage.leases)) == []
+    assert checkpoints(job, storage) == [] and storage.backend.list_unfinished() == []
+    assert list(storage.backend.list_files(storage.leases)) == []
     epochs = [
         {name: value for name, value in epoch.items() if name not in MEASURED}
         for epoch in store.read_epochs(storage, [trial_id])
     ]
     row_facts = {name: value for name, value in steady(row).items() if name != "resumed"}
-    return row_facts, epochs, storage.place.read(storage.weights(trial_id))
+    return row_facts, epochs, storage.backend.read(storage.weights(trial_id))
 
 
 def forget(job: Job, storage: Storage) -> None:
     """Removes all of a trial."""
     trial_id = job.trial.trial_id
     for name in (storage.trial_row(trial_id), storage.trial_epochs(trial_id), storage.weights(trial_id)):
-        storage.place.delete(name)
+        storage.backend.delete(name)
     for name in checkpoints(job, storage):
-        storage.place.delete(name)
+        storage.backend.delete(name)
     if job.trial.table:
-        storage.place.delete(storage.table_facts(job.trial.table))
-        storage.place.delete(storage.table(job.trial.table))
+        storage.backend.delete(storage.table_facts(job.trial.table))
+        storage.backend.delete(storage.table(job.trial.table))
 
 
 # 100 training images are 4 steps; with the two evaluations an epoch asks 6 times, and the last evaluation once more.
@@ -553,7 +557,7 @@ def test_a_trial_that_stops_while_its_table_is_built(
     for steps in range(building):
         row = reports(job, After(steps)).last
         assert row.error == "stopped in epoch 1 of 3; the same command goes on from there"
-        assert taught.place.parts() == [] and job.trial.table not in set(taught.tables())
+        assert taught.backend.list_unfinished() == [] and job.trial.table not in set(taught.tables())
     assert reports(job).last.resumed == building
     assert result(job, taught) == wanted
 
@@ -568,7 +572,7 @@ def test_a_trial_that_goes_on_asks_its_teacher_as_before(
     by_table = PlannedTrial.from_json({**job.trial.to_json(), "teacher_cache": "table"})
     assert by_table.table
     row = reports(replace(job, trial=by_table)).last
-    assert json.loads(row.recipe)["teacher_answers"] == "live"
+    assert row.recipe["teacher_answers"] == "live"
     assert result(job, taught) == wanted
 
 
@@ -667,7 +671,7 @@ sys.stdin.read()
 
 def test_a_trial_that_another_process_holds_is_elsewhere(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(), storage)
-    command = [sys.executable, "-c", HOLD, storage.place.address, f"trial-{job.trial.trial_id}"]
+    command = [sys.executable, "-c", HOLD, storage.backend.address, f"trial-{job.trial.trial_id}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "True\n"
         assert reports(job) == [TakenOver(job.trial.trial_id)]
@@ -684,7 +688,7 @@ def test_a_trial_that_is_finished_is_not_trained_again(storage: Storage, make_co
     since = datetime.now(UTC).isoformat()  # even after it was finished: it may be that the plan was made before
     assert reports(replace(job, since=since)) == [row]
     assert files(storage, "results", "trials") == before
-    storage.place.delete(storage.weights(row.trial_id))
+    storage.backend.delete(storage.weights(row.trial_id))
     assert len(reports(job)) == 3, "without its weights it is not finished"
 
 
@@ -708,8 +712,8 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     is_lost = False
     running = run_trial(job, lambda: stop and is_lost)
     assert isinstance(next(running), TrialStarted) and isinstance(next(running), EpochRecord)
-    for entry in storage.place.entries(storage.leases):
-        storage.place.delete(entry.name)  # as who takes it over does
+    for entry in storage.backend.list_files(storage.leases):
+        storage.backend.delete(entry.name)  # as who takes it over does
     is_lost = True
     before = files(storage, "results", "trials", "checkpoints")
     assert list(running) == [TakenOver(job.trial.trial_id)]
@@ -721,8 +725,8 @@ def test_a_failure_of_who_lost_the_lease_is_no_row(
     step: str, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        for entry in storage.place.entries(storage.leases):
-            storage.place.delete(entry.name)
+        for entry in storage.backend.list_files(storage.leases):
+            storage.backend.delete(entry.name)
         raise RuntimeError("too late")
 
     monkeypatch.setattr(f"orchestrator.execution.attempt.{step}", fail)
@@ -742,11 +746,11 @@ def test_a_trial_of_a_launch_that_ended_stops(
 
 def test_a_storage_that_is_gone_is_a_failed_trial(storage: Storage, make_config: MakeConfig, tmp_path: Path) -> None:
     job = job_of(make_config(), storage)
-    Path(storage.place.address).rename(tmp_path / "away")
+    Path(storage.backend.address).rename(tmp_path / "away")
     row = reports(job).last
     assert (row.state, row.failure) == (State.FAILED, Failure.STORAGE)
     assert row.error and "is gone" in row.error
-    assert not Path(storage.place.address).exists()
+    assert not Path(storage.backend.address).exists()
 
 
 # Jobs.

@@ -42,7 +42,7 @@ def jobs_of(storage: Storage, *configs: TrialConfig) -> list[Job]:
     for no, config in enumerate(configs, 1):
         teacher_id = config.teacher.trial_id() if config.teacher else None
         trial = PlannedTrial(config.trial_id(), "student", config, teacher_id, "new", config.teacher_cache, None)
-        jobs.append(Job(trial, no, "tiny", storage.place.address, 1, None, None, None))
+        jobs.append(Job(trial, no, "tiny", storage.backend.address, 1, None, None, None))
     return jobs
 
 
@@ -90,7 +90,7 @@ def test_a_tiny_study_becomes_rows(storage: Storage, make_config: Make) -> None:
     rows = {row.trial_id: row for row in store.read_trials(storage)}
     assert {config.trial_id() for config in configs} == set(rows)
     assert all(row.state is State.FINISHED and row.error is None for row in rows.values())
-    assert all(storage.place.entry(storage.weights(trial_id)) for trial_id in rows)
+    assert all(storage.backend.stat(storage.weights(trial_id)) for trial_id in rows)
     assert [rows[config.trial_id()].no for config in configs] == [1, 2, 3, 4]
     assert rows[configs[0].trial_id()].teacher_acc == rows[teacher.trial_id()].last_acc
     # Each trial: an epoch, then its end; nobody waits longer than for a teacher.
@@ -190,7 +190,7 @@ def test_trials_side_by_side_give_what_they_give_alone(
     assert list(map(timeless, second)) == list(map(timeless, first))
     for config in configs:
         name = storage.weights(config.trial_id())
-        assert storage.place.read(name) == together.place.read(name)
+        assert storage.backend.read(name) == together.backend.read(name)
 
 
 def test_no_more_run_side_by_side_than_shall(
@@ -300,7 +300,7 @@ def ended(job: Job, state: State, error: str | None = None, failure: Failure | N
 
 def finish(stage: Stage, storage: Storage, job: Job) -> TrialRecord:
     """Ends a trial well."""
-    storage.place.write(storage.weights(job.trial.trial_id), b"weights")
+    storage.backend.write(storage.weights(job.trial.trial_id), b"weights")
     row = replace(ended(job, State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0)
     store.write_trial(storage, row)
     stage.conductor.note(job, row)
@@ -474,7 +474,7 @@ def test_an_inline_run_takes_over_what_another_launch_trained(
 
     def say(text: str) -> None:
         if "another launch trains it" in text:  # which ends just now
-            storage.place.write(storage.weights(config.trial_id()), b"weights")
+            storage.backend.write(storage.weights(config.trial_id()), b"weights")
             store.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0))
             lease.release()
 

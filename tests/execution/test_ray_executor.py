@@ -118,7 +118,7 @@ def make_folder(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactor
     def make(study: str) -> Path:
         folder = tmp_path_factory.mktemp("launch")
         (folder / "study.yaml").write_text(study)
-        shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+        shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
         return folder
 
     return make

@@ -186,7 +186,7 @@ def watched(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     prometheus.tool("prometheus")
     folder = tmp_path_factory.mktemp("watched")
     (folder / "study.yaml").write_text(STUDY)
-    shutil.copytree(Path(digits_storage.place.address) / "datasets", folder / "runs" / "datasets")
+    shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDCTL_CACHE", str(folder / "cache"))
         subprocess.run([KDCTL, "dashboard", "export"], cwd=folder, check=True, capture_output=True)

@@ -147,7 +147,7 @@ def small() -> list[str]:
 def test_python_expands_it(home: Path) -> None:
     (home / "s.yaml").write_text(STUDY)
     plan = launch.plan_study("~/s.yaml", storage="~/runs")
-    assert plan.source == str(home / "s.yaml") and Storage.at(Path("~/runs")).place.address == str(home / "runs")
+    assert plan.source == str(home / "s.yaml") and Storage.at(Path("~/runs")).backend.address == str(home / "runs")
 
 
 def test_weights_expand_it(home: Path, tmp_path: Path) -> None:

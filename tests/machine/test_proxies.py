@@ -231,7 +231,7 @@ def test_a_bucket_of_google_here_passes_a_proxy_by(server: Any) -> None:
     script = (
         "from datetime import timedelta; from orchestrator.storage import bucket\n"
         "bucket.timedelta = lambda seconds: timedelta(seconds=0.1)\n"
-        "bucket.Bucket.at('gs://bucket/a?endpoint_override=127.0.0.1:9&scheme=http').entry('x')"
+        "bucket.Bucket.at('gs://bucket/a?endpoint_override=127.0.0.1:9&scheme=http').stat('x')"
     )
     environment = {**os.environ, "http_proxy": proxy.address, "GOOGLE_APPLICATION_CREDENTIALS": ""}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)

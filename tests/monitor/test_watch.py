@@ -142,7 +142,7 @@ def test_a_damaged_row_does_not_hide_the_others(folder: Storage) -> None:
     study = remember(folder)
     write(folder, TEACHER, State.FINISHED)
     write(folder, STUDENTS[0], State.FINISHED)
-    folder.place.write(folder.trial_row(STUDENTS[0].trial_id), b"no parquet")
+    folder.backend.write(folder.trial_row(STUDENTS[0].trial_id), b"no parquet")
     assert stages(Follower(folder, study).look()) == ["finished", "queued", "queued", "queued"]
 
 
@@ -166,7 +166,7 @@ def test_trials_that_ran_at_a_time_tell_how_many_will(folder: Storage) -> None:
 def test_a_reader_sees_who_holds_what_and_writes_nothing(folder: Storage) -> None:
     lease = acquire(folder, "launch-x")
     assert lease
-    before = folder.place.entries("")
+    before = folder.backend.list_files("")
     with lease:
         (held,) = leases.held(folder).items()
     assert held[0] == "launch-x" and held[1].pid == os.getpid() and leases.held(folder) == {}
@@ -179,13 +179,13 @@ def test_clocks_that_disagree_are_met_with_a_second_look(
 ) -> None:
     facts = {"host": "far", "machine": "another", "pid": 1, "started": "1", "owner": "o", "follows": None}
     name = folder.claim("trial-1", "o")
-    folder.place.write(name, json.dumps(facts).encode())
-    os.utime(folder.place.path(name), (1000, 1000))
+    folder.backend.write(name, json.dumps(facts).encode())
+    os.utime(folder.backend.local_path(name), (1000, 1000))
 
     def wait(seconds: float) -> None:
         assert seconds > 2 * leases.BEAT
         if is_touched:
-            os.utime(folder.place.path(name), (1002, 1002))
+            os.utime(folder.backend.local_path(name), (1002, 1002))
 
     monkeypatch.setattr("time.sleep", wait)
     assert list(leases.held(folder)) == held
@@ -203,16 +203,16 @@ def test_status_says_where_the_last_study_stands_and_names_the_others(folder: St
     remember(folder)
     write(folder, TEACHER, State.FINISHED)
     write(folder, STUDENTS[0], State.FAILED, "it broke")
-    said = run("status", "--storage", folder.place.address)
+    said = run("status", "--storage", folder.backend.address)
     assert said.exit_code == 0 and "\x1b" not in said.stdout
     assert said.stdout.splitlines()[0].startswith("1/4 not running · tiny · on Ray, node-1")
     assert f"failed {STUDENTS[0].trial_id} logit seed 1: it broke" in said.stdout
     assert "also in this storage: older" in said.stderr
-    assert run("status", "older", "--storage", folder.place.address).stdout.startswith("1/4 not running · older")
+    assert run("status", "older", "--storage", folder.backend.address).stdout.startswith("1/4 not running · older")
 
 
 def test_status_as_json(launched: Storage) -> None:
-    facts = json.loads(run("status", "--storage", launched.place.address, "--json").stdout)
+    facts = json.loads(run("status", "--storage", launched.backend.address, "--json").stdout)
     assert (facts["study"], facts["running"]) == ("tiny", True)
     assert facts["counts"] == {"running": 1, "queued": 1, "failed": 1, "finished": 1}
     assert [trial["stage"] for trial in facts["trials"]] == ["finished", "running", "failed", "queued"]
@@ -223,7 +223,7 @@ def test_status_of_a_study_file(folder: Storage, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("study: tiny\nexperiments:\n  - {method: base, dataset: digits, student: resnet_32_8}\n")
     remember(folder)
-    assert "· tiny ·" in run("status", str(file), "--storage", folder.place.address).stdout
+    assert "· tiny ·" in run("status", str(file), "--storage", folder.backend.address).stdout
 
 
 def test_watching_tells_what_changes_and_ends_with_the_launch(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_watching_tells_what_changes_and_ends_with_the_launch(folder: Storage, m
         lease.release,
     ]
     monkeypatch.setattr(status_command.time, "sleep", lambda seconds: steps.pop(0)())
-    said = run("status", "--watch", "--storage", folder.place.address)
+    said = run("status", "--watch", "--storage", folder.backend.address)
     lines = [line for line in said.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert steps == [] and [line[9:] for line in lines if TEACHER.trial_id == line[9:21] or "failed" in line] == [
         f"{TEACHER.trial_id} {TEACHER.title()}: finished, acc 61.00 %, last 60.00 %",
@@ -256,7 +256,7 @@ def test_watching_goes_on_with_the_launch_that_takes_over(folder: Storage, monke
 def test_logs_by_the_beginning_of_an_id(folder: Storage) -> None:
     remember(folder, [replace(TEACHER, trial_id="abc000000000"), replace(TEACHER, trial_id="abd000000000")])
     logs.append(folder, "abc000000000", "one\ntwo \x1b[2J")
-    address = ("--storage", folder.place.address)
+    address = ("--storage", folder.backend.address)
     said = run("logs", "abc", *address).stdout.splitlines()
     assert said[0].endswith(" one") and said[1] == r"    two \x1b[2J"
     assert run("logs", "abc", "--lines", "1", *address).stdout.splitlines() == said[1:]
@@ -279,7 +279,7 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
         write(folder, TEACHER, State.FINISHED)
 
     monkeypatch.setattr(logs_command.time, "sleep", go_on)
-    said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.place.address).stdout
+    said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.backend.address).stdout
     assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["one", "two"]
 
 

@@ -308,7 +308,7 @@ def test_who_only_reads_results_does_not_open_the_file(study: Path) -> None:
 
 
 def job(storage: Storage, path: Path, trial: Any) -> Job:
-    return Job(trial, 1, "w", str(storage.place.address), 1, str(path.absolute()), None, None)
+    return Job(trial, 1, "w", str(storage.backend.address), 1, str(path.absolute()), None, None)
 
 
 def test_a_file_that_changed_after_it_was_planned_with_is_refused(study: Path, storage: Storage) -> None:

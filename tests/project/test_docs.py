@@ -135,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     shutil.copytree(ROOT / "examples", place / "examples")
     shutil.copy(ROOT / "experiments.yaml", place)
     for name in ("runs", "runs-from-python"):
-        shutil.copytree(Path(digits_storage.place.address, "datasets"), place / name / "datasets")
+        shutil.copytree(Path(digits_storage.backend.address, "datasets"), place / name / "datasets")
     outcome = launch(
         place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, on_event=ignore
     )

@@ -252,9 +252,9 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
         own = {"seed": no // 10 % 5, "state": state, "options": options, "student": student, "error": long}
         rows.append(row(1000 + no, "st", 60 + no % 37, **own))
     fill(storage, rows[:1], epochs=200)
-    content = storage.place.read(storage.trial_epochs(rows[0].trial_id))
+    content = storage.backend.read(storage.trial_epochs(rows[0].trial_id))
     monkeypatch.setattr(store, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
-    monkeypatch.setattr(Folder, "entries", lambda *_: [])
+    monkeypatch.setattr(Folder, "list_files", lambda *_: [])
     monkeypatch.setattr(store, "_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
     asked = []
     monkeypatch.setattr(Folder, "read", lambda _self, name: asked.append(name) or content)

@@ -85,12 +85,11 @@ def test_a_teacher_of_another_study_costs_what_nobody_here_knows(storage: Storag
 
 
 def published_runs(match: str = "pooled", **overrides: object) -> list[TrialRecord]:
-    import json
 
     options = {**OPTIONS, "match": match}
     recipe = {**RECIPE, "options": options, "teacher": {**RECIPE, "options": {}}, **overrides}
     own = {"dataset": "cifar10", "student": "resnet_32_20", "teacher": "resnet_32_20", "nepoch": 200, "batch_size": 128}
-    return [row(no, "logit", 92.0 + no, **own, recipe=json.dumps(recipe)) for no in (0, 1)]
+    return [row(no, "logit", 92.0 + no, **own, recipe=recipe) for no in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_an_empty_storage_is_one_message(storage: Storage) -> None:
 def test_a_row_that_is_none_of_ours_is_named(storage: Storage, change: dict[str, str]) -> None:
     record = replace(row(1), **change)
     fill(storage, [record])
-    with pytest.raises(StorageError, match=r"000000000001\.parquet holds no row of kdctl's"):
+    with pytest.raises(StorageError, match=r"000000000001\.parquet holds a damaged row"):
         facts(storage, [record])
 
 

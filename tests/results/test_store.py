@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import duckdb
 import pandas as pd
@@ -21,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from orchestrator import losses, records
 from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.results import store
@@ -96,13 +98,23 @@ VALUES: dict[type, st.SearchStrategy[Any]] = {
     State: st.sampled_from(State),
     Failure: st.sampled_from(Failure),
     type(None): st.none(),
+    Mapping: st.fixed_dictionaries({}, optional={"epochs": st.integers(), "lr": st.floats(0), "a new key": st.text()}),
 }
 
 
-def records(kind: type) -> st.SearchStrategy[Any]:
+def records_of(kind: type) -> st.SearchStrategy[Any]:
     """Records with any value that the types of their fields allow."""
     hints = get_type_hints(kind).items()
-    return st.builds(kind, **{name: st.one_of(*(VALUES[t] for t in get_args(hint) or (hint,))) for name, hint in hints})
+    return st.builds(kind, **{name: st.one_of(*map(values_of, options(hint))) for name, hint in hints})
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of others the type alone."""
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    return VALUES[get_origin(kind) or kind]
 
 
 def trial(trial_id: str = "0123456789ab", state: State = State.FINISHED, acc: float = 92.5) -> TrialRecord:
@@ -110,7 +122,7 @@ def trial(trial_id: str = "0123456789ab", state: State = State.FINISHED, acc: fl
     empty: dict[str, Any] = dict.fromkeys(TRIALS)
     start = datetime(2024, 1, 2, 3, 4, 5, 6, UTC)
     filled = {"trial_id": trial_id, "state": state, "acc": acc, "last_acc": acc, "top5": acc, "start_time": start}
-    return TrialRecord(**empty | filled | {"resumed": 0, "weights_bytes": len(WEIGHTS)})
+    return TrialRecord(**empty | filled | {"recipe": {}, "resumed": 0, "weights_bytes": len(WEIGHTS)})
 
 
 WEIGHTS = save({"fc.bias": torch.arange(10.0), "fc.weight": torch.zeros(10, 64)})
@@ -127,7 +139,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def file(storage: Storage, name: str) -> Path:
     """The file of a name, whether it is there or not."""
-    return Path(storage.place.address, name)
+    return Path(storage.backend.address, name)
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +173,35 @@ def test_types_do_not_depend_on_the_values(storage: Storage) -> None:
         assert schema.metadata[b"kdctl_schema"] == store.SCHEMA_VERSION.encode()
 
 
-@pytest.mark.parametrize(
-    ("record", "columns"), [(TrialRecord, store.TRIAL_COLUMNS), (EpochRecord, store.EPOCH_COLUMNS)]
-)
-def test_every_field_is_a_column_of_its_type(record: type, columns: dict[str, tuple[str, str]]) -> None:
-    kinds = {str: "string", State: "string", Failure: "string", int: "int", float: "float", datetime: "timestamp"}
-    hints = get_type_hints(record)
-    wanted = {name: kinds[(get_args(hint) or (hint,))[0]] for name, hint in hints.items()}
-    found = {name: kind for name, (kind, _) in columns.items()}
-    assert found == ({} if record is TrialRecord else {"trial_id": "string"}) | wanted
-    assert [f.name for f in fields(record)] == [name for name in columns if name in wanted]
+WHOLE_NUMBERS = {"no", "epoch", "nepoch", "batch_size", "seed", "params", "resumed", "weights_bytes"}
+TIMES = {"start_time", "end_time"}
+TEXTS = {
+    *("method", "dataset", "student", "teacher", "trial_id", "study", "state", "error", "failure", "teacher_id"),
+    *("device", "host", "recipe", "kdctl_version", "torch_version", "ray_version", "git_commit", "weights_sha256"),
+}
+
+
+@pytest.mark.parametrize("columns", [store.TRIAL_COLUMNS, store.EPOCH_COLUMNS])
+def test_the_types_of_the_columns_stay(columns: dict[str, tuple[str, str]]) -> None:
+    named = {
+        **dict.fromkeys(WHOLE_NUMBERS, "int"),
+        **dict.fromkeys(TIMES, "timestamp"),
+        **dict.fromkeys(TEXTS, "string"),
+    }
+    assert {name: kind for name, (kind, _) in columns.items()} == {name: named.get(name, "float") for name in columns}
     assert all(meaning for _, meaning in columns.values())
+
+
+def test_the_meanings_follow_the_registries() -> None:
+    assert store.TRIAL_COLUMNS["method"][1] == f"how it was trained: {records.list_names(losses.METHODS)}"
+    assert store.TRIAL_COLUMNS["state"][1] == "running, stopped, finished, failed or skipped"
 
 
 # Round trips.
 
 
 @settings(max_examples=50, deadline=None)
-@given(records(TrialRecord))
+@given(records_of(TrialRecord))
 def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
     record = replace(record, trial_id="0123456789ab")
     store.write_trial(shared, record)
@@ -187,7 +210,7 @@ def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(records(EpochRecord), max_size=4))
+@given(st.lists(records_of(EpochRecord), max_size=4))
 def test_epochs_round_trip(shared: Storage, epochs: list[EpochRecord]) -> None:
     store.write_epochs(shared, "ab", iter(epochs))
     assert store.read_epochs(shared) == [{"trial_id": "ab", **asdict(epoch)} for epoch in epochs]
@@ -237,7 +260,7 @@ def test_states(storage: Storage) -> None:
     states = dict(zip("abcde", State, strict=True))
     for trial_id, state in states.items():
         store.write_trial(storage, trial(trial_id, state))
-        storage.place.write(storage.weights(trial_id), WEIGHTS)
+        storage.backend.write(storage.weights(trial_id), WEIGHTS)
     assert store.read_states(storage) == states
 
 
@@ -249,19 +272,19 @@ def test_states(storage: Storage) -> None:
 def test_a_finished_trial_without_whole_weights_is_not_done(storage: Storage, weights: bytes | None) -> None:
     store.write_trial(storage, trial("a"))
     if weights is not None:
-        storage.place.write(storage.weights("a"), weights)
+        storage.backend.write(storage.weights("a"), weights)
     assert store.read_states(storage) == {"a": State.RUNNING}
 
 
 @pytest.mark.parametrize("size", [None, 0, -1, len(WEIGHTS) - 1, 2**62])
 def test_a_finished_row_of_other_weights_is_not_done(storage: Storage, size: int | None) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     store.write_trial(storage, replace(trial("a"), weights_bytes=size))
     assert store.read_states(storage) == {"a": State.RUNNING}
 
 
 def test_a_row_of_a_version_without_that_column_is_not_done(storage: Storage) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     path = written(storage, trial("a"))
     pq.write_table(pq.read_table(path).drop_columns(["weights_bytes", "failure"]), path)
     assert store.read_states(storage) == {"a": State.RUNNING}
@@ -296,7 +319,7 @@ def test_a_damaged_row_is_not_done_and_named(storage: Storage, damage: str) -> N
 
 
 def test_damaged_epochs_are_named(storage: Storage) -> None:
-    storage.place.write(storage.trial_epochs("a"), b"PAR1")
+    storage.backend.write(storage.trial_epochs("a"), b"PAR1")
     with pytest.raises(StorageError, match=r"epochs/a\.parquet is not a whole Parquet file"):
         store.read_epochs(storage)
 
@@ -325,7 +348,7 @@ def test_a_row_of_another_kind_is_named(storage: Storage, column: str, value: st
     table = pq.read_table(path)
     at = table.column_names.index(column)
     pq.write_table(table.set_column(at, column, pa.array([value], pa.string())), path)
-    with pytest.raises(StorageError, match=r"a\.parquet holds a row of another kind \(.+\); launch its study again"):
+    with pytest.raises(StorageError, match=r"a\.parquet holds a damaged row \(.+\); launch its study again"):
         store.read_trials(storage)
 
 
@@ -348,7 +371,7 @@ COLUMNS: list[pa.Array] = [
 @pytest.mark.parametrize("column", ["state", "failure", "weights_bytes", "start_time", "acc", "trial_id"])
 @pytest.mark.parametrize("kind", range(len(COLUMNS)), ids=lambda kind: str(COLUMNS[kind].type))
 def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind: int) -> None:
-    storage.place.write(storage.weights("a"), WEIGHTS)
+    storage.backend.write(storage.weights("a"), WEIGHTS)
     path = written(storage, trial("a"))
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(column), column, COLUMNS[kind]), path)
@@ -358,6 +381,31 @@ def test_a_column_of_another_type_is_damage(storage: Storage, column: str, kind:
     else:
         with pytest.raises(StorageError, match=r"a\.parquet "):
             store.read_trials(storage)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, "", "{", "[]", "7", '{"teacher": 3}', '{"epochs": "x"}', '{"milestones": 4}', '{"weights": 5}'),
+        *('{"options": []}', '{"teacher": {"lr": true}}', "[" * 100_000),
+    ],
+)
+def test_a_damaged_recipe_is_named_and_trained_again(storage: Storage, text: str | None) -> None:
+    storage.backend.write(storage.weights("a"), WEIGHTS)
+    path = written(storage, trial("a"))
+    assert store.read_states(storage) == {"a": State.FINISHED}
+    table = pq.read_table(path)
+    at = table.column_names.index("recipe")
+    pq.write_table(table.set_column(at, "recipe", pa.array([text], pa.string())), path)
+    with pytest.raises(StorageError, match=r"a\.parquet holds a damaged row \(its recipe is damaged: .*launch"):
+        store.read_trials(storage)
+    assert store.read_states(storage) == {"a": State.RUNNING}, "so that the next launch writes the row again"
+
+
+def test_settings_of_a_later_kdctl_are_kept(storage: Storage) -> None:
+    recipe = {"epochs": 2, "momentum": None, "optimizer": {"name": "lion"}, "teacher": None}
+    store.write_trial(storage, replace(trial("a"), recipe=recipe))
+    assert store.read_trials(storage)[0].recipe == recipe
 
 
 def test_a_time_that_no_calendar_has_is_damage(storage: Storage) -> None:
@@ -394,21 +442,22 @@ DAMAGES = st.builds(Damage, FLIPS, st.just(1.0) | st.floats(0, 1)) | st.binary(m
 def test_damage_is_a_storage_error_or_changes_nothing(
     shared: Storage, damage: Callable[[bytes], bytes], is_row: bool
 ) -> None:
-    shared.place.write(shared.weights("a"), WEIGHTS)
+    shared.backend.write(shared.weights("a"), WEIGHTS)
     store.write_trial(shared, trial("a"))
     store.write_epochs(shared, "a", [EPOCH] * 3)
 
     def read() -> list[dict[str, Any]]:
-        return list(map(asdict, store.read_trials(shared, ["a"]))) if is_row else store.read_epochs(shared, ["a"])
+        rows = store.read_trials(shared, ["a"]) if is_row else ()
+        return [row.to_row() for row in rows] if is_row else store.read_epochs(shared, ["a"])
 
     name = shared.trial_row("a") if is_row else shared.trial_epochs("a")
-    raw, before = shared.place.read(name), read()
-    shared.place.write(name, damage(raw))
+    raw, before = shared.backend.read(name), read()
+    shared.backend.write(name, damage(raw))
     assert set(store.read_states(shared, ["a"])) == {"a"}
     try:
         after = read()
     except StorageError as error:
-        assert str(error).startswith(shared.place.shown(name))
+        assert str(error).startswith(shared.backend.describe(name))
         return
     assert len(damage(raw)) == len(raw)
     assert [set(row) for row in after] == [set(row) for row in before]
@@ -449,7 +498,7 @@ def by_pandas(storage: Storage) -> list[dict[str, Any]]:
 
 def by_kdctl(storage: Storage) -> list[dict[str, Any]]:
     """Our own."""
-    return [asdict(record) for record in store.read_trials(storage)]
+    return [record.to_row() for record in store.read_trials(storage)]
 
 
 READERS = (by_duckdb, by_pyarrow, by_pandas, by_kdctl)
@@ -458,11 +507,11 @@ READERS = (by_duckdb, by_pyarrow, by_pandas, by_kdctl)
 def leave_part(storage: Storage) -> None:
     """What a process that is killed while it writes a row leaves behind."""
     name = storage.trial_row("killed")
-    with storage.place.building(name) as part:
+    with storage.backend.stage(name) as part:
         left = part
-    storage.place.delete(name)
+    storage.backend.delete(name)
     left.write_bytes(b"PAR1 half")
-    assert [entry.name for entry in storage.place.parts()] == [f"{storage.trial_rows}/{left.name}"]
+    assert [entry.name for entry in storage.backend.list_unfinished()] == [f"{storage.trial_rows}/{left.name}"]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -472,7 +521,7 @@ def test_every_reader_gives_the_same_rows(storage: Storage, reader: Callable[[St
         store.write_trial(storage, row)
     leave_part(storage)
     found = sorted(reader(storage), key=lambda row: str(row["trial_id"]))
-    assert found == [asdict(row) for row in rows]
+    assert found == [row.to_row() for row in rows]
     assert list(found[0]) == TRIALS
     assert list(store.read_states(storage)) == ["a", "b"]
 
@@ -498,7 +547,7 @@ print(written)
 
 
 def test_nobody_reads_half_a_file_while_rows_are_rewritten(storage: Storage) -> None:
-    command = [sys.executable, "-c", WRITER, storage.place.address]
+    command = [sys.executable, "-c", WRITER, storage.backend.address]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
     ) as writer:
@@ -535,7 +584,7 @@ try:
 except StorageError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code, storage.place.address]
+    command = [sys.executable, "-c", code, storage.backend.address]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     assert "a.parquet cannot be written (" in done.stdout
     assert store.read_trials(storage) == [trial("a", State.RUNNING)]

@@ -20,7 +20,7 @@ from orchestrator.storage.bucket import Bucket
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> StorageBackend:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> StorageBackend:
     """An empty place that is prepared."""
     made: StorageBackend = Folder(tmp_path / "root")
     if request.param == "bucket":
@@ -36,12 +36,12 @@ def folder(tmp_path: Path) -> Folder:
     return made
 
 
-def packed(place: StorageBackend) -> str:
+def packed(backend: StorageBackend) -> str:
     """A place as an argument of another process."""
-    return base64.b64encode(pickle.dumps(place)).decode()
+    return base64.b64encode(pickle.dumps(backend)).decode()
 
 
-UNPACK = "import base64, os, pickle, sys\nplace = pickle.loads(base64.b64decode(sys.argv[1]))\n"
+UNPACK = "import base64, os, pickle, sys\nbackend = pickle.loads(base64.b64decode(sys.argv[1]))\n"
 
 
 def start(script: str, *arguments: str, **options: object) -> subprocess.Popen[str]:
@@ -53,193 +53,193 @@ def start(script: str, *arguments: str, **options: object) -> subprocess.Popen[s
 # The contract.
 
 
-def test_what_is_written_is_read(place: StorageBackend) -> None:
-    place.write("a/b.bin", b"one")
-    assert place.read("a/b.bin") == place.path("a/b.bin").read_bytes() == b"one"
-    place.write("a/b.bin", b"")
-    assert place.read("a/b.bin") == place.path("a/b.bin").read_bytes() == b""
-    place.write("a/b.bin", b"three")
-    assert place.read("a/b.bin") == place.path("a/b.bin").read_bytes() == b"three"
+def test_what_is_written_is_read(backend: StorageBackend) -> None:
+    backend.write("a/b.bin", b"one")
+    assert backend.read("a/b.bin") == backend.local_path("a/b.bin").read_bytes() == b"one"
+    backend.write("a/b.bin", b"")
+    assert backend.read("a/b.bin") == backend.local_path("a/b.bin").read_bytes() == b""
+    backend.write("a/b.bin", b"three")
+    assert backend.read("a/b.bin") == backend.local_path("a/b.bin").read_bytes() == b"three"
 
 
-def test_equal_sizes_one_after_the_other_are_told_apart(place: StorageBackend) -> None:
+def test_equal_sizes_one_after_the_other_are_told_apart(backend: StorageBackend) -> None:
     for content in (b"aaaa", b"bbbb", b"cccc"):
-        place.write("a/b", content)
-        assert place.path("a/b").read_bytes() == content
+        backend.write("a/b", content)
+        assert backend.local_path("a/b").read_bytes() == content
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=1 << 16))
-def test_any_bytes_come_back(place: StorageBackend, content: bytes) -> None:
-    place.write("bytes", content)
-    assert place.read("bytes") == content
-    entry = place.entry("bytes")
+def test_any_bytes_come_back(backend: StorageBackend, content: bytes) -> None:
+    backend.write("bytes", content)
+    assert backend.read("bytes") == content
+    entry = backend.stat("bytes")
     assert entry and entry.size == len(content)
 
 
 @pytest.mark.parametrize("name", ["a b", "é/ü ß", "雪", "%25", "a+b&c=d", "#?", "~x~y.json", "a'\"b", "-", "[x]*"])
-def test_odd_names(place: StorageBackend, name: str) -> None:
-    place.write(f"odd/{name}", b"here")
-    assert place.read(f"odd/{name}") == place.path(f"odd/{name}").read_bytes() == b"here"
-    assert [entry.name for entry in place.entries("odd")] == [f"odd/{name}"]
-    assert place.touch(f"odd/{name}")
-    place.delete(f"odd/{name}")
-    assert place.entries("odd") == []
+def test_odd_names(backend: StorageBackend, name: str) -> None:
+    backend.write(f"odd/{name}", b"here")
+    assert backend.read(f"odd/{name}") == backend.local_path(f"odd/{name}").read_bytes() == b"here"
+    assert [entry.name for entry in backend.list_files("odd")] == [f"odd/{name}"]
+    assert backend.touch(f"odd/{name}")
+    backend.delete(f"odd/{name}")
+    assert backend.list_files("odd") == []
 
 
-def test_building_is_whole_when_the_block_ends(place: StorageBackend) -> None:
+def test_building_is_whole_when_the_block_ends(backend: StorageBackend) -> None:
     content = os.urandom(23 << 20)  # several parts of an upload
-    with place.building("deep/er/big") as part:
+    with backend.stage("deep/er/big") as part:
         part.write_bytes(content[: 1 << 20])
-        assert place.entry("deep/er/big") is None
+        assert backend.stat("deep/er/big") is None
         part.write_bytes(content)
-    assert place.read("deep/er/big") == place.path("deep/er/big").read_bytes() == content
+    assert backend.read("deep/er/big") == backend.local_path("deep/er/big").read_bytes() == content
     assert not part.exists()
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
-def test_nothing_comes_of_a_block_that_fails(place: StorageBackend, failure: type[BaseException]) -> None:
-    place.write("a/old", b"old")
+def test_nothing_comes_of_a_block_that_fails(backend: StorageBackend, failure: type[BaseException]) -> None:
+    backend.write("a/old", b"old")
     for name in ("a/old", "a/new"):
-        with pytest.raises(failure), place.building(name) as part:
+        with pytest.raises(failure), backend.stage(name) as part:
             part.write_bytes(b"half")
             raise failure
         assert not part.exists()
-    assert place.read("a/old") == b"old"
-    assert [entry.name for entry in place.entries("a")] == ["a/old"]
-    assert place.parts() == []
+    assert backend.read("a/old") == b"old"
+    assert [entry.name for entry in backend.list_files("a")] == ["a/old"]
+    assert backend.list_unfinished() == []
 
 
-def test_a_block_that_writes_nothing_makes_an_empty_file(place: StorageBackend) -> None:
-    with place.building("a/empty"):
+def test_a_block_that_writes_nothing_makes_an_empty_file(backend: StorageBackend) -> None:
+    with backend.stage("a/empty"):
         pass
-    assert place.read("a/empty") == b""
+    assert backend.read("a/empty") == b""
 
 
-def test_what_is_not_there(place: StorageBackend) -> None:
+def test_what_is_not_there(backend: StorageBackend) -> None:
     with pytest.raises(FileNotFoundError):
-        place.read("no/such")
+        backend.read("no/such")
     with pytest.raises(FileNotFoundError):
-        place.path("no/such")
-    assert place.entry("no/such") is None
-    assert place.entries("no/such") == []
-    assert not place.touch("no/such")
-    place.delete("no/such")
-    assert place.sizes(["no/such"]) == [None]
-    place.write("file", b"1")
-    assert place.entry("file/below") is None
+        backend.local_path("no/such")
+    assert backend.stat("no/such") is None
+    assert backend.list_files("no/such") == []
+    assert not backend.touch("no/such")
+    backend.delete("no/such")
+    assert backend.read_sizes(["no/such"]) == [None]
+    backend.write("file", b"1")
+    assert backend.stat("file/below") is None
     with pytest.raises(FileNotFoundError):
-        place.read("file/below")
+        backend.read("file/below")
 
 
-def test_a_folder_is_no_file(place: StorageBackend) -> None:
-    place.write("a/b/c", b"1")
-    assert place.entry("a/b") is None
-    assert place.sizes(["a/b"]) == [None]
+def test_a_folder_is_no_file(backend: StorageBackend) -> None:
+    backend.write("a/b/c", b"1")
+    assert backend.stat("a/b") is None
+    assert backend.read_sizes(["a/b"]) == [None]
     with pytest.raises(FileNotFoundError):
-        place.path("a/b")
+        backend.local_path("a/b")
 
 
-def test_listing_at_any_depth(place: StorageBackend) -> None:
+def test_listing_at_any_depth(backend: StorageBackend) -> None:
     names = ["b/2", "b/10", "b/c/d/e", "b/a", "bb/1", "a/1"]
     for name in names:
-        place.write(name, name.encode())
-    assert [entry.name for entry in place.entries("b")] == sorted(name for name in names if name.startswith("b/"))
-    assert [entry.size for entry in place.entries("b")] == [
+        backend.write(name, name.encode())
+    assert [entry.name for entry in backend.list_files("b")] == sorted(name for name in names if name.startswith("b/"))
+    assert [entry.size for entry in backend.list_files("b")] == [
         len(name) for name in sorted(names) if name.startswith("b/")
     ]
-    assert [entry.name for entry in place.entries("")] == sorted([*names, MARKER])
-    assert [entry.name for entry in place.entries(".")] == sorted([*names, MARKER])
+    assert [entry.name for entry in backend.list_files("")] == sorted([*names, MARKER])
+    assert [entry.name for entry in backend.list_files(".")] == sorted([*names, MARKER])
 
 
-def test_sizes_in_the_order_of_the_names(place: StorageBackend) -> None:
+def test_sizes_in_the_order_of_the_names(backend: StorageBackend) -> None:
     names = [f"s/{index}" for index in range(12)]
     for index, name in enumerate(names):
         if index % 3:
-            place.write(name, b"x" * index)
-    assert place.sizes(names) == [index if index % 3 else None for index in range(12)]
-    assert place.sizes(names[::-1]) == place.sizes(names)[::-1]
-    assert place.sizes([]) == []
+            backend.write(name, b"x" * index)
+    assert backend.read_sizes(names) == [index if index % 3 else None for index in range(12)]
+    assert backend.read_sizes(names[::-1]) == backend.read_sizes(names)[::-1]
+    assert backend.read_sizes([]) == []
 
 
-def test_touch_brings_the_time_forward_and_keeps_the_content(place: StorageBackend) -> None:
-    place.write("t", b"kept")
-    before = place.entry("t")
-    assert before and place.touch("t")
-    after = place.entry("t")
+def test_touch_brings_the_time_forward_and_keeps_the_content(backend: StorageBackend) -> None:
+    backend.write("t", b"kept")
+    before = backend.stat("t")
+    assert before and backend.touch("t")
+    after = backend.stat("t")
     assert after and after.modified >= before.modified
-    assert place.read("t") == b"kept"
+    assert backend.read("t") == b"kept"
 
 
-def test_deleted_is_gone(place: StorageBackend) -> None:
-    place.write("d/1", b"1")
-    place.write("d/2", b"2")
-    place.path("d/1")
-    place.delete("d/1")
-    assert [entry.name for entry in place.entries("d")] == ["d/2"]
+def test_deleted_is_gone(backend: StorageBackend) -> None:
+    backend.write("d/1", b"1")
+    backend.write("d/2", b"2")
+    backend.local_path("d/1")
+    backend.delete("d/1")
+    assert [entry.name for entry in backend.list_files("d")] == ["d/2"]
     with pytest.raises(FileNotFoundError):
-        place.path("d/1")
+        backend.local_path("d/1")
 
 
-def test_preparing_again_changes_nothing(place: StorageBackend) -> None:
-    place.write("a", b"1")
-    marker = place.read(MARKER)
-    place.prepare()
-    assert place.read(MARKER) == marker
-    assert [entry.name for entry in place.entries("")] == sorted(["a", MARKER])
-    assert place.parts() == []
+def test_preparing_again_changes_nothing(backend: StorageBackend) -> None:
+    backend.write("a", b"1")
+    marker = backend.read(MARKER)
+    backend.prepare()
+    assert backend.read(MARKER) == marker
+    assert [entry.name for entry in backend.list_files("")] == sorted(["a", MARKER])
+    assert backend.list_unfinished() == []
 
 
-def test_a_place_is_plain_data(place: StorageBackend) -> None:
-    again = pickle.loads(pickle.dumps(place))
-    assert again == place and hash(again) == hash(place) and again.address == place.address
-    assert place.shown("a/b").endswith("/a/b")
-    assert place.shown("a/b").startswith(place.address.partition("?")[0])
+def test_a_place_is_plain_data(backend: StorageBackend) -> None:
+    again = pickle.loads(pickle.dumps(backend))
+    assert again == backend and hash(again) == hash(backend) and again.address == backend.address
+    assert backend.describe("a/b").endswith("/a/b")
+    assert backend.describe("a/b").startswith(backend.address.partition("?")[0])
 
 
 LENGTHS = {b"-": 1, b"a": 300_000, b"b": 200_000}
 WRITER = f"""{UNPACK}
 for turn in range(20):
-    place.write("shared/file", sys.argv[2].encode() * {{"a": 300_000, "b": 200_000}}[sys.argv[2]])
+    backend.write("shared/file", sys.argv[2].encode() * {{"a": 300_000, "b": 200_000}}[sys.argv[2]])
 """
 
 
-def test_readers_never_see_half_a_file_of_several_writers(place: StorageBackend) -> None:
-    place.write("shared/file", b"-")
-    with start(WRITER, packed(place), "a") as one, start(WRITER, packed(place), "b") as other:
+def test_readers_never_see_half_a_file_of_several_writers(backend: StorageBackend) -> None:
+    backend.write("shared/file", b"-")
+    with start(WRITER, packed(backend), "a") as one, start(WRITER, packed(backend), "b") as other:
         seen = set()
         is_live = True
         while is_live:
             is_live = one.poll() is None or other.poll() is None
-            content = place.read("shared/file")
+            content = backend.read("shared/file")
             assert len(content) == LENGTHS[content[:1]] and len(set(content)) == 1
             seen.add(content[:1])
     assert one.returncode == other.returncode == 0
     assert seen & {b"a", b"b"}
-    assert place.parts() == []
+    assert backend.list_unfinished() == []
 
 
 KILLED = f"""{UNPACK}
-with place.building("k/big") as part:
+with backend.stage("k/big") as part:
     part.write_bytes(b"x" * 100)
     print("half", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_writer_that_is_killed_leaves_no_file(place: StorageBackend) -> None:
-    place.write("k/other", b"1")
-    writer = start(KILLED, packed(place))
+def test_a_writer_that_is_killed_leaves_no_file(backend: StorageBackend) -> None:
+    backend.write("k/other", b"1")
+    writer = start(KILLED, packed(backend))
     assert writer.stdout and writer.stdout.readline() == "half\n"
     writer.kill()
     writer.communicate()
-    assert [entry.name for entry in place.entries("k")] == ["k/other"]
-    left = place.parts()
-    if isinstance(place, Folder):
+    assert [entry.name for entry in backend.list_files("k")] == ["k/other"]
+    left = backend.list_unfinished()
+    if isinstance(backend, Folder):
         assert [entry.size for entry in left] == [100]
         assert left[0].name.startswith(f"k/{PART}big-")
-        place.delete(left[0].name)
-    assert place.parts() == []
+        backend.delete(left[0].name)
+    assert backend.list_unfinished() == []
 
 
 # Folders alone.
@@ -251,7 +251,7 @@ def test_files_are_as_shared_as_any_other(folder: Folder) -> None:
         folder.write("a/b", b"1")
     finally:
         os.umask(mask)
-    assert folder.path("a/b").stat().st_mode & 0o777 == 0o640
+    assert folder.local_path("a/b").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -266,7 +266,7 @@ def test_a_mount_that_is_gone_is_not_written_below(folder: Folder, is_empty: boo
     with pytest.raises(StorageError, match="mount the folder again"):
         folder.touch("a/b")
     folder.delete("a/b")
-    assert folder.entries("a") == []
+    assert folder.list_files("a") == []
     assert list(folder.root.iterdir()) == [] if is_empty else not folder.root.exists()
 
 
@@ -283,7 +283,7 @@ import resource
 from orchestrator.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    place.write("a/b", b"x" * 5000)
+    backend.write("a/b", b"x" * 5000)
 except StorageError as error:
     print(error)
 """
@@ -294,7 +294,7 @@ def test_a_file_that_may_not_grow(folder: Folder) -> None:
     with start(LIMITED, packed(folder)) as writer:
         assert "a/b cannot be written (File too large); make room" in writer.communicate()[0]
     assert folder.read("a/b") == b"old"
-    assert folder.parts() == []
+    assert folder.list_unfinished() == []
 
 
 # In a mount namespace of its own: what it mounts, nobody else sees, and it is gone with the process.
@@ -313,28 +313,28 @@ def refused(call, *arguments):
 
 
 def build():
-    with place.building("a/b") as part:
+    with backend.stage("a/b") as part:
         part.write_bytes(b"x" * 3_000_000)
 
 
-command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place.address]
+command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", backend.address]
 if subprocess.run(command, capture_output=True).returncode:
     raise SystemExit(77)
-place.prepare()
-place.write("a/b", b"old")
+backend.prepare()
+backend.write("a/b", b"old")
 if sys.argv[2] == "full":
-    refused(place.write, "a/b", b"x" * 3_000_000)
+    refused(backend.write, "a/b", b"x" * 3_000_000)
     refused(build)
 else:
-    subprocess.run(["mount", "-o", "remount,ro", place.address], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", backend.address], check=True)
     for call, arguments in [
-        (place.write, ("a/b", b"new")), (place.write, ("c/d", b"new")), (build, ()), (place.touch, ("a/b",)),
-        (place.delete, ("a/b",)), (place.prepare, ()),
+        (backend.write, ("a/b", b"new")), (backend.write, ("c/d", b"new")), (build, ()), (backend.touch, ("a/b",)),
+        (backend.delete, ("a/b",)), (backend.prepare, ()),
     ]:
         refused(call, *arguments)
-assert place.read("a/b") == b"old"
-assert [entry.name for entry in place.entries("a")] == ["a/b"]
-assert place.parts() == []
+assert backend.read("a/b") == b"old"
+assert [entry.name for entry in backend.list_files("a")] == ["a/b"]
+assert backend.list_unfinished() == []
 """
 
 

@@ -23,7 +23,7 @@ from orchestrator.storage.layout import Storage
 
 
 @pytest.fixture
-def place(s3_address: str) -> Bucket:
+def backend(s3_address: str) -> Bucket:
     made = Bucket.at(s3_address)
     made.prepare()
     return made
@@ -76,8 +76,8 @@ def test_addresses(address: str, normal: str) -> None:
     assert Bucket.at(made.address) == made == pickle.loads(pickle.dumps(made))
     assert hash(Bucket.at(made.address)) == hash(made)
     assert made.address.replace("%5B", "[").replace("%5D", "]") == normal
-    assert Storage.at(address).place == made
-    assert made.shown("x/y") == normal.partition("?")[0] + "/x/y"
+    assert Storage.at(address).backend == made
+    assert made.describe("x/y") == normal.partition("?")[0] + "/x/y"
 
 
 @pytest.mark.parametrize(
@@ -146,45 +146,45 @@ def test_a_bucket_that_does_not_exist(s3_server: Server, s3_environment: None) -
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_wrong_credentials(s3_address: str, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "hush-hush")
-    place = Bucket.at(s3_address)
+    backend = Bucket.at(s3_address)
     with pytest.raises(StorageError, match="check the bucket, the credentials in the environment") as caught:
-        place.prepare()
+        backend.prepare()
     assert "hush" not in str(caught.value) and SECRET not in str(caught.value)
-    for call in (lambda: place.read("a"), lambda: place.entries(""), lambda: place.sizes(["a"])):
+    for call in (lambda: backend.read("a"), lambda: backend.list_files(""), lambda: backend.read_sizes(["a"])):
         with pytest.raises(StorageError, match="cannot be read"):
             call()
     with pytest.raises(StorageError, match="cannot be removed"):
-        place.delete("a")
+        backend.delete("a")
 
 
 def test_a_server_that_is_gone(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "ATTEMPTS", 3)
-    place = at(own_server, own_server.make_bucket())
-    place.prepare()
-    place.write("a/b", b"1")
-    copy = place.path("a/b")
+    backend = at(own_server, own_server.make_bucket())
+    backend.prepare()
+    backend.write("a/b", b"1")
+    copy = backend.local_path("a/b")
     own_server.kill()
     with pytest.raises(StorageError, match="a/c cannot be written .*check the bucket, .* and the network"):
-        place.write("a/c", b"2")
-    with pytest.raises(StorageError, match="a/c cannot be written"), place.building("a/c") as part:
+        backend.write("a/c", b"2")
+    with pytest.raises(StorageError, match="a/c cannot be written"), backend.stage("a/c") as part:
         part.write_bytes(os.urandom(12 << 20))
-    for call in (place.read, place.path, place.entry, place.entries, place.touch):
+    for call in (backend.read, backend.local_path, backend.stat, backend.list_files, backend.touch):
         with pytest.raises(StorageError, match="a/b cannot be read"):
             call("a/b")
     with pytest.raises(StorageError, match="cannot be removed"):
-        place.delete("a/b")
+        backend.delete("a/b")
     assert copy.read_bytes() == b"1"
 
 
 def test_a_server_that_comes_back_is_waited_for(own_server: Server) -> None:
-    place = at(own_server, own_server.make_bucket())
-    place.prepare()
+    backend = at(own_server, own_server.make_bucket())
+    backend.prepare()
     own_server.kill()
     failures: list[BaseException] = []
 
     def write() -> None:
         try:
-            place.write("a", b"written")
+            backend.write("a", b"written")
         except BaseException as error:
             failures.append(error)
 
@@ -193,7 +193,7 @@ def test_a_server_that_comes_back_is_waited_for(own_server: Server) -> None:
     own_server.start()
     writer.join()
     assert failures == []
-    assert place.read("a") == b"written"
+    assert backend.read("a") == b"written"
 
 
 def test_a_server_that_says_nothing(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,29 +201,29 @@ def test_a_server_that_says_nothing(s3_environment: None, monkeypatch: pytest.Mo
     monkeypatch.setattr(bucket, "REQUEST_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        place = Bucket.at(f"s3://kdctl-mute/a?endpoint_override=127.0.0.1:{port}&scheme=http")
+        backend = Bucket.at(f"s3://kdctl-mute/a?endpoint_override=127.0.0.1:{port}&scheme=http")
         with pytest.raises(StorageError, match="cannot be read"):
-            place.entry("a")
+            backend.stat("a")
 
 
 @pytest.mark.parametrize("refused", ["partNumber=2", "partNumber=1", "uploadId", "uploads"])
 def test_an_upload_that_fails_midway_leaves_the_old_file(
     s3_server: Server, s3_environment: None, door: Door, refused: str
 ) -> None:
-    place = at(door, s3_server.make_bucket())
-    place.prepare()
-    place.write("a", b"old")
+    backend = at(door, s3_server.make_bucket())
+    backend.prepare()
+    backend.write("a", b"old")
     door.refuses = lambda method, path: method != "GET" and refused in path
     content = os.urandom(25 << 20)
     with pytest.raises(StorageError, match="a cannot be written .*ACCESS_DENIED"):
-        place.write("a", content)
-    with pytest.raises(StorageError, match="a cannot be written .*ACCESS_DENIED"), place.building("a") as part:
+        backend.write("a", content)
+    with pytest.raises(StorageError, match="a cannot be written .*ACCESS_DENIED"), backend.stage("a") as part:
         part.write_bytes(content)
-    assert place.read("a") == b"old"
-    assert [entry.name for entry in place.entries("")] == ["a", MARKER]
+    assert backend.read("a") == b"old"
+    assert [entry.name for entry in backend.list_files("")] == ["a", MARKER]
     door.refuses = lambda method, path: False
-    place.write("a", content)
-    assert place.read("a") == content
+    backend.write("a", content)
+    assert backend.read("a") == content
 
 
 @pytest.mark.parametrize("refused", ["PUT", "GET", "DELETE"])
@@ -243,46 +243,46 @@ def copies(tmp_path: Path) -> list[Path]:
 
 
 def test_a_copy_is_fetched_once_and_replaced_with_its_file(
-    place: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.write("a/x.bin", b"one")
-    copy = place.path("a/x.bin")
+    backend.write("a/x.bin", b"one")
+    copy = backend.local_path("a/x.bin")
     fetched = copy.stat()
-    assert place.path("a/x.bin") == copy and copy.stat().st_ino == fetched.st_ino
+    assert backend.local_path("a/x.bin") == copy and copy.stat().st_ino == fetched.st_ino
     assert copies(tmp_path) == [copy] and copy.name.endswith("x.bin")
     stale = copy.parent / f"{PART}killed"
     stale.write_bytes(b"")
     os.utime(stale, (0, 0))
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "other"))  # as another machine writes it
-    place.write("a/x.bin", b"three")
+    backend.write("a/x.bin", b"three")
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
-    assert place.path("a/x.bin").read_bytes() == b"three"
-    assert copies(tmp_path) == [place.path("a/x.bin")]
+    assert backend.local_path("a/x.bin").read_bytes() == b"three"
+    assert copies(tmp_path) == [backend.local_path("a/x.bin")]
 
 
 def test_equal_names_of_two_places_are_kept_apart(s3_server: Server, s3_environment: None) -> None:
     one, other = (at(s3_server, s3_server.make_bucket()) for _ in range(2))
     one.write("a", b"1")
     other.write("a", b"2")
-    assert (one.path("a").read_bytes(), other.path("a").read_bytes()) == (b"1", b"2")
+    assert (one.local_path("a").read_bytes(), other.local_path("a").read_bytes()) == (b"1", b"2")
 
 
-def test_the_cache_is_where_caches_are(place: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.write("a", b"1")
+def test_the_cache_is_where_caches_are(backend: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.write("a", b"1")
     monkeypatch.delenv("KDCTL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert place.path("a").is_relative_to(tmp_path / "xdg" / "kdctl")
+    assert backend.local_path("a").is_relative_to(tmp_path / "xdg" / "kdctl")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert place.path("a").is_relative_to(tmp_path / ".cache" / "kdctl")
+    assert backend.local_path("a").is_relative_to(tmp_path / ".cache" / "kdctl")
 
 
-def test_a_cache_that_cannot_be_written(place: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.write("a", b"1")
+def test_a_cache_that_cannot_be_written(backend: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.write("a", b"1")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="no room on this machine for a .*KDCTL_CACHE"):
-        place.path("a")
+        backend.local_path("a")
 
 
 # Processes.
@@ -290,11 +290,11 @@ def test_a_cache_that_cannot_be_written(place: Bucket, tmp_path: Path, monkeypat
 QUIET = """
 import sys
 from orchestrator.storage.bucket import Bucket
-place = Bucket.at(sys.argv[1])
-place.prepare()
-with place.building("a") as part:
+backend = Bucket.at(sys.argv[1])
+backend.prepare()
+with backend.stage("a") as part:
     part.write_bytes(b"1")
-print(place.path("a").read_bytes())
+print(backend.local_path("a").read_bytes())
 try:
     Bucket.at(sys.argv[1].replace("s3://kdctl", "s3://no-such")).prepare()
 except Exception as error:
@@ -307,11 +307,12 @@ def test_a_process_ends_without_noise(s3_address: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "b'1'\nStorageError\n", "")
 
 
-def test_several_processes_fetch_one_file(place: Bucket, tmp_path: Path) -> None:
+def test_several_processes_fetch_one_file(backend: Bucket, tmp_path: Path) -> None:
     content = os.urandom(3 << 20)
-    place.write("big", content)
-    script = "import sys\nfrom orchestrator.storage.bucket import Bucket\nprint(Bucket.at(sys.argv[1]).path('big'))"
-    command = [sys.executable, "-c", script, place.address]
+    backend.write("big", content)
+    script = "import sys\nfrom orchestrator.storage.bucket import Bucket"
+    script += "\nprint(Bucket.at(sys.argv[1]).local_path('big'))"
+    command = [sys.executable, "-c", script, backend.address]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     paths = {one.communicate()[0].strip() for one in started}
     assert [one.returncode for one in started] == [0, 0, 0]

@@ -43,18 +43,18 @@ def storage(tmp_path: Path) -> Storage:
 def test_a_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     storage = Storage.at("runs")
-    assert storage == Storage.at(tmp_path / "runs") == Storage.at(storage.place.address)
-    assert storage.place == Folder(tmp_path / "runs")
+    assert storage == Storage.at(tmp_path / "runs") == Storage.at(storage.backend.address)
+    assert storage.backend == Folder(tmp_path / "runs")
     assert hash(storage) == hash(Storage.at(tmp_path / "runs"))
     monkeypatch.chdir("/")
-    assert Storage.at(storage.place.address) == storage
+    assert Storage.at(storage.backend.address) == storage
 
 
 def test_a_bucket_is_named_by_its_scheme() -> None:
     from orchestrator.storage.bucket import Bucket
 
     for address in ("s3://bucket/folder", "gs://bucket"):
-        assert isinstance(Storage.at(address).place, Bucket)
+        assert isinstance(Storage.at(address).backend, Bucket)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_another_kind_of_address_is_refused(address: str, fix: str) -> None:
 
 def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Storage) -> None:
     storage.prepare()
-    assert [entry.name for entry in storage.place.entries("")] == [MARKER]
+    assert [entry.name for entry in storage.backend.list_files("")] == [MARKER]
 
 
 # Tables and names.
@@ -84,7 +84,7 @@ def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Stora
 
 def write_table(storage: Storage, key: TableKey) -> None:
     """What stands for a whole table, for those who only list them."""
-    storage.place.write(storage.table(key), b"the array")
+    storage.backend.write(storage.table(key), b"the array")
     write_json(storage, storage.table_facts(key), {"key": key_facts(key)})
 
 
@@ -98,10 +98,10 @@ def test_tables_lists_every_whole_table(storage: Storage) -> None:
 
 
 def test_tables_passes_over_a_table_without_facts_and_facts_without_a_table(storage: Storage) -> None:
-    storage.place.write(storage.table(KEY), b"built, but not checked to the end")
+    storage.backend.write(storage.table(KEY), b"built, but not checked to the end")
     assert list(storage.tables()) == []
     write_table(storage, KEY)
-    storage.place.delete(storage.table(KEY))
+    storage.backend.delete(storage.table(KEY))
     assert list(storage.tables()) == []
 
 
@@ -112,7 +112,7 @@ def test_tables_of_a_storage_that_was_never_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"key": 1}', '{"key": {"teacher_id": "a"}}', "\0"])
 def test_tables_passes_over_damaged_facts(storage: Storage, text: str) -> None:
     write_table(storage, KEY)
-    storage.place.write(storage.table_facts(KEY), text.encode())
+    storage.backend.write(storage.table_facts(KEY), text.encode())
     assert list(storage.tables()) == []
 
 
@@ -120,7 +120,7 @@ def test_facts_of_another_name_are_no_table(storage: Storage) -> None:
     other = replace(KEY, images=7)
     write_table(storage, KEY)
     write_json(storage, storage.table_facts(KEY), {"key": key_facts(other)})
-    storage.place.write(storage.table(other), b"the array")
+    storage.backend.write(storage.table(other), b"the array")
     assert list(storage.tables()) == []
 
 
@@ -155,9 +155,9 @@ def test_no_facts_lead_out_of_the_tables(storage: Storage, facts: Any) -> None:
     write_table(storage, KEY)
     text = json.dumps(facts)
     for name in (storage.table_facts(KEY), "teachers/x.json", "teachers/0123456789ab/../../x.json"):
-        storage.place.write(name, text.encode())
+        storage.backend.write(name, text.encode())
     found = list(storage.tables())
-    storage.place.delete("teachers/x.json")
+    storage.backend.delete("teachers/x.json")
     assert found in ([], [KEY])
     for key in found:
         assert_below(storage, key)
@@ -176,7 +176,7 @@ def assert_below(storage: Storage, key: TableKey) -> None:
 def test_deep_facts_are_no_table(storage: Storage, depth: int) -> None:
     write_table(storage, KEY)
     for text in ("[" * depth, "[" * depth + "]" * depth, '{"key":' * depth + "1" + "}" * depth):
-        storage.place.write(storage.table_facts(KEY), text.encode())
+        storage.backend.write(storage.table_facts(KEY), text.encode())
         assert list(storage.tables()) == []
 
 
@@ -197,7 +197,7 @@ def test_every_name_lies_below_the_root(key: TableKey, trial_id: str) -> None:
         path = PurePosixPath(name)
         assert name == str(path) and not path.is_absolute() and ".." not in path.parts
         assert not path.name.startswith((".", PART)), "a name that readers would pass over"
-        assert storage.place.shown(name) == f"/storage/{name}"
+        assert storage.backend.describe(name) == f"/storage/{name}"
     assert storage.trial_row(trial_id).startswith(f"{storage.trial_rows}/")
     assert storage.trial_epochs(trial_id).startswith(f"{storage.epoch_rows}/")
     assert storage.checkpoint(trial_id, 3, 4).startswith(f"{storage.checkpoints(trial_id)}/")
@@ -235,23 +235,23 @@ def test_json_round_trip(storage: Storage) -> None:
     data = {"b": [1, 2.5, None, "ü"], "a": {"nested": True}}
     write_json(storage, "file", data)
     assert read_json(storage, "file") == data
-    assert storage.place.read("file").endswith(b"}\n")
+    assert storage.backend.read("file").endswith(b"}\n")
 
 
 @pytest.mark.parametrize("text", [b"\xff{", b"", b"{", b"[" * 100_000, b"\0", b"1" * 5000])
 def test_damaged_json_reads_as_none(storage: Storage, text: bytes) -> None:
-    storage.place.write("damaged", text)
+    storage.backend.write("damaged", text)
     assert read_json(storage, "damaged") is None
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=40))
 def test_no_bytes_are_an_error(storage: Storage, raw: bytes) -> None:
-    storage.place.write("any", raw)
+    storage.backend.write("any", raw)
     read_json(storage, "any")
 
 
 def test_missing_json_reads_as_none(storage: Storage) -> None:
     assert read_json(storage, "missing") is None
-    storage.place.write("file", b"{}")
+    storage.backend.write("file", b"{}")
     assert read_json(storage, "file/below") is None

@@ -51,7 +51,9 @@ def taken(storage: Storage, resource: str, follows: str | None = None) -> Lease:
 
 def claims(storage: Storage) -> list[str]:
     """What is claimed."""
-    return sorted(entry.name.rpartition("/")[2].partition("~")[0] for entry in storage.place.entries(storage.leases))
+    return sorted(
+        entry.name.rpartition("/")[2].partition("~")[0] for entry in storage.backend.list_files(storage.leases)
+    )
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -81,7 +83,7 @@ for line in sys.stdin:
 @contextmanager
 def holding(storage: Storage, resource: str, settings: str = "") -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a resource."""
-    command = [sys.executable, "-c", HOLDER.format(settings=settings), storage.place.address, resource]
+    command = [sys.executable, "-c", HOLDER.format(settings=settings), storage.backend.address, resource]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
@@ -178,7 +180,7 @@ for turn in range(int(sys.argv[3])):
 def race(storage: Storage, log: Path, racers: int, rounds: int, act: Callable[[list[int]], None]) -> list[int]:
     """Lets processes race for a resource; `act` is given their ids once they do. Returns those who held it in turn."""
     log.touch()
-    command = [sys.executable, "-c", RACER, storage.place.address, str(log), str(rounds)]
+    command = [sys.executable, "-c", RACER, storage.backend.address, str(log), str(rounds)]
     with ExitStack() as stack:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         processes = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(racers)]
@@ -266,11 +268,11 @@ def test_a_process_that_stands_still_loses_it(storage: Storage, fast: None) -> N
 def test_a_process_that_stands_still_goes_on_where_nobody_took_it(storage: Storage, fast: None) -> None:
     with holding(storage, "x", FAST) as process:
         process.send_signal(signal.SIGSTOP)
-        (claim,) = storage.place.entries(storage.leases)
+        (claim,) = storage.backend.list_files(storage.leases)
 
         def is_dead() -> bool:
-            storage.place.write("now", b"")
-            now = storage.place.entry("now")
+            storage.backend.write("now", b"")
+            now = storage.backend.stat("now")
             return bool(now and now.modified - claim.modified > 2 * leases.EXPIRES)
 
         until(is_dead)
@@ -288,13 +290,13 @@ def elsewhere(storage: Storage, resource: str, age: float, **changes: Any) -> st
 def claim_of(storage: Storage, resource: str, text: str | bytes, age: float) -> str:
     """A claim with such a content, so long untouched."""
     name = storage.claim(resource, "00ff")
-    storage.place.write(name, text.encode() if isinstance(text, str) else text)
+    storage.backend.write(name, text.encode() if isinstance(text, str) else text)
     grow_old(storage, name, age)
     return name
 
 
 def grow_old(storage: Storage, name: str, age: float) -> None:
-    path = storage.place.path(name)
+    path = storage.backend.local_path(name)
     moment = path.stat().st_mtime - age
     os.utime(path, (moment, moment))
 
@@ -304,12 +306,12 @@ def test_a_process_of_another_machine_lives_as_long_as_its_claim_is_touched(stor
     assert acquire(storage, "x") is None
     grow_old(storage, name, 5)
     assert acquire(storage, "x") is None
-    assert storage.place.entry(name)
-    storage.place.touch(name)
+    assert storage.backend.stat(name)
+    storage.backend.touch(name)
     assert acquire(storage, "x") is None
     grow_old(storage, name, leases.EXPIRES + 1)
     with taken(storage, "x"):
-        assert storage.place.entry(name) is None
+        assert storage.backend.stat(name) is None
 
 
 def test_a_process_that_nobody_may_see_is_not_taken_for_dead(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,21 +430,21 @@ def test_a_damaged_claim_is_somebodys_until_it_is_old(storage: Storage, text: st
     name = claim_of(storage, "x", text, 0)
     found = lease.holder("x")
     # Of one that is whole, and names a process of this machine, the system says whether it lives.
-    assert (found is not None) == (storage.place.entry(name) is not None)
+    assert (found is not None) == (storage.backend.stat(name) is not None)
     assert found is not None or FACTS["machine"] in json.loads(text)["machine"]
     claim_of(storage, "x", text, leases.EXPIRES + 1)
     assert lease.holder("x") is None
-    assert storage.place.entry(name) is None
+    assert storage.backend.stat(name) is None
     lease.release()
 
 
 @pytest.mark.parametrize("name", ["leases/odd", "leases/a/b~c.json", "leases/~.json", "leases/x~", "leases/~~~"])
 def test_odd_files_among_claims_hurt_nobody(storage: Storage, name: str) -> None:
-    storage.place.write(name, b"?")
+    storage.backend.write(name, b"?")
     with taken(storage, "y") as lease:
         lease.sweep()
         lease.held("")
-        assert storage.place.entry(name)
+        assert storage.backend.stat(name)
         grow_old(storage, name, leases.EXPIRES + 5)
         lease.sweep()
         assert claims(storage)[-1:] == ["y"]
@@ -466,7 +468,7 @@ class Failing:
         monkeypatch.setattr(Folder, method, failing)
 
 
-@pytest.mark.parametrize("method", ["write", "entries", "read"])
+@pytest.mark.parametrize("method", ["write", "list_files", "read"])
 def test_a_lease_that_the_storage_does_not_give_leaves_no_claim(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -479,7 +481,7 @@ def test_a_lease_that_the_storage_does_not_give_leaves_no_claim(
         assert claims(storage) == ["x"]
 
 
-@pytest.mark.parametrize("method", ["touch", "delete", "write", "entries"])
+@pytest.mark.parametrize("method", ["touch", "delete", "write", "list_files"])
 def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -515,7 +517,7 @@ def test_a_storage_that_is_back_in_time_costs_nothing(storage: Storage, monkeypa
 
 def test_a_claim_that_somebody_removed_is_a_lost_lease(storage: Storage) -> None:
     lease = taken(storage, "x")
-    storage.place.delete(lease.claim)
+    storage.backend.delete(lease.claim)
     with pytest.raises(LeaseLost, match="x was taken over"):
         lease.check()
     lease.release()
@@ -524,12 +526,12 @@ def test_a_claim_that_somebody_removed_is_a_lost_lease(storage: Storage) -> None
 def test_a_launch_whose_claim_was_removed_takes_it_anew(storage: Storage) -> None:
     lease = taken(storage, "launch-x")
     with taken(storage, "y", "launch-x") as worker:
-        storage.place.delete(lease.claim)
+        storage.backend.delete(lease.claim)
         lease.check()
         worker.check()
-        assert not lease.is_lost and storage.place.entry(lease.claim) and not worker.is_orphaned
+        assert not lease.is_lost and storage.backend.stat(lease.claim) and not worker.is_orphaned
     lease.release()
-    assert storage.place.entries(storage.leases) == []
+    assert storage.backend.list_files(storage.leases) == []
 
 
 def test_what_a_launch_evicts_is_lost_to_its_workers_alone(storage: Storage) -> None:
@@ -552,5 +554,5 @@ def test_a_touch_that_took_too_long_is_a_pause(storage: Storage, monkeypatch: py
 
     monkeypatch.setattr(Folder, "touch", slow)
     lease.check()
-    assert lease.claim != before and storage.place.entry(before) is None and storage.place.entry(lease.claim)
+    assert lease.claim != before and storage.backend.stat(before) is None and storage.backend.stat(lease.claim)
     lease.release()

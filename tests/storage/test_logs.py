@@ -18,7 +18,7 @@ MOST = 20  # lines of a log here
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
+def storage(tmp_path: Path) -> Storage:
     """An empty storage."""
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
@@ -30,22 +30,22 @@ def said(storage: Storage) -> list[str]:
     return [line if line[0] in " …" else line[24:] for line in logs.read(storage, ID)]
 
 
-def test_a_log_is_written_when_it_is_flushed(place: Storage) -> None:
-    log = Log(place, ID)
+def test_a_log_is_written_when_it_is_flushed(storage: Storage) -> None:
+    log = Log(storage, ID)
     log.add("begins")
-    assert logs.read(place, ID) == []
+    assert logs.read(storage, ID) == []
     log.flush()
     log.add("two\nlines")
     log.flush()
-    assert said(place) == ["begins", "two", "    lines"]
+    assert said(storage) == ["begins", "two", "    lines"]
 
 
-def test_what_an_earlier_attempt_wrote_stays(place: Storage) -> None:
-    logs.append(place, ID, "lost")
-    log = Log(place, ID)
+def test_what_an_earlier_attempt_wrote_stays(storage: Storage) -> None:
+    logs.append(storage, ID, "lost")
+    log = Log(storage, ID)
     log.add("again")
     log.flush()
-    assert said(place) == ["lost", "again"]
+    assert said(storage) == ["lost", "again"]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4))
@@ -68,20 +68,20 @@ def check_bound(storage: Storage, sizes: list[int]) -> None:
         assert found[0] == f"… {total - MOST + 1} earlier lines were dropped"
 
 
-def test_lines_are_printable_masked_and_of_some_length(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_printable_masked_and_of_some_length(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "verysecret")
-    logs.append(place, ID, "\x1b[2J s3://key:verysecret@bucket " + "x" * 5000)
-    (line,) = said(place)
+    logs.append(storage, ID, "\x1b[2J s3://key:verysecret@bucket " + "x" * 5000)
+    (line,) = said(storage)
     assert line.startswith("\\x1b[2J s3://***@bucket x") and len(line) < 2100 and line.endswith("…")
 
 
-def test_a_storage_that_fails_fails_no_reader(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_fails_no_reader(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bytes:
         raise StorageError("gone")
 
     for name in ("read", "write"):
         monkeypatch.setattr(f"orchestrator.storage.backend.Folder.{name}", fail)
-    assert logs.read(place, ID) == []
-    logs.append(place, ID, "nobody hears this")
+    assert logs.read(storage, ID) == []
+    logs.append(storage, ID, "nobody hears this")
     with pytest.raises(StorageError):  # rather than to write over what cannot be read
-        Log(place, ID)
+        Log(storage, ID)

@@ -13,7 +13,7 @@ from orchestrator.storage.layout import Storage
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An empty storage, whose requests are looked at all the time."""
     monkeypatch.setattr(stops, "BEAT", 0.005)
     storage = Storage.at(tmp_path / "runs")
@@ -21,24 +21,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     return storage
 
 
-def test_a_request_is_heard_once_and_by_whom_it_is_for(place: Storage) -> None:
+def test_a_request_is_heard_once_and_by_whom_it_is_for(storage: Storage) -> None:
     asked, other, ended = threading.Event(), threading.Event(), threading.Event()
     threads = [
-        stops.listen(place, "launch-1", asked.set, ended),
-        stops.listen(place, "launch-2", other.set, ended),
+        stops.listen(storage, "launch-1", asked.set, ended),
+        stops.listen(storage, "launch-2", other.set, ended),
     ]
-    stops.request(place, "launch-1")
+    stops.request(storage, "launch-1")
     assert asked.wait(20) and not other.is_set()
     threads[0].join(20)
     ended.set()
     threads[1].join(20)
     assert not any(thread.is_alive() for thread in threads)
-    assert stops.is_requested(place, "launch-1")
-    stops.clear(place, "launch-1")
-    assert not stops.is_requested(place, "launch-1")
+    assert stops.is_requested(storage, "launch-1")
+    stops.clear(storage, "launch-1")
+    assert not stops.is_requested(storage, "launch-1")
 
 
-def test_a_storage_that_fails_for_a_while_is_asked_again(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_for_a_while_is_asked_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = threading.Semaphore(0)
     real = stops.is_requested
 
@@ -48,10 +48,10 @@ def test_a_storage_that_fails_for_a_while_is_asked_again(place: Storage, monkeyp
 
     monkeypatch.setattr(stops, "is_requested", fail)
     asked, ended = threading.Event(), threading.Event()
-    thread = stops.listen(place, "launch-1", asked.set, ended)
+    thread = stops.listen(storage, "launch-1", asked.set, ended)
     for _ in range(3):
         assert looks.acquire(timeout=20)
-    stops.request(place, "launch-1")
+    stops.request(storage, "launch-1")
     monkeypatch.setattr(stops, "is_requested", real)
     assert asked.wait(20)
     thread.join(20)

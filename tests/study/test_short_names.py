@@ -77,7 +77,7 @@ def test_wide_characters_in_the_name_of_a_study_count_for_two(tmp_path: Path) ->
 def test_logs_without_a_trial_lists_them(sweep: Plan, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
-    words = ("logs", "--storage", storage.place.address)
+    words = ("logs", "--storage", storage.backend.address)
     assert "holds no study yet" in CliRunner().invoke(cli, words).stderr
     launched = stored_studies.Launched("launch-abc", WHEN, "node-1", "ray", "study.yaml", "", (), "data")
     stored_studies.remember(storage, sweep, launched)

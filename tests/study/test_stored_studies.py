@@ -86,9 +86,9 @@ def test_a_name_that_nobody_knows_gets_the_nearest(place: Storage, tmp_path: Pat
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"study": 1, "members": [[1]], "launched": {}}'])
 def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, tmp_path: Path, content: bytes) -> None:
     stored_studies.remember(place, planned(tmp_path, "one"), launched())
-    (entry,) = place.place.entries(place.plans)
+    (entry,) = place.backend.list_files(place.plans)
     assert dict(stored_studies.tables(place, entry.name))
-    place.place.write(entry.name, content)
+    place.backend.write(entry.name, content)
     assert stored_studies.remembered(place) == []
     with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
         list(stored_studies.tables(place, entry.name))
@@ -96,9 +96,9 @@ def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, t
 
 def test_a_plan_of_an_older_kdctl_is_read(place: Storage, tmp_path: Path) -> None:
     stored_studies.remember(place, planned(tmp_path, "one"), launched())
-    (entry,) = place.place.entries(place.plans)
-    facts = json.loads(place.place.read(entry.name))
+    (entry,) = place.backend.list_files(place.plans)
+    facts = json.loads(place.backend.read(entry.name))
     facts["members"] = [fields[:7] for fields in facts["members"]]
-    place.place.write(entry.name, json.dumps(facts).encode())
+    place.backend.write(entry.name, json.dumps(facts).encode())
     member = stored_studies.find(place, "one").members[1]
     assert member.title and (member.method, member.dataset, member.student, member.teacher) == ("", "", "", None)

@@ -74,7 +74,7 @@ def test_the_study_runs(tmp_path: Path, storage: Storage) -> None:
     path = tmp_path / "study.yaml"
     template.write(path, "digits")
     small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
-    outcome = launch(path, storage=storage.place.address, inline=True, settings=small)
+    outcome = launch(path, storage=storage.backend.address, inline=True, settings=small)
     assert outcome.is_complete and len(outcome.rows) == 7
 
 

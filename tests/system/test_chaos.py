@@ -48,11 +48,11 @@ def test_faults_cost_nothing(kind: str, faults: int, campaign: Campaign, tmp_pat
 def test_a_difference_is_seen(campaign: Campaign) -> None:
     storage = Storage.at(campaign.folder / "undisturbed")
     (row, *_) = store.read_trials(storage)
-    before = numbers(storage.place.address)
+    before = numbers(storage.backend.address)
     epochs = [epoch for epoch in store.read_epochs(storage) if epoch["trial_id"] == row.trial_id]
     assert f"{row.trial_id} epoch {len(epochs)} test_acc" in before
-    storage.place.delete(storage.trial_epochs(row.trial_id))
-    assert len(before.keys() - numbers(storage.place.address).keys()) > 5 * len(epochs)
+    storage.backend.delete(storage.trial_epochs(row.trial_id))
+    assert len(before.keys() - numbers(storage.backend.address).keys()) > 5 * len(epochs)
 
 
 def test_the_table_adds_up() -> None:

@@ -96,7 +96,7 @@ def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, mo
         holder = leases.Holder("here", leases._machine(), process.pid, processes.started(process.pid) or "", "0" * 16)
         facts = {name: getattr(holder, name) for name in ("host", "machine", "pid", "started", "owner")}
         claim = storage.claim("trial-1", holder.owner)
-        storage.place.write(claim, json.dumps(facts).encode())
+        storage.backend.write(claim, json.dumps(facts).encode())
         assert not holder.is_gone() and acquire(storage, "trial-1") is None
         process.kill()
     assert holder.is_gone()

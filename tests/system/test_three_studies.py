@@ -52,7 +52,7 @@ def row(trial: PlannedTrial, no: int, study: str) -> TrialRecord:
             "start_time": datetime(2026, 1, 1, tzinfo=UTC), "trial_id": trial.trial_id, "resumed": 0,
             "state": State.FINISHED if is_done else State.STOPPED, "kdctl_version": "1",
             "acc": acc if is_done else None, "last_acc": last if is_done else None,
-            "recipe": json.dumps({**config.recipe(), **dtype}),
+            "recipe": {**config.recipe(), **dtype},
         }
     )  # fmt: skip
 

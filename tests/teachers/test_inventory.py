@@ -36,19 +36,19 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
     """A storage with the study in it. To be read only."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "study.yaml").write_text(STUDY)
-    storage = Storage.at(shutil.copytree(digits_storage.place.address, folder / "runs"))
-    assert launch(folder / "study.yaml", storage=storage.place.address, inline=True, on_event=ignore).is_complete
+    storage = Storage.at(shutil.copytree(digits_storage.backend.address, folder / "runs"))
+    assert launch(folder / "study.yaml", storage=storage.backend.address, inline=True, on_event=ignore).is_complete
     return storage
 
 
 @pytest.fixture
 def own(trained: Storage, tmp_path: Path) -> Storage:
     """The same, to be damaged."""
-    return Storage.at(shutil.copytree(trained.place.address, tmp_path / "runs"))
+    return Storage.at(shutil.copytree(trained.backend.address, tmp_path / "runs"))
 
 
 def teachers(storage: Storage, *words: str) -> Result:
-    return CliRunner().invoke(cli, ["teachers", "--storage", storage.place.address, *words])
+    return CliRunner().invoke(cli, ["teachers", "--storage", storage.backend.address, *words])
 
 
 def by_seed(storage: Storage) -> dict[int, str]:
@@ -61,7 +61,7 @@ def test_every_teacher_is_listed_and_nobody_else(trained: Storage) -> None:
     assert [found[seed].users for seed in (0, 9)] == [{"tiny": 2}, {"tiny": 1}]
     assert [len(found[seed].tables) for seed in (0, 9)] == [1, 0]
     (key,) = found[0].tables
-    sizes = trained.place.sizes([trained.weights(found[0].teacher_id), trained.table(key)])
+    sizes = trained.backend.read_sizes([trained.weights(found[0].teacher_id), trained.table(key)])
     assert found[0].bytes == sum(size or 0 for size in sizes) and all(sizes) and key.name == "logits-p0-noflip-n64"
 
 
@@ -89,7 +89,7 @@ def test_an_empty_storage_has_no_teachers(tmp_path: Path) -> None:
     assert list_teachers(empty) == [] and json.loads(teachers(empty, "--json").stdout) == []
     with pytest.raises(KdctlError, match="holds no teacher yet"):
         verify_teacher("00", empty)
-    assert not Path(empty.place.address).exists()
+    assert not Path(empty.backend.address).exists()
 
 
 def test_a_good_table_is_verified(trained: Storage) -> None:
@@ -119,21 +119,21 @@ def test_an_ambiguous_beginning_is_refused(trained: Storage) -> None:
 
 def test_changed_answers_are_found(own: Storage) -> None:
     (key,) = list(own.tables())
-    np.load(own.place.path(own.table(key)), mmap_mode="r+")[:] += 1
+    np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
     with pytest.raises(TeacherError, match="not the teacher's"):
         verify_teacher(key.teacher_id, own)
 
 
 def test_a_cut_table_is_found(own: Storage) -> None:
     (key,) = list(own.tables())
-    own.place.write(own.table(key), own.place.read(own.table(key))[:200])
+    own.backend.write(own.table(key), own.backend.read(own.table(key))[:200])
     with pytest.raises(TeacherError, match="was made from something else"):
         verify_teacher(key.teacher_id, own)
 
 
 def test_a_table_of_other_weights_is_found(own: Storage) -> None:
     ids = by_seed(own)
-    own.place.write(own.weights(ids[0]), own.place.read(own.weights(ids[9])))
+    own.backend.write(own.weights(ids[0]), own.backend.read(own.weights(ids[9])))
     with pytest.raises(TeacherError, match="made from something else"):
         verify_teacher(ids[0], own)
 

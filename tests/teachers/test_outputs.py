@@ -64,7 +64,7 @@ class Taught:
 
     def path(self, key: TableKey) -> Path:
         """The file of a table."""
-        return self.storage.place.path(self.storage.table(key))
+        return self.storage.backend.local_path(self.storage.table(key))
 
     def state_size(self, key: TableKey) -> None:
         """Has the facts of a table state the size that it has now."""
@@ -217,7 +217,7 @@ def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(outputs._Questions, "ask", lambda *given: bytes(len(ask(*given))))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
 
 
 def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
@@ -227,7 +227,7 @@ def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
     outputs.save_weights(loud, taught.storage, taught.config.trial_id())
     with pytest.raises(TeacherError, match="set teacher_cache: live"):
         taught.open(taught.key())
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
 
 
 def test_verify_repeats_the_check(taught: Taught) -> None:
@@ -255,7 +255,7 @@ def test_verify_sees_other_weights(taught: Taught) -> None:
 def test_verify_of_a_table_without_teacher(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
-    taught.storage.place.delete(taught.storage.weights(key.teacher_id))
+    taught.storage.backend.delete(taught.storage.weights(key.teacher_id))
     with pytest.raises(TeacherError, match=r"weights\.safetensors is missing; launch the study again"):
         taught.verify(key)
 
@@ -290,8 +290,8 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
 def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     key = taught.key()
     taught.open(key)
-    place, name = taught.storage.place, taught.storage.table_facts(key)
-    place.delete(name) if text is None else place.write(name, text.encode())
+    backend, name = taught.storage.backend, taught.storage.table_facts(key)
+    backend.delete(name) if text is None else backend.write(name, text.encode())
     assert list(taught.storage.tables()) == []
     with pytest.raises(TeacherError, match="was made from something else"):
         taught.verify(key)
@@ -356,8 +356,8 @@ def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> No
     key = taught.key()
     taught.open(key)
     name = taught.storage.table(key)
-    raw = taught.storage.place.read(name)
-    taught.storage.place.write(name, raw[:size] if size is not None else raw + b"!")
+    raw = taught.storage.backend.read(name)
+    taught.storage.backend.write(name, raw[:size] if size is not None else raw + b"!")
     with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
         taught.verify(key)
     taught.open(key)  # builds it anew
@@ -371,7 +371,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def test_table_is_built_once(taught: Taught) -> None:
     key = taught.key()
     first = taught.open(key)
-    facts = taught.storage.place.path(taught.storage.table_facts(key))
+    facts = taught.storage.backend.local_path(taught.storage.table_facts(key))
     before = stamp(taught.path(key)), stamp(facts)
     again = taught.open(key)
     assert (stamp(taught.path(key)), stamp(facts)) == before
@@ -398,7 +398,7 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     with pytest.raises(KeyboardInterrupt):  # as is who builds
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
-    assert taught.storage.place.entries("teachers") == taught.storage.place.parts() == []
+    assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
     taught.open(key)
 
 
@@ -449,7 +449,7 @@ def test_several_processes_build_each_slice_once(taught: Taught, tmp_path: Path)
     starts = sorted(int(path.name.split("-")[0]) for path in log.iterdir())
     assert starts == list(range(0, 9 * 128, 200))
     assert taught.verify(taught.key()) < 0.01
-    names = [entry.name for entry in taught.storage.place.entries("teachers")]
+    names = [entry.name for entry in taught.storage.backend.list_files("teachers")]
     assert names == sorted([taught.storage.table(taught.key()), taught.storage.table_facts(taught.key())])
 
 
@@ -462,7 +462,7 @@ def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.kill()
     process.join()
-    kept = [entry for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    kept = [entry for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
     assert len(kept) == 3
     before = len(list(log.iterdir()))
     (again,) = started(taught, log, 1)
@@ -477,37 +477,37 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    assert [entry.name for entry in taught.storage.place.entries("teachers") if entry.name.endswith(".slice")]
+    assert [entry.name for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
     outputs.save_weights(fresh(1), taught.storage, key.teacher_id)
     taught.open(key)
     assert taught.verify(key) < 0.01
-    assert len(taught.storage.place.entries("teachers")) == 2
+    assert len(taught.storage.backend.list_files("teachers")) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
 def test_a_slice_of_another_size_is_built_anew(
     taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
-    key, place = taught.key(), taught.storage.place
+    key, backend = taught.key(), taught.storage.backend
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    for entry in place.entries("teachers"):
-        place.write(entry.name, damage(place.read(entry.name)))
+    for entry in backend.list_files("teachers"):
+        backend.write(entry.name, damage(backend.read(entry.name)))
     taught.open(key)
     assert taught.verify(key) < 0.01
 
 
 def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, place = taught.key(), taught.storage.place
+    key, backend = taught.key(), taught.storage.backend
     monkeypatch.setattr(chunks, "SLICE", 200)
     with pytest.raises(Halt):
         outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
-    for entry in place.entries("teachers"):
-        place.write(entry.name, bytes(entry.size))
+    for entry in backend.list_files("teachers"):
+        backend.write(entry.name, bytes(entry.size))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
-    assert place.entries("teachers") == place.parts() == []
+    assert backend.list_files("teachers") == backend.list_unfinished() == []
     taught.open(key)
     assert taught.verify(key) < 0.01
 
@@ -563,7 +563,7 @@ def assert_same(model: Classifier, state: State) -> None:
 
 def test_weights_come_back(trained: Classifier, storage: Storage) -> None:
     size, digest = outputs.save_weights(trained, storage, "0123456789ab")
-    path = storage.place.path(storage.weights("0123456789ab"))
+    path = storage.backend.local_path(storage.weights("0123456789ab"))
     assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     model = load(path)
     assert_same(model, trained.state_dict())
@@ -778,6 +778,6 @@ def test_no_weights(taught: Taught, tmp_path: Path) -> None:
         load(tmp_path / "nothing.pt")
     with pytest.raises(TeacherError, match="cannot be read"):
         load(tmp_path)
-    taught.storage.place.delete(taught.storage.weights(taught.config.trial_id()))
+    taught.storage.backend.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):
         outputs.load_teacher(taught.config, taught.storage, CPU)

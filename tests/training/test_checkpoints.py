@@ -66,7 +66,7 @@ class Saved:
         return restore_checkpoint(self.storage, ID, course, said.append), said
 
     def names(self) -> list[str]:
-        return [entry.name for entry in self.storage.place.entries(self.storage.checkpoints(ID))]
+        return [entry.name for entry in self.storage.backend.list_files(self.storage.checkpoints(ID))]
 
     def passed_over(self) -> list[str]:
         """What is said of the only checkpoint, which is damaged: a course is as fresh after it as before."""
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(saved: Saved) -> None:
     }
     assert older.keys() != whole.tensors.keys()
     (name,) = saved.names()
-    saved.storage.place.write(name, replace(whole, tensors=older).file())
+    saved.storage.backend.write(name, replace(whole, tensors=older).file())
     assert saved.restore(again)[1] == []
     assert_same(again, course)
 
@@ -212,7 +212,7 @@ def test_the_newest_is_taken_and_two_are_kept(saved: Saved) -> None:
 def test_damaged_ones_do_not_outlive_those_that_are_whole(saved: Saved) -> None:
     """Who starts again before two damaged ones must not lose his own to them."""
     for place in ((8, 0), (9, 0)):
-        saved.storage.place.write(saved.storage.checkpoint(ID, *place), b"damaged")
+        saved.storage.backend.write(saved.storage.checkpoint(ID, *place), b"damaged")
     for place in ((1, 32), (1, 64), (2, 32)):
         saved.save(*place)
         course = saved.fresh()
@@ -229,11 +229,11 @@ def test_trials_keep_to_their_own(saved: Saved) -> None:
     assert len(saved.names()) == 1
 
 
-@pytest.mark.parametrize("method", ["write", "delete", "entries"])
+@pytest.mark.parametrize("method", ["write", "delete", "list_files"])
 def test_a_write_that_fails_keeps_the_earlier_ones(saved: Saved, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     for place in ((1, 32), (1, 64)):
         saved.save(*place)
-    before = {name: saved.storage.place.read(name) for name in saved.names()}
+    before = {name: saved.storage.backend.read(name) for name in saved.names()}
 
     def failing(*given: Any) -> Any:
         raise StorageError("no room")
@@ -242,7 +242,7 @@ def test_a_write_that_fails_keeps_the_earlier_ones(saved: Saved, monkeypatch: py
         patch.setattr(Folder, method, failing)
         with pytest.raises(StorageError, match="no room"):
             saved.save(1, 96)
-    assert before.items() <= {name: saved.storage.place.read(name) for name in saved.names()}.items()
+    assert before.items() <= {name: saved.storage.backend.read(name) for name in saved.names()}.items()
     course = saved.fresh()
     found, said = saved.restore(course)
     assert found == [] and said == [] and course.images == (64 if method == "write" else 96)
@@ -281,14 +281,14 @@ def signed(payload: bytes) -> bytes:
 def parts(saved: Saved) -> Whole:
     saved.save(2, 32)
     (name,) = saved.names()
-    _, facts, tensors = saved.storage.place.read(name).split(b"\n", 2)
+    _, facts, tensors = saved.storage.backend.read(name).split(b"\n", 2)
     return Whole(json.loads(facts), load(tensors))
 
 
 def test_the_parts_are_those_of_a_whole_one(saved: Saved) -> None:
     whole = parts(saved)
     (name,) = saved.names()
-    assert whole.file() == saved.storage.place.read(name)
+    assert whole.file() == saved.storage.backend.read(name)
 
 
 def fact(name: str, *values: object) -> list[Callable[[Whole], bytes]]:
@@ -359,9 +359,9 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
 def test_a_right_digest_over_what_is_wrong_is_passed_over(saved: Saved, number: int) -> None:
     whole = parts(saved)
     (name,) = saved.names()
-    saved.storage.place.write(name, HOSTILE[number](whole))
+    saved.storage.backend.write(name, HOSTILE[number](whole))
     (said,) = saved.passed_over()
-    assert said.startswith(f"checkpoint {saved.storage.place.shown(name)} is damaged (")
+    assert said.startswith(f"checkpoint {saved.storage.backend.describe(name)} is damaged (")
     assert said.endswith(") and passed over for the one before it")
     assert len(said) < 1000 and "\n" not in said
 
@@ -369,9 +369,9 @@ def test_a_right_digest_over_what_is_wrong_is_passed_over(saved: Saved, number: 
 def test_the_one_of_another_trial_is_passed_over(saved: Saved) -> None:
     saved.save(2, 32)
     (name,) = saved.names()
-    content = saved.storage.place.read(name)
+    content = saved.storage.backend.read(name)
     other = saved.storage.checkpoint("ba9876543210", 2, 32)
-    saved.storage.place.write(other, content)
+    saved.storage.backend.write(other, content)
     said: list[str] = []
     assert restore_checkpoint(saved.storage, "ba9876543210", saved.fresh(), said.append) is None
     assert f"it is of trial '{ID}'" in said[0]
@@ -413,12 +413,12 @@ def test_a_damaged_one_is_passed_over_for_the_one_before_it(
     before = saved.save(1, 32, seed=1)
     saved.save(2, 0, seed=2)
     older, newer = saved.names()
-    saved.storage.place.write(newer, damages[0](saved.storage.place.read(newer)))
+    saved.storage.backend.write(newer, damages[0](saved.storage.backend.read(newer)))
     course = saved.fresh()
     found, said = saved.restore(course)
-    assert found == [] and len(said) == 1 and saved.storage.place.shown(newer) in said[0]
+    assert found == [] and len(said) == 1 and saved.storage.backend.describe(newer) in said[0]
     assert_same(course, before)
-    saved.storage.place.write(older, damages[-1](saved.storage.place.read(older)))
+    saved.storage.backend.write(older, damages[-1](saved.storage.backend.read(older)))
     assert len(saved.passed_over()) == 2
 
 
@@ -448,7 +448,7 @@ def test_any_facts_are_passed_over_or_a_position(saved: Saved, facts: Any) -> No
     drop_checkpoints(saved.storage, ID)
     whole = parts(saved)
     (name,) = saved.names()
-    saved.storage.place.write(name, replace(whole, facts=facts).file())
+    saved.storage.backend.write(name, replace(whole, facts=facts).file())
     course = saved.fresh()
     found, said = saved.restore(course)
     if found is None:

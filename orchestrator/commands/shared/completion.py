@@ -111,7 +111,7 @@ def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
     return [
         CompletionItem(trial_id, help=title)
         for trial_id, title in titles.items()
-        if storage and storage.place.entry(storage.trial_row(trial_id))
+        if storage and storage.backend.stat(storage.trial_row(trial_id))
     ]
 
 

@@ -36,7 +36,7 @@ def submit(
     study = load_study(file, settings, open_weights=True)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
-    place = Storage.at(storage).place.address
+    place = Storage.at(storage).backend.address
     folder = str(local(data, "data folder").absolute()) if data is not None else None
     cluster = Cluster(address)
     if (python := cluster.python()) and python != platform.python_version():
