@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from orchestrator.losses.base import Loss, Shapes
@@ -29,13 +29,44 @@ class Option:
 Options = Mapping[str, float | str]
 
 
+class Widths(Protocol):
+    """The channels of a model's maps, in order, and of its pooled features."""
+
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """One for each stage."""
+
+    @property
+    def pooled(self) -> int:
+        """Of the features before the last linear layer."""
+
+
+def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
+    if options["match"] != "pooled" or student.pooled == teacher.pooled:
+        return ""
+    return (
+        f"match: pooled compares their pooled features one by one, and there are {student.pooled} of the student's "
+        f"and {teacher.pooled} of the teacher's; use match: logits, or a teacher with {student.pooled}"
+    )
+
+
+def _stage_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
+    stages = min(len(student.maps), len(teacher.maps))
+    if int(options["stage"]) <= stages:
+        return ""
+    return (
+        f"stage: {options['stage']} compares maps that one of them lacks; they share {stages} stages, use 1 to {stages}"
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train a student.
 
     `needs` tells from the options which outputs of the teacher it uses: some of `logits`, `pooled` and `maps`, or none
     where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. One that
-    `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher.
+    `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher. `mismatch`
+    states why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
     """
 
     builder: str
@@ -43,6 +74,7 @@ class Method:
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
     has_parameters: bool = False
+    mismatch: Callable[[Options, Widths, Widths], str] = lambda options, student, teacher: ""
 
     @property
     def has_teacher(self) -> bool:
@@ -64,6 +96,7 @@ METHODS: Mapping[str, Method] = {
             "match": Option("logits", "what is compared with the teacher's", choices=("logits", "pooled")),
         },
         lambda options: (str(options["match"]),),
+        mismatch=_pooled_mismatch,
     ),
     "st": Method(
         "orchestrator.losses.logits:SoftTarget",
@@ -80,6 +113,7 @@ METHODS: Mapping[str, Method] = {
         },
         lambda options: ("maps",),
         has_parameters=True,
+        mismatch=_stage_mismatch,
     ),
 }
 

@@ -1,10 +1,15 @@
-"""The models that a study file can name. Only `build` imports torch; the table and everything else do without it."""
+"""The models that a study file can name. Only `build` imports torch; the table and everything else do without it.
+
+To add a family, write a module with its `base.Classifier` and an entry in `FAMILIES`; tests/models/test_models.py then
+tests it like the others.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -61,6 +66,7 @@ class ModelName:
         return family.fill(family.variant, self.numbers)
 
 
+@lru_cache(1024)  # a status view asks for the same few names again and again
 def parse(name: str) -> ModelName:
     """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
     for key, family in FAMILIES.items():
@@ -104,6 +110,20 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
     """
     model = parse(name)
     return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
+
+
+def deeper(name: str, blocks: int) -> str | None:
+    """The model of the same family with so many more blocks in each stage; None where there is none.
+
+    Raises ValueError for an unknown name.
+    """
+    model = parse(name)
+    family = FAMILIES[model.family]
+    # In every family with a depth, a step of it is one block more in each stage.
+    pairs = zip(family.numbers, model.numbers, strict=True)
+    numbers = [value + blocks * each.step if each.word == "depth" else value for each, value in pairs]
+    other = family.fill(family.form, numbers)
+    return other if other != name and all(map(Number.allows, family.numbers, numbers)) else None
 
 
 def describe() -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from conftest import TINY
 
-from orchestrator.execution.attempt import Job
+from orchestrator.execution.job import Job
 from orchestrator.monitor.events import Event, EventKind, LaunchStarted, LaunchTotals, TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.study.plan import PlannedTrial

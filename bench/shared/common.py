@@ -44,9 +44,9 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
     return trial
 
 
-def fresh(name: str, dataset: str, device: torch.device) -> Classifier:
-    """A model with the weights of seed 0, laid out as kdctl has it."""
-    return build_seeded(partial(models.build, name, DATASETS[dataset].classes), 0, device)
+def fresh(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
+    """A model with the weights of a seed, in the memory layout that kdctl uses."""
+    return build_seeded(partial(models.build, name, DATASETS[dataset].classes), seed, device)
 
 
 def synchronise(device: torch.device) -> None:

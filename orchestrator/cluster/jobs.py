@@ -30,6 +30,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import exceptions
 
+from orchestrator import executors
 from orchestrator.cluster import kept_cluster
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
 from orchestrator.machine import addresses, folders, proxies
@@ -82,6 +83,7 @@ class JobRequest:
     settings: tuple[str, ...] = ()
     max_concurrent: int | None = None
     skip_failed: bool = False
+    executor: str = executors.DEFAULT
     command: str = ""
 
 
@@ -441,7 +443,8 @@ def _gather(study: Study, folder: Path) -> str:
 
 def _entrypoint(order: JobRequest, file: str) -> str:
     """The shell's command line for a job."""
-    words = ["launch", word(file), "--address", "auto", "--storage", order.storage]
+    words = ["launch", word(file), *executors.arguments(order.executor), "--address", "auto"]
+    words += ["--storage", order.storage]
     words += ["--data", order.data] if order.data is not None else []
     words += [word for setting in order.settings for word in ("--set", setting)]
     words += ["--max-concurrent", str(order.max_concurrent)] if order.max_concurrent else []

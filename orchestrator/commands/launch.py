@@ -20,6 +20,7 @@ from orchestrator.commands.shared.options import (
     storage_words,
 )
 from orchestrator.errors import EXIT_TRIALS
+from orchestrator.executors import DEFAULT, EXECUTORS
 
 if TYPE_CHECKING:
     from orchestrator.launch import LaunchResult
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 @set_option
 @cluster_option
 @click.option("--no-dashboard", is_flag=True, help="Start Ray without its dashboard.")
-@click.option("--inline", is_flag=True, help="Train in this process, one trial after the other, without Ray.")
+@click.option("--executor", type=click.Choice([*EXECUTORS]), help=f"Where to train; {DEFAULT} by default.")
+@click.option("--inline", is_flag=True, help="Short for --executor inline: train in this process, without Ray.")
 @click.option(
     "--max-concurrent", type=click.IntRange(min=1), metavar="N", help="Train at most N trials at the same time."
 )
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     "--json", "as_json", is_flag=True, help="Print one JSON object per event instead of tables, for programs."
 )
 @click.option("--quiet", is_flag=True, help="Report only failures while training.")
-def launch(file: str, address: str | None, inline: bool, as_json: bool, **options: Any) -> None:
+def launch(file: str, address: str | None, executor: str | None, inline: bool, as_json: bool, **options: Any) -> None:
     """Train the unfinished trials of a study FILE, then print its results.
 
     Launching the same file again resumes where the last launch ended, for whatever reason it ended.
@@ -59,26 +61,39 @@ def launch(file: str, address: str | None, inline: bool, as_json: bool, **option
     from orchestrator.monitor.sinks import write_line
     from orchestrator.study.reader import load_study
 
-    if inline and (address or options["max_concurrent"]):
-        raise click.UsageError(
-            "--inline trains one trial at a time in this process; remove it, or remove --address and --max-concurrent"
-        )
+    name = _choose_executor(executor, inline, {"address": address, "max_concurrent": options["max_concurrent"]})
     if address and is_dashboard(address):
-        _submit(file, address, as_json, options)
+        _submit(file, address, as_json, {**options, "executor": name})
         return
     if is_supervised():
         follow_parent()
-    elif not inline:
+    elif EXECUTORS[name].is_supervised:
         study = load_study(file, options["settings"])  # an error in the file needs no second process
         sys.exit(supervise(sys.argv[1:], study.text, lambda text: write_line(sys.stderr, text), print_resume_command))
     dashboard = not options.pop("no_dashboard")
-    _train(file, address=address, inline=inline, as_json=as_json, dashboard=dashboard, **options)
+    _train(file, address=address, executor=name, as_json=as_json, dashboard=dashboard, **options)
+
+
+def _choose_executor(executor: str | None, inline: bool, given: dict[str, Any]) -> str:
+    """The executor of a launch. Raises UsageError where the options that were given do not fit together."""
+    if inline and executor not in (None, "inline"):
+        raise click.UsageError(f"--inline is short for --executor inline; remove it, or --executor {executor}")
+    name = "inline" if inline else executor or DEFAULT
+    foreign = [
+        f"--{option.replace('_', '-')}"
+        for option, value in given.items()
+        if value is not None and option not in EXECUTORS[name].options
+    ]
+    if foreign:
+        chosen = "--inline" if inline else f"--executor {name}"
+        raise click.UsageError(f"{chosen} takes no {' or '.join(foreign)}; remove {' and '.join(foreign)}, or {chosen}")
+    return name
 
 
 def _submit(file: str, address: str, as_json: bool, options: dict[str, Any]) -> None:
     """Submits the study to a cluster. `--data` is passed on only if given: its default is a folder of this machine."""
     is_named = click.get_current_context().get_parameter_source("data") is not ParameterSource.DEFAULT
-    names = ("storage", "settings", "max_concurrent", "skip_failed")
+    names = ("storage", "settings", "max_concurrent", "skip_failed", "executor")
     data = options["data"] if is_named else None
     submit(file, address, data=data, as_json=as_json, **{name: options[name] for name in names})
 

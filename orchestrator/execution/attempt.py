@@ -23,6 +23,7 @@ from orchestrator.data import tensors
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.execution.job import Job
 from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
@@ -40,60 +41,6 @@ from orchestrator.training.graphs import own_stream, sharing
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import LOSS, build_seeded
 from orchestrator.training.state import TrainingState, supports_bfloat16
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A planned trial with what its worker needs to know of the launch; plain JSON travels to the worker."""
-
-    trial: PlannedTrial
-    no: int
-    study: str
-    storage: str
-    threads: int
-    weights: str | None  # the file of a teacher that the user brought
-    git_commit: str | None
-    ray_version: str | None
-    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
-    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
-    checkpoint_seconds: float = 30.0
-    gpus: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal job."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        return {**data, "trial": self.trial.to_json()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Job:
-        """The job that `to_json` was asked of."""
-        return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
-
-    def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
-        """The job's row before anything was measured."""
-        config = self.trial.config
-        return TrialRecord(
-            no=self.no,
-            method=config.method,
-            dataset=config.dataset,
-            student=config.student,
-            teacher=config.teacher.student if config.teacher else None,
-            start_time=datetime.now(UTC),
-            nepoch=config.epochs,
-            lr=config.lr,
-            batch_size=config.batch_size,
-            trial_id=self.trial.trial_id,
-            study=self.study,
-            state=state,
-            error=error,
-            failure=failure,
-            seed=config.seed,
-            teacher_id=self.trial.teacher_id,
-            recipe={**config.recipe(), "teacher_answers": self.trial.teacher_cache},
-            kdctl_version=version("kdctl"),
-            ray_version=self.ray_version,
-            git_commit=self.git_commit,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
+from orchestrator import models
 from orchestrator.monitor.events import Event, EventKind, LaunchStarted, LaunchTotals, TrialStarted, accuracies
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.study.short_names import short_ids
@@ -326,20 +326,27 @@ def _played(left: Sequence[TrialStatus], lasts: Callable[[TrialStatus], float], 
     return time
 
 
-_DEPTH = re.compile(r"_(\d{1,4})$")
+_UNKNOWN = 1.0
 
 
 def _kinds(member: Member) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """What a trial's pace depends on, from the most to the least: its work, its model on its data, its data."""
     teacher = member.teacher if member.answers == "live" else None
     work = (member.method, member.dataset, member.student, member.answers or "", teacher or "")
-    return work, (member.dataset, member.student), (member.dataset,)
+    unit = "unknown" if _cost(member) == _UNKNOWN else "counted"  # the two are never compared
+    return work, (unit, member.dataset, member.student), (unit, member.dataset)
 
 
-def _size(member: Member) -> float:
-    """What a model costs beside others, as far as its name tells: a ResNet's depth."""
-    found = _DEPTH.search(member.student)
-    return float(found[1]) if found else 1.0
+def _cost(member: Member) -> float:
+    """What training on an image costs, in multiply-adds; `_UNKNOWN` where this version does not know the models.
+
+    The backward pass counts as two forward passes; a live teacher runs forward alone.
+    """
+    try:
+        cost = 3 * models.multiply_adds(member.student)
+        return cost + (models.multiply_adds(member.teacher) if member.teacher and member.answers == "live" else 0)
+    except ValueError:
+        return _UNKNOWN
 
 
 class _Paces:
@@ -350,8 +357,8 @@ class _Paces:
         for standing in trials:
             if standing.measured:
                 work, model, data = _kinds(standing.member)
-                scale = _size(standing.member)
-                for kind, seconds in ((work, 1.0), (model, 1.0), (data, 1 / scale)):
+                scale = _cost(standing.member)
+                for kind, seconds in ((work, 1.0), (model, 1 / scale), (data, 1 / scale)):
                     self._sums[kind][0] += standing.seconds * seconds
                     self._sums[kind][1] += standing.measured
 
@@ -366,7 +373,8 @@ class _Paces:
             pace = standing.seconds / standing.measured
             return pace, pace, False
         work, model, data = _kinds(standing.member)
-        for kind, scale, rough in ((work, 1.0, 1.0), (model, 1.0, _ROUGH), (data, _size(standing.member), _ROUGH)):
+        cost = _cost(standing.member)
+        for kind, scale, rough in ((work, 1.0, 1.0), (model, cost, _ROUGH), (data, cost, _ROUGH)):
             if kind in self._sums:
                 seconds, epochs = self._sums[kind]
                 pace = seconds / epochs * scale

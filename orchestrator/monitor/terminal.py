@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
+from orchestrator import executors
 from orchestrator.columns import wrap, wrapped
 from orchestrator.errors import printable
 from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, TrialStatus, age, eta_text
@@ -128,7 +129,7 @@ def _clock(seconds: float) -> str:
 
 
 def _where(board: StudyStatus) -> str:
-    how = {"inline": "in one process", "ray": "on Ray"}.get(board.executor, board.executor)
+    how = executors.describe_place(board.executor)
     return _shown(f"{how}, {board.host}" if board.host else how)
 
 

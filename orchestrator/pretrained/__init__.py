@@ -1,4 +1,4 @@
-"""Weights of a teacher that was trained elsewhere: the file formats, and what to say where weights do not fit a model.
+"""Teacher weights that were trained elsewhere: file formats, and messages about weights that do not fit a model.
 
-Imports the base layer and `models`. Start with `weights`.
+Imports the base layer and `models`. Start with `weight_files`.
 """

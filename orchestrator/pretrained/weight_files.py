@@ -1,4 +1,4 @@
-"""Teacher weights that the user brings: which of a file's tensors they are, and what is wrong where they do not fit."""
+"""Weights files that the user brings for a teacher: which of a file's tensors fit, and why the others do not."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from torch import Tensor
 
 from orchestrator import models
 from orchestrator.errors import TeacherError, printable
-from orchestrator.pretrained.formats import UnreadableWeights, parse, tensors
-from orchestrator.pretrained.mismatches import reasons
+from orchestrator.pretrained._formats import UnreadableWeights, parse, tensors
+from orchestrator.pretrained._mismatches import find_mismatches
 
-_WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names; no model of ours has them
-_DEEPEST = 4  # mappings within mappings that are looked into
-_COUNTER = "num_batches_tracked"  # changes nothing that a model in eval mode says, and old files lack it
+_WRAPPERS = {"module", "_orig_mod"}  # DataParallel and torch.compile add them to names; no model of ours has them
+_DEEPEST = 4  # levels of nested mappings that are searched
+_COUNTER = "num_batches_tracked"  # changes no output of a model in eval mode, and old files lack it
 
-State = Mapping[str, Tensor | None]  # None stands for what is no dense tensor of numbers
+State = Mapping[str, Tensor | None]  # None for a value that is not a dense tensor of numbers
 
 
 def read(path: Path, digest: str | None = None) -> Any:
-    """What a weights file holds: a state dict, or mappings in which one may be.
+    """The content of a weights file: a state dict, or nested mappings that may contain one.
 
-    Nothing in it is executed. Raises TeacherError where it is missing, damaged, of another kind, or not the file with
-    this SHA-256.
+    Nothing in it is executed. Raises TeacherError where the file is missing, damaged, in an unknown format, or has
+    another SHA-256 than `digest`.
     """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise TeacherError(f"{path} is missing; put it there, or take it out of the study file") from None
+        raise TeacherError(f"{path} is missing; put the file there, or remove it from the study file") from None
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror or error}); name a weights file that you may read"
         raise TeacherError(message) from None
     found = hashlib.sha256(raw).hexdigest()
     if digest not in (None, found):
         raise TeacherError(
-            f"{path} is not the file that was planned with: its SHA-256 is {found[:12]}…, wanted {digest[:12]}…; put "
-            "that file back, or launch again, which takes this one as another teacher"
+            f"{path} changed after the plan was made: its SHA-256 is {found[:12]}…, expected {digest[:12]}…; restore "
+            "the planned file, or launch again to use this one as a different teacher"
         )
     try:
         return parse(raw)
@@ -48,8 +48,8 @@ def read(path: Path, digest: str | None = None) -> Any:
         raise TeacherError(f"{path} {printable(str(error)).replace('FILE', repr(path.name))}") from None
 
 
-def problems(path: Path, digest: str, teachers: Iterable[tuple[str, int]]) -> list[str]:
-    """What keeps a file from being the weights of each of these models, given with their numbers of classes."""
+def find_problems(path: Path, digest: str, teachers: Iterable[tuple[str, int]]) -> list[str]:
+    """Why a file does not hold the weights of each of these models, given with their numbers of classes."""
     try:
         content = read(path, digest)
     except TeacherError as error:
@@ -65,22 +65,22 @@ def problems(path: Path, digest: str, teachers: Iterable[tuple[str, int]]) -> li
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Tensors of a file that may be a model's: where they stand in it, and what they are called without a prefix."""
+    """Tensors in a file that may be a model's: their location in it, and the tensors by name without a prefix."""
 
-    place: str
+    location: str
     state: State
 
-    def likeness(self, wanted: Mapping[str, Tensor]) -> int:
-        """How many of the wanted names it has, less one where it has others."""
-        return 2 * len(self.state.keys() & wanted.keys()) - bool(self.state.keys() - wanted.keys())
+    def similarity(self, expected: Mapping[str, Tensor]) -> int:
+        """Twice the number of expected names that it has, less one where it has others."""
+        return 2 * len(self.state.keys() & expected.keys()) - bool(self.state.keys() - expected.keys())
 
-    def has_names(self, wanted: Mapping[str, Tensor]) -> bool:
+    def has_names(self, expected: Mapping[str, Tensor]) -> bool:
         """Whether it has every name of the model, and no other."""
-        return _counted(self.state) == _counted(wanted) and self.state.keys() <= wanted.keys()
+        return _without_counters(self.state) == _without_counters(expected) and self.state.keys() <= expected.keys()
 
-    def has_shapes(self, wanted: Mapping[str, Tensor]) -> bool:
+    def has_shapes(self, expected: Mapping[str, Tensor]) -> bool:
         """Whether its tensors have the shapes of the model's."""
-        return all(tensor is not None and tensor.shape == wanted[name].shape for name, tensor in self.state.items())
+        return all(tensor is not None and tensor.shape == expected[name].shape for name, tensor in self.state.items())
 
     def equals(self, other: _Candidate) -> bool:
         """Whether both are the same weights."""
@@ -90,35 +90,35 @@ class _Candidate:
         )
 
 
-def _counted(state: Mapping[str, Any]) -> set[str]:
+def _without_counters(state: Mapping[str, Any]) -> set[str]:
     return {name for name in state if not name.endswith(_COUNTER)}
 
 
 def fit(content: Any, path: Path, model: str, classes: int) -> dict[str, Tensor]:
-    """The float32 state of a model, from what its weights file holds (see `read`); counters of batches may be missing.
+    """The float32 state of a model from the content of its weights file, see `read`. Batch counters may be missing.
 
-    Raises TeacherError that says what is wrong where it does not fit, or where it holds several states that do.
+    Raises TeacherError that states what is wrong where nothing fits, or where several different states fit.
     """
     with torch.device("meta"):
-        wanted = models.build(model, classes).state_dict()
-    found = list(_candidates(content, wanted))
+        expected = models.build(model, classes).state_dict()
+    found = list(_candidates(content, expected))
     has_tensors = any(tensor is not None for candidate in found for tensor in candidate.state.values())
     if not has_tensors and content != {}:
-        raise TeacherError(f"{path} holds something else than plain tensors by name; save model.state_dict() alone")
-    chosen = _chosen(found, wanted, path)
-    state, problems = _converted(chosen.state), reasons(chosen.state, wanted, model, classes)
-    if not problems:  # a tensor of another shape may be far larger than its file
+        raise TeacherError(f"{path} holds no dense tensors of numbers by name; save only model.state_dict()")
+    chosen = _choose(found, expected, path)
+    state, problems = _convert(chosen.state), find_mismatches(chosen.state, expected, model, classes)
+    if not problems:  # only then: a tensor of another shape may be far larger than its file
         problems = [f"{name} is not finite" for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if problems:
         listed = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        where = f" (looked at {chosen.place})" if chosen.place else ""
+        where = f" (compared {chosen.location})" if chosen.location else ""
         message = f"{path} does not fit {model} with {classes} classes{where}: {listed}; give weights of that model"
         raise TeacherError(printable(message))
     return state
 
 
-def _converted(state: State) -> dict[str, Tensor]:
-    """Weights in float32, whatever they were saved in; counters as they are."""
+def _convert(state: State) -> dict[str, Tensor]:
+    """Weights in float32, whatever their stored dtype; counters unchanged."""
     return {
         name: tensor if name.endswith(_COUNTER) or _is_expanded(tensor) else tensor.float()
         for name, tensor in state.items()
@@ -127,46 +127,46 @@ def _converted(state: State) -> dict[str, Tensor]:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    """Whether it has more numbers than bytes are there for, and a copy of it may fill the memory."""
+    """Whether it has more numbers than stored bytes, so that a copy may fill the memory."""
     return tensor.numel() > tensor.untyped_storage().nbytes()
 
 
-def _chosen(found: list[_Candidate], wanted: Mapping[str, Tensor], path: Path) -> _Candidate:
-    """The one that fits; where none does, the one that is most like the model, to say what is wrong with it."""
-    named = [candidate for candidate in found if candidate.has_names(wanted)]
-    fitting = [candidate for candidate in named if candidate.has_shapes(wanted)]
+def _choose(found: list[_Candidate], expected: Mapping[str, Tensor], path: Path) -> _Candidate:
+    """The candidate that fits; where none does, the one most similar to the model, for a message about it."""
+    named = [candidate for candidate in found if candidate.has_names(expected)]
+    fitting = [candidate for candidate in named if candidate.has_shapes(expected)]
     others = [candidate for candidate in fitting[1:] if not candidate.equals(fitting[0])]
     if others:
-        listed = ", ".join(candidate.place for candidate in (fitting[0], *others))
+        listed = ", ".join(candidate.location for candidate in (fitting[0], *others))
         raise TeacherError(
-            f"{path} holds {1 + len(others)} different states that fit: {listed}; save the one that shall teach alone, "
+            f"{path} holds {1 + len(others)} different states that fit: {listed}; save only the teacher's, "
             "like `torch.save(torch.load(FILE, 'cpu')['model'], 'state.pth')`, and name state.pth".replace(
                 "FILE", repr(path.name)
             )
         )
     if fitting or named:
         return (fitting or named)[0]
-    return max(found, key=lambda candidate: candidate.likeness(wanted), default=_Candidate("", {}))
+    return max(found, key=lambda candidate: candidate.similarity(expected), default=_Candidate("", {}))
 
 
-def _candidates(content: Any, wanted: Mapping[str, Tensor]) -> Iterator[_Candidate]:
-    """Every mapping of tensors in a file, under each prefix below which a model's names may stand."""
-    anchor = next(iter(wanted))  # a name that every state of such a model has
-    for place, mapping in _mappings(content, ()):
+def _candidates(content: Any, expected: Mapping[str, Tensor]) -> Iterator[_Candidate]:
+    """Every mapping of tensors in a file, once for each prefix that a model's names may have in it."""
+    anchor = next(iter(expected))  # a name that every state of such a model has
+    for path, mapping in _mappings(content, ()):
         state = _without_wrappers(tensors(mapping))
         prefixes = {name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")}
         for prefix in sorted({"", *prefixes}, key=len):
             inner = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
             if inner:
-                yield _Candidate(_shown(place, prefix), inner)
+                yield _Candidate(_describe(path, prefix), inner)
 
 
-def _mappings(content: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+def _mappings(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     if isinstance(content, Mapping):
-        yield place, content
-        if len(place) < _DEEPEST:
+        yield path, content
+        if len(path) < _DEEPEST:
             for name, inner in content.items():
-                yield from _mappings(inner, (*place, str(name)))
+                yield from _mappings(inner, (*path, str(name)))
 
 
 def _without_wrappers(state: State) -> State:
@@ -174,7 +174,7 @@ def _without_wrappers(state: State) -> State:
     return {short: state[name] for short, name in bare.items()} if len(bare) == len(state) else state
 
 
-def _shown(place: tuple[str, ...], prefix: str) -> str:
-    """Where tensors stand, like `['model'], names that begin with net.`; empty for the whole of a file."""
-    parts = ("".join(f"[{name!r}]" for name in place), f"names that begin with {prefix}" if prefix else "")
+def _describe(path: tuple[str, ...], prefix: str) -> str:
+    """The location of tensors in a file, like `['model'], names that begin with net.`; empty for the whole file."""
+    parts = ("".join(f"[{name!r}]" for name in path), f"names that begin with {prefix}" if prefix else "")
     return ", ".join(filter(None, parts))

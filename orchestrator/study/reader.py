@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import losses
+from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import Fault, StudyError
 from orchestrator.machine import paths
+from orchestrator.models.family import Widths
 from orchestrator.study import document, fields
 from orchestrator.study.document import Location, Node, shorten
 from orchestrator.study.fields import Key
@@ -421,6 +422,7 @@ def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iter
     datasets = experiment.axes.get("dataset", ())
     yield from _method_faults(experiment)
     yield from _option_faults(experiment)
+    yield from _width_faults(experiment)
     yield from _image_faults(_effective(recipe, experiment.axes), datasets)
     for teacher in experiment.teachers:
         yield from _image_faults(_teacher_axes(recipe, experiment, teacher), datasets)
@@ -439,14 +441,13 @@ def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
     for teacher in experiment.teachers:
         for value in teacher.axes.get("weights", ()):
             if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
-                from orchestrator.pretrained import (
-                    weight_files,  # loads torch, which a study without weights need not wait for
-                )
+                # Loads torch, which a study without weights need not wait for.
+                from orchestrator.pretrained import weight_files
 
                 path, digest = folder / value.value, teacher.digests[value.value]
-                models = [model.value for model in teacher.axes.get("model", ())]
+                names = [model.value for model in teacher.axes.get("model", ())]
                 classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
-                yield from map(value.fault, weight_files.problems(path, digest, itertools.product(models, classes)))
+                yield from map(value.fault, weight_files.find_problems(path, digest, itertools.product(names, classes)))
 
 
 def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
@@ -484,6 +485,29 @@ def _option_faults(experiment: Experiment) -> Iterator[Fault]:
             takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
             message = f"{name} belongs to method {', '.join(takers)}, not to {', '.join(methods)}; remove it"
             yield experiment.axes[name][0].fault(message)
+
+
+def _width_faults(experiment: Experiment) -> Iterator[Fault]:
+    """Teachers whose outputs a method cannot compare with a student's; one fault for each teacher's model."""
+    students: dict[Widths, str] = {}  # models of one width are alike here
+    for student in experiment.axes.get("student", ()):
+        students.setdefault(models.widths(student.value), student.value)
+    choices = list(_option_choices(experiment))
+    for model in itertools.chain.from_iterable(teacher.axes.get("model", ()) for teacher in experiment.teachers):
+        teacher = models.widths(model.value)
+        pairs = itertools.product(choices, students.items())
+        found = ((name, method.mismatch(options, own, teacher)) for (method, options), (own, name) in pairs)
+        for name, mismatch in itertools.islice(filter(lambda pair: pair[1], found), 1):
+            yield model.fault(f"{model.value} cannot teach {name}: {mismatch}")
+
+
+def _option_choices(experiment: Experiment) -> Iterator[tuple[losses.Method, losses.Options]]:
+    """Each method with every combination of its options."""
+    for method in experiment.axes.get("method", ()):
+        facts = losses.METHODS[method.value.name]
+        given = [name for name in facts.options if name in fields.OPTION_KEYS and experiment.axes.get(name)]
+        for values in itertools.product(*({value.value for value in experiment.axes[name]} for name in given)):
+            yield facts, {**facts.defaults(), **dict(zip(given, values, strict=True)), **dict(method.value.options)}
 
 
 def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:

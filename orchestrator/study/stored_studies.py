@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator import executors
 from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator.machine import commits
 from orchestrator.machine.paths import word
 from orchestrator.records import TableKey, TrialRecord
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
-from orchestrator.study.plan import Plan
+from orchestrator.study.plan import Plan, PlannedTrial
 from orchestrator.suggest import nearest
 
 
@@ -68,6 +72,32 @@ class Launched:
     left: tuple[str, ...] = ()
     path: str = ""
     commit: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        to_do: Sequence[PlannedTrial],
+        since: datetime,
+        settings: Sequence[str],
+        data: Path,
+        executor: str,
+    ) -> Launched:
+        """A launch of this process, of the trials `to_do`. Secrets do not belong in a study file; they are masked."""
+        others = {trial.trial_id for trial in to_do} | {t.trial_id for t in plan.trials if t.state == "finished"}
+        return cls(
+            resource=f"{LAUNCH}{secrets.token_hex(6)}",
+            since=since,
+            host=socket.gethostname(),
+            executor=executor,
+            file=masked(plan.source),
+            text=masked(plan.text),
+            settings=tuple(map(masked, settings)),
+            data=str(data),
+            left=tuple(trial.trial_id for trial in plan.trials if trial.trial_id not in others),
+            path=path_of(plan.source),
+            commit=commits.of_file(Path(plan.source)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +273,5 @@ def command(study: StoredStudy) -> list[str]:
     """The words of the command line that launches a study again."""
     launched = study.launched
     settings = [word for setting in launched.settings for word in ("--set", setting)]
-    how = ["--inline"] if launched.executor == "inline" else []
     data = [] if launched.data == "data" else ["--data", launched.data]
-    return ["kdctl", "launch", word(launched.file), *data, *settings, *how]
+    return ["kdctl", "launch", word(launched.file), *data, *settings, *executors.arguments(launched.executor)]

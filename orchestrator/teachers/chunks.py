@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from orchestrator.errors import LeaseLost, StorageError
+from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.records import TableKey
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire, table_resource
@@ -77,8 +77,19 @@ class Slices:
             with lease, suppress(LeaseLost):
                 if self._missing([number]) and not is_done():
                     content = build(*self.bounds()[number])
+                    self._check_size(number, content)
                     lease.check()
                     self.storage.backend.write(self.names()[number], content)
+
+    def _check_size(self, number: int, content: bytes) -> None:
+        """Raises TeacherError for a chunk of another size than the table's: it would be built without end."""
+        start, end = self.bounds()[number]
+        if len(content) != (end - start) * self.width:
+            raise TeacherError(
+                f"{end - start:,} outputs of teacher {self.key.teacher_id} take {len(content):,} bytes, but table "
+                f"{self.key.name} expects {self.width} for each; the widths that its model's family states are wrong: "
+                "correct them in models/, or set teacher_cache: live"
+            )
 
     def join(self, file: BinaryIO) -> None:
         """Appends all of them to a file. Raises StorageError where one is gone."""

@@ -356,7 +356,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     launched.until_checkpoint(2)
     launched.process.send_signal(number)
     assert launched.end() == 130
-    assert f"{number.name}: stopping, what runs writes a checkpoint first" in launched.log
+    assert f"{number.name}: stopping; running trials write a checkpoint first" in launched.log
     last = launched.log.splitlines()[-1]
     assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.backend.address}"
     assert "Traceback" not in launched.log

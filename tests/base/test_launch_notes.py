@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import launch
-from orchestrator.execution.attempt import Job
+from orchestrator.execution.job import Job
 from orchestrator.monitor.events import Event, EventKind, TrialStarted
+from orchestrator.monitor.launch_events import with_precision
 from orchestrator.records import State, TrialConfig
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
@@ -21,13 +22,13 @@ STUDY = "study: s\nexperiments:\n- {method: base, dataset: digits, student: resn
 
 def test_what_auto_chose_is_said_once_a_choice(make_config: Callable[..., TrialConfig]) -> None:
     heard: list[Event] = []
-    on_event = launch._telling_precision(heard.append)
+    on_event = with_precision(heard.append)
     trial = PlannedTrial("0123456789ab", "student", make_config(precision="auto"), None, "new", None, None)
     begun = TrialStarted("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
     for facts in (begun, begun, replace(begun, arithmetic="float32"), replace(begun, arithmetic=None)):
         on_event(Event(EventKind.STARTED, "", trial, facts))
     fixed = replace(trial, config=make_config(precision="float32"))
-    launch._telling_precision(heard.append)(Event(EventKind.STARTED, "", fixed, begun))
+    with_precision(heard.append)(Event(EventKind.STARTED, "", fixed, begun))
     assert [event.text for event in heard if event.kind is EventKind.NOTE] == [
         "precision auto: convolutions in bfloat16 on cpu, 1 threads",
         "precision auto: convolutions in float32 on cpu, 1 threads",

@@ -48,10 +48,11 @@ def storage(tmp_path: Path, write: Write) -> Storage:
 
 
 def remember(storage: Storage, file: Path) -> None:
-    from orchestrator.launch import _launched
 
     plan = plan_study(file, storage.backend.address)
-    stored_studies.remember(storage, plan, _launched(plan, [], datetime.now(UTC), (), Path("d"), inline=True))
+    stored_studies.remember(
+        storage, plan, stored_studies.Launched.of(plan, [], datetime.now(UTC), (), Path("d"), "inline")
+    )
 
 
 def warnings(storage: Storage, file: Path) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from orchestrator.execution import ray_session
-from orchestrator.execution.ray_environment import settled
+from orchestrator.execution import _ray_session
+from orchestrator.execution._ray_environment import ray_environment
 from orchestrator.machine import limits
 
 FOREIGN = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_TUNE_CALLBACKS", "RAY_TRAIN_V2_ENABLED", "RAY_STORAGE")
@@ -20,7 +20,7 @@ def test_what_is_of_other_programs_is_put_aside(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     before = dict(os.environ)
-    with settled():
+    with ray_environment():
         assert not {*FOREIGN, "RAY_RUNTIME_ENV_HOOK"} & os.environ.keys()
         assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0" and os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
         assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
@@ -34,15 +34,15 @@ def test_how_ray_is_started(address: str | None, monkeypatch: pytest.MonkeyPatch
     found = {}
 
     def init(**options: object) -> None:
-        found.update(options, uv=ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+        found.update(options, uv=_ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
 
-    monkeypatch.setattr(ray_session.ray, "init", init)
-    monkeypatch.setattr(ray_session, "_reach", lambda address: None)
+    monkeypatch.setattr(_ray_session.ray, "init", init)
+    monkeypatch.setattr(_ray_session, "_reach", lambda address: None)
     monkeypatch.setattr(limits, "cores", lambda: 3)
-    monkeypatch.setattr(ray_session.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
-    ray_session._connect(address, is_kept=False)
+    monkeypatch.setattr(_ray_session.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
+    _ray_session._connect(address, is_kept=False)
     assert found["num_cpus"] == (None if address else 3) and found["uv"] is False
-    assert ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV is True
+    assert _ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV is True
     assert (found["runtime_env"] is not None) is (address is not None)
     job = found["job_config"]
     job._py_driver_sys_path.extend(["/the/working/folder"])

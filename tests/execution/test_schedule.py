@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.execution.attempt import Job
-from orchestrator.execution.schedule import Schedule
+from orchestrator.execution._schedule import Schedule
+from orchestrator.execution.job import Job
 from orchestrator.records import State, TrialConfig
 from orchestrator.study.plan import PlannedTrial
 

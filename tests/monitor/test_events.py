@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from orchestrator.execution.attempt import Job
+from orchestrator.execution.job import Job
 from orchestrator.monitor import events
 from orchestrator.monitor.events import Event, EventKind, TrialStarted
 from orchestrator.records import EpochRecord, State, TrialConfig

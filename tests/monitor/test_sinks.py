@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.execution.attempt import Job
+from orchestrator.execution.job import Job
 from orchestrator.monitor import events
 from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.sinks import Lines, event_sink, is_terminal

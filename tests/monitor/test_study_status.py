@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from launch_events import at, end, ended, epoch, launch, planned, played, started
 
+from orchestrator import models
 from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, age, eta_text, lasting
 from orchestrator.records import State
@@ -161,8 +162,28 @@ def test_students_come_after_their_teacher() -> None:
 def test_other_work_is_a_rough_guide() -> None:
     small, large = planned(0), planned(1, depth=80)
     board = told(launch(small, large), started(small, 0), epoch(small, 1, 1))
-    assert board.eta(at(1)) == Eta(9 + 10 * 10 / 2, 9 + 10 * 10 * 2)  # ten times the depth, twice more or less
-    assert eta_text(board.eta(at(1))) == "60 s to 3 min"
+    times = models.multiply_adds("resnet_32_80") / models.multiply_adds("resnet_32_8")
+    assert times == pytest.approx(14.6, abs=0.1)
+    assert board.eta(at(1)) == Eta(pytest.approx(9 + 10 * times / 2), pytest.approx(9 + 10 * times * 2))
+    assert eta_text(board.eta(at(1))) == "80 s to 5 min"
+
+
+def test_a_live_teacher_costs_a_third_of_training_it() -> None:
+    teacher = planned(0, epochs=1)
+    student = replace(planned(1, teacher=teacher), teacher_cache="live")
+    board = told(launch(teacher, student), started(teacher, 0), epoch(teacher, 1, 3, 3.0), ended(teacher, 3))
+    with_teacher = 10 * (3 + 1)  # ten epochs as long as that of the teacher's training, and its forward passes
+    assert board.eta(at(3)) == Eta(pytest.approx(with_teacher / 2), pytest.approx(with_teacher * 2))
+
+
+def test_models_that_this_version_does_not_know_are_no_guide_to_others() -> None:
+    known, unknown = planned(0, epochs=1), planned(1)
+    unknown = replace(unknown, config=replace(unknown.config, student="vgg_13"))
+    event = launch(known, unknown)
+    board = told(event, started(known, 0), epoch(known, 1, 1), ended(known, 1))
+    assert board.eta(at(1)) == Eta(0, None)
+    board = told(event, started(unknown, 0), epoch(unknown, 1, 1))
+    assert board.eta(at(1)) == Eta(9, None)
 
 
 def test_work_like_which_none_was_measured_makes_it_an_at_least() -> None:

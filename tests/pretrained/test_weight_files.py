@@ -1,4 +1,4 @@
-"""Weights files as people have them: what is loaded from them, and what is said of those that do not fit."""
+"""Weights files as people have them: what is loaded from them, and the messages about those that do not fit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def turned(convert: Callable[[torch.Tensor], Any]) -> Saved:
 
 
 ACCEPTED: dict[str, Any] = {
-    "beside an epoch": {"model": STATE, "epoch": 240, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}},
+    "with an epoch": {"model": STATE, "epoch": 240, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}},
     "any key": {"checkpoint": {"whatever": STATE}, "best": 93.1},
     "DataParallel": {"state_dict": prefixed("module."), "arch": "resnet"},
     "compiled": prefixed("_orig_mod."),
@@ -65,11 +65,11 @@ ACCEPTED: dict[str, Any] = {
     "both, the other way": prefixed("_orig_mod.module."),
     "compiled within": {name.replace("layer1.", "layer1._orig_mod."): tensor for name, tensor in STATE.items()},
     "Lightning": {"state_dict": {**prefixed("net."), "criterion.weight": torch.ones(3)}, "global_step": 7},
-    "a state beside the number of its epoch": {**STATE, "epoch": 3},
+    "a state and the number of its epoch": {**STATE, "epoch": 3},
     "NumPy": {name: tensor.numpy() for name, tensor in STATE.items()},
     "NumPy by column": {name: np.array(tensor.numpy(), order="F") for name, tensor in STATE.items()},
     "NumPy, another byte order": turned(lambda tensor: tensor.numpy().astype(">f8")),
-    "a NumPy scalar beside it": {"net": STATE, "acc": np.float64(93.1), "mean": np.ones(3)},
+    "a NumPy scalar with it": {"net": STATE, "acc": np.float64(93.1), "mean": np.ones(3)},
     "float64": turned(torch.Tensor.double),
     "parameters": OrderedDict((name, nn.Parameter(value) if value.dim() else value) for name, value in STATE.items()),
     "by column": turned(lambda tensor: tensor.transpose(0, -1).contiguous().transpose(0, -1)),
@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "arguments": (
         lambda: {"model": STATE, "args": argparse.Namespace(lr=0.1)},
-        r"holds argparse\.Namespace beside its tensors.*torch\.load\('t\.pth', 'cpu', weights_only=False\)\['model'\]",
+        r"holds argparse\.Namespace besides its tensors.*torch\.load\('t\.pth', 'cpu', weights_only=False\)\['model'\]",
     ),
     "a whole model": (
         lambda: MODEL,
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "depth and classes": (
         lambda: {"model": prefixed("module.", LARGE)},
-        r"\(looked at \['model'\]\): these .* are extra; it is built for 100",
+        r"\(compared \['model'\]\): these .* are extra; it is built for 100",
     ),
     "shortcuts without weights": (
         lambda: without("downsample"),
@@ -177,20 +177,24 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other names": (
         lambda: renamed("downsample", "shortcut", renamed("fc.", "linear.")),
-        r": some layers have other names: rename them \(shortcut is to be downsample, linear is to be fc\); give",
+        r": some layers have other names: rename shortcut to downsample, linear to fc; give",
     ),
-    "other widths": (doubled, r": its stages have 32, 64, 128 channels, wanted 16, 32, 64; give"),
+    "other widths": (doubled, r": its stages have 32, 64, 128 channels, expected 16, 32, 64; give"),
     "ImageNet": (
         lambda: torchvision.models.resnet18(num_classes=10).state_dict(),
-        r"convolution is 7×7, as in ResNets for ImageNet, wanted 3×3; it has layer4, wanted three stages; ",
+        r"convolution is 7×7, as in ResNets for ImageNet, expected 3×3; it has layer4, expected 3 stages; ",
     ),
     "bottlenecks": (
         lambda: torchvision.models.resnet50().state_dict(),
         r"layer4, .*blocks of three convolutions, .* 1,000 classes",
     ),
+    "another family": (
+        lambda: fresh(0, "wrn_10_1", 100).state_dict(),
+        r"its stages are block1, block2, block3, expected layer1, layer2, layer3; it is built for 100 .*; give",
+    ),
     "uneven stages": (
         lambda: {name: t for name, t in LARGE.items() if "layer3.2" not in name},
-        r"have 3, 3, 2 blocks, wanted 1 each",
+        r"have 3, 3, 2 blocks, expected 1 each",
     ),
     "not finite": (
         lambda: {**STATE, "fc.bias": torch.full((10,), 1e300, dtype=torch.float64)},
@@ -198,18 +202,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no tensor of numbers": (
         lambda: {**STATE, "fc.bias": torch.zeros(10, dtype=torch.complex64)},
-        r"fc\.bias is no dense tensor",
+        r"fc\.bias is not a dense tensor",
     ),
-    "odd arrays": (lambda: {**STATE, "fc.bias": np.array(["a"] * 10)}, r"fc\.bias is no dense tensor of numbers"),
+    "odd arrays": (lambda: {**STATE, "fc.bias": np.array(["a"] * 10)}, r"fc\.bias is not a dense tensor of numbers"),
     "TorchScript": (script, r"is a TorchScript archive.*torch\.jit\.load\('t\.pth', 'cpu'\)\.state_dict\(\)"),
     "another protocol": (lambda: bytes_of(STATE, pickle_protocol=4), r"a protocol other than 2"),
     "cut off": (lambda: bytes_of(STATE)[:-900], r"its archive is cut off or damaged\); copy or download it again"),
     "cut off, old": (
         lambda: bytes_of(STATE, _use_new_zipfile_serialization=False)[:-900],
-        r"whole checkpoint of PyTorch \(.*; copy or",
+        r"complete PyTorch checkpoint \(.*; copy or",
     ),
     "web page": (lambda: b"\n<!DOCTYPE html><html>", "is a web page, not weights"),
-    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:", "pointer of Git LFS.*git lfs pull"),
+    "pointer": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:",
+        "is a Git LFS pointer.*git lfs pull",
+    ),
     "empty": (lambda: b"", "is empty; copy or download it again"),
     "archive": (lambda: b"\x1f\x8b\x08\x00", "is a gzip archive; unpack it"),
     "tar": (lambda: bytes(257) + b"ustar\x0000", "is a tar archive; unpack it"),
@@ -219,13 +226,32 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_wrong_is_said(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_does_not_fit_is_explained(tmp_path: Path, kind: str) -> None:
     make, words = REFUSED[kind]
     content, path = make(), tmp_path / "t.pth"
     path.write_bytes(content if isinstance(content, bytes) else bytes_of(content))
     with pytest.raises(TeacherError, match=words) as caught:
         load(path)
     assert str(caught.value).startswith(str(path)) and "more;" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("wrn_16_2", r": these are weights of wrn_16_2, not wrn_10_2: block1\.1, block2\.1, block3\.1 are extra; give"),
+        ("wrn_10_1", r": its stages have 16, 32, 64 channels, expected 32, 64, 128; give"),
+        (
+            "resnet_32_20",
+            r": it has another architecture: its stages are layer1, layer2, layer3, expected block1, .*; give",
+        ),
+    ],
+)
+def test_weights_of_a_wide_network_are_explained_too(tmp_path: Path, model: str, words: str) -> None:
+    torch.save(fresh(0, model).state_dict(), tmp_path / "t.pth")
+    with pytest.raises(TeacherError, match=words):
+        outputs.load_weights(tmp_path / "t.pth", "wrn_10_2", 10, CPU)
+    loaded = outputs.load_weights(tmp_path / "t.pth", model, 10, CPU)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in fresh(0, model).state_dict().items())
 
 
 def test_a_folder_and_an_archive_of_something_else(tmp_path: Path) -> None:
@@ -243,7 +269,7 @@ def test_a_folder_and_an_archive_of_something_else(tmp_path: Path) -> None:
     (1, (2**40,), None, False, b""), (1, (-1,), "f4", False, b"1234"), (1, (1,), "O8", False, b"12345678"), "nonsense",
 ])  # fmt: skip
 def test_a_hostile_array_reaches_nothing_of_numpy(state: Any) -> None:
-    from orchestrator.pretrained.formats import Part, tensors
+    from orchestrator.pretrained._formats import Part, tensors
 
     kind = Part(state[2], False, True) if isinstance(state, tuple) else None
     if kind:
@@ -290,14 +316,14 @@ def test_check_plan_and_launch_open_the_file(study: Path) -> None:
     assert [trial.role for trial in plan_study(study).trials] == ["teacher", "student"]
 
 
-def test_faults_of_weights_come_with_all_others(study: Path) -> None:
+def test_faults_of_weights_are_reported_with_all_others(study: Path) -> None:
     Path("t.pth").write_bytes(b"")
     with pytest.raises(StudyError) as caught:
         plan_study(study, settings=["recipe.epochs=-1"])
     assert len(caught.value.faults) == 2 and "t.pth is empty" in str(caught.value)
 
 
-def test_who_only_reads_results_does_not_open_the_file(study: Path) -> None:
+def test_a_command_that_only_reads_results_does_not_open_the_file(study: Path) -> None:
     Path("t.pth").write_bytes(b"damaged")
     code = (
         "import sys; from orchestrator.study.reader import load_study; load_study('study.yaml'); "
@@ -311,17 +337,15 @@ def job(storage: Storage, path: Path, trial: Any) -> Job:
     return Job(trial, 1, "w", str(storage.backend.address), 1, str(path.absolute()), None, None)
 
 
-def test_a_file_that_changed_after_it_was_planned_with_is_refused(study: Path, storage: Storage) -> None:
+def test_a_file_that_changed_after_the_plan_is_refused(study: Path, storage: Storage) -> None:
     torch.save(STATE, "t.pth")
     trial = plan_study(study).trials[0]
     torch.save(OTHER, "t.pth")
     *_, row = run_trial(job(storage, Path("t.pth"), trial))
-    assert row.state is State.FAILED and re.search(
-        r"t\.pth is not the file that was planned with: its SHA-256", row.error
-    )
+    assert row.state is State.FAILED and re.search(r"t\.pth changed after the plan was made: its SHA-256", row.error)
 
 
-def test_weights_that_guess_are_doubted(study: Path, storage: Storage) -> None:
+def test_weights_no_better_than_guessing_are_warned_about(study: Path, storage: Storage) -> None:
     torch.save(STATE, "t.pth")
     reports = list(run_trial(job(storage, Path("t.pth"), plan_study(study).trials[0])))
     (notice,) = (report.text for report in reports if isinstance(report, TrialNotice))

@@ -38,6 +38,7 @@ ORDER = (
     "machine",
     "parquet",  # from here on the base layer
     "columns",
+    "executors",  # their table
     "suggest",
     "records",
     "errors",
@@ -49,7 +50,7 @@ MOST_MODULES = 15  # in one folder; more than that nobody takes in at a glance
 
 # library → the rooms or modules through which alone it is imported
 DOORS = {
-    "ray": ("execution.ray_executor", "execution.ray_session", "execution.ray_metrics", "cluster.jobs"),
+    "ray": ("execution._ray_tune", "execution._ray_session", "execution._ray_metrics", "cluster.jobs"),
     "click": ("cli", "commands"),
     "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),

@@ -179,6 +179,14 @@ BROKEN = [
         f"{E0}.teacher.epochs",
         "got epochs beside weights; a teacher from a file is not trained",
     ),
+    (
+        "pooled widths",
+        logit("teacher: [resnet_32_20, wrn_10_2]", "match: [logits, pooled]"),
+        "6:27",
+        f"{E0}.teacher[1]",
+        "wrn_10_2 cannot teach resnet_32_8: match: pooled compares their pooled features one by one, and there are 64 "
+        "of the student's and 128 of the teacher's; use match: logits, or a teacher with 64",
+    ),
     # Images.
     ("limit_train", base("limit_train: 1298"), "6:16", f"{E0}.limit_train", "got 1,298; digits has 1,297 such images"),
     ("limit_test", base("limit_test: 501"), "6:15", f"{E0}.limit_test", "got 501; digits has 500 such images"),
@@ -277,6 +285,21 @@ def test_huge_axes_are_not_compared_pair_by_pair(tmp_path: Path) -> None:
     ((_, _, message),) = faults_of(tmp_path, base(f"holdout: [{many}]", f"limit_train: [{many}]"))
     assert "50,000 holdout × 50,000 limit_train = 2,500,000,000 trials" in message
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("student", "lines"),
+    [
+        ("resnet_32_8", ["teacher: wrn_10_2"]),
+        ("[wrn_10_1, resnet_32_8]", ["teacher: [resnet_32_20, {model: wrn_16_1}]", "match: pooled"]),
+        ("wrn_10_2", ["teacher: wrn_16_2", "match: pooled"]),
+    ],
+)
+def test_models_of_other_families_and_widths_teach_where_their_outputs_compare(
+    tmp_path: Path, student: str, lines: list[str]
+) -> None:
+    text = logit(*lines).replace("student: resnet_32_8", f"student: {student}")
+    assert len(load(tmp_path, text).experiments) == 1
 
 
 @pytest.mark.parametrize("name", ["s", "7", "a.b_c-D", "x" * 64])

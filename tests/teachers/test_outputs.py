@@ -32,6 +32,7 @@ from orchestrator.data.tensors import Data
 from orchestrator.errors import TeacherError
 from orchestrator.losses.base import TeacherOutputs
 from orchestrator.models.base import Classifier
+from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
 from orchestrator.storage.leases import waiting
@@ -484,6 +485,27 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
     assert len(taught.storage.backend.list_files("teachers")) == 2
 
 
+def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config(student="wrn_10_2")
+    model = loop.fresh_model(lambda: models.build(config.student, 10), 0, CPU)
+    outputs.save_weights(model, storage, config.trial_id())
+    taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
+    key = taught.key("pooled")
+    assert taught.open(key).table.shape == (9, 128, 128)
+    assert taught.verify(key) < 0.01
+
+
+@pytest.mark.timeout(60)
+def test_outputs_of_another_width_than_stated_end_with_an_error(
+    taught: Taught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "widths", lambda name: Widths((16, 32, 63), 63))
+    with pytest.raises(
+        TeacherError, match=r"take 147,456 bytes, but table .* expects 126 for each.*teacher_cache: live"
+    ):
+        taught.open(taught.key("pooled"))
+
+
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
 def test_a_slice_of_another_size_is_built_anew(
     taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
@@ -602,7 +624,7 @@ def test_code_in_a_file_is_not_executed(tmp_path: Path, form: str) -> None:
         path.write_bytes(pickle.dumps(evil))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
-    refusal = "a protocol other than 2" if form == "pickle" else r"holds \w+\.mkdir beside its tensors"
+    refusal = "a protocol other than 2" if form == "pickle" else r"holds \w+\.mkdir besides its tensors"
     with pytest.raises(TeacherError, match=refusal):
         load(path)
     assert not marker.exists()
@@ -621,7 +643,7 @@ UNFIT: dict[str, tuple[Callable[[State], object], list[str]]] = {
         lambda state: state.update({"linear.bias": state.pop("fc.bias")}),
         ["fc.bias is missing", "linear.bias is unknown"],
     ),
-    "shape": (narrow, ["fc.weight has shape (5, 64), wanted (10, 64)"]),
+    "shape": (narrow, ["fc.weight has shape (5, 64), expected (10, 64)"]),
     "nan": (lambda state: state["conv1.weight"].view(-1)[7:8].fill_(torch.nan), ["conv1.weight is not finite"]),
     "infinite": (lambda state: state["bn1.running_var"][:1].fill_(torch.inf), ["bn1.running_var is not finite"]),
     "empty": (lambda state: state.clear(), ["conv1.weight is missing", "more"]),
@@ -738,7 +760,7 @@ def test_a_tensor_that_is_larger_than_its_file_takes_no_memory(trained: Classifi
     path = tmp_path / "weights.pt"
     torch.save({**trained.state_dict(), "fc.bias": torch.zeros(1).expand(2**50)}, path)
     assert path.stat().st_size < 2**20
-    with pytest.raises(TeacherError, match=r"fc\.bias has shape \(1125899906842624,\), wanted \(10,\)"):
+    with pytest.raises(TeacherError, match=r"fc\.bias has shape \(1125899906842624,\), expected \(10,\)"):
         load(path)
 
 
@@ -769,7 +791,7 @@ def test_cut_off_weights(trained: Classifier, tmp_path: Path, form: str, kept: f
 def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(TeacherError, match="something else than plain tensors by name; save model.state_dict"):
+    with pytest.raises(TeacherError, match="holds no dense tensors of numbers by name; save only model.state_dict"):
         load(path)
 
 

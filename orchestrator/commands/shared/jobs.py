@@ -15,6 +15,7 @@ import click
 
 from orchestrator.commands.shared.options import confirm, is_terminal, warn
 from orchestrator.errors import masked, printable
+from orchestrator.executors import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def submit(
     file: str, address: str, *, storage: str, data: str | None, settings: Sequence[str],
-    max_concurrent: int | None, skip_failed: bool, as_json: bool = False,
+    max_concurrent: int | None, skip_failed: bool, executor: str = DEFAULT, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Submits a study to a cluster and prints how to watch it. `data` is None if no folder was given."""
     from orchestrator.cluster.jobs import Cluster, JobRequest
@@ -43,7 +44,7 @@ def submit(
         click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
         JobRequest(
-            study, place, folder, tuple(settings), max_concurrent, skip_failed,
+            study, place, folder, tuple(settings), max_concurrent, skip_failed, executor,
             command=masked(shlex.join(["kdctl", *sys.argv[1:]])),
         )
     )  # fmt: skip

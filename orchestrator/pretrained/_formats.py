@@ -20,25 +20,25 @@ from torch.serialization import safe_globals
 
 
 class UnreadableWeights(Exception):
-    """A file that holds no weights that kdctl can read; the message says what it is, and what to do."""
+    """A file without weights that kdctl can read; the message states what the file is and how to fix it."""
 
 
-# What people have by mistake: how such a file begins → what it is, and what to do.
+# Files that people name by mistake: their first bytes → what the file is, and how to fix it.
 _AGAIN = "copy or download it again"
 _MISTAKEN = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself; run `git lfs pull` where it comes from",
-    b"<": "is a web page, not weights: the download got a page instead of the file; download the file itself",
-    b"\x1f\x8b": "is a gzip archive; unpack it, and name the weights file that was in it",
-    b"BZh": "is a bzip2 archive; unpack it, and name the weights file that was in it",
-    b"\xfd7zXZ": "is an xz archive; unpack it, and name the weights file that was in it",
-    b"7z\xbc\xaf": "is a 7z archive; unpack it, and name the weights file that was in it",
-    b"Rar!": "is a RAR archive; unpack it, and name the weights file that was in it",
-    b"\x89HDF": "is HDF5, as Keras writes; save the weights as a PyTorch state dict or as safetensors",
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository",
+    b"<": "is a web page, not weights: the download saved a page instead of the file; download the file itself",
+    b"\x1f\x8b": "is a gzip archive; unpack it, and name the weights file in it",
+    b"BZh": "is a bzip2 archive; unpack it, and name the weights file in it",
+    b"\xfd7zXZ": "is an xz archive; unpack it, and name the weights file in it",
+    b"7z\xbc\xaf": "is a 7z archive; unpack it, and name the weights file in it",
+    b"Rar!": "is a RAR archive; unpack it, and name the weights file in it",
+    b"\x89HDF": "is an HDF5 file, as Keras writes; save the weights as a PyTorch state dict or as safetensors",
 }
 
 
 def parse(raw: bytes) -> Any:
-    """What a file holds: a state dict, or mappings in which one may be. Raises UnreadableWeights."""
+    """The content of a file: a state dict, or nested mappings that may contain one. Raises UnreadableWeights."""
     if not raw:
         raise UnreadableWeights(f"is empty; {_AGAIN}")
     start = raw[:256].lstrip()
@@ -46,31 +46,31 @@ def parse(raw: bytes) -> Any:
         if start.startswith(beginning):
             raise UnreadableWeights(message)
     if raw[257:262] == b"ustar":
-        raise UnreadableWeights("is a tar archive; unpack it, and name the weights file that was in it")
+        raise UnreadableWeights("is a tar archive; unpack it, and name the weights file in it")
     if raw[:2] == b"PK":
         return _from_zip(raw)
     if start and start[:64].decode("latin-1").isprintable() and start.isascii():
         raise UnreadableWeights(f"is text, not weights (it begins with {start[:40].decode()!r}); {_AGAIN}")
-    return _unpickled(raw, [raw]) if raw[:1] == b"\x80" else _from_safetensors(raw)
+    return _unpickle(raw, [raw]) if raw[:1] == b"\x80" else _from_safetensors(raw)
 
 
 def _from_safetensors(raw: bytes) -> dict[str, Tensor]:
     try:
         return load(raw)
     except Exception as error:  # a damaged file makes safetensors and torch raise errors of a dozen types
-        raise _unknown(error) from None
+        raise _explain(error) from None
 
 
-def _unknown(error: Exception) -> UnreadableWeights:
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # before it torch tells how to run code
+def _explain(error: Exception) -> UnreadableWeights:
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # the text before it recommends to run code
     reason = (text.splitlines() or [type(error).__name__])[0]
     if reason.startswith("Unsupported operand"):
-        reason = "its pickle is of a protocol other than 2, which torch.save writes"
+        reason = "its pickle has a protocol other than 2, the one that torch.save writes"
     elif isinstance(error, zipfile.BadZipFile):
         reason = "its archive is cut off or damaged"
     return UnreadableWeights(
-        f"is neither whole safetensors nor a whole checkpoint of PyTorch ({reason}); {_AGAIN}, or save it again as "
-        "one of them"
+        f"is neither a complete safetensors file nor a complete PyTorch checkpoint ({reason}); {_AGAIN}, or save it "
+        "again in one of these formats"
     )
 
 
@@ -80,14 +80,14 @@ def _from_zip(raw: bytes) -> Any:
             names = archive.namelist()
             pickles = [archive.read(name) for name in names if name.rpartition("/")[2] == "data.pkl"]
     except Exception as error:  # zipfile raises errors of several types for a damaged archive
-        raise _unknown(error) from None
+        raise _explain(error) from None
     if any(name.endswith("/constants.pkl") for name in names):
         raise UnreadableWeights(
-            "is a TorchScript archive, which holds a program; save its state alone: "
+            "is a TorchScript archive, which holds a program; save only its state: "
             "`torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'state.pth')`, and name state.pth"
         )
     if pickles:
-        return _unpickled(raw, pickles)
+        return _unpickle(raw, pickles)
     if names and all(name.endswith(".npy") for name in names):
         return _from_numpy(raw)
     listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
@@ -99,14 +99,14 @@ def _from_numpy(raw: bytes) -> dict[str, Tensor]:
         with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except Exception as error:  # NumPy raises errors of several types for a damaged archive
-        raise _unknown(error) from None
+        raise _explain(error) from None
 
 
 # Pickles of torch.save.
 
 
 class Part:
-    """Stands where a checkpoint names something of NumPy: records what it is made of, and runs nothing of NumPy."""
+    """Replaces the NumPy objects in a checkpoint: records their arguments and state, and runs no code of NumPy."""
 
     def __init__(self, *args: object) -> None:
         self.args = args
@@ -120,25 +120,25 @@ _PARTS: list[Any] = [(Part, name) for name in ("numpy.ndarray", "numpy.dtype")]
 _PARTS += [
     (Part, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("_reconstruct", "scalar")
 ]
-_FIRST = 4  # pickles of the format before torch 1.6: three of its own, then the content, then bare numbers
-_loading = threading.Lock()  # what torch admits is a setting of the whole process, and trials may be threads of it
+_FIRST = 4  # pickles in a file of torch before 1.6: three headers, then the content; plain numbers follow
+_loading = threading.Lock()  # `safe_globals` changes the whole process, and trials may run in its threads
 
 
-def _unpickled(raw: bytes, pickles: list[bytes]) -> Any:
+def _unpickle(raw: bytes, pickles: list[bytes]) -> Any:
     try:
         with _loading, safe_globals(_PARTS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how a file was saved, which nobody here can change
+            warnings.simplefilter("ignore")  # they are about how the file was saved
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise errors of a dozen types
         refused = re.search(r"GLOBAL (\S+) |persistent_load", str(error))
-        raise (_refusal(list(_named(pickles))) if refused else _unknown(error)) from None
+        raise (_refusal(list(_names_in(pickles))) if refused else _explain(error)) from None
 
 
-def _named(pickles: list[bytes]) -> Iterator[str]:
-    """Every class or function that pickles name, in their order; one after another may stand in the same bytes."""
+def _names_in(pickles: list[bytes]) -> Iterator[str]:
+    """Every class or function that pickles name, in order; the same bytes may hold several pickles in a row."""
     for pickled in pickles:
         file, texts = io.BytesIO(pickled), ["", ""]
-        with suppress(Exception):  # damage; what was found before it is worth telling
+        with suppress(Exception):  # damaged bytes; the names before them are still useful
             for _ in range(_FIRST):
                 for opcode, argument, _ in pickletools.genops(file):
                     if opcode.name == "GLOBAL":
@@ -157,15 +157,15 @@ def _refusal(named: list[str]) -> UnreadableWeights:
     refused = list(dict.fromkeys(name for name in named if not _HARMLESS.fullmatch(name))) or named[:1]
     if any(_TORCH_MODULE.match(name) for name in named):
         return UnreadableWeights(
-            f"holds a whole pickled model of class {refused[0]}, and to open that would run code; where its code is, "
-            "save its state alone: "
+            f"holds a whole pickled model of class {refused[0]}, and opening it would run code; where its source code "
+            "is available, save only its state: "
             "`torch.save(torch.load(FILE, 'cpu', weights_only=False).state_dict(), 'state.pth')`, and name state.pth"
         )
     listed = ", ".join(refused[:3]) + (", …" if len(refused) > 3 else "")
     return UnreadableWeights(
-        f"holds {listed} beside its tensors, and to open that could run code; where you trust the file, save the "
-        "tensors alone: `torch.save(torch.load(FILE, 'cpu', weights_only=False)['model'], 'state.pth')` (or whatever "
-        "key holds them), and name state.pth"
+        f"holds {listed} besides its tensors, and opening it could run code; if you trust the file, save only the "
+        "tensors: `torch.save(torch.load(FILE, 'cpu', weights_only=False)['model'], 'state.pth')` (or the "
+        "key that holds them), and name state.pth"
     )
 
 
@@ -176,16 +176,16 @@ _NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torc
 
 
 def tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor | None]:
-    """The tensors and arrays of a mapping by name; None for one that is no dense tensor of numbers."""
+    """The tensors and arrays of a mapping by name; None for one that is not a dense tensor of numbers."""
     return {
-        name: _plain(value)
+        name: _to_dense(value)
         for name, value in mapping.items()
         if isinstance(name, str) and isinstance(value, (Tensor, Part))
     }
 
 
-def _plain(value: Tensor | Part) -> Tensor | None:
-    """A dense tensor with numbers of its own, neither quantised nor sparse nor a meta tensor; None for all others."""
+def _to_dense(value: Tensor | Part) -> Tensor | None:
+    """A dense tensor with stored numbers, neither quantised nor sparse nor a meta tensor; None for all others."""
     if isinstance(value, Part):
         return _from_parts(value)
     is_dense = value.layout is torch.strided and value.device.type == "cpu"

@@ -22,7 +22,7 @@ _OWN: Mapping[str, str] = {
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def ray_environment() -> Iterator[None]:
     """Within, Ray finds what a launch needs; afterwards the environment is as it was, for a caller of `launch`."""
     before = dict(os.environ)
     for name in before:

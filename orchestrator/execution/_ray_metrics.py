@@ -28,13 +28,15 @@ _LOOK = 5  # periods between two looks for new machines
 
 
 @contextmanager
-def exported(began: Event | None, on_event: EventListener, say: Callable[[str], None]) -> Iterator[EventListener]:
+def export_metrics(
+    launch_event: Event | None, on_event: EventListener, say: Callable[[str], None]
+) -> Iterator[EventListener]:
     """As long as this lasts, what is told of a launch becomes metrics too; gives what is to be told.
 
     It costs whoever tells an event no more than a queue does, and never fails: `say` says where metrics end before
-    the launch. `began` is the event that the launch began with; without it nothing is exported.
+    the launch. `launch_event` is the event that the launch began with; without it nothing is exported.
     """
-    if began is None:
+    if launch_event is None:
         yield on_event
         return
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -45,7 +47,7 @@ def exported(began: Event | None, on_event: EventListener, say: Callable[[str], 
         if not over.is_set():
             events.put(event)
 
-    thread = threading.Thread(target=_export, args=(Meter(began), events, over, say), daemon=True)
+    thread = threading.Thread(target=_export, args=(Meter(launch_event), events, over, say), daemon=True)
     thread.start()
     try:
         yield tell_both
@@ -111,7 +113,7 @@ def _gauge(name: str) -> Gauge:
     return Gauge(name, METRICS[name].meaning, METRICS[name].labels)
 
 
-def memory_told(study: str, trial: PlannedTrial) -> Callable[[], None]:
+def export_memory(study: str, trial: PlannedTrial) -> Callable[[], None]:
     """Exports the GPU memory of this process as that of a trial, until the function that this gives is called.
 
     Without a GPU nothing is exported.

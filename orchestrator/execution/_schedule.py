@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from orchestrator.execution.attempt import Job
+from orchestrator.execution.job import Job
 from orchestrator.records import State, TrialRecord
 
 

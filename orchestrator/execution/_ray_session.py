@@ -24,7 +24,7 @@ from ray.job_config import JobConfig
 from orchestrator import import_path
 from orchestrator.cluster import kept_cluster
 from orchestrator.errors import ClusterError, ResourceError, masked
-from orchestrator.execution import ray_errors
+from orchestrator.execution import _ray_errors
 from orchestrator.machine import addresses, folders, limits, proxies
 
 # Whether the environment lets Ray use other addresses than loopback.
@@ -41,7 +41,9 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def joined(address: str | None, study: str, say: Say, *, dashboard: bool = True) -> Iterator[list[dict[str, float]]]:
+def join_cluster(
+    address: str | None, study: str, say: Say, *, dashboard: bool = True
+) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources.
 
     Without an address it is the cluster that RAY_ADDRESS names, or that `kdctl up` keeps, where there is one.
@@ -158,7 +160,7 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises bare ones too
-        if ray_errors.raised_here(error):
+        if _ray_errors.raised_here(error):
             raise
         raise ResourceError(_refusal(error, address)) from None
     finally:
@@ -194,10 +196,10 @@ def _no_uv() -> Iterator[None]:
 def _refusal(error: Exception, address: str | None) -> str:
     """Why there is no cluster, in Ray's own words, and what to do."""
     where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
-    logs = None if address else ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
-    words = "\n".join([ray_errors.describe(error), *(ray_errors.read_errors(logs) if logs else ())])
+    logs = None if address else _ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
+    words = "\n".join([_ray_errors.describe(error), *(_ray_errors.read_errors(logs) if logs else ())])
     look = "check `ray status`" if address else f"see Ray's logs in {logs}" if logs else ""
-    steps = [ray_errors.find_advice(words) or "", look]
+    steps = [_ray_errors.find_advice(words) or "", look]
     what = "; ".join([*filter(None, steps), "or train with --inline"]).removeprefix("or ")
     if "\n" not in words:
         return f"{where} ({words}); {what}"

@@ -1,0 +1,308 @@
+"""Trials as one Tune experiment: the worker that trains, the searcher that chooses, the callback that watches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from orchestrator.errors import KdctlError, RayLost, ResourceError
+from orchestrator.execution._ray_errors import explain_loss, plain
+from orchestrator.execution._ray_metrics import export_memory, export_metrics
+from orchestrator.execution._ray_session import dead_process, join_cluster
+from orchestrator.execution._resources import describe_resources, gpus_per_trial
+from orchestrator.execution.attempt import Report, TakenOver, TrialNotice, run_trial
+from orchestrator.execution.controller import TrialController, Workload
+from orchestrator.execution.job import Job
+from orchestrator.machine import folders
+from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted
+from orchestrator.records import EpochRecord, TrialRecord
+from orchestrator.study.reader import Resources
+from orchestrator.training.graphs import sharing
+
+_PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
+_LOOK = 1.0  # seconds between two looks at Ray's processes and machines
+_GATHER = 0.25  # seconds of a trial's reports that Tune hears of at once: each result costs it milliseconds
+_LAST_WORDS = 50  # lines of a dead worker's standard error that its trial's log keeps
+_NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is left that fits
+
+_KINDS: Mapping[str, Callable[..., Report]] = {
+    kind.__name__: kind for kind in (TrialStarted, EpochRecord, TrialNotice, TrialRecord, TakenOver)
+}
+_LAST = (TrialRecord.__name__, TakenOver.__name__)  # what a trial ends with
+
+
+def run(work: Workload, on_event: EventListener, *, address: str | None, dashboard: bool) -> None:
+    """As `ray_executor.run`, in an environment that is ready for Ray."""
+
+    def note(text: str) -> None:
+        on_event(Event(EventKind.NOTE, text))
+
+    study = next((job.study for job in work.jobs), "")
+    with join_cluster(address, study, note, dashboard=dashboard) as nodes:
+        work.started.set()
+        gpus = gpus_per_trial(work.resources, nodes)
+        places = _places(work.resources, gpus, nodes)
+        limit = min(work.max_concurrent or places, places)
+        note(describe_resources(gpus, work.resources, f"up to {limit} at a time on Ray"))
+        if sharing(gpus) > 1:
+            note("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
+        jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in work.jobs]
+        with export_metrics(work.launch_event, on_event, note) as tell_all:
+            on_event(Event(EventKind.PREPARING, "starting the workers"))
+            controller = TrialController(work, jobs, tell_all, limit)
+            _fit(work, controller, gpus, limit)
+    controller.conclude()
+
+
+def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials fit at a time."""
+    count = 0
+    for node in nodes:
+        fit = int(node.get("CPU", 0.0) // resources.cpus_per_trial)
+        if gpus:
+            fit = min(fit, int(node.get("GPU", 0.0)) * sharing(gpus))
+        count += fit
+    return max(1, count)
+
+
+def _fit(work: Workload, controller: TrialController, gpus: float, limit: int) -> None:
+    # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
+    bundle = _bundle(work.resources.cpus_per_trial, gpus)
+    # Tune's own state, which nobody reads, goes into a scratch folder; ours is in the storage.
+    with folders.scratch("kdctl-tune-") as scratch:
+        tune.Tuner(
+            TrialWorker,
+            tune_config=tune.TuneConfig(search_alg=PlanSearcher(controller), num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="kdctl",
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[Watcher(work, controller, bundle)],
+                stop=GivingUp(work, controller),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
+            ),
+        ).fit()
+
+
+def _bundle(cpus: int, gpus: float) -> dict[str, float]:
+    """What one trial takes of a machine, as Ray counts."""
+    return {"CPU": float(cpus), **({"GPU": gpus} if gpus else {})}
+
+
+class TrialWorker(tune.Trainable):
+    """Trains a trial, an epoch or several a step; then its process takes the next one, its images still there."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What its trials take; Tune's `with_resources` would show a class with a name of its own in the dashboard."""
+        job = Job.from_json(config["job"])
+        return tune.PlacementGroupFactory([_bundle(job.threads, job.gpus)])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Gets ready for a first trial."""
+        job = Job.from_json(config["job"])
+        self._study = job.study
+        self._reports = run_trial(job)
+        self._end_memory = export_memory(job.study, job.trial)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Gets ready for another trial."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """What comes of the trial in a moment: short epochs together, and with the last one its end."""
+        start = time.monotonic()
+        reports: list[tuple[str, dict[str, Any]]] = []
+        for report in self._reports:
+            reports.append((type(report).__name__, asdict(report)))
+            if (
+                isinstance(report, TrialStarted | TrialNotice | TrialRecord | TakenOver)
+                or time.monotonic() - start > _GATHER
+            ):
+                break
+        is_done = reports[-1][0] in _LAST
+        if is_done:
+            self._end_memory()
+        return {"reports": reports, "done": is_done}
+
+    def cleanup(self) -> None:
+        """Lets go of the trial."""
+        self._reports.close()
+        self._end_memory()
+
+    def __repr__(self) -> str:
+        # The dashboard keeps what this said first, so it holds for every trial to come; see `Watcher.on_trial_start`.
+        return f"kdctl worker of study {self._study}"
+
+
+class PlanSearcher(Searcher):
+    """Deals the trials of a plan as their teachers become ready."""
+
+    def __init__(self, controller: TrialController) -> None:
+        super().__init__()
+        self._controller = controller
+
+    def __reduce__(self) -> Any:
+        return Searcher, ()  # as for `Watcher`
+
+    def __deepcopy__(self, memo: Any) -> PlanSearcher:
+        return self
+
+    def suggest(self, trial_id: str) -> Any:
+        """A job as Tune's config; None while every trial left waits for a live one; FINISHED after the last."""
+        # None with nothing live would make Tune wait ten minutes in one step, so the conductor waits itself.
+        job = self._controller.start_or_wait()
+        if job:
+            return {"job": job.to_json()}
+        return Searcher.FINISHED if self._controller.is_over else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `Watcher` takes note of what ended."""
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tells Tune not to count for us: the schedule does."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: launching again is how a study goes on."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""
+
+
+class GivingUp(tune.Stopper):
+    """Ends the experiment where Tune would wait: for workers that do not stop in time, or cannot be reached."""
+
+    def __init__(self, work: Workload, controller: TrialController) -> None:
+        self._work = work
+        self._controller = controller
+        self._since: float | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is ended by what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        if self._controller.is_over or self._controller.is_lost:
+            return True
+        if not self._work.stop.is_set():
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > _PATIENCE
+
+    def __reduce__(self) -> Any:
+        return tune.stopper.NoopStopper, ()  # as for `Watcher`
+
+
+class Watcher(tune.Callback):
+    """Passes on what the workers report, takes note of what ended, and looks after what is silent."""
+
+    def __init__(self, work: Workload, controller: TrialController, bundle: Mapping[str, float]) -> None:
+        self._work = work
+        self._controller = controller
+        self._bundle = bundle
+        self._looked = self._fitted = time.monotonic()
+
+    def __reduce__(self) -> Any:
+        # Tune pickles its callbacks for a restore that we never ask for; a terminal cannot be pickled.
+        return tune.Callback, ()
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Looks around, now and then; tells the workers to stop where the launch is to: it ends with its lease."""
+        if self._work.stop.is_set():
+            self._work.lease.release()
+        if time.monotonic() - self._looked < _LOOK:
+            return
+        self._looked = time.monotonic()
+        if dead := dead_process():
+            self._controller.give_up(RayLost(f"Ray's {dead} died"))
+            return
+        self._controller.look_after_silent()
+        for trial in trials:  # one that was given up for its silence would keep its place for ever
+            is_due = trial.status == Trial.RUNNING and not trial.last_result.get("done")
+            if is_due and trial.temporary_state.ray_actor and not self._controller.is_live(_job(trial)):
+                ray.kill(trial.temporary_state.ray_actor)
+        if any(_fits(self._bundle, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+            self._fitted = self._looked
+        elif self._looked - self._fitted > _NO_NODE:
+            self._controller.give_up(
+                ResourceError(
+                    "no machine of the cluster is left that can train a trial; start one (`ray start --address …`), "
+                    "then go on with the same command"
+                )
+            )
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Gives what the worker does from now on the trial's name, which the dashboard and `ps` show."""
+        worker = trial.temporary_state.ray_actor
+        vars(worker).pop("train", None)  # of its trial before; Ray makes the method anew
+        planned = _job(trial).trial
+        worker.train = worker.train.options(name=f"{planned.trial_id} {planned.title()}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Epochs, a notice, or the end of a trial."""
+        job = _job(trial)
+        with self._giving_up():
+            for kind, content in result.get("reports", ()):
+                self._controller.note(job, _KINDS[kind](**content))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A worker that died."""
+        story = _story(trial)
+        failure, reason = explain_loss(story)
+        job = _job(trial)
+        with self._giving_up():
+            words = _last_words(self._controller.started(job.trial.trial_id)) if failure.is_retried else story
+            self._controller.lost(job, failure, reason, words)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Ends the launch for an error that Tune would wrap into one of its own."""
+        try:
+            yield
+        except KdctlError as error:
+            self._controller.give_up(error)
+
+
+def _fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in bundle.items())
+
+
+def _story(trial: Trial) -> str:
+    """What Ray says of an error: Tune has it in a file, as text, before it hands it out."""
+    try:
+        return plain(Path(trial.error_file).read_text(errors="replace")) if trial.error_file else ""
+    except OSError:
+        return ""
+
+
+def _last_words(started: TrialStarted | None) -> str:
+    """What a dead worker left on its standard error, where that is on this machine: a crash of native code, say."""
+    node = ray._private.worker._global_node
+    if started is None or node is None or started.host != socket.gethostname():
+        return ""
+    lines = []
+    for path in sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{started.pid}.err")):
+        with suppress(OSError):
+            lines += path.read_text(errors="replace").splitlines()[-_LAST_WORDS:]
+    return "\n".join(line for line in lines if not line.startswith(":"))  # Ray's marks of jobs and actors
+
+
+def _job(trial: Trial) -> Job:
+    return Job.from_json(trial.config["job"])

@@ -1,0 +1,97 @@
+"""A planned trial as its worker receives it, on whatever machine that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orchestrator.machine import commits
+from orchestrator.records import Failure, State, TrialRecord
+from orchestrator.storage.layout import Storage
+from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.study.stored_studies import Launched
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A planned trial with what its worker needs to know of the launch. It travels to the worker as JSON."""
+
+    trial: PlannedTrial
+    no: int
+    study: str
+    storage: str
+    threads: int
+    weights: str | None  # the file of a teacher that the user brought
+    git_commit: str | None
+    ray_version: str | None
+    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
+    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
+    checkpoint_seconds: float = 30.0
+    gpus: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal job."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        return {**data, "trial": self.trial.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Job:
+        """The job that `to_json` described."""
+        return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
+
+    def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
+        """The job's row before anything was measured."""
+        config = self.trial.config
+        return TrialRecord(
+            no=self.no,
+            method=config.method,
+            dataset=config.dataset,
+            student=config.student,
+            teacher=config.teacher.student if config.teacher else None,
+            start_time=datetime.now(UTC),
+            nepoch=config.epochs,
+            lr=config.lr,
+            batch_size=config.batch_size,
+            trial_id=self.trial.trial_id,
+            study=self.study,
+            state=state,
+            error=error,
+            failure=failure,
+            seed=config.seed,
+            teacher_id=self.trial.teacher_id,
+            recipe={**config.recipe(), "teacher_answers": self.trial.teacher_cache},
+            kdctl_version=version("kdctl"),
+            ray_version=self.ray_version,
+            git_commit=self.git_commit,
+        )
+
+
+def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched) -> list[Job]:
+    """The jobs of a launch, in the order of its plan, whose places they keep as their numbers."""
+    chosen = {trial.trial_id for trial in to_do}
+    commit = commits.of_folder(Path(plan.source).absolute().parent)
+    return [
+        Job(
+            trial=trial,
+            no=no,
+            study=plan.study,
+            storage=storage.backend.address,
+            threads=plan.resources.cpus_per_trial,
+            weights=_absolute(plan.weights.get(trial.config.weights or "")),
+            git_commit=commit,
+            ray_version=None,
+            launch=launched.resource,
+            since=launched.since.isoformat(),
+            checkpoint_seconds=plan.resources.checkpoint_seconds,
+        )
+        for no, trial in enumerate(plan.trials, 1)
+        if trial.trial_id in chosen
+    ]
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).absolute()) if path else None  # a worker runs in another folder

@@ -1,0 +1,213 @@
+"""Why weights do not fit a model, in the words of its architecture rather than tensor by tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from orchestrator import models
+
+Shape = tuple[int, ...]
+_COUNTER = "num_batches_tracked"
+_BLOCK = re.compile(r"((?:layer|block)\d+)\.(?:layer\.)?(\d+)\.")  # stage and number, in torchvision and RepDistiller
+_SHORTCUT = re.compile(r"\.(?:downsample|convShortcut)\.")
+_OTHER_NAMES = {  # what other code bases call the same layers
+    "linear": "fc", "classifier": "fc", "head": "fc", "shortcut": "downsample", "skip": "downsample",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The shapes in a file and in the model, and which names some reason explains already."""
+
+    found: dict[str, Shape | None]  # None for a value that is not a dense tensor of numbers
+    expected: dict[str, Shape]
+    model: str
+    classes: int
+    explained: set[str] = field(default_factory=set)
+
+    @property
+    def stages(self) -> list[str]:
+        """The model's stages, in order."""
+        return _stages(self.expected)
+
+    def missing(self) -> list[str]:
+        """Names of the model that the file lacks."""
+        return [name for name in self.expected if name not in self.found and name not in self.explained]
+
+    def unknown(self) -> list[str]:
+        """Names in the file that the model lacks."""
+        return [name for name in self.found if name not in self.expected and name not in self.explained]
+
+    def reshaped(self) -> list[str]:
+        """Names in both whose shapes differ."""
+        both = [name for name in self.expected if name in self.found and name not in self.explained]
+        return [name for name in both if self.found[name] != self.expected[name]]
+
+    def explain(self, names: Iterable[str]) -> None:
+        """Marks names as explained, so that no later reason mentions them."""
+        self.explained |= set(names)
+
+
+def find_mismatches(
+    state: Mapping[str, Tensor | None], expected: Mapping[str, Tensor], model: str, classes: int
+) -> list[str]:
+    """What is wrong with the names and shapes of a state, most telling first; nothing where it fits the model."""
+    compared = _Comparison(
+        {name: None if tensor is None else tuple(tensor.shape) for name, tensor in state.items()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+        model,
+        classes,
+    )
+    compared.explain(name for name in compared.missing() if name.endswith(_COUNTER))
+    found = [reason for check in _CHECKS if (reason := check(compared))]
+    return found + list(_list_names(compared))
+
+
+def _list_names(compared: _Comparison) -> Iterable[str]:
+    yield from (f"{name} is missing" for name in compared.missing())
+    yield from (f"{name} is unknown" for name in compared.unknown())
+    for name in compared.reshaped():
+        shape = compared.found[name]
+        found = "is not a dense tensor of numbers" if shape is None else f"has shape {shape}"
+        yield f"{name} {found}, expected {compared.expected[name]}"
+
+
+def _check_names(compared: _Comparison) -> str:
+    """Layers under the names of another code base. Later checks compare them under the model's names."""
+    renamed = {}
+    for name in compared.unknown():
+        parts = [_OTHER_NAMES.get(part, part) for part in name.split(".")]
+        if (own := ".".join(parts)) in compared.expected and own not in compared.found:
+            renamed[name] = own
+    words = {word: _OTHER_NAMES[word] for name in renamed for word in name.split(".") if word in _OTHER_NAMES}
+    if not all(f"{word}.weight" in compared.found for word in words if words[word] == "fc"):
+        return ""
+    for name, own in renamed.items():
+        compared.found[own] = compared.found.pop(name)
+    listed = ", ".join(f"{word} to {own}" for word, own in words.items())
+    return f"some layers have other names: rename {listed}" if listed else ""
+
+
+def _check_architecture(compared: _Comparison) -> str:
+    """Stages with the names of another family: its other differences add nothing."""
+    found = _stages(compared.found)
+    if not found or set(found) & set(compared.stages):
+        return ""
+    names = [*compared.missing(), *compared.unknown(), *compared.reshaped()]
+    compared.explain(name for name in names if not name.startswith("fc."))
+    return f"it has another architecture: its stages are {', '.join(found)}, expected {', '.join(compared.stages)}"
+
+
+def _check_stem(compared: _Comparison) -> str:
+    found, expected = compared.found.get("conv1.weight"), compared.expected["conv1.weight"]
+    if found is None or len(found) != 4 or found[2:] == expected[2:]:
+        return ""
+    compared.explain(["conv1.weight"])
+    sizes = f"{found[2]}×{found[3]}, as in ResNets for ImageNet, expected {expected[2]}×{expected[3]}"
+    return f"its first convolution is {sizes}"
+
+
+def _check_blocks(compared: _Comparison) -> str:
+    """Bottlenecks, or a fourth stage: another kind of ResNet, whose other differences add nothing."""
+    names = compared.unknown()
+    stages = sorted(set(_stages(names)) - set(compared.stages))
+    is_bottleneck = any(_BLOCK.match(name) and name.endswith(".conv3.weight") for name in names)
+    if not stages and not is_bottleneck:
+        return ""
+    compared.explain(name for name in (*compared.missing(), *names, *compared.reshaped()) if _BLOCK.match(name))
+    listed = [f"it has {', '.join(stages)}, expected {len(compared.stages)} stages"] if stages else []
+    return ", and ".join([*listed, *(["blocks of three convolutions, expected two"] if is_bottleneck else [])])
+
+
+def _check_depth(compared: _Comparison) -> str:
+    found = {stage: _count_blocks(compared.found, stage) for stage in compared.stages}
+    expected = {stage: _count_blocks(compared.expected, stage) for stage in compared.stages}
+    if found == expected or not all(found.values()):
+        return ""
+    names = [name for name in (*compared.missing(), *compared.unknown()) if _is_beyond(name, found, expected)]
+    if not names:
+        return ""
+    compared.explain(names)
+    listed = ", ".join(_ranges(names))
+    more = {found[stage] - expected[stage] for stage in found}
+    other = models.deeper(compared.model, more.pop()) if len(more) == 1 else None
+    if other:
+        what = "extra" if sum(found.values()) > sum(expected.values()) else "missing"
+        return f"these are weights of {other}, not {compared.model}: {listed} are {what}"
+    blocks = ", ".join(str(count) for count in found.values())
+    return f"its stages have {blocks} blocks, expected {max(expected.values())} each: {listed} are missing or extra"
+
+
+def _stages(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(match[1] for name in names if (match := _BLOCK.match(name))))
+
+
+def _count_blocks(names: Iterable[str], stage: str) -> int:
+    return len({match[2] for name in names if (match := _BLOCK.match(name)) and match[1] == stage})
+
+
+def _is_beyond(name: str, found: Mapping[str, int], expected: Mapping[str, int]) -> bool:
+    """Whether a name belongs to a block that only one of both sides has."""
+    match = _BLOCK.match(name)
+    return match is not None and match[1] in found and int(match[2]) >= min(found[match[1]], expected[match[1]])
+
+
+def _ranges(names: Sequence[str]) -> list[str]:
+    """Blocks as `layer1.3…layer1.17`, one range per stage."""
+    blocks: dict[str, list[int]] = {}
+    for name in names:
+        if match := _BLOCK.match(name):
+            blocks.setdefault(match[1], []).append(int(match[2]))
+    ends = [(stage, min(numbers), max(numbers)) for stage, numbers in sorted(blocks.items())]
+    return [f"{stage}.{low}" if low == high else f"{stage}.{low}…{stage}.{high}" for stage, low, high in ends]
+
+
+def _check_widths(compared: _Comparison) -> str:
+    first = [name for name in compared.expected if _is_in_first_block(name) and name.endswith(".conv1.weight")]
+    found = [shape[0] for name in first if (shape := compared.found.get(name))]
+    expected = [compared.expected[name][0] for name in first]
+    if len(found) != len(expected) or found == expected:
+        return ""
+    shapes = [name for name in compared.reshaped() if not name.startswith("fc.bias")]
+    classes = compared.found.get("fc.weight")
+    compared.explain(name for name in shapes if name != "fc.weight" or not classes or classes[0] == compared.classes)
+    # Whether the first stage needs a shortcut with weights follows from its width.
+    shortcuts = (name for name in (*compared.missing(), *compared.unknown()) if _SHORTCUT.search(name))
+    compared.explain(name for name in shortcuts if name.startswith(compared.stages[0]) and _is_in_first_block(name))
+    return f"its stages have {', '.join(map(str, found))} channels, expected {', '.join(map(str, expected))}"
+
+
+def _is_in_first_block(name: str) -> bool:
+    match = _BLOCK.match(name)
+    return match is not None and match[2] == "0"
+
+
+def _check_classes(compared: _Comparison) -> str:
+    found, expected = compared.found.get("fc.weight"), compared.expected["fc.weight"]
+    if not found or found[0] == compared.classes:
+        return ""
+    bias = compared.found.get("fc.bias")
+    compared.explain(["fc.weight", *(["fc.bias"] if bias == (found[0],) else [])])
+    detail = f"fc.weight has shape {found}, expected {expected}"
+    return f"it is built for {found[0]:,} classes, the dataset has {compared.classes} ({detail})"
+
+
+def _check_shortcuts(compared: _Comparison) -> str:
+    expected = {name for name in compared.expected if ".downsample." in name and not name.endswith(_COUNTER)}
+    if not expected or not expected <= set(compared.missing()) or "layer2.0.conv1.weight" not in compared.found:
+        return ""
+    if any(re.match(r"layer[23]\.0\.(?!conv|bn)", name) for name in compared.unknown()):
+        return ""  # they may be there, under names that kdctl does not know
+    compared.explain(expected)
+    listed = ", ".join(sorted({name.partition(".downsample.")[0] for name in expected}))
+    return f"its shortcuts have no convolution (option A of the paper), expected one in {listed} (downsample, option B)"
+
+
+_CHECKS: tuple[Callable[[_Comparison], str], ...] = (
+    _check_names, _check_architecture, _check_stem, _check_blocks, _check_depth, _check_shortcuts, _check_widths,
+    _check_classes,
+)  # fmt: skip

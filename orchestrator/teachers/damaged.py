@@ -1,0 +1,44 @@
+"""Teachers in a storage whose weights are not those that were written: found before a student learns from them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.storage.leases import acquire, trial_resource
+from orchestrator.study.plan import Plan
+
+
+def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
+    """Removes the weights of a teacher that a student of the plan needs, where their SHA-256 is not that of its row.
+
+    Returns a sentence for each. A teacher without weights counts as not trained, so the launch trains it again.
+    """
+    needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state != "finished"}
+    ready = [trial.trial_id for trial in plan.trials if trial.state == "finished" and trial.trial_id in needed]
+    removed = []
+    for trial_id in ready:
+        if _matches_row(trial_id, storage):
+            continue
+        lease = acquire(storage, trial_resource(trial_id))
+        if lease is None:
+            continue  # another launch trains it again already
+        name = storage.weights(trial_id)
+        with lease:
+            if not _matches_row(trial_id, storage):
+                storage.backend.delete(name)
+        removed.append(
+            f"{storage.backend.describe(name)} is damaged: its SHA-256 is not the one in its row; this launch trains "
+            "the teacher again"
+        )
+    return removed
+
+
+def _matches_row(trial_id: str, storage: Storage) -> bool:
+    row = store.read_trial(storage, trial_id)
+    try:
+        found = hashlib.sha256(storage.backend.read(storage.weights(trial_id))).hexdigest()
+    except FileNotFoundError:
+        return False
+    return row is not None and found == row.weights_sha256

@@ -1,0 +1,243 @@
+"""The executor in this process: one trial after another, or several side by side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
+
+from orchestrator.data import tensors
+from orchestrator.errors import Interrupted, ResourceError, StorageError
+from orchestrator.execution import controller, inline
+from orchestrator.execution.attempt import Report
+from orchestrator.execution.controller import Workload
+from orchestrator.execution.job import Job
+from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
+from orchestrator.results import store
+from orchestrator.storage.layout import Storage
+from orchestrator.study.reader import Resources
+
+
+def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Seen:
+    """Runs trials in this process; returns what the watcher was told."""
+    seen: Seen = []
+    with taken(storage, "launch-test") as lease:
+        jobs = jobs_of(storage, *configs)
+        order = Workload(jobs, ready, storage, ON_CPU, lease)
+        inline.run(order, listen(lambda *told: seen.append(told)))
+    return seen
+
+
+def small(make_config: Make, **overrides: object) -> TrialConfig:
+    """A trial of two steps an epoch."""
+    return make_config(limit_train=64, limit_test=50, **overrides)
+
+
+def test_a_tiny_study_becomes_rows(storage: Storage, make_config: Make) -> None:
+    teacher = small(make_config, seed=1)
+    configs = [student(teacher, "st"), teacher, small(make_config), student(teacher, "logit")]
+    seen = run(storage, *configs)
+    rows = {row.trial_id: row for row in store.read_trials(storage)}
+    assert {config.trial_id() for config in configs} == set(rows)
+    assert all(row.state is State.FINISHED and row.error is None for row in rows.values())
+    assert all(storage.backend.stat(storage.weights(trial_id)) for trial_id in rows)
+    assert [rows[config.trial_id()].no for config in configs] == [1, 2, 3, 4]
+    assert rows[configs[0].trial_id()].teacher_acc == rows[teacher.trial_id()].last_acc
+    # Each trial: an epoch, then its end; nobody waits longer than for a teacher.
+    order = [configs[1], configs[0], configs[2], configs[3]]
+    assert [trial_id for trial_id, _ in seen] == [config.trial_id() for config in order for _ in range(2)]
+    assert [type(record) for _, record in seen] == [EpochRecord, TrialRecord] * 4
+    assert [row["trial_id"] for row in store.read_epochs(storage)] == sorted(rows)
+
+
+def test_a_failed_teacher_skips_its_students_alone(storage: Storage, make_config: Make) -> None:
+    teacher = small(make_config, lr=1e6, epochs=5)
+    pupil = student(teacher, "logit")
+    pupils_pupil = student(pupil, "st")  # no study file asks for such a chain, but a row must not be missing
+    seen = run(storage, teacher, pupil, pupils_pupil, small(make_config))
+    ended = {trial_id: record for trial_id, record in seen if isinstance(record, TrialRecord)}
+    states = [ended[config.trial_id()].state for config in (teacher, pupil, pupils_pupil, small(make_config))]
+    assert states == [State.FAILED, State.SKIPPED, State.SKIPPED, State.FINISHED]
+    failed, skipped, last, _ = (ended[trial.trial_id()] for trial in (teacher, pupil, pupils_pupil, small(make_config)))
+    assert failed.error and "try a smaller lr than 1e+06" in failed.error
+    assert skipped.error == f"its teacher {teacher.trial_id()} failed: {failed.error}"
+    assert last.error == f"its teacher {pupil.trial_id()} skipped: {skipped.error}"
+    assert {row.trial_id: row for row in store.read_trials(storage)} == ended
+
+
+def test_a_student_of_a_finished_teacher_starts_at_once(storage: Storage, make_config: Make) -> None:
+    teacher = small(make_config)
+    run(storage, teacher)
+    seen = run(storage, student(teacher, "logit"), ready=frozenset([teacher.trial_id()]))
+    assert isinstance(seen[-1][1], TrialRecord) and seen[-1][1].state is State.FINISHED
+
+
+def test_a_stop_is_not_a_failed_trial(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(job: Job, stopping: Callable[[], bool]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.execution.inline.run_trial", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(storage, small(make_config))
+    assert store.read_trials(storage) == []
+
+
+def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_config: Make) -> None:
+    configs = [small(make_config, seed=seed, epochs=3) for seed in range(3)]
+    seen: Seen = []
+
+    def watch(*told: Any) -> None:
+        seen.append(told)
+        if len(seen) == 6:  # the second epoch of the second trial
+            order.stop.set()
+
+    with taken(storage, "launch-test") as lease:
+        order = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
+        with pytest.raises(Interrupted, match="the same command goes on from there"):
+            inline.run(order, listen(watch))
+    states = store.read_states(storage)
+    assert [states.get(config.trial_id()) for config in configs] == [State.FINISHED, State.STOPPED, None]
+    again = run(storage, *configs)
+    assert [type(record) for _, record in again] == [TrialRecord] + [EpochRecord, TrialRecord] + [EpochRecord] * 3 + [
+        TrialRecord
+    ]
+    assert set(store.read_states(storage).values()) == {State.FINISHED}
+
+
+# Side by side, as where trials share a GPU.
+
+
+def timeless(row: TrialRecord) -> TrialRecord:
+    then = datetime(2026, 1, 1, tzinfo=UTC)
+    return replace(row, seconds=0.0, images_per_second=0.0, start_time=then, end_time=then)
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Lets so many trials run at a time on the CPU too."""
+    return lambda count: monkeypatch.setattr(inline, "sharing", lambda gpus: count)
+
+
+def test_trials_side_by_side_give_what_they_give_alone(
+    storage: Storage,
+    make_config: Make,
+    tmp_path: Path,
+    digits_storage: Storage,
+    side_by_side: Callable[[int], None],
+) -> None:
+    teacher = small(make_config, seed=1, epochs=2)
+    pupils = [replace(student(teacher, method), seed=seed) for method in ("st", "logit") for seed in (0, 1)]
+    configs = [teacher, *pupils, small(make_config, lr=0.2, weight_decay=0.0, epochs=3)]
+    run(storage, *configs)
+    together = Storage.at(tmp_path / "together")
+    together.prepare()
+    tensors.prepare("digits", None, together)
+    side_by_side(3)
+    seen = run(together, *configs)
+    kinds = [type(record) for _, record in seen]
+    assert kinds != sorted(kinds, key=str), "no trial began before another had ended"
+    first, second = (store.read_trials(each) for each in (storage, together))
+    assert list(map(timeless, second)) == list(map(timeless, first))
+    for config in configs:
+        name = storage.weights(config.trial_id())
+        assert storage.backend.read(name) == together.backend.read(name)
+
+
+def test_no_more_run_side_by_side_than_shall(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives: list[int] = []
+    train, live = inline.run_trial, set()
+
+    def watched(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        live.add(job.trial.trial_id)
+        for report in train(job, stopping):
+            lives.append(len(live))
+            if isinstance(report, TrialRecord):
+                live.discard(job.trial.trial_id)
+            yield report
+
+    monkeypatch.setattr(inline, "run_trial", watched)
+    side_by_side(2)
+    run(storage, *(small(make_config, seed=seed, epochs=2) for seed in range(5)))
+    assert max(lives) == 2
+    assert len(store.read_trials(storage)) == 5
+
+
+def test_a_stop_ends_all_that_run_side_by_side(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
+) -> None:
+    side_by_side(2)
+    configs = [small(make_config, seed=seed, epochs=200) for seed in range(3)]
+    with taken(storage, "launch-test") as lease:
+        order = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
+        with pytest.raises(Interrupted):
+            inline.run(order, listen(lambda *told: order.stop.set()))
+    states = store.read_states(storage)
+    assert [states.get(config.trial_id()) for config in configs] == [State.STOPPED, State.STOPPED, None]
+
+
+def test_what_ends_one_thread_ends_the_launch(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        raise SystemError("a bug")
+        yield
+
+    monkeypatch.setattr(inline, "run_trial", broken)
+    side_by_side(2)
+    with pytest.raises(SystemError, match="a bug"):
+        run(storage, small(make_config), small(make_config, seed=1))
+
+
+def test_an_error_lets_the_others_write_their_checkpoints(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
+) -> None:
+    side_by_side(2)
+    configs = [small(make_config, seed=seed, epochs=200) for seed in range(2)]
+
+    def watch(*told: Any) -> None:
+        raise StorageError("the disk is full")
+
+    with taken(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
+        inline.run(Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), listen(watch))
+    assert set(store.read_states(storage).values()) == {State.STOPPED}
+    assert not [thread for thread in threading.enumerate() if "_train" in thread.name]
+
+
+def test_an_inline_run_takes_over_what_another_launch_trained(
+    storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "_PAUSE", 0.01)
+    config, other = small(make_config), small(make_config, seed=1)
+    lease = taken(storage, f"trial-{config.trial_id()}")
+    (row,) = (record for _, record in run(storage, other) if isinstance(record, TrialRecord))
+    (job,) = jobs_of(storage, config)
+
+    def say(text: str) -> None:
+        if "another launch trains it" in text:  # which ends just now
+            storage.backend.write(storage.weights(config.trial_id()), b"weights")
+            store.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0))
+            lease.release()
+
+    seen: Seen = []
+    with taken(storage, "launch-test") as mine:
+        inline.run(
+            Workload(jobs_of(storage, config, other), frozenset(), storage, ON_CPU, mine),
+            listen(lambda *told: seen.append(told), say),
+        )
+    assert [type(record) for _, record in seen] == [TrialRecord, TrialRecord], "nothing was trained"
+    assert {trial_id for trial_id, _ in seen} == {config.trial_id(), other.trial_id()}
+    assert row in [record for _, record in seen]
+
+
+def test_impossible_resources_train_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with taken(storage, "launch-test") as lease, pytest.raises(ResourceError, match="2 GPUs"):
+        inline.run(Workload([], frozenset(), storage, Resources(2), lease), print)

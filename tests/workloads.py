@@ -1,0 +1,56 @@
+"""Small work for executors: jobs as a launch makes them, and a listener that keeps what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.execution.job import Job
+from orchestrator.monitor.events import Event, EventKind, EventListener
+from orchestrator.records import EpochRecord, TrialConfig, TrialRecord
+from orchestrator.storage.layout import Storage
+from orchestrator.storage.leases import Lease, acquire
+from orchestrator.study.plan import PlannedTrial
+from orchestrator.study.reader import Resources
+
+ON_CPU = Resources(gpus_per_trial=0)
+OPTIONS = {"logit": (("ce_weight", 1.0), ("match", "logits")), "st": (("temperature", 4.0),)}
+Make = Callable[..., TrialConfig]
+Seen = list[tuple[str, EpochRecord | TrialRecord]]
+
+
+def student(teacher: TrialConfig, method: str) -> TrialConfig:
+    """A sane student of a teacher, which may not be sane."""
+    return replace(teacher, method=method, options=OPTIONS[method], lr=0.05, teacher=teacher, teacher_cache="live")
+
+
+def jobs_of(storage: Storage, *configs: TrialConfig) -> list[Job]:
+    """Jobs as a launch makes them."""
+    jobs = []
+    for no, config in enumerate(configs, 1):
+        teacher_id = config.teacher.trial_id() if config.teacher else None
+        trial = PlannedTrial(config.trial_id(), "student", config, teacher_id, "new", config.teacher_cache, None)
+        jobs.append(Job(trial, no, "tiny", storage.backend.address, 1, None, None, None))
+    return jobs
+
+
+def taken(storage: Storage, resource: str) -> Lease:
+    """A lease that nobody holds yet."""
+    lease = acquire(storage, resource)
+    assert lease
+    return lease
+
+
+def listen(
+    watch: Callable[[str, EpochRecord | TrialRecord], None], say: Callable[[str], None] = print
+) -> EventListener:
+    """Passes records on to one, and what is said to the other; where a trial started is neither."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event.facts, EpochRecord | TrialRecord):
+            assert event.trial
+            watch(event.trial.trial_id, event.facts)
+        elif event.kind is not EventKind.STARTED:
+            say(f"{event.trial.trial_id} {event.trial.title()}: {event.text}" if event.trial else event.text)
+
+    return on_event
