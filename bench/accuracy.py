@@ -2,15 +2,16 @@
 
 python bench/accuracy.py --data DIR [--device cpu|cuda] [--seeds 5] [--epochs 10] [--images 4000] [--test 2000]
 
-The plain recipe is written out here: float32, PyTorch's own layout, its plain SGD, a live teacher, the images and
-views that kdctl draws for the same seed. Beside it train, with the same weights to begin with: kdctl in float32 with
-the table of the same teacher, and kdctl in bfloat16 with that table. Where the device does not multiply in bfloat16,
-its rounding is put into float32 (`Rounded`: inputs, weights, results and gradients of every convolution, norm and
-sum), which is what such devices compute but for the order of sums; the row then says "rounded as".
+The plain recipe is written out here: float32, PyTorch's default memory layout, its plain SGD, a live teacher, and the
+images and views that kdctl draws for the same seed. It is compared with two runs of kdctl from the same initial
+weights: in float32 with the table of the same teacher, and in bfloat16 with that table. If the device does not
+multiply in bfloat16, float32 values are rounded to bfloat16 instead (`Rounded`: inputs, weights, results and gradients
+of every convolution, norm and addition). This is what bfloat16 devices compute, except for the order of sums; the row
+then says "rounded as".
 
-The first columns of figures are the largest relative difference of the loss to the plain recipe's, in the first step
-and in the first five, in which a rate of 0.1 makes any rounding grow. The last is the paired difference of the final
-accuracies, with its 95 % interval: it should hold nought.
+The first columns of figures are the largest relative difference of the loss from that of the plain recipe, in the
+first step and in the first five steps, in which a learning rate of 0.1 makes any rounding grow. The last is the paired
+difference of the final accuracies with its 95 % interval, which should contain 0.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.losses.base import Progress
 from orchestrator.models.base import Classifier, Outputs
@@ -130,8 +132,8 @@ def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
                 batch = feed.take(size)
                 logits = model(batch.images.contiguous())
                 with torch.no_grad():
-                    said = live(batch.images.contiguous())
-                loss = F.cross_entropy(logits, batch.labels) + F.mse_loss(logits, said)
+                    targets = live(batch.images.contiguous())
+                loss = F.cross_entropy(logits, batch.labels) + F.mse_loss(logits, targets)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -259,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place, as_a_trial(device):
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, options.data, storage)
+        prepare_dataset(config.dataset, options.data, storage)
         images = tensors.load(config, storage, device)
         teacher = taught(trial, images, storage)
         table = open_table(key, teacher_config, images, storage, device)

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the time of one, as a share of the 30 s of training (at least) between two.
+"""What a checkpoint costs: the time to write one, as a share of the 30 s of training (at least) between two of them.
 
 python bench/checkpoints.py [--storage PLACE]
 """
@@ -46,7 +46,7 @@ def course(student: str) -> TrainingState:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--storage", help="a folder or bucket; a temporary folder unless told otherwise")
+    parser.add_argument("--storage", help="a folder or bucket (default: a temporary folder)")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     between = Resources().checkpoint_seconds

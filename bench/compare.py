@@ -39,6 +39,7 @@ from shared.common import (
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
@@ -71,7 +72,7 @@ def plain_speed(student: str, teacher: str, images: Data, config: TrialConfig, d
 
 
 def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
-    """A table of arbitrary answers: what they are does not change how long it takes to look them up."""
+    """A table of arbitrary outputs: their values do not change how long a lookup takes."""
     views = view_count(config.crop_padding, config.flip)
     shape = (views, len(images.train), images.facts.classes)
     # Drawn and not zero: memory that is nothing but zeros may be one page, and always in the cache.
@@ -127,7 +128,7 @@ def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, folder, storage)
+        prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
 
 
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{count:,} images an epoch, in batches of {options.batch_size}.", end="\n\n")
     medians = compare(cases(images, config, device, options.deep), options.repeats)
     is_free = medians[FREE_CASE] >= 1 - FREE
-    print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; at most {FREE:.0%} is wanted.")
+    print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; the goal is at most {FREE:.0%}.")
     return int(not is_free)
 
 

@@ -12,8 +12,8 @@ The parts, to be run in this order, each of them minutes long at most:
 - `together`: many trials on one GPU at the same time;
 - `compile`: the same step under torch.compile.
 
-A line that proves something starts with PASS or FAIL; the exit code is 1 if any of them is FAIL. No part waits forever:
-every wait of a thread has a limit. kdctl does not train in fp16; it is timed here to see what it would gain.
+A line that proves something starts with PASS or FAIL; the exit code is 1 if any of them is FAIL. No part waits
+forever: every wait of a thread has a limit. kdctl does not train in fp16; it is timed here to see what it would gain.
 """
 
 from __future__ import annotations

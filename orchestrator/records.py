@@ -49,6 +49,34 @@ class Failure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Dataset:
+    """What is true of a dataset before its images are read.
+
+    `digest` (12 hex digits) is over every label and pixel in canonical order, see `data.order`; images that do not have
+    it are not this dataset.
+    """
+
+    classes: int
+    train: int  # images
+    test: int
+    side: int  # images are side × side, three channels
+    mean: tuple[float, float, float]  # per channel, of the training pixels scaled to 0..1
+    std: tuple[float, float, float]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes equal facts."""
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in Dataset.__slots__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Dataset:
+        """The facts that `to_json` returned. Raises KeyError or TypeError on other data."""
+        (red, green, blue), (red_std, green_std, blue_std) = data["mean"], data["std"]
+        mean, std = (red, green, blue), (red_std, green_std, blue_std)
+        return cls(data["classes"], data["train"], data["test"], data["side"], mean, std, data["digest"])
+
+
+@dataclass(frozen=True, slots=True)
 class TrialConfig:
     """One training run, fully resolved: everything that can change its result, and nothing else.
 
@@ -57,7 +85,8 @@ class TrialConfig:
     default, as it is newer than the ids of stored trials: a new field belongs there too.
 
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
-    weights file that the user brought; such a teacher trains for 0 epochs.
+    weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
+    the user's; for a dataset with a name it is None, and then neither stored nor part of the id.
     """
 
     method: str
@@ -81,6 +110,7 @@ class TrialConfig:
     teacher: TrialConfig | None = None
     teacher_cache: str | None = None
     weights: str | None = None
+    folder: Dataset | None = None
     optimizer: str = "sgd"
     optimizer_options: tuple[tuple[str, float | str], ...] = ()
     schedule: str = "steps"
@@ -95,18 +125,20 @@ class TrialConfig:
         names = (name for name in self.__slots__ if name not in _LATER or getattr(self, name) != _LATER[name])
         data = {name: getattr(self, name) for name in names}
         mappings = {name: dict(data[name]) for name in _OPTIONS if name in data}
-        return {**data, **mappings, "milestones": list(self.milestones)}
+        folder = {"folder": self.folder.to_json()} if self.folder else {}
+        return {**data, **mappings, **folder, "milestones": list(self.milestones)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
         """The config that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        teacher = data["teacher"]
+        teacher, folder = data["teacher"], data.get("folder")
         return cls(
             **{
                 **data,
                 "milestones": tuple(data["milestones"]),
                 **{name: tuple(sorted(data[name].items())) for name in _OPTIONS if name in data},
                 "teacher": cls.from_json(teacher) if teacher else None,
+                "folder": Dataset.from_json(folder) if folder else None,
             }
         )
 
@@ -119,6 +151,8 @@ class TrialConfig:
         data["options"] = _counted(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
+        if self.folder:
+            del data["dataset"]  # what the folder is called changes nothing
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -128,6 +162,7 @@ class TrialConfig:
         data = {key: value for key, value in self.to_json().items() if key not in columns}
         if self.teacher:
             data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
+            data["teacher"].pop("folder", None)  # it sees the images of its students
         return data
 
 

@@ -72,8 +72,9 @@ def _which_trial(place: Storage) -> str:
 
 def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
     from orchestrator.catalog.trial_ids import resolve
-    from orchestrator.errors import KdctlError, printable
+    from orchestrator.errors import KdctlError
     from orchestrator.storage import logs as stored
+    from orchestrator.text import printable
 
     trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)

@@ -20,9 +20,9 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import facts_of, title_of
 from orchestrator.data.tensors import Data
-from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
 from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
@@ -32,8 +32,8 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
-from orchestrator.study.plan import PlannedTrial
 from orchestrator.teachers import outputs
+from orchestrator.text import printable
 from orchestrator.training.batches import Teacher
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.training.evaluation import Score, evaluate
@@ -163,7 +163,7 @@ class _Attempt:
     def _fit(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
-        classes = DATASETS[config.dataset].classes
+        classes = facts_of(config).classes
         if config.weights is not None:
             assert job.weights is not None
             self._write_row(self._row)
@@ -171,7 +171,7 @@ class _Attempt:
             yield self._begun(0, None)
             model = outputs.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
-            yield from _doubt(self._tested.acc, images)
+            yield from _doubt(self._tested.acc, title_of(config.dataset), images)
             return model
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
         course = TrainingState.start(model, self._loss(classes), config)
@@ -220,7 +220,7 @@ class _Attempt:
         """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
         answers = course.teacher_mode
         if answers != self._job.trial.teacher_cache:
-            trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
+            trial = self._job.trial.with_teacher_mode(answers)
             self._job = replace(self._job, trial=trial)
             self._row = _with_recipe(self._row, teacher_answers=answers)
 
@@ -367,14 +367,17 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _doubt(acc: float, images: Data) -> Iterator[TrialNotice]:
+_DOUBTED = 10.0  # percentage points above guessing, below which weights are doubted; with few classes twice is too much
+
+
+def _doubt(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
     """Says so where weights from a file do hardly better than guessing."""
     guessing = 100 / images.facts.classes
-    if acc < 2 * guessing:
+    if acc < guessing + min(guessing, _DOUBTED):
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
         yield TrialNotice(
             f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
-            f"they trained on {images.facts.title}, on images from 0 to 1 less the mean ({mean}), divided by the "
+            f"they trained on {dataset}, on images from 0 to 1 less the mean ({mean}), divided by the "
             f"standard deviation ({std})?"
         )
 

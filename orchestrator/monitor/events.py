@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from orchestrator.errors import masked
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.study import labels
 from orchestrator.study.plan import PlannedTrial
 from orchestrator.study.stored_studies import Member
+from orchestrator.text import masked
 
 
 class EventKind(StrEnum):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.cluster import kept_cluster
 from orchestrator.errors import ResourceError
+from orchestrator.files import write_file
 from orchestrator.machine import folders, processes
 
 
@@ -38,9 +39,7 @@ def announce(targets: Sequence[str]) -> None:
     file = _file(os.getpid())
     folders.make(file.parent)
     _sweep()
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps([{"targets": list(targets)}]), encoding="utf-8")
-    new.replace(file)
+    write_file(file, json.dumps([{"targets": list(targets)}]))
 
 
 def withdraw() -> None:

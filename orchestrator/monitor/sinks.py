@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from orchestrator.errors import printable
 from orchestrator.monitor.events import Event, EventKind, EventListener, LaunchStarted
 from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.records import EpochRecord, State, TrialRecord
+from orchestrator.text import printable
 
 _PAUSE = 2.0  # seconds between two lines of one trial, so that short epochs do not flood a log
 

@@ -16,6 +16,7 @@ from orchestrator.monitor.events import Event, EventKind, LaunchStarted, LaunchT
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.study.short_names import short_ids
 from orchestrator.study.stored_studies import Member
+from orchestrator.text import format_duration
 
 _ROUGH = 2.0  # a pace that is taken from other work may be so many times too high or too low
 
@@ -385,28 +386,14 @@ class _Paces:
 # Words for a person.
 
 
-def lasting(seconds: float) -> str:
-    """A time span as a person says it, no more precise than it can be known: `40 s`, `12 min`, `3 h 20 min`."""
-    seconds = max(0.0, seconds)
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds < 10 else f"{5 * round(seconds / 5)} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(10 * round(minutes / 10), 60)
-    if hours < 36:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{seconds / 86400:.1f} days"
-
-
 def eta_text(eta: Eta | None) -> str:
     """What is left, in words; `-` where nobody can say."""
     if eta is None:
         return "-"
-    low = lasting(eta.low)
+    low = format_duration(eta.low)
     if eta.high is None:
         return f"at least {low}" if eta.low >= 1 else "-"
-    high = lasting(eta.high)
+    high = format_duration(eta.high)
     return f"about {low}" if low == high else f"{low} to {high}"
 
 

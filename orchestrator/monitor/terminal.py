@@ -21,8 +21,8 @@ from rich.text import Text
 
 from orchestrator import executors
 from orchestrator.columns import wrap, wrapped
-from orchestrator.errors import printable
 from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, TrialStatus, age, eta_text
+from orchestrator.text import printable
 
 _PAUSE = 0.2  # seconds between two frames
 _RECKON = 1.0  # seconds between two reckonings of what is left

@@ -14,7 +14,7 @@ from orchestrator.data.registry import DATASETS
 from orchestrator.losses import Option
 from orchestrator.machine import paths
 from orchestrator.study.document import Node
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest, shorten
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 
@@ -222,11 +222,15 @@ class EpochList:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A path, relative to the study file."""
+    """A path, relative to the study file; `what` is a file or a folder."""
+
+    what: str = "file"
 
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str) or not node.value.strip():
-            raise ValueError(f"got {node.described()}; wanted the path of a file; write it relative to the study file")
+            raise ValueError(
+                f"got {node.described()}; wanted the path of a {self.what}; write it relative to the study file"
+            )
         try:
             return str(paths.local(node.value, "the path"))
         except paths.PathError as error:
@@ -234,6 +238,46 @@ class FilePath:
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """The folder of a user's own images, as a study file names it; `size` is what each is resized to, if given."""
+
+    path: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetValue:
+    """The name of a dataset, or `{folder: PATH}`, which may have a `size`."""
+
+    def read(self, node: Node) -> str | ImageFolder:
+        if isinstance(node.value, dict):
+            return self._folder(node.value)
+        try:
+            return Choice(tuple(DATASETS)).read(node)
+        except ValueError as error:
+            own = node.value if isinstance(node.value, str) and "/" in node.value else "PATH"
+            raise ValueError(f"{error} for images of your own write {{folder: {shorten(own)}}}") from None
+
+    def _folder(self, given: dict[str, Node]) -> ImageFolder:
+        if "folder" not in given or not given.keys() <= {"folder", "size"}:
+            keys = ", ".join(map(shorten, given)) or "no key"
+            raise ValueError(
+                f"found a mapping with {keys}; expected folder, and size where images are to be resized; write "
+                "{folder: PATH} or {folder: PATH, size: 32}"
+            )
+        size = _IMAGE_SIZE.read(given["size"]) if "size" in given else None
+        return ImageFolder(FilePath("folder").read(given["folder"]), size)
+
+    def schema(self) -> dict[str, Any]:
+        folder = {"folder": FilePath("folder").schema(), "size": _IMAGE_SIZE.schema()}
+        mapping = {"type": "object", "properties": folder, "required": ["folder"], "additionalProperties": False}
+        return {"anyOf": [{"enum": list(DATASETS)}, mapping]}
+
+
+_IMAGE_SIZE = Integer(1, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +375,7 @@ SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the ima
 
 STUDENT_KEYS: Mapping[str, Key] = {
     "method": Key(Selected(losses.METHODS), "what the student is trained with: a name, or a name with its options"),
-    "dataset": Key(Choice(tuple(DATASETS)), "what it is trained on"),
+    "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
     "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
     "seed": SEED_KEY,
 }
@@ -339,9 +383,7 @@ STUDENT_KEYS: Mapping[str, Key] = {
 TEACHER_KEYS: Mapping[str, Key] = {
     "model": Key(ModelValue(), "the teacher's model"),
     "seed": SEED_KEY,
-    "dataset": Key(
-        Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
-    ),
+    "dataset": Key(DatasetValue(), "only to state it; always that of the student", default_doc="the student's"),
     "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
 }
 

@@ -22,7 +22,7 @@ _TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a
 # Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
 _TABLES = ("optimizer", "schedule")  # settings that have options of their own
 _PLACED = {
-    *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "seed",
+    *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
     "teacher_answers", "arithmetic",
 }  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator import losses
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import FolderDataset, facts_of
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
 from orchestrator.study.fields import Selection
@@ -62,27 +62,18 @@ class PlannedTrial:
             "config": config.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlannedTrial:
-        """The trial that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        config = TrialConfig.from_json(data["config"])
-        return cls(
-            data["trial_id"],
-            data["role"],
-            config,
-            data["teacher_id"],
-            data["state"],
-            data["teacher_cache"],
-            _table_key(config, data["teacher_id"]) if data["teacher_cache"] == "table" else None,
-        )
+    def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
+        """The same trial with another decision about its teacher: `table`, `live` or None."""
+        table = _table_key(self.config, self.teacher_id) if mode == "table" else None
+        return replace(self, teacher_cache=mode, table=table)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file that the user brought to its path; `text` is the study file's, as it
-    was read, which JSON leaves out.
+    `weights` maps the SHA-256 of each weights file that the user brought to its path, and `folders` the digest of each
+    folder of images to that; `text` is the study file's, as it was read, which JSON leaves out.
     """
 
     study: str
@@ -92,9 +83,10 @@ class Plan:
     weights: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     text: str = field(default="", compare=False, repr=False)
+    folders: Mapping[str, FolderDataset] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal plan."""
+        """Plain JSON data, for programs."""
         return {
             "study": self.study,
             "source": self.source,
@@ -102,14 +94,8 @@ class Plan:
             "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
+            **({"folders": {key: folder.to_json() for key, folder in self.folders.items()}} if self.folders else {}),
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        trials = tuple(map(PlannedTrial.from_json, data["trials"]))
-        resources = Resources(**data["resources"])
-        return cls(data["study"], data["source"], trials, resources, dict(data["weights"]), tuple(data["warnings"]))
 
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
@@ -117,11 +103,14 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
+    folders: dict[str, FolderDataset] = {}
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
             if config.teacher:
                 teachers[config.teacher] = None
+        found = [value.value for value in experiment.axes["dataset"]]
+        folders |= {dataset.facts.digest: dataset for dataset in found if isinstance(dataset, FolderDataset)}
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}
@@ -131,7 +120,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_without_base(configs))
-    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
     return with_stored_state(plan, states or {}, tables)
 
 
@@ -212,7 +201,7 @@ def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) -> TrialConfig:
+def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
     base = {"seed": 0, **settings, "method": Selection("base"), "dataset": dataset, "student": settings["model"]}
     if "weights" not in settings:
         return _config(base, None)
@@ -224,7 +213,8 @@ def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) ->
 
 def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
     """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
-    facts = DATASETS[settings["dataset"]]
+    dataset = settings["dataset"]
+    facts = facts_of(dataset)
     method, optimizer, schedule = (settings[name] for name in ("method", "optimizer", "schedule"))
     trainer = OPTIMIZERS[optimizer.name]
     epochs = settings["epochs"]
@@ -233,7 +223,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
     return TrialConfig(
         method=method.name,
-        dataset=settings["dataset"],
+        dataset=str(dataset),
         student=settings["student"],
         seed=settings["seed"],
         epochs=epochs,
@@ -252,6 +242,7 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         options=_options(method, settings),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
+        folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
         optimizer=optimizer.name,
         optimizer_options=_changed(optimizer, trainer.options),
         schedule=schedule.name,
@@ -276,7 +267,7 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     needs = losses.METHODS[config.method].needs(dict(config.options))
     if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
         return None
-    facts = DATASETS[config.dataset]
+    facts = facts_of(config)
     images = (config.limit_train or facts.train) - config.holdout
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
 

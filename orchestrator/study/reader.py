@@ -7,22 +7,25 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import losses, models
-from orchestrator.data.registry import DATASETS
-from orchestrator.errors import Fault, StudyError
+from orchestrator.data.folder import measure
+from orchestrator.data.registry import FolderDataset, facts_of
+from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
 from orchestrator.study import document, fields
-from orchestrator.study.document import Location, Node, shorten
-from orchestrator.study.fields import Key
+from orchestrator.study.document import Location, Node
+from orchestrator.study.fields import ImageFolder, Key
 from orchestrator.study.overrides import apply
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest, printable, shorten
 
+_MOMENT = 1.0  # seconds
 MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")
 NOTE = "x-"  # what top-level keys begin with that are read for their anchors alone
@@ -92,13 +95,18 @@ class Study:
 
 
 def load_study(
-    path: str | Path, settings: Sequence[str] = (), text: str | None = None, *, open_weights: bool = False
+    path: str | Path,
+    settings: Sequence[str] = (),
+    text: str | None = None,
+    *,
+    open_weights: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Study:
     """The study in a file, after `settings` such as `recipe.epochs=2`.
 
     The file is read once, or not at all where its `text` is given. With `open_weights` the weights files that it names
-    are opened, and one that does not fit its teacher is a fault. Raises StudyError with every fault found; nothing is
-    ever executed or written.
+    are opened, and one that does not fit its teacher is a fault. `on_note` gets a sentence where something takes longer
+    than a moment. Raises StudyError with every fault found; nothing in the file is ever executed.
     """
     try:
         path = paths.local(path, "study file")
@@ -109,7 +117,7 @@ def load_study(
     root = document.parse(text, str(path), faults)
     for setting in settings:
         faults += apply(root, setting)
-    reader = _Reader(path, text, open_weights=open_weights)
+    reader = _Reader(path, text, open_weights=open_weights, on_note=on_note)
     study = reader.study(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
@@ -119,12 +127,15 @@ def load_study(
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path, text: str, *, open_weights: bool) -> None:
+    def __init__(self, path: Path, text: str, *, open_weights: bool, on_note: Callable[[str], None]) -> None:
         self.path = path
         self.text = text
         self.open_weights = open_weights
+        self.on_note = on_note
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
+        self._measured: dict[ImageFolder, FolderDataset | DataError] = {}
+        self._names: dict[str, str] = {}  # of folders, by their digest
 
     def study(self, root: Node) -> Study | None:
         if not self._is_mapping(root, "", PARTS):
@@ -333,10 +344,26 @@ class _Reader:
 
     def _value(self, key: Key, node: Node, path: str) -> Value | None:
         try:
-            return Value(key.kind.read(node), node.place, path)
-        except ValueError as error:
+            found = key.kind.read(node)
+            return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.place, path)
+        except (ValueError, DataError) as error:
             self.faults.append(node.place.fault(path, str(error)))
             return None
+
+    def _measure(self, folder: ImageFolder) -> FolderDataset:
+        """What the images in a folder are; each folder is looked at once. Raises DataError."""
+        found = self._measured.get(folder)
+        if found is None:
+            try:
+                found = measure(self.path.parent / folder.path, folder.size, _progress(folder.path, self.on_note))
+                # Folders with the same images are one dataset, with the name of the first.
+                found = replace(found, name=self._names.setdefault(found.facts.digest, found.name))
+            except DataError as error:
+                found = error
+            self._measured[folder] = found
+        if isinstance(found, DataError):
+            raise found
+        return found
 
     # Mappings.
 
@@ -366,6 +393,19 @@ class _Reader:
             where = f"{path}.{name}".lstrip(".")
             self.faults.append(node.place.fault(where, f"key {name!r} is missing; {cure}"))
         return node.value.get(name)
+
+
+def _progress(folder: str, on_note: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Notes once that a folder is being measured, where that takes more than a moment."""
+    start, is_said = time.monotonic(), False
+
+    def progress(done: int, of: int) -> None:
+        nonlocal is_said
+        if not is_said and done < of and time.monotonic() - start > _MOMENT:
+            is_said = True
+            on_note(f"measuring the {of:,} images in {printable(folder)}, once")
+
+    return progress
 
 
 def _guess(name: str, names: Sequence[str], path: str, value: Node) -> str:
@@ -446,7 +486,7 @@ def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
 
                 path, digest = folder / value.value, teacher.digests[value.value]
                 names = [model.value for model in teacher.axes.get("model", ())]
-                classes = sorted({DATASETS[dataset.value].classes for dataset in experiment.axes.get("dataset", ())})
+                classes = sorted({facts_of(dataset.value).classes for dataset in experiment.axes.get("dataset", ())})
                 yield from map(value.fault, weight_files.find_problems(path, digest, itertools.product(names, classes)))
 
 
@@ -512,7 +552,7 @@ def _option_choices(experiment: Experiment) -> Iterator[tuple[losses.Method, los
 
 def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
     for dataset in datasets:
-        facts = DATASETS[dataset.value]
+        facts = facts_of(dataset.value)
         for padding in axes["crop_padding"]:
             if padding.value >= facts.side:
                 message = (
@@ -582,7 +622,7 @@ def _leaks(experiment: Experiment, teacher: Teacher, recipe: Mapping[str, Value]
     for dataset, holdout, limit in itertools.product(
         *(student[name] for name in ("dataset", "holdout", "limit_train"))
     ):
-        whole = DATASETS[dataset.value].train
+        whole = facts_of(dataset.value).train
         images = min(limit.value or whole, whole)
         limits, holdouts = teacher.axes.get("limit_train", (limit,)), teacher.axes.get("holdout", (holdout,))
         for teacher_limit, teacher_holdout in itertools.product(limits, holdouts):

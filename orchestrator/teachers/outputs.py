@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import facts_of
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
@@ -128,7 +128,7 @@ def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) ->
     except FileNotFoundError:
         shown = storage.backend.describe(name)
         raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
-    return load_weights(path, config.student, DATASETS[config.dataset].classes, device)
+    return load_weights(path, config.student, facts_of(config).classes, device)
 
 
 # The table.
@@ -164,7 +164,7 @@ def has_table(key: TableKey, storage: Storage) -> bool:
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
-    facts = DATASETS[config.dataset]
+    facts = facts_of(config)
     width = facts.classes if key.answers == "logits" else models.widths(config.student).pooled
     return {
         "format": TABLE_FORMAT,

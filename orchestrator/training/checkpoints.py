@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from orchestrator.errors import printable
 from orchestrator.records import EpochRecord
 from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage
+from orchestrator.text import first_line, printable
 from orchestrator.training.state import Position, TrainingState
 
 # A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
@@ -61,7 +61,7 @@ def restore_checkpoint(
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the file is good; the next attempt may have room for it
         except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
-            reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+            reason = printable(first_line(error)[:200])
             shown = storage.backend.describe(name)
             say(f"checkpoint {shown} is damaged ({reason}) and passed over for the one before it")
             continue

@@ -44,7 +44,7 @@ def evaluate(model: Classifier, images: Images, data: Data, check: Check = unche
         pixels = images.pixels[start : start + size].contiguous(memory_format=torch.channels_last)
         labels = images.labels[start : start + size]
         logits = model(data.normalise(pixels))
-        best = logits.topk(5, dim=1).indices
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         predictions.append(best[:, 0])
         hits = best == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.losses import METHODS, Method, Option
-from orchestrator.records import Failure, State, TableKey, TrialConfig
+from orchestrator.records import Dataset, Failure, State, TableKey, TrialConfig
 
 TEACHER = TrialConfig(
     method="base",
@@ -41,6 +41,7 @@ STUDENT = replace(
     teacher=TEACHER,
     teacher_cache="auto",
 )
+FOLDER = Dataset(3, 90, 30, 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "0123456789ab")
 CHANGES: dict[str, Any] = {
     "method": "st",
     "dataset": "cifar100",
@@ -67,6 +68,7 @@ CHANGES: dict[str, Any] = {
     "optimizer_options": (("beta1", 0.8),),
     "schedule": "cosine",
     "schedule_options": (("warmup", 5),),
+    "folder": FOLDER,
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -98,7 +100,24 @@ CONFIGS = st.builds(
     optimizer_options=OPTIONS,
     schedule=WORD,
     schedule_options=OPTIONS,
+    folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
 )
+
+
+def test_images_of_a_folder_are_what_they_are_and_not_what_the_folder_is_called() -> None:
+    config = replace(STUDENT, folder=FOLDER, dataset="flowers-0123", teacher=replace(TEACHER, folder=FOLDER))
+    assert config.trial_id() == replace(config, dataset="elsewhere").trial_id()
+    for name in ("classes", "train", "test", "side", "mean", "std", "digest"):
+        value = getattr(FOLDER, name)
+        other = {int: 7, str: "0" * 12, tuple: (0.1, 0.2, 0.3)}[type(value)]
+        assert replace(config, folder=replace(FOLDER, **{name: other})).trial_id() != config.trial_id()
+
+
+def test_a_dataset_with_a_name_stores_no_facts() -> None:
+    assert "folder" not in STUDENT.to_json() and "folder" not in STUDENT.recipe()
+    config = replace(STUDENT, folder=FOLDER, teacher=replace(TEACHER, folder=FOLDER))
+    assert config.recipe()["folder"] == FOLDER.to_json()
+    assert "folder" not in config.recipe()["teacher"]  # it sees the same images
 
 
 def test_the_ids_of_these_trials_stay() -> None:

@@ -30,7 +30,7 @@ FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A benchmark takes every core; the other tests shall have what they had."""
+    """A benchmark takes every core; the other tests keep the threads that they had."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -218,8 +218,8 @@ def test_pairs_are_measured_by_turns() -> None:
     ("main", "arguments", "words"),
     [
         (compare.main, [], "--data"),
-        (compare.main, ["--data", "x", "--repeats", "0"], "'0' is no whole number from 1"),
-        (compare.main, ["--data", "x", "--batch-size", "many"], "'many' is no whole number from 1"),
+        (compare.main, ["--data", "x", "--repeats", "0"], "'0' is not a whole number of at least 1"),
+        (compare.main, ["--data", "x", "--batch-size", "many"], "'many' is not a whole number of at least 1"),
         (table.main, ["--dataset", "cifar10"], "needs --data DIR"),
         (table.main, ["--dataset", "mnist"], "invalid choice"),
     ],

@@ -241,8 +241,9 @@ def test_fitnet_by_hand() -> None:
 
 
 def test_fitnet_needs_its_stage_in_both_models() -> None:
-    with pytest.raises(ValueError, match="found stage: 3 for fitnet, but its models share 2 stages; use 1 to 2"):
-        losses.build("fitnet", SHAPES, stage=3)
+    mismatch = losses.METHODS["fitnet"].mismatch
+    assert mismatch({"stage": 2}, *SHAPES) == ""
+    assert "they share 2 stages, so use stage: 1 to 2" in mismatch({"stage": 3}, *SHAPES)
 
 
 def test_parameters_need_the_shapes_of_both_models() -> None:

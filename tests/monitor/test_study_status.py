@@ -11,7 +11,7 @@ from launch_events import at, end, ended, epoch, launch, planned, played, starte
 
 from orchestrator import models
 from orchestrator.monitor.events import Event, EventKind
-from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, age, eta_text, lasting
+from orchestrator.monitor.study_status import Eta, Stage, StudyStatus, age, eta_text
 from orchestrator.records import State
 from orchestrator.study.plan import PlannedTrial
 
@@ -252,17 +252,6 @@ def test_more_done_never_raises_it_and_it_ends_at_nothing(
 
 
 # Words.
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (-1, "0 s"), (3.4, "3 s"), (12, "10 s"), (62, "60 s"), (150, "2 min"), (3599, "60 min"), (7200, "2 h"),
-        (12_000, "3 h 20 min"), (200_000, "2.3 days"),
-    ],
-)  # fmt: skip
-def test_time_spans_are_no_more_precise_than_they_are_known(seconds: float, words: str) -> None:
-    assert lasting(seconds) == words
 
 
 def test_what_is_left_in_words() -> None:

@@ -20,7 +20,7 @@ from orchestrator.study.fields import (
     Number,
     ValueType,
 )
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest
 
 TABLES = {
     "experiment": fields.EXPERIMENT_KEYS,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import losses
+from orchestrator import codec, losses
 from orchestrator.records import State, TableKey
 from orchestrator.study import fields
 from orchestrator.study.plan import Plan, PlannedTrial, make_plan
@@ -484,12 +484,12 @@ def test_a_plan_comes_back_from_json(tmp_path: Path, plan_of: Planner) -> None:
     axes = {"teacher_cache": ["live", "table"], "match": ["logits", "pooled"], "teacher": ["resnet_32_8", weights]}
     plan = plan_of(VIEWS | axes)
     assert {"table", "live"} <= set(decisions(plan))
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert codec.decode(Plan, json.loads(json.dumps(codec.encode(plan)))) == plan
 
 
 def test_the_published_plan_comes_back_from_json() -> None:
     plan = make_plan(load_study(ROOT / "experiments.yaml"))
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert codec.decode(Plan, json.loads(json.dumps(codec.encode(plan)))) == plan
 
 
 def run(code: str, seed: str = "1") -> Any:
