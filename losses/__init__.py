@@ -54,9 +54,7 @@ def _stage_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
     stages = min(len(student.maps), len(teacher.maps))
     if int(options["stage"]) <= stages:
         return ""
-    return (
-        f"stage: {options['stage']} compares maps that one of them lacks; they share {stages} stages, use 1 to {stages}"
-    )
+    return f"one of them has no stage {options['stage']}; they share {stages} stages, so use stage: 1 to {stages}"
 
 
 @dataclass(frozen=True)

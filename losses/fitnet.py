@@ -12,8 +12,8 @@ class FitNet(nn.Module):
     """Cross-entropy + weight · mean((r(student's map) − teacher's map)²), both maps of the same stage.
 
     r is a trained 1×1 convolution with batch norm and ReLU, from the student's channels to the teacher's. The paper
-    first trains the student on the hint alone; here both terms train together. `stage`
-    counts from 1; both models have it, see `METHODS`.
+    first trains the student on the hint alone; here both terms train together. `stage` counts
+    from 1; both models have it, see `METHODS`.
     """
 
     def __init__(self, student: Shapes, teacher: Shapes, *, weight: float, stage: int) -> None:

@@ -127,7 +127,13 @@ def test_the_ids_of_these_trials_stay() -> None:
 
 
 def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
-    assert set(STUDENT.to_json()) == set(CHANGES) - {"optimizer", "optimizer_options", "schedule", "schedule_options"}
+    assert set(STUDENT.to_json()) == set(CHANGES) - {
+        "folder",
+        "optimizer",
+        "optimizer_options",
+        "schedule",
+        "schedule_options",
+    }
     changed = replace(STUDENT, schedule="cosine")
     assert changed.to_json() == {**STUDENT.to_json(), "schedule": "cosine"}
 

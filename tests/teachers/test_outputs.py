@@ -487,7 +487,7 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
 
 def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(student="wrn_10_2")
-    model = loop.fresh_model(lambda: models.build(config.student, 10), 0, CPU)
+    model = build_seeded(lambda: models.build(config.student, 10), 0, CPU)
     outputs.save_weights(model, storage, config.trial_id())
     taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
     key = taught.key("pooled")
