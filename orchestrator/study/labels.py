@@ -79,10 +79,13 @@ def _of_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterat
     own = _filled(recipe)
     expected = {**_defaults(own), "limit_test": student["limit_test"]}
     if not own["weights"]:
-        follows = own["epochs"] == student["epochs"]
+        defaults, same = _defaults(own), {name: own[name].name == student[name].name for name in _TABLES}
+        follows = same["schedule"] and own["epochs"] == student["epochs"]
         gamma = student["gamma"] if own["milestones"] and student["milestones"] else expected["gamma"]
         milestones = student["milestones"] if follows else expected["milestones"]
         expected = {**student, "milestones": milestones, "gamma": gamma}
+        if not same["optimizer"]:
+            expected |= {name: defaults[name] for name in ("lr", "weight_decay")}
     for part in (
         *_differing(own, expected, _OF_TEACHER), *_weights(recipe), *_unknown(recipe, _PLACED),
         *_unknown(recipe.get("options") or {}, (), "options."),
