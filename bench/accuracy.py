@@ -41,7 +41,9 @@ from orchestrator.models.resnet import BasicBlock
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.outputs import load_teacher, no_teacher, open_table, save_weights
+from orchestrator.teachers.outputs import no_teacher
+from orchestrator.teachers.tables import open_table
+from orchestrator.teachers.weights import load_teacher, save_weights
 from orchestrator.training import schedules
 from orchestrator.training.batches import EpochBatches, Teacher
 from orchestrator.training.evaluation import evaluate, unchecked

@@ -30,7 +30,7 @@ from orchestrator.results.summary import Statistic
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
-from orchestrator.teachers import outputs
+from orchestrator.teachers import outputs, tables, weights
 from orchestrator.training.batches import Teacher
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import build_seeded
@@ -107,7 +107,7 @@ class Run:
         storage.prepare()
         # A teacher's weights do not change how long a forward pass takes.
         taught = _fresh(trial.config.teacher.student, trial, device)
-        outputs.save_weights(taught, storage, trial.teacher_id)
+        weights.save_weights(taught, storage, trial.teacher_id)
         start = time.perf_counter()
         self._epochs = self._start(storage)
         self.before = time.perf_counter() - start
@@ -118,10 +118,10 @@ class Run:
         assert asked
         answers: Teacher
         if self._trial.table is not None:
-            answers = outputs.open_table(self._trial.table, asked, self._images, storage, self._device)
+            answers = tables.open_table(self._trial.table, asked, self._images, storage, self._device)
         else:
             needs = losses.METHODS[config.method].needs(dict(config.options))
-            answers = outputs.LiveTeacher(outputs.load_teacher(asked, storage, self._device), needs)
+            answers = outputs.LiveTeacher(weights.load_teacher(asked, storage, self._device), needs)
         loss = losses.build(config.method, **dict(config.options))
         course = TrainingState.start(_fresh(config.student, self._trial, self._device), loss, config)
         return train(course, self._images, config, answers)

@@ -25,7 +25,8 @@ from orchestrator.data.views import ViewSpace
 from orchestrator.launch import plan_study
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import LiveTeacher, load_teacher
+from orchestrator.teachers.outputs import LiveTeacher
+from orchestrator.teachers.weights import load_teacher
 from orchestrator.training.batches import Batch
 
 BATCH = 500
@@ -46,7 +47,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
         for index in torch.arange(key.images, device=device).split(BATCH):
             views = torch.full_like(index, view)
             batch = Batch(images.normalise(padded.take(index, views)), images.train.labels[index], index, views, index)
-            outputs.append(live(batch)[key.answers].cpu())
+            outputs.append(getattr(live(batch), key.answers).cpu())
             differences.append((outputs[-1] - stored[view, index.cpu()].float()).abs())
     return summary(torch.cat(differences), torch.cat(outputs).abs())
 

@@ -41,7 +41,8 @@ from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.outputs import load_teacher, open_table, save_weights
+from orchestrator.teachers.tables import open_table
+from orchestrator.teachers.weights import load_teacher, save_weights
 
 IMAGES = {"cpu": 100, "cuda": 5000}
 BATCH = 1000

@@ -32,7 +32,7 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
-from orchestrator.teachers import outputs
+from orchestrator.teachers import outputs, tables, weights
 from orchestrator.text import printable
 from orchestrator.training.batches import Teacher
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
@@ -169,7 +169,7 @@ class _Attempt:
             self._write_row(self._row)
             self._flush()
             yield self._begun(0, None)
-            model = outputs.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
+            model = weights.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
             yield from _doubt(self._tested.acc, title_of(config.dataset), images)
             return model
@@ -194,7 +194,7 @@ class _Attempt:
 
     def _begun(self, epoch: int, arithmetic: str | None) -> TrialStarted:
         table = self._job.trial.table
-        is_hit = None if table is None else outputs.has_table(table, self._storage)
+        is_hit = None if table is None else tables.has_table(table, self._storage)
         answers = self._job.trial.teacher_cache
         acc = max((record.test_acc for record in self._epochs), default=None)
         device = str(self._row.device)
@@ -262,9 +262,9 @@ class _Attempt:
             return outputs.no_teacher
         if trial.table is not None:
             storage, device = self._storage, self._device
-            return outputs.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
+            return tables.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
         needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
-        return outputs.LiveTeacher(outputs.load_teacher(trial.config.teacher, self._storage, self._device), needs)
+        return outputs.LiveTeacher(weights.load_teacher(trial.config.teacher, self._storage, self._device), needs)
 
     def _finish(self, model: Classifier) -> TrialRecord:
         images = tensors.load(self._job.trial.config, self._storage, self._device)
@@ -272,7 +272,7 @@ class _Attempt:
         score = tested or evaluate(model, images.test, images, self.check)
         final = _final(self._job, self._storage, self._device, score)
         self._flush()
-        size, digest = outputs.save_weights(model, self._storage, self._id)
+        size, digest = weights.save_weights(model, self._storage, self._id)
         finished = _measured(self._row, self._epochs, final, model)
         finished = replace(finished, weights_bytes=size, weights_sha256=digest, end_time=datetime.now(UTC))
         self._log.add(
@@ -397,7 +397,7 @@ def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> di
 def _teacher_score(config: TrialConfig, limit_test: int | None, storage: Storage, device: torch.device) -> Score:
     """How a teacher does on the test images of its students."""
     images = tensors.load(replace(config, limit_test=limit_test), storage, device)
-    return evaluate(outputs.load_teacher(config, storage, device), images.test, images)
+    return evaluate(weights.load_teacher(config, storage, device), images.test, images)
 
 
 def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: Classifier) -> TrialRecord:

@@ -1,4 +1,4 @@
-"""The teachers that a storage holds: how good, how large, who uses them, and whether their tables hold."""
+"""The teachers in a storage: their accuracy and size, the studies that use them, and whether their tables are right."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int],
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """A table that says what its teacher says: `largest_difference` is that of the sampled answers."""
+    """A table that matches its teacher: `largest_difference` is the largest one in the sample."""
 
     table: TableKey
     largest_difference: float
 
 
 def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
-    """Asks a teacher live about random views and compares each of its tables.
+    """Compares each table of a teacher with its live outputs on random views.
 
     `teacher_id` may be shortened while it is unique. Raises KdctlError where there is no such teacher, and
     TeacherError where a table is wrong.
@@ -84,18 +84,18 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
     import torch
 
     from orchestrator.data import prepare, tensors
-    from orchestrator.teachers import outputs
+    from orchestrator.teachers import tables
 
     stored = _find(teacher_id, list_teachers(storage))
     config = _config(stored.row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    verdicts = []
+    checks = []
     for key in stored.tables:
         prepare.require_prepared(config, storage)
         # The images of a table are the first of the canonical order, whatever limit and holdout made their number.
         images = tensors.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
-        verdicts.append(TableCheck(key, outputs.verify(key, config, images, storage, device)))
-    return verdicts
+        checks.append(TableCheck(key, tables.verify(key, config, images, storage, device)))
+    return checks
 
 
 def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:

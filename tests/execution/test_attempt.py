@@ -327,7 +327,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "wanted", "failure"), ERRORS, ids=lambda value: type(value).__name__)
-@pytest.mark.parametrize("step", ["tensors.load", "models.build", "evaluate", "outputs.save_weights"])
+@pytest.mark.parametrize("step", ["tensors.load", "models.build", "evaluate", "weights.save_weights"])
 def test_any_exception_is_a_failed_row(
     step: str, error: Exception, wanted: str, failure: Failure,
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch,
@@ -720,7 +720,7 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     assert files(storage, "results", "trials", "checkpoints") == before
 
 
-@pytest.mark.parametrize("step", ["_final", "outputs.save_weights"])
+@pytest.mark.parametrize("step", ["_final", "weights.save_weights"])
 def test_a_failure_of_who_lost_the_lease_is_no_row(
     step: str, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

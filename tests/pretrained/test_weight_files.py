@@ -27,7 +27,7 @@ from orchestrator.launch import plan_study
 from orchestrator.models.base import Classifier
 from orchestrator.records import State
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers import outputs
+from orchestrator.teachers import weights
 
 CPU = torch.device("cpu")
 Saved = dict[str, Any]
@@ -45,7 +45,7 @@ LARGE: Saved = fresh(2, "resnet_32_20", 100).state_dict()
 
 
 def load(path: Path) -> Classifier:
-    return outputs.load_weights(path, "resnet_32_8", 10, CPU)
+    return weights.load_weights(path, "resnet_32_8", 10, CPU)
 
 
 def prefixed(prefix: str, state: Saved = STATE) -> Saved:
@@ -249,8 +249,8 @@ def test_a_file_that_does_not_fit_is_explained(tmp_path: Path, kind: str) -> Non
 def test_weights_of_a_wide_network_are_explained_too(tmp_path: Path, model: str, words: str) -> None:
     torch.save(fresh(0, model).state_dict(), tmp_path / "t.pth")
     with pytest.raises(TeacherError, match=words):
-        outputs.load_weights(tmp_path / "t.pth", "wrn_10_2", 10, CPU)
-    loaded = outputs.load_weights(tmp_path / "t.pth", model, 10, CPU)
+        weights.load_weights(tmp_path / "t.pth", "wrn_10_2", 10, CPU)
+    loaded = weights.load_weights(tmp_path / "t.pth", model, 10, CPU)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in fresh(0, model).state_dict().items())
 
 

@@ -127,14 +127,14 @@ def test_changed_answers_are_found(own: Storage) -> None:
 def test_a_cut_table_is_found(own: Storage) -> None:
     (key,) = list(own.tables())
     own.backend.write(own.table(key), own.backend.read(own.table(key))[:200])
-    with pytest.raises(TeacherError, match="was made from something else"):
+    with pytest.raises(TeacherError, match="was not made from this teacher"):
         verify_teacher(key.teacher_id, own)
 
 
 def test_a_table_of_other_weights_is_found(own: Storage) -> None:
     ids = by_seed(own)
     own.backend.write(own.weights(ids[0]), own.backend.read(own.weights(ids[9])))
-    with pytest.raises(TeacherError, match="made from something else"):
+    with pytest.raises(TeacherError, match="not made from this teacher"):
         verify_teacher(ids[0], own)
 
 

@@ -36,7 +36,7 @@ from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
 from orchestrator.storage.leases import waiting
-from orchestrator.teachers import chunks, outputs
+from orchestrator.teachers import _chunks, outputs, tables, weights
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
 from orchestrator.training import loop
 from orchestrator.training.batches import Teacher
@@ -61,7 +61,7 @@ class Taught:
         return TableKey(self.config.trial_id(), answers, 1, flip, 128)
 
     def open(self, key: TableKey) -> TableTeacher:
-        return outputs.open_table(key, self.config, self.data, self.storage, CPU)
+        return tables.open_table(key, self.config, self.data, self.storage, CPU)
 
     def path(self, key: TableKey) -> Path:
         """The file of a table."""
@@ -73,7 +73,7 @@ class Taught:
         write_json(self.storage, name, {**read_json(self.storage, name), "bytes": self.path(key).stat().st_size})
 
     def verify(self, key: TableKey) -> float:
-        return outputs.verify(key, self.config, self.data, self.storage, CPU)
+        return tables.verify(key, self.config, self.data, self.storage, CPU)
 
 
 def fresh(seed: int = 0) -> Classifier:
@@ -92,7 +92,7 @@ def trained(digits_storage: Storage, make_config: MakeConfig) -> Classifier:
 @pytest.fixture
 def taught(storage: Storage, make_config: MakeConfig, trained: Classifier) -> Taught:
     config = make_config(epochs=2)
-    outputs.save_weights(trained, storage, config.trial_id())
+    weights.save_weights(trained, storage, config.trial_id())
     return Taught(storage, config, trained, tensors.load(config, storage, CPU))
 
 
@@ -123,7 +123,7 @@ def names(found: TeacherOutputs) -> set[str]:
 
 
 def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
-    model = outputs.load_teacher(taught.config, taught.storage, CPU)
+    model = weights.load_teacher(taught.config, taught.storage, CPU)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = batches_of(taught.data, taught.config)[0]
     found = LiveTeacher(model, ("logits", "maps"))(batch)
@@ -190,10 +190,10 @@ DAMAGES = [other_image, other_view, corrupted_block, no_numbers, never_written, 
 def test_compare_catches(taught: Taught, answers: str, damage: Callable[[Tensor], None]) -> None:
     key = taught.key(answers)
     table = taught.open(key).table.clone()
-    assert outputs.compare(table, key, taught.model, taught.data) < 0.01
+    assert tables.compare(table, key, taught.model, taught.data) < 0.01
     damage(table)
     with pytest.raises(TeacherError, match=rf"table {key.name} of teacher {key.teacher_id}: \d+ of 1000 sampled"):
-        outputs.compare(table, key, taught.model, taught.data)
+        tables.compare(table, key, taught.model, taught.data)
 
 
 def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,14 +208,14 @@ def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pyt
 
     monkeypatch.setattr(secrets, "randbits", recorded)
     for _ in range(3):
-        outputs.compare(table, key, taught.model, taught.data)
+        tables.compare(table, key, taught.model, taught.data)
     assert len(set(seeds)) == 3
 
 
 def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key = taught.key()
-    ask = outputs._Questions.ask
-    monkeypatch.setattr(outputs._Questions, "ask", lambda *given: bytes(len(ask(*given))))
+    ask = tables._ChunkOutputs.compute
+    monkeypatch.setattr(tables._ChunkOutputs, "compute", lambda *given: bytes(len(ask(*given))))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
     assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
@@ -225,7 +225,7 @@ def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
     loud = fresh()
     with torch.no_grad():
         loud.fc.bias.fill_(1e5)
-    outputs.save_weights(loud, taught.storage, taught.config.trial_id())
+    weights.save_weights(loud, taught.storage, taught.config.trial_id())
     with pytest.raises(TeacherError, match="set teacher_cache: live"):
         taught.open(taught.key())
     assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
@@ -248,8 +248,8 @@ def test_verify_repeats_the_check(taught: Taught) -> None:
 def test_verify_sees_other_weights(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
-    outputs.save_weights(fresh(1), taught.storage, key.teacher_id)
-    with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
+    weights.save_weights(fresh(1), taught.storage, key.teacher_id)
+    with pytest.raises(TeacherError, match="was not made from this teacher; remove it"):
         taught.verify(key)
 
 
@@ -283,7 +283,7 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
     assert facts["made_from"][name] != value
     facts["made_from"][name] = value
     write_json(taught.storage, path, facts)
-    with pytest.raises(TeacherError, match="was made from something else"):
+    with pytest.raises(TeacherError, match="was not made from this teacher"):
         taught.verify(key)
 
 
@@ -294,7 +294,7 @@ def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     backend, name = taught.storage.backend, taught.storage.table_facts(key)
     backend.delete(name) if text is None else backend.write(name, text.encode())
     assert list(taught.storage.tables()) == []
-    with pytest.raises(TeacherError, match="was made from something else"):
+    with pytest.raises(TeacherError, match="was not made from this teacher"):
         taught.verify(key)
     taught.open(key)  # builds it anew
     assert taught.verify(key) < 0.01
@@ -320,7 +320,7 @@ def test_table_of_another_shape(taught: Taught, wrong: str) -> None:
     np.save(path, WRONG[wrong](np.load(path)))
     taught.state_size(key)
     for attempt in (taught.verify, taught.open):
-        with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is damaged \(got .*wanted float16"):
+        with pytest.raises(TeacherError, match=rf"{re.escape(str(path))} is damaged \(found .*expected float16"):
             attempt(key)
 
 
@@ -359,7 +359,7 @@ def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> No
     name = taught.storage.table(key)
     raw = taught.storage.backend.read(name)
     taught.storage.backend.write(name, raw[:size] if size is not None else raw + b"!")
-    with pytest.raises(TeacherError, match="was made from something else than this teacher; remove it"):
+    with pytest.raises(TeacherError, match="was not made from this teacher; remove it"):
         taught.verify(key)
     taught.open(key)  # builds it anew
     assert taught.verify(key) < 0.01
@@ -384,7 +384,7 @@ def test_table_is_built_once(taught: Taught) -> None:
 def test_other_weights_build_it_anew(taught: Taught) -> None:
     key = taught.key()
     before = taught.open(key).table.clone()
-    outputs.save_weights(fresh(1), taught.storage, key.teacher_id)
+    weights.save_weights(fresh(1), taught.storage, key.teacher_id)
     assert not torch.allclose(taught.open(key).table, before, atol=1e-2)
     assert taught.verify(key) < 0.01
 
@@ -396,9 +396,9 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
         raise KeyboardInterrupt
 
     with waiting(taught.storage, f"table-{key.teacher_id}-{key.name}", check), pytest.raises(KeyboardInterrupt):
-        outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
+        tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     with pytest.raises(KeyboardInterrupt):  # as is who builds
-        outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
+        tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
     taught.open(key)
 
@@ -413,18 +413,18 @@ def open_at_once(
 ) -> None:
     """What each of several processes does; every slice that it builds leaves a file."""
     torch.set_num_threads(1)
-    chunks.SLICE = 200
-    ask = outputs._Questions.ask
+    _chunks.CHUNK = 200
+    ask = tables._ChunkOutputs.compute
 
-    def logged(self: outputs._Questions, start: int, end: int) -> bytes:
+    def logged(self: tables._ChunkOutputs, start: int, end: int) -> bytes:
         (log / f"{start}-{end}-{os.getpid()}").touch()
         time.sleep(pause)  # so that a kill finds it at work
         return ask(self, start, end)
 
-    outputs._Questions.ask = logged  # type: ignore[method-assign]
+    tables._ChunkOutputs.compute = logged  # type: ignore[method-assign]
     images = tensors.load(config, storage, CPU)
     barrier.wait(60)
-    table = outputs.open_table(key, config, images, storage, CPU)
+    table = tables.open_table(key, config, images, storage, CPU)
     assert table.table.shape == (9, 128, 10)
 
 
@@ -475,11 +475,11 @@ def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
 
 def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key = taught.key()
-    monkeypatch.setattr(chunks, "SLICE", 200)
+    monkeypatch.setattr(_chunks, "CHUNK", 200)
     with pytest.raises(Halt):
-        outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+        tables.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
     assert [entry.name for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
-    outputs.save_weights(fresh(1), taught.storage, key.teacher_id)
+    weights.save_weights(fresh(1), taught.storage, key.teacher_id)
     taught.open(key)
     assert taught.verify(key) < 0.01
     assert len(taught.storage.backend.list_files("teachers")) == 2
@@ -488,7 +488,7 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
 def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(student="wrn_10_2")
     model = build_seeded(lambda: models.build(config.student, 10), 0, CPU)
-    outputs.save_weights(model, storage, config.trial_id())
+    weights.save_weights(model, storage, config.trial_id())
     taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
     key = taught.key("pooled")
     assert taught.open(key).table.shape == (9, 128, 128)
@@ -511,9 +511,9 @@ def test_a_slice_of_another_size_is_built_anew(
     taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     key, backend = taught.key(), taught.storage.backend
-    monkeypatch.setattr(chunks, "SLICE", 200)
+    monkeypatch.setattr(_chunks, "CHUNK", 200)
     with pytest.raises(Halt):
-        outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+        tables.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
     for entry in backend.list_files("teachers"):
         backend.write(entry.name, damage(backend.read(entry.name)))
     taught.open(key)
@@ -522,9 +522,9 @@ def test_a_slice_of_another_size_is_built_anew(
 
 def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key, backend = taught.key(), taught.storage.backend
-    monkeypatch.setattr(chunks, "SLICE", 200)
+    monkeypatch.setattr(_chunks, "CHUNK", 200)
     with pytest.raises(Halt):
-        outputs.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
+        tables.open_table(key, taught.config, taught.data, taught.storage, CPU, After(7))
     for entry in backend.list_files("teachers"):
         backend.write(entry.name, bytes(entry.size))
     with pytest.raises(TeacherError, match="are not the teacher's"):
@@ -574,7 +574,7 @@ State = dict[str, Any]
 
 
 def load(path: Path) -> Classifier:
-    return outputs.load_weights(path, "resnet_32_8", 10, CPU)
+    return weights.load_weights(path, "resnet_32_8", 10, CPU)
 
 
 def assert_same(model: Classifier, state: State) -> None:
@@ -584,7 +584,7 @@ def assert_same(model: Classifier, state: State) -> None:
 
 
 def test_weights_come_back(trained: Classifier, storage: Storage) -> None:
-    size, digest = outputs.save_weights(trained, storage, "0123456789ab")
+    size, digest = weights.save_weights(trained, storage, "0123456789ab")
     path = storage.backend.local_path(storage.weights("0123456789ab"))
     assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     model = load(path)
@@ -802,4 +802,4 @@ def test_no_weights(taught: Taught, tmp_path: Path) -> None:
         load(tmp_path)
     taught.storage.backend.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):
-        outputs.load_teacher(taught.config, taught.storage, CPU)
+        weights.load_teacher(taught.config, taught.storage, CPU)

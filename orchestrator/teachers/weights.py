@@ -1,0 +1,48 @@
+"""A teacher's weights: written when it is trained, read when it teaches."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from orchestrator import models
+from orchestrator.data.registry import facts_of
+from orchestrator.errors import TeacherError
+from orchestrator.models.base import Classifier
+from orchestrator.pretrained import weight_files
+from orchestrator.records import TrialConfig
+from orchestrator.storage.layout import Storage
+from orchestrator.training.seeds import build_seeded
+
+
+def load_weights(path: Path, model: str, classes: int, device: torch.device, digest: str | None = None) -> Classifier:
+    """A model in eval mode with the weights of a file, in any of the formats of `pretrained.formats`.
+
+    Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
+    """
+    state = weight_files.fit(weight_files.read(path, digest), path, model, classes)
+    built = build_seeded(lambda: models.build(model, classes), 0, device)
+    built.load_state_dict({**built.state_dict(), **state})  # batch counters may be missing
+    return built.eval().requires_grad_(False)
+
+
+def save_weights(model: Classifier, storage: Storage, trial_id: str) -> tuple[int, str]:
+    """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = save(state)
+    storage.backend.write(storage.weights(trial_id), content)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> Classifier:
+    """A trained teacher from the storage, in eval mode. Raises TeacherError for missing or damaged weights."""
+    name = storage.weights(config.trial_id())
+    try:
+        path = storage.backend.local_path(name)
+    except FileNotFoundError:
+        shown = storage.backend.describe(name)
+        raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
+    return load_weights(path, config.student, facts_of(config).classes, device)
