@@ -22,6 +22,7 @@ from orchestrator.data import order
 from orchestrator.data.folder import measure
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.errors import DataError, StudyError
+from orchestrator.results.store import read_trials
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, make_plan
 from orchestrator.study.reader import load_study
