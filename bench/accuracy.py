@@ -2,15 +2,16 @@
 
 python bench/accuracy.py --data DIR [--device cpu|cuda] [--seeds 5] [--epochs 10] [--images 4000] [--test 2000]
 
-The plain recipe is written out here: float32, PyTorch's own layout, its plain SGD, a live teacher, the images and
-views that kdctl draws for the same seed. Beside it train, with the same weights to begin with: kdctl in float32 with
-the table of the same teacher, and kdctl in bfloat16 with that table. Where the device does not multiply in bfloat16,
-its rounding is put into float32 (`Rounded`: inputs, weights, results and gradients of every convolution, norm and
-sum), which is what such devices compute but for the order of sums; the row then says "rounded as".
+The plain recipe is written out here: float32, PyTorch's default memory layout, its plain SGD, a live teacher, and the
+images and views that kdctl draws for the same seed. It is compared with two runs of kdctl from the same initial
+weights: in float32 with the table of the same teacher, and in bfloat16 with that table. If the device does not
+multiply in bfloat16, float32 values are rounded to bfloat16 instead (`Rounded`: inputs, weights, results and gradients
+of every convolution, norm and addition). This is what bfloat16 devices compute, except for the order of sums; the row
+then says "rounded as".
 
-The first columns of figures are the largest relative difference of the loss to the plain recipe's, in the first step
-and in the first five, in which a rate of 0.1 makes any rounding grow. The last is the paired difference of the final
-accuracies, with its 95 % interval: it should hold nought.
+The first columns of figures are the largest relative difference of the loss from that of the plain recipe, in the
+first step and in the first five steps, in which a learning rate of 0.1 makes any rounding grow. The last is the paired
+difference of the final accuracies with its 95 % interval, which should contain 0.
 """
 
 from __future__ import annotations
@@ -32,25 +33,21 @@ from torch.nn import functional as F
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
+from orchestrator.losses.base import Progress
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import BasicBlock
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.outputs import load_teacher, no_answers, open_table, save_weights
-from orchestrator.training.loop import (
-    EpochBatches,
-    TeacherOutputs,
-    TrainingState,
-    evaluate,
-    fresh_model,
-    learning_rate,
-    set_rate,
-    step,
-    supports_bfloat16,
-    train,
-)
+from orchestrator.teachers.outputs import load_teacher, no_teacher, open_table, save_weights
+from orchestrator.training import schedules
+from orchestrator.training.batches import EpochBatches, Teacher
+from orchestrator.training.evaluation import evaluate, unchecked
+from orchestrator.training.loop import StepRunner, step, train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 STEPS = 5  # whose losses are compared one by one
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 95 %, by n
@@ -109,7 +106,7 @@ class Outcome:
 def fresh(config: TrialConfig, images: Data) -> Classifier:
     """The model that kdctl begins with."""
     build = partial(models.build, config.student, images.facts.classes)
-    return fresh_model(build, config.seed, images.train.labels.device)
+    return build_seeded(build, config.seed, images.train.labels.device)
 
 
 Recipe = Callable[[TrialConfig], Outcome]
@@ -124,10 +121,10 @@ def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
         optimizer = torch.optim.SGD(
             model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        feed = EpochBatches(images, config)
+        feed, schedule = EpochBatches(images, config), schedules.build(config)
         seen: list[float] = []
         for epoch in range(1, config.epochs + 1):
-            optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
+            optimizer.param_groups[0]["lr"] = config.lr * schedule(epoch - 1, 1)
             feed.prepare(epoch)
             feed.begin()
             model.train()
@@ -135,8 +132,8 @@ def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
                 batch = feed.take(size)
                 logits = model(batch.images.contiguous())
                 with torch.no_grad():
-                    said = live(batch.images.contiguous())
-                loss = F.cross_entropy(logits, batch.labels) + F.mse_loss(logits, said)
+                    targets = live(batch.images.contiguous())
+                loss = F.cross_entropy(logits, batch.labels) + F.mse_loss(logits, targets)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -151,15 +148,14 @@ def _contiguous(model: Classifier) -> Classifier:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic: str) -> Recipe:
+def fast(trial: PlannedTrial, images: Data, answers: Teacher, arithmetic: str) -> Recipe:
     """kdctl's own steps."""
-    loss = losses.build("logit")
     device = images.train.labels.device
     is_rounded = arithmetic == "bfloat16" and not supports_bfloat16(device)
 
     def started(config: TrialConfig) -> TrainingState:
-        course = TrainingState.start(fresh(config, images), replace(config, precision="float32"))
-        course.arithmetic = "float32" if is_rounded else arithmetic
+        course = TrainingState.start(fresh(config, images), losses.build("logit"), replace(config, precision="float32"))
+        course.compute_dtype = "float32" if is_rounded else arithmetic
         if is_rounded:
             wrapped: Any = Rounded(course.model)
             course.model = wrapped
@@ -170,11 +166,11 @@ def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic:
         seen: list[float] = []
         feed.prepare(1)
         feed.begin()
-        set_rate(course.optimizer, learning_rate(config, 1))
         course.model.train()
+        progress = Progress(torch.ones((), device=device), config.epochs)
         for size in list(feed.sizes())[:STEPS]:
             batch = feed.take(size)
-            step(course, loss, batch, answers(batch))
+            step(course, batch, answers(batch), progress)
             seen.append(course.sums[0].item() / size)
             course.sums.zero_()
         course = started(config)
@@ -187,17 +183,12 @@ def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic:
     return trained
 
 
-def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: TeacherOutputs) -> Iterator[None]:
+def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: Teacher) -> Iterator[None]:
     """Trains without the tests between epochs, which a `Rounded` model has no part in."""
-    loss, feed = losses.build("logit"), EpochBatches(images, config)
-    for epoch in range(1, config.epochs + 1):
-        set_rate(course.optimizer, learning_rate(config, epoch))
-        feed.prepare(epoch)
-        feed.begin()
-        course.model.train()
-        for size in feed.sizes():
-            batch = feed.take(size)
-            step(course, loss, batch, answers(batch))
+    steps = StepRunner(course, images, config, answers)
+    for _ in range(config.epochs):
+        steps.run(unchecked)
+        course.epoch, course.images = course.epoch + 1, 0
         yield
 
 
@@ -205,8 +196,8 @@ def taught(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
     """The teacher, trained as every teacher is."""
     config = trial.config.teacher
     assert config
-    course = TrainingState.start(fresh(config, images), config)
-    for record in train(course, losses.build("base"), images, config, no_answers):
+    course = TrainingState.start(fresh(config, images), losses.build("base"), config)
+    for record in train(course, images, config, no_teacher):
         accuracy = record.test_acc
     save_weights(course.model, storage, config.trial_id())
     print(f"The teacher, {config.student}, has {accuracy:.2f} %.", end="\n\n", flush=True)
@@ -270,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place, as_a_trial(device):
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, options.data, storage)
+        prepare_dataset(config.dataset, options.data, storage)
         images = tensors.load(config, storage, device)
         teacher = taught(trial, images, storage)
         table = open_table(key, teacher_config, images, storage, device)

@@ -39,11 +39,14 @@ from shared.common import (
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import TableTeacher, no_answers
-from orchestrator.training.loop import TeacherOutputs, TrainingState, train
+from orchestrator.teachers.outputs import TableTeacher, no_teacher
+from orchestrator.training.batches import Teacher
+from orchestrator.training.loop import train
+from orchestrator.training.state import TrainingState
 
 DATASET = "cifar10"
 SMALL, DEEP = "resnet_32_20", "resnet_32_110"
@@ -69,7 +72,7 @@ def plain_speed(student: str, teacher: str, images: Data, config: TrialConfig, d
 
 
 def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
-    """A table of arbitrary answers: what they are does not change how long it takes to look them up."""
+    """A table of arbitrary outputs: their values do not change how long a lookup takes."""
     views = view_count(config.crop_padding, config.flip)
     shape = (views, len(images.train), images.facts.classes)
     # Drawn and not zero: memory that is nothing but zeros may be one page, and always in the cache.
@@ -77,13 +80,13 @@ def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTe
 
 
 def kdctl_speed(
-    method: str, student: str, images: Data, config: TrialConfig, answers: TeacherOutputs, device: torch.device
+    method: str, student: str, images: Data, config: TrialConfig, answers: Teacher, device: torch.device
 ) -> float:
     """Images a second of kdctl's second epoch; the first one is the warm-up."""
     with as_a_trial(device):
-        course = TrainingState.start(fresh(student, config.dataset, device), config)
+        course = TrainingState.start(fresh(student, config.dataset, device), losses.build(method), config)
         # Of many epochs, so that what the second one does for the third is in its time.
-        epochs = train(course, losses.build(method), images, config, answers)
+        epochs = train(course, images, config, answers)
         next(epochs)
         return next(epochs).images_per_second
 
@@ -98,7 +101,7 @@ def cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool
     def by_table(student: str) -> Callable[[], float]:
         return partial(kdctl_speed, "logit", student, images, config, table, device)
 
-    alone = partial(kdctl_speed, "base", SMALL, images, config, no_answers, device)
+    alone = partial(kdctl_speed, "base", SMALL, images, config, no_teacher, device)
     yield Case("plain 20 ← 20 live; kdctl 20, table", by_script(SMALL, SMALL), by_table(SMALL))
     yield Case("plain 20 ← 110 live; kdctl 20, table", by_script(SMALL, DEEP), by_table(SMALL))
     yield Case(FREE_CASE, alone, by_table(SMALL))
@@ -125,7 +128,7 @@ def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(config.dataset, folder, storage)
+        prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
 
 
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{count:,} images an epoch, in batches of {options.batch_size}.", end="\n\n")
     medians = compare(cases(images, config, device, options.deep), options.repeats)
     is_free = medians[FREE_CASE] >= 1 - FREE
-    print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; at most {FREE:.0%} is wanted.")
+    print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; the goal is at most {FREE:.0%}.")
     return int(not is_free)
 
 

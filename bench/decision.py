@@ -1,4 +1,4 @@
-"""Whether a plan takes the faster of table and live teacher: its choice beside measured times.
+"""Whether a plan chooses the faster of table and live teacher: its choice compared with measured times.
 
 python bench/decision.py [--dataset cifar10 --data DIR] [--images N] [--repeats N] [--threads N]
 """
@@ -21,6 +21,7 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.models.base import Classifier
@@ -30,7 +31,10 @@ from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.teachers import outputs
-from orchestrator.training.loop import TeacherOutputs, TrainingState, fresh_model, train
+from orchestrator.training.batches import Teacher
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 RUN = 10  # epochs that are really trained both ways
 EPOCHS = (RUN, 100, 1000)
@@ -54,7 +58,7 @@ measured, and computed for the whole training set, as every table is checked wit
 
 @dataclass(frozen=True)
 class Case:
-    """A student under a teacher, on so many images with so many views each."""
+    """A student with a teacher, on `images` images with a number of views each."""
 
     dataset: str
     images: int
@@ -79,14 +83,14 @@ class Case:
 
 @dataclass
 class Way:
-    """Seconds of one way to ask: what comes before the first epoch, each epoch, and each run from end to end."""
+    """Seconds of one teacher mode: what comes before the first epoch, each epoch, and each run from start to end."""
 
     before: list[float] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
     runs: list[float] = field(default_factory=list)
 
     def computed(self, epochs: int) -> float:
-        """Seconds of a run of so many epochs, from the medians of its parts."""
+        """Seconds of a run of `epochs` epochs, from the medians of its parts."""
         return statistics.median(self.before) + epochs * statistics.median(self.epochs)
 
 
@@ -101,7 +105,7 @@ class Run:
         assert trial.config.teacher and trial.teacher_id
         storage = Storage.at(self._folder.name)
         storage.prepare()
-        # What a teacher has learned does not change how long it takes to ask it.
+        # A teacher's weights do not change how long a forward pass takes.
         taught = _fresh(trial.config.teacher.student, trial, device)
         outputs.save_weights(taught, storage, trial.teacher_id)
         start = time.perf_counter()
@@ -112,15 +116,15 @@ class Run:
     def _start(self, storage: Storage) -> Iterator[EpochRecord]:
         config, asked = self._trial.config, self._trial.config.teacher
         assert asked
-        answers: TeacherOutputs
+        answers: Teacher
         if self._trial.table is not None:
             answers = outputs.open_table(self._trial.table, asked, self._images, storage, self._device)
         else:
             needs = losses.METHODS[config.method].needs(dict(config.options))
             answers = outputs.LiveTeacher(outputs.load_teacher(asked, storage, self._device), needs)
-        course = TrainingState.start(_fresh(config.student, self._trial, self._device), config)
         loss = losses.build(config.method, **dict(config.options))
-        return train(course, loss, self._images, config, answers)
+        course = TrainingState.start(_fresh(config.student, self._trial, self._device), loss, config)
+        return train(course, self._images, config, answers)
 
     def advance(self) -> None:
         """Trains one epoch."""
@@ -134,7 +138,7 @@ class Run:
 
 
 def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> Classifier:
-    return fresh_model(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
+    return build_seeded(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
 
 
 def measure(case: Case, images: Data, device: torch.device, repeats: int) -> dict[str, Way]:
@@ -222,7 +226,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         storage.prepare()
-        tensors.prepare(options.dataset, options.data, storage)
+        prepare_dataset(options.dataset, options.data, storage)
         images = tensors.load(cases[0].planned(RUN).config, storage, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {options.threads} threads"
     print(f"{options.images:,} images of {options.dataset}, {name}, torch {torch.__version__}; medians ± std.\n")

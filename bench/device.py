@@ -1,10 +1,10 @@
-"""What the device gives, what a training step takes of it, and how many students it trains best at once.
+"""What the device can do, how much of it a training step uses, and how many students it trains best at the same time.
 
 python bench/device.py [--device cpu|cuda] [--student resnet_32_20] [--images N] [--repeats 5] [--most 16]
 
-Four tables. The ceilings: a large matrix product and a large copy, measured in this run. The ways to take a step, each
-with the time until its first step was done: kdctl's own (on a GPU a captured graph), the same without a graph, in
-float32, and with torch.compile under it. Many students at once: threads with streams of their own, as kdctl runs
+Four tables. The ceilings: a large matrix product and a large copy, measured in this run. The ways to compute a step,
+each with the time until its first step was done: kdctl's own (on a GPU a captured graph), the same without a graph, in
+float32, and with torch.compile. Many students at once: threads with streams of their own, which is how kdctl runs
 trials that share a GPU, against students stacked into one model with torch.func (grouped convolutions, as in HFTA,
 arXiv 2102.02344). Where the time goes: the operations of kdctl's step by their own time.
 """
@@ -32,9 +32,11 @@ from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data, Images
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.teachers.outputs import no_answers
+from orchestrator.teachers.outputs import no_teacher
 from orchestrator.training import graphs
-from orchestrator.training.loop import TrainingState, fresh_model, supports_bfloat16, train
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 IMAGES = {"cpu": 1280, "cuda": 25_600}
 SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied
@@ -62,16 +64,16 @@ class Bench:
 
     def course(self, precision: str = "auto", seed: int = 0) -> TrainingState:
         """A fresh student."""
-        model = fresh_model(partial(models.build, self.config.student, 10), seed, self.device)
-        return TrainingState.start(model, replace(self.config, precision=precision, seed=seed))
+        model = build_seeded(partial(models.build, self.config.student, 10), seed, self.device)
+        return TrainingState.start(model, losses.build("base"), replace(self.config, precision=precision, seed=seed))
 
     def epochs(self, course: TrainingState) -> Iterator[EpochRecord]:
         """kdctl's own training, without a teacher."""
-        return train(course, losses.build("base"), self.data, self.config, no_answers)
+        return train(course, self.data, self.config, no_teacher)
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The seconds of the fastest of some runs, after one to warm up."""
+    """The seconds of the fastest of `repeats` runs, after one to warm up."""
     times = []
     for _ in range(repeats + 1):
         synchronise(device)
@@ -83,7 +85,7 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int) -> flo
 
 
 def ceilings(bench: Bench) -> tuple[float, float]:
-    """Prints them; gives operations a second of the fastest kind that is trained in, and bytes a second."""
+    """Prints them; returns operations per second in the fastest dtype of training, and bytes per second."""
     side, size = SIZES[bench.device.type]
     print("| ceiling | measured |\n| --- | --- |")
     best = 0.0
@@ -145,7 +147,7 @@ def _way(bench: Bench, precision: str, is_compiled: bool, is_captured: bool) -> 
 
 
 def together(bench: Bench, most: int) -> None:
-    """Prints images a second of so many students at once, by threads and by stacking."""
+    """Prints images per second of 1 to `most` students at once, by threads and by stacking."""
     print("| students at once | threads, images/s in all | stacked, images/s in all | n |\n| --- | --- | --- | --- |")
     count = 1
     while count <= most:
@@ -156,7 +158,7 @@ def together(bench: Bench, most: int) -> None:
 
 
 def _threads(bench: Bench, count: int) -> list[float]:
-    """As `runner` runs trials side by side: a thread and a stream each."""
+    """As `execution.inline` runs trials at the same time: a thread and a stream each."""
     barrier, times = threading.Barrier(count + 1), []
 
     def student(seed: int) -> None:
@@ -193,13 +195,13 @@ def _stacked(bench: Bench, count: int) -> list[float]:
         labels = bench.data.train.labels[:size].expand(count, -1).contiguous()
         is_half = supports_bfloat16(bench.device)
 
-        def said(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        def predict(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
             logits: Tensor = torch.func.functional_call(skeleton, (weights, buffers), (images,))
             return logits
 
         def work() -> None:
             with torch.autocast(bench.device.type, torch.bfloat16, enabled=is_half, cache_enabled=False):
-                logits = torch.vmap(said)(weights, buffers, images)
+                logits = torch.vmap(predict)(weights, buffers, images)
             optimizer.zero_grad(set_to_none=True)
             # The sum, not the mean: each student's gradient is that of its own loss.
             losses_ = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / size

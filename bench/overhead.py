@@ -1,24 +1,25 @@
-"""What kdctl adds to a trial: a study of trials so short that little but overhead is left, against plain Ray Tune.
+"""What kdctl adds to a trial: a study of trials so short that almost everything is overhead, against plain Ray Tune.
 
 python bench/overhead.py [--trials 100] [--function-trials 8] [--repeats 3] [--places 2] [--images 64]
 
-Three ways to do the same training, each a process of its own, in turn:
+Three ways to do the same training, each in a process of its own, in alternating runs:
 
 - `kdctl launch`: the whole command on Ray, with a lease, a row, the epochs and the weights of every trial on disk;
-- `raw class`: a Tune class trainable by hand, its actors reused (`reuse_actors=True`), which keeps nothing but metrics;
-- `raw function`: a Tune function trainable by hand, a process a trial, as most scripts have it; of fewer trials.
+- `raw class`: a hand-written Tune class trainable with reused actors (`reuse_actors=True`), which keeps only metrics;
+- `raw function`: a hand-written Tune function trainable, one process per trial, as in most scripts; with fewer trials.
 
-The raw ones get their images ready-made and have Tune's files for every trial (CSV, JSON, TensorBoard) switched off.
+The raw ones get their images ready-made, and Tune's files for every trial (CSV, JSON, TensorBoard) are switched off.
 All train with the same functions, one epoch of `--images` images, tested once; kdctl tests a second time at the end.
 
-`wall a trial` is the whole command divided by the number of trials. `start-up` ends when the first trial starts in its
-worker, Python's imports behind it. `end` begins when the last trial is done. Of the rest,
+`wall a trial` is the time of the whole command divided by the number of trials. `start-up` ends when the first trial
+starts in its worker, after Python's imports. `end` begins when the last trial is done. The rest gives
 
     overhead a trial = (wall − start-up − work) / trials,
 
-where work is what training alone takes: its median in one process with nothing beside it, times trials, divided by the
-places they share. What trials lose by competing for the cores with Ray, or with kdctl, is therefore overhead.
-`overhead without the end` leaves out the end of the command as well, which does not grow with the number of trials.
+where work is the time of training alone: its median in a process with nothing running next to it, times the number of
+trials, divided by the places they share. So what trials lose by competing for the cores with Ray, or with kdctl,
+counts as overhead. `overhead without the end` also leaves out the end of the command, which does not grow with the
+number of trials.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ from shared.machine import described, spread
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
-from orchestrator.teachers.outputs import no_answers
-from orchestrator.training.loop import TrainingState, fresh_model, train
+from orchestrator.teachers.outputs import no_teacher
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 STUDY = """
 study: overhead
@@ -77,9 +81,9 @@ class Times:
 
 def by_hand(config: TrialConfig, images: tensors.Data) -> EpochRecord:
     """The training of one trial as a script would have it."""
-    model = fresh_model(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
-    course = TrainingState.start(model, config)
-    *_, last = train(course, losses.build(config.method), images, config, no_answers)
+    model = build_seeded(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
+    course = TrainingState.start(model, losses.build(config.method), config)
+    *_, last = train(course, images, config, no_teacher)
     return last
 
 
@@ -94,7 +98,7 @@ def prepared(folder: Path) -> Storage:
     """A storage in a folder that holds the images."""
     storage = Storage.at(folder)
     storage.prepare()
-    tensors.prepare("digits", None, storage)
+    prepare_dataset("digits", None, storage)
     return storage
 
 
@@ -150,9 +154,9 @@ def run_raw(kind: str, trials: int, options: argparse.Namespace, storage: Storag
     environment = {**os.environ, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     environment |= {"RAY_AIR_NEW_OUTPUT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     began, start = time.time(), time.perf_counter()
-    said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     wall = time.perf_counter() - start
-    first, last, count = json.loads(said.splitlines()[-1])
+    first, last, count = json.loads(output.splitlines()[-1])
     return Times(wall, first - began, last - began, count)
 
 
@@ -174,7 +178,7 @@ def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
 
 
 def work(trials: Sequence[TrialConfig], images: tensors.Data) -> float:
-    """Seconds that the training of a trial takes with nothing beside it."""
+    """Seconds that the training of a trial takes with nothing running next to it."""
     torch.set_num_threads(1)
     taken = []
     for number in range(ALONE):

@@ -2,9 +2,10 @@
 
 python bench/planning.py [--trials 100 1000 10000 100000] [--repeats 3]
 
-Every run is a fresh process, the two kinds in turn. The study is one experiment of five axes (2 students × 5 values of
-lr × 2 of weight_decay × seeds) beside an empty storage. `peak` is the largest resident memory of the process; that of
-one which plans nothing is in it. The time alone is of `load_study` and `make_plan`, without Python's start and imports.
+Every run is a new process, and the two kinds alternate. The study is one experiment with five axes (2 students × 5
+values of lr × 2 of weight_decay × seeds), and the storage is empty. `peak` is the largest resident memory of the
+process, including that of a process that plans nothing. The time alone is that of `load_study` and `make_plan`,
+without Python's start and imports.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def command(file: Path) -> tuple[float, float]:
 
 def alone(file: Path, trials: int) -> tuple[float, float]:
     """Seconds of `load_study` and `make_plan` in a fresh process, and its largest resident memory in MiB."""
-    said = subprocess.run([sys.executable, "-c", ALONE, str(file)], check=True, stdout=subprocess.PIPE, text=True)
-    seconds, peak, found = said.stdout.split()
+    output = subprocess.run([sys.executable, "-c", ALONE, str(file)], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak, found = output.stdout.split()
     if int(found) != trials:
-        raise RuntimeError(f"the plan has {found} trials, wanted {trials}")
+        raise RuntimeError(f"the plan has {found} trials; expected {trials}")
     return float(seconds), int(peak) / 1024
 
 

@@ -1,4 +1,4 @@
-"""Our figures beside those of a lab note, another experiment: Markdown from the rows of experiments.yaml in a storage.
+"""Our figures next to those of a lab note, another experiment: Markdown from the rows of experiments.yaml in a storage.
 
 python bench/published.py STORAGE [--study FILE] [--set KEY=VALUE ...] [--out DIR]
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import parquet
-from orchestrator.errors import EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError
 from orchestrator.launch import plan_study
 from orchestrator.records import State, TrialRecord
 from orchestrator.report.markdown import escaped, grid
@@ -26,6 +26,7 @@ from orchestrator.results.summary import Group, tables
 from orchestrator.results.tables import PUBLISHED_COLUMNS
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.text import masked
 
 STUDY = Path(__file__).resolve().parents[1] / "experiments.yaml"
 
@@ -59,7 +60,7 @@ class Study:
         for row in rows.values():
             if not _is_sound(row):
                 shown = storage.backend.describe(storage.trial_row(row.trial_id))
-                raise KdctlError(f"{shown} holds a damaged row; launch its study again, which writes it anew")
+                raise KdctlError(f"{shown} holds a damaged row; launch its study again, which writes it again")
         if not rows:
             others = len(storage.backend.list_files(storage.trial_rows))
             hint = f"; {others} trials are there, of other studies or settings: give the --set of the launch"
@@ -88,7 +89,7 @@ def _percent(value: float | None) -> str:
 
 
 def section(wanted: Published, study: Study) -> str:
-    """One of the four tables: our runs in the note's columns, then beside the note's."""
+    """One of the four tables: our runs in the note's columns, then next to the note's."""
     trials = [trial for trial in study.plan.trials if _has(wanted, trial)]
     heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (lab note: {wanted.statistic.mean:.1f})"
     if not trials:
@@ -206,8 +207,8 @@ def render(study: Study) -> str:
 def _cost(study: Study) -> str:
     trials, rows = study.plan.trials, list(study.rows.values())
     counts = Counter(map(study.state, trials))
-    told = ", ".join(f"{counts[state]} {state}" for state in _states(counts))
-    lines = [f"- study {escaped(study.plan.study)}: n = {len(trials)} trials, teachers included: {told}"]
+    outcomes = ", ".join(f"{counts[state]} {state}" for state in _states(counts))
+    lines = [f"- study {escaped(study.plan.study)}: n = {len(trials)} trials, teachers included: {outcomes}"]
     lines += [f"- {line}" for line in _unfinished(study)]
     lines += [f"- wall time: {_wall(rows)}", *(f"- {line}" for line in _hours(rows)), *_machines(rows)]
     return "## The study\n\n" + "\n".join(lines)
@@ -247,13 +248,13 @@ def _machines(rows: Sequence[TrialRecord]) -> Iterator[str]:
     hosts = {row.host for row in rows if row.host is not None}
     yield f"- machines: {len(hosts)}, trials that went on from a checkpoint: {sum(row.resumed > 0 for row in rows)}"
     for title, column in (("kdctl", "kdctl_version"), ("torch", "torch_version"), ("Ray", "ray_version")):
-        yield f"- {title}: {_told([getattr(row, column) for row in rows])}"
-    yield f"- commit: {_told([row.git_commit for row in rows])}"
+        yield f"- {title}: {_distinct([getattr(row, column) for row in rows])}"
+    yield f"- commit: {_distinct([row.git_commit for row in rows])}"
     asked = [row.recipe.get("precision") for row in rows]
-    yield f"- precision: {_told([value if value is None else str(value) for value in asked])}"
+    yield f"- precision: {_distinct([value if value is None else str(value) for value in asked])}"
 
 
-def _told(values: Sequence[str | None]) -> str:
+def _distinct(values: Sequence[str | None]) -> str:
     """What the trials have in common, or how many have what."""
     found = Counter(values)
     shown = {escaped(name): count for name, count in sorted(found.items(), key=str) if name is not None}
@@ -289,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("storage", help="the folder or bucket that the study was launched with")
-    parser.add_argument("--study", default=STUDY, metavar="FILE", help="experiments.yaml unless told otherwise")
+    parser.add_argument("--study", default=STUDY, metavar="FILE", help="(default: experiments.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as it was launched with")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the page and its rows there too")
     options = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
-"""What a query costs: `kdctl query`'s way beside DuckDB reading the Parquet files itself, on the same storage.
+"""What a query costs: `kdctl query` against DuckDB reading the Parquet files itself, on the same storage.
 
 python bench/query.py [--trials 500 5000] [--epochs 200] [--repeats 5]
 
-Each figure is a fresh process, the two ways by turns; the files were just written, and so are in memory. The time is
-without Python's start and imports, and `times` is ours by DuckDB's, pair by pair. DuckDB reads with `read_parquet` over
-the folder, which fails now and then where a study runs; ours notices damage, and can be asked while it runs. DuckDB
-reads the columns that it needs, ours whole files.
+Each figure comes from a new process, and the two ways alternate. The files were just written, so they are in memory.
+The time is without Python's start and imports, and `times` is kdctl's time divided by DuckDB's, pair by pair. DuckDB
+uses `read_parquet` on the folder, which fails now and then while a study runs; kdctl notices damaged files and works
+while a study runs. DuckDB reads only the columns that it needs, kdctl whole files.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ print(time.perf_counter() - start, rows)
 """
 
 
-def ask(program: str, folder: Path, query: str) -> tuple[float, int]:
-    """Seconds of one query in a process of its own, and the rows of its answer."""
+def time_query(program: str, folder: Path, query: str) -> tuple[float, int]:
+    """Seconds of one query in a process of its own, and the number of rows of its result."""
     command = [sys.executable, "-c", program, str(folder), query]
     seconds, rows = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(seconds), int(rows)
@@ -59,9 +59,11 @@ def compare(folder: Path, query: str, repeats: int) -> str:
     """The figures of one query, as cells."""
     files = {name: f"read_parquet('{folder}/results/{name}/*.parquet')" for name in ("trials", "epochs")}
     ours_text, theirs_text = query.format(trials="trials", epochs="epochs"), query.format(**files)
-    (_, rows), (_, wanted) = ask(OURS, folder, ours_text), ask(DUCKDB, folder, theirs_text)
-    assert rows == wanted
-    ours, theirs = pairs(lambda: ask(OURS, folder, ours_text)[0], lambda: ask(DUCKDB, folder, theirs_text)[0], repeats)
+    (_, rows), (_, expected) = time_query(OURS, folder, ours_text), time_query(DUCKDB, folder, theirs_text)
+    assert rows == expected
+    ours, theirs = pairs(
+        lambda: time_query(OURS, folder, ours_text)[0], lambda: time_query(DUCKDB, folder, theirs_text)[0], repeats
+    )
     return (
         f"{rows} | {repeats} | {spread(ours, '.2f')} | {spread(theirs, '.2f')} | {spread(ratios(ours, theirs), '.2f')}"
     )

@@ -1,15 +1,15 @@
-"""What reading many epochs costs: all rows of the `epochs` table of a storage, one Parquet file a trial.
+"""What reading many epochs costs: all rows of the `epochs` table of a storage, one Parquet file per trial.
 
 python bench/reading.py [--trials 50 500 5000] [--epochs 200] [--repeats 3]
 
-Each way is a fresh process; the files were just written, and so are in memory. The time is without Python's start and
-imports, `peak` is the largest resident memory of the process, of which pyarrow's import is some 70 MiB.
+Each way is a new process. The files were just written, so they are in memory. The time is without Python's start and
+imports. `peak` is the largest resident memory of the process, of which pyarrow's import is some 70 MiB.
 
 - `dataset`: pyarrow.dataset over the folder, into one table;
 - `one column`: the same for the column test_acc alone;
-- `one file`: the same rows in a single Parquet file, which is what the many files cost beside;
-- `read_epochs`, `read_states`: what kdctl reads with, as Python's dicts and states, damage noticed; `read_trials` is
-  the one behind `kdctl results`, a row a trial.
+- `one file`: the same rows in a single Parquet file, to show what the many files cost;
+- `read_epochs`, `read_states`: kdctl's own readers, which return Python dicts and states and notice damaged files;
+  `read_trials` is the reader behind `kdctl results`, one row per trial.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _fill(storage: Storage, trials: int, epochs: int) -> None:
 def read(folder: Path, way: str) -> tuple[float, float, int]:
     """Seconds of one way to read, the largest resident memory in MiB, and the rows that were read."""
     program = RUN.format(expression=READ[way])
-    said = subprocess.run([sys.executable, "-c", program, str(folder)], check=True, stdout=subprocess.PIPE, text=True)
-    seconds, peak, rows = said.stdout.split()
+    output = subprocess.run([sys.executable, "-c", program, str(folder)], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak, rows = output.stdout.split()
     return float(seconds), int(peak) / 1024, int(rows)
 
 

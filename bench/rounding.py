@@ -2,10 +2,10 @@
 
 python bench/rounding.py FILE STORAGE
 
-FILE is a study that was launched with `teacher_cache: table`, STORAGE the place of its results. The live teacher is the
-one that a student without a table gets: in eval mode, with its batch norms as they are. A table is built from a copy
-whose batch norms are folded into its convolutions, and stores float16, which rounds a value by at most 2⁻¹¹ of it,
-4.9e-4.
+FILE is a study that was launched with `teacher_cache: table`, STORAGE is where its results are. The live teacher is
+the one that a student without a table gets: in eval mode, with its batch norms as they are. A table is built from a
+copy whose batch norms are folded into its convolutions, and stores float16, which rounds a value by at most 2⁻¹¹ of
+itself (4.9e-4).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.launch import plan_study
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.outputs import LiveTeacher, load_teacher
-from orchestrator.training.loop import Batch
+from orchestrator.training.batches import Batch
 
 BATCH = 500
 

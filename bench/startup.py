@@ -1,9 +1,9 @@
-"""What `kdctl --help` costs beside what it cannot do without: Python with Click.
+"""What `kdctl --help` costs, compared with the least that it needs: Python with Click.
 
 python bench/startup.py [--repeats 25]
 
-Whole processes, in turn: the console script, `python -c "import click"`, and Python alone. The ratio is that of the
-medians.
+Whole processes, in alternating runs: the console script, `python -c "import click"`, and Python alone. The ratio is
+that of the medians.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What building a teacher's table costs beyond asking the teacher: kdctl's build against a bare forward pass.
+"""What building a teacher's table costs beyond running the teacher: kdctl's build against a bare forward pass.
 
 python bench/table.py [--dataset digits|cifar10] [--data DIR] [--teacher resnet_32_20] [--images N] [--repeats 5]
 
-The build is all that a study pays: views, checks, rounding, files. The bare pass is the same teacher in eval mode on as
-many images that lie ready in memory: float32, normalised, channels last, 1,000 a batch. Both are measured by turns,
-each build into an empty storage; a first pair is the warm-up. A ratio is kdctl's figure by that of the pass after it.
+The build is everything that a study pays for: views, checks, rounding, files. The bare pass is the same teacher in
+eval mode, on the same number of images, which are ready in memory: float32, normalised, channels last, 1,000 per
+batch. The two alternate, each build into an empty storage; a first pair is the warm-up. A ratio is kdctl's figure
+divided by that of the pass after it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from shared.common import (
 from torch import Tensor
 
 from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.storage.layout import Storage
@@ -78,7 +80,7 @@ def ready(images: Data) -> list[Tensor]:
 
 
 def passed(trial: PlannedTrial, batches: Sequence[Tensor], device: torch.device) -> float:
-    """Answers a second of the bare forward pass, over as many images as the table has answers, in whole batches."""
+    """Outputs per second of the bare forward pass, over as many images as the table has outputs, in whole batches."""
     assert trial.config.teacher
     with tempfile.TemporaryDirectory() as place, as_a_trial(device), torch.no_grad():
         model = load_teacher(trial.config.teacher, taught(trial, place, device), device).eval()
@@ -92,7 +94,7 @@ def passed(trial: PlannedTrial, batches: Sequence[Tensor], device: torch.device)
 
 
 def answers(trial: PlannedTrial) -> int:
-    """How many answers the table holds."""
+    """How many outputs the table holds."""
     assert trial.table
     return trial.table.views * trial.table.images
 
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of CIFAR-10")
     parser.add_argument("--teacher", default="resnet_32_20", help="(default: %(default)s)")
     defaults = f"{IMAGES['cpu']:,} on the CPU, {IMAGES['cuda']:,} on a GPU, at most all there are"
-    parser.add_argument("--images", type=positive, help=f"that it is asked about (default: {defaults})")
+    parser.add_argument("--images", type=positive, help=f"of which the table holds the outputs (default: {defaults})")
     options = parser.parse_args(arguments)
     if options.dataset == "cifar10" and options.data is None:
         parser.error("--dataset cifar10 needs --data DIR")
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         storage = Storage.at(place)
         storage.prepare()
-        tensors.prepare(options.dataset, options.data, storage)
+        prepare_dataset(options.dataset, options.data, storage)
         images = tensors.load(trial.config, storage, device)
     print(headline(device), end="\n\n")
     report(trial, images, device, options.repeats)

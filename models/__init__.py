@@ -1,4 +1,8 @@
-"""The models that a study file can name. Only `build` imports torch; the table and everything else do without it."""
+"""The models that a study file can name. Only `build` imports torch; the table and everything else do without it.
+
+To add a family, write a module with its `base.Classifier` and an entry in `FAMILIES`; tests/models/test_models.py then
+tests it like the others.
+"""
 
 from __future__ import annotations
 

@@ -33,17 +33,9 @@ from orchestrator.commands.shared.colours import colour, guesses
 from orchestrator.commands.shared.completion import TIMEOUT, VARIABLE
 from orchestrator.commands.shared.layout import WELCOME, Sections
 from orchestrator.commands.shared.options import print_resume_command
-from orchestrator.errors import (
-    EXIT_BUG,
-    EXIT_CODES,
-    EXIT_INTERRUPTED,
-    EXIT_LOST,
-    EXIT_USAGE,
-    KdctlError,
-    RayLost,
-    masked,
-)
+from orchestrator.errors import EXIT_BUG, EXIT_CODES, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost
 from orchestrator.machine import output
+from orchestrator.text import masked
 
 # Every command imports what it needs when it runs: `kdctl --help` loads only Click, `plan` neither torch nor Ray.
 

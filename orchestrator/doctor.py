@@ -18,16 +18,17 @@ from secrets import token_hex
 from typing import Any
 
 from orchestrator.catalog import integrity
-from orchestrator.catalog.cleanup import clock, sized
+from orchestrator.catalog.cleanup import clock
 from orchestrator.cluster import kept_cluster
 from orchestrator.columns import table, wrapped
-from orchestrator.data import layouts
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import KdctlError, StorageError, printable
+from orchestrator.errors import KdctlError, StorageError
+from orchestrator.files import PART
 from orchestrator.machine import folders, limits
-from orchestrator.storage.backend import MARKER, PART, Folder, StorageBackend
+from orchestrator.storage.backend import MARKER, Folder, StorageBackend
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire
+from orchestrator.text import first_line, format_size, printable
 
 _PYTHON = (3, 11)
 _MEMORY = 2e9  # bytes; less is soon used up by workers that each load torch
@@ -131,7 +132,7 @@ def _torch() -> Result:
     try:
         import torch
     except Exception as error:  # a library that does not fit makes it fail in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return CheckLevel.BAD, f"torch cannot be imported ({reason})", "install kdctl anew, which brings a torch"
     return _ok(f"torch {torch.__version__}")
 
@@ -163,7 +164,7 @@ def _one_gpu(number: int) -> str:
     free, total = torch.cuda.mem_get_info(number)
     has_bf16 = torch.cuda.get_device_capability(number) >= (8, 0)  # older ones emulate it, slowly
     name = torch.cuda.get_device_name(number)
-    return f"{name}, {sized(free)} of {sized(total)} free, {'bf16' if has_bf16 else 'no bf16'}"
+    return f"{name}, {format_size(free)} of {format_size(total)} free, {'bf16' if has_bf16 else 'no bf16'}"
 
 
 def _has_driver() -> bool:
@@ -178,11 +179,11 @@ def _cpu() -> Result:
 
 def _memory() -> Result:
     total = limits.memory()
-    found = sized(total)
+    found = format_size(total)
     if total < _MEMORY:
         return (
             CheckLevel.WARNING,
-            f"{found}, wanted {sized(_MEMORY)} or more",
+            f"{found}, wanted {format_size(_MEMORY)} or more",
             "launch with --max-concurrent 1",
         )
     return _ok(found)
@@ -204,8 +205,12 @@ def _shared_memory() -> Result:
     free = shutil.disk_usage(folder).free
     if free < _SHARED_MEMORY:
         cure = "free it, start a container with --shm-size=1g, or launch with --inline"
-        return CheckLevel.WARNING, f"{sized(free)} free in {folder}, Ray wants {sized(_SHARED_MEMORY)}", cure
-    return _ok(f"{sized(free)} free in {folder}")
+        return (
+            CheckLevel.WARNING,
+            f"{format_size(free)} free in {folder}, Ray wants {format_size(_SHARED_MEMORY)}",
+            cure,
+        )
+    return _ok(f"{format_size(free)} free in {folder}")
 
 
 def _temporary_folder() -> Result:
@@ -294,11 +299,11 @@ def _free_space(address: str) -> Result:
     if not isinstance(backend, Folder):
         return _ok("not known of a bucket")
     free = shutil.disk_usage(backend.root).free
-    found = f"{sized(free)} free at {backend.address}"
+    found = f"{format_size(free)} free at {backend.address}"
     if free >= _SPACE_LOW:
         return _ok(found)
     verdict = CheckLevel.BAD if free < _SPACE_NONE else CheckLevel.WARNING
-    return verdict, f"{found}, wanted {sized(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
+    return verdict, f"{found}, wanted {format_size(_SPACE_LOW)}", "make room, for example with `kdctl clean`"
 
 
 def _clock(address: str) -> Result:
@@ -332,26 +337,8 @@ def _data(name: str, address: str, folder: Path) -> Result:
     storage = Storage.at(address)
     if storage.backend.stat(storage.dataset(name, DATASETS[name].digest)):
         return _ok("prepared in the storage")
-    if name == "digits":
-        if find_spec("sklearn") is None:
-            return (
-                CheckLevel.BAD,
-                "scikit-learn is not installed, which has them",
-                "install kdctl anew, which brings it",
-            )
-        return _ok("comes with scikit-learn")
-    copies = layouts.find(name, folder)
-    if copies and not copies[0].lacks:
-        return _ok(f"{copies[0]}; a launch checks and prepares it")
-    found = f"neither in the storage nor in {folder}, {layouts.listed(folder)}"
-    if copies:
-        found = f"{copies[0]}, but {copies[0].lacks}"
-    return (
-        CheckLevel.WARNING,
-        found,
-        f"a launch downloads it where there is a network; else put {layouts.wanted(name)}, into the folder that --data "
-        "or KDCTL_DATA names",
-    )
+    found, fix = DATASETS[name].load_reader().locate(name, folder)
+    return (CheckLevel.WARNING, found, fix) if fix else _ok(found)
 
 
 # Showing.

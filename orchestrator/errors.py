@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+
+from orchestrator.text import printable
 
 EXIT_TRIALS = 1  # some trial failed or was skipped
 EXIT_USAGE = 2  # wrong usage, study file, data folder or storage
@@ -59,69 +56,6 @@ class Fault:
         return {**place, "path": printable(self.path), "message": printable(self.message)}
 
 
-def printable(text: str) -> str:
-    """Text for a terminal, a row or a report: control characters are shown, not obeyed, and secrets are masked."""
-    return masked(_escaped(masked(text)))  # the second time for a secret that only the escapes spell out
-
-
-def _escaped(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-# Environment variables that hold secrets, by their names.
-_SECRET_NAME = re.compile(
-    r"(?:\A|_)(?:SECRET|SECRET_KEY|ACCESS_KEY|SESSION_TOKEN|TOKEN|PASSWORD|API_KEY)\Z|\AAWS_ACCESS_KEY_ID\Z"
-)
-_SHORTEST_SECRET = 6  # characters; to mask `abc` everywhere would leave messages that nobody can read
-
-# Credentials before the host of a URL. A password may hold an unescaped slash, as keys of buckets do; what follows
-# a host and its port is a path, which may hold an @.
-_USER = re.compile(r"://(?:[^\s/?#]*|[^\s/?#:@\[]*:(?!\d{1,5}/)[^\s@]{1,2000})@")
-_QUERY = re.compile(
-    r"([?&;][^\s?&;#=]{0,40}?(?:access_?key|secret|password|token|signature|api_?key|credential)[^\s?&;#=]{0,40}=)"
-    r"[^\s&#]+",
-    re.IGNORECASE,
-)
-
-
-def masked(text: str) -> str:
-    """Text with `***` for credentials in URLs and for the values of environment variables that hold secrets."""
-    text = _USER.sub("://***@", text)
-    text = _QUERY.sub(r"\1***", text)
-    known = _known.get()
-    secrets = _secrets() if known is None else known
-    # Again and again, as what stands around a mask may spell another secret; every turn leaves a shorter text.
-    while found := next((secret for secret in secrets if secret in text), None):
-        text = text.replace(found, "***")
-    return text
-
-
-# The secrets of the environment, where it was looked at already.
-_known: ContextVar[list[str] | None] = ContextVar("_known", default=None)
-
-
-@contextmanager
-def looking_once() -> Iterator[None]:
-    """Within, the environment is searched for secrets once, not for every text: for pages of many texts."""
-    token = _known.set(_secrets())
-    try:
-        yield
-    finally:
-        _known.reset(token)
-
-
-def _secrets() -> list[str]:
-    """The secrets in the environment in every form a message may hold them in, longest first."""
-    values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
-    forms = {form for value in values for form in (value, _escaped(value), repr(value)[1:-1], _quoted(value))}
-    return sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=lambda form: (-len(form), form))
-
-
-def _quoted(value: str) -> str:
-    """As it stands in a URL."""
-    return quote(value, safe="", errors="replace")
-
-
 class StudyError(KdctlError):
     """A study file that cannot be used, with every fault that was found in it."""
 
@@ -129,7 +63,7 @@ class StudyError(KdctlError):
         self.faults = tuple(sorted(set(faults)))
         lines = [str(fault) for fault in self.faults[:MAX_SHOWN]]
         if len(self.faults) > MAX_SHOWN:
-            lines.append(f"and {len(self.faults) - MAX_SHOWN:,} more; mend these first")
+            lines.append(f"and {len(self.faults) - MAX_SHOWN:,} more; fix these first")
         super().__init__("\n".join(lines))
 
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from orchestrator.errors import KdctlError
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest
 
 DEFAULT = "ray"
 

@@ -15,6 +15,7 @@ from orchestrator import executors
 from orchestrator.catalog import integrity
 from orchestrator.cluster.signals import stopping
 from orchestrator.cluster.supervisor import end_in_time, is_supervised
+from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.machine import paths
 from orchestrator.monitor.events import Event, EventKind, EventListener
@@ -57,13 +58,14 @@ def plan_study(
     storage: str | Path = DEFAULT_STORAGE,
     settings: Sequence[str] = (),
     text: str | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Plan:
     """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing.
 
-    The file is not read where its `text` is given.
+    The file is not read where its `text` is given. `on_note` is as for `load_study`.
     """
     place = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings, text, open_weights=True))
+    plan = make_plan(load_study(study_file, settings, text, open_weights=True, on_note=on_note))
     if warning := stored_studies.other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
@@ -172,7 +174,7 @@ def _workload(
     """What an executor is to train, once the images are prepared; within, signals and `kdctl stop` end it early."""
     storage.prepare()
     on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
-    from orchestrator.data import tensors
+    from orchestrator.data.prepare import is_prepared, prepare_dataset
     from orchestrator.execution.controller import Workload
     from orchestrator.execution.job import make_jobs
 
@@ -184,10 +186,10 @@ def _workload(
     with lease, stopping(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
         lease.sweep()
         stored_studies.remember(storage, plan, launched)
-        for name in sorted({trial.config.dataset for trial in to_do}):
-            if not tensors.is_prepared(name, storage):
+        for name, dataset in sorted(_datasets(plan, to_do).items()):
+            if not is_prepared(dataset, storage):
                 on_event(Event(EventKind.PREPARING, f"decoding {name}"))
-            tensors.prepare(name, Path(launched.data), storage)
+            prepare_dataset(dataset, Path(launched.data), storage)
         yield work
 
 
@@ -214,3 +216,9 @@ def _stop(work: Workload, on_event: EventListener, signal: str) -> None:
     threading.Thread(target=on_event, args=(Event(EventKind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()
+
+
+def _datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | FolderDataset]:
+    """The datasets of some trials by the name that a row has for each."""
+    configs = [trial.config for trial in to_do]
+    return {c.dataset: plan.folders[c.folder.digest] if c.folder else c.dataset for c in configs}

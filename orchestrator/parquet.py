@@ -11,6 +11,8 @@ from typing import IO, Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.text import first_line
+
 TYPES = {
     "string": pa.string(),
     "strings": pa.list_(pa.string()),
@@ -250,5 +252,5 @@ def _naming_damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file makes Arrow raise errors of a dozen types, some of them late
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UnreadableFile(f"is not a whole Parquet file ({reason})") from None

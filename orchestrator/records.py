@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -14,6 +14,9 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from orchestrator import losses
 
+# What every id of training version 2 contains, be it at its default or not.
+_FIELDS_OF_VERSION_2 = 21  # the first so many of TrialConfig
+_OPTIONS_OF_VERSION_2 = {"logit": ("ce_weight", "match"), "st": ("temperature",)}
 # Part of every trial id. Raise it when the same TrialConfig would train to another result.
 TRAINING_VERSION = 2
 
@@ -46,11 +49,44 @@ class Failure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Dataset:
+    """What is true of a dataset before its images are read.
+
+    `digest` (12 hex digits) is over every label and pixel in canonical order, see `data.order`; images that do not have
+    it are not this dataset.
+    """
+
+    classes: int
+    train: int  # images
+    test: int
+    side: int  # images are side × side, three channels
+    mean: tuple[float, float, float]  # per channel, of the training pixels scaled to 0..1
+    std: tuple[float, float, float]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes equal facts."""
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in Dataset.__slots__}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Dataset:
+        """The facts that `to_json` returned. Raises KeyError or TypeError on other data."""
+        (red, green, blue), (red_std, green_std, blue_std) = data["mean"], data["std"]
+        mean, std = (red, green, blue), (red_std, green_std, blue_std)
+        return cls(data["classes"], data["train"], data["test"], data["side"], mean, std, data["digest"])
+
+
+@dataclass(frozen=True, slots=True)
 class TrialConfig:
     """One training run, fully resolved: everything that can change its result, and nothing else.
 
+    `options` are all of the method's; those of the optimizer and the schedule are there where they are not at their
+    defaults. `momentum` is None for an optimizer without. What stands in `_LATER` is left out of ids and JSON at its
+    default, as it is newer than the ids of stored trials: a new field belongs there too.
+
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
-    weights file that the user brought; such a teacher trains for 0 epochs.
+    weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
+    the user's; for a dataset with a name it is None, and then neither stored nor part of the id.
     """
 
     method: str
@@ -60,7 +96,7 @@ class TrialConfig:
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
+    momentum: float | None
     weight_decay: float
     milestones: tuple[int, ...]
     gamma: float
@@ -74,6 +110,11 @@ class TrialConfig:
     teacher: TrialConfig | None = None
     teacher_cache: str | None = None
     weights: str | None = None
+    folder: Dataset | None = None
+    optimizer: str = "sgd"
+    optimizer_options: tuple[tuple[str, float | str], ...] = ()
+    schedule: str = "steps"
+    schedule_options: tuple[tuple[str, float | str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `from_json` makes an equal config."""
@@ -81,19 +122,23 @@ class TrialConfig:
 
     def _flat(self) -> dict[str, Any]:
         """The fields as JSON data, the teacher left as it is."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        return {**data, "milestones": list(self.milestones), "options": dict(self.options)}
+        names = (name for name in self.__slots__ if name not in _LATER or getattr(self, name) != _LATER[name])
+        data = {name: getattr(self, name) for name in names}
+        mappings = {name: dict(data[name]) for name in _OPTIONS if name in data}
+        folder = {"folder": self.folder.to_json()} if self.folder else {}
+        return {**data, **mappings, **folder, "milestones": list(self.milestones)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
         """The config that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        teacher = data["teacher"]
+        teacher, folder = data["teacher"], data.get("folder")
         return cls(
             **{
                 **data,
                 "milestones": tuple(data["milestones"]),
-                "options": tuple(sorted(data["options"].items())),
+                **{name: tuple(sorted(data[name].items())) for name in _OPTIONS if name in data},
                 "teacher": cls.from_json(teacher) if teacher else None,
+                "folder": Dataset.from_json(folder) if folder else None,
             }
         )
 
@@ -103,8 +148,11 @@ class TrialConfig:
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
         data = self._flat()
+        data["options"] = _counted(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
+        if self.folder:
+            del data["dataset"]  # what the folder is called changes nothing
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -114,7 +162,20 @@ class TrialConfig:
         data = {key: value for key, value in self.to_json().items() if key not in columns}
         if self.teacher:
             data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
+            data["teacher"].pop("folder", None)  # it sees the images of its students
         return data
+
+
+_OPTIONS = ("options", "optimizer_options", "schedule_options")
+_LATER: Mapping[str, Any] = {field.name: field.default for field in fields(TrialConfig)[_FIELDS_OF_VERSION_2:]}
+
+
+def _counted(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
+    facts = losses.METHODS.get(method)
+    defaults = facts.defaults() if facts else {}
+    always = _OPTIONS_OF_VERSION_2.get(method, ())
+    return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
 
 
 def view_count(crop_padding: int, flip: bool) -> int:

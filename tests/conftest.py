@@ -14,7 +14,7 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 from s3 import ENVIRONMENT, Server
 
-from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 
@@ -54,7 +54,7 @@ def digits_storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A storage that holds digits. To be read only; a test that writes asks for `storage`."""
     storage = Storage.at(tmp_path_factory.mktemp("digits"))
     storage.prepare()
-    tensors.prepare("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
+    prepare_dataset("digits", None, storage)  # imports scikit-learn, which takes seconds: once a session
     return storage
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of training and of tables share: options, plans, clocks, and how their figures are told."""
+"""What the benchmarks of training and of tables share: options, plans, clocks, and how figures are printed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from shared.machine import described
 
 from orchestrator import models
 from orchestrator.data.registry import DATASETS
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError, masked
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
 from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
-from orchestrator.training.loop import cpu_facts, fresh_model
+from orchestrator.text import masked
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import cpu_facts
 
 TEST_IMAGES = 100  # a test has no part in what is measured
 
@@ -34,7 +36,7 @@ experiments:
 
 
 def planned(dataset: str, student: str, teacher: str, images: int, batch_size: int = 128) -> PlannedTrial:
-    """A student of a table as a plan has it, everything else at its default. Raises StudyError, as a plan does."""
+    """A student with a table, as a plan has it, everything else at its default. Raises StudyError, as a plan does."""
     values = {"dataset": dataset, "student": student, "teacher": teacher, "images": images, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "bench.yaml")
@@ -43,22 +45,22 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
     return trial
 
 
-def fresh(name: str, dataset: str, device: torch.device) -> Classifier:
-    """A model with the weights of seed 0, laid out as kdctl has it."""
-    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), 0, device)
+def fresh(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
+    """A model with the weights of a seed, in the memory layout that kdctl uses."""
+    return build_seeded(partial(models.build, name, DATASETS[dataset].classes), seed, device)
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given, so that a clock sees it."""
+    """Waits until a GPU has finished its work, so that a clock measures it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def as_a_trial(device: torch.device, is_alone: bool = True) -> Iterator[None]:
-    """Sets on a GPU what a trial sets before it begins, and takes it back: who else runs here has torch's defaults.
+    """Sets on a GPU what a trial sets before it starts, and resets it: other code here keeps torch's defaults.
 
-    `is_alone` says whether it has the GPU for itself.
+    `is_alone` says whether the trial has the GPU to itself.
     """
     if device.type == "cpu":
         yield
@@ -75,7 +77,7 @@ def as_a_trial(device: torch.device, is_alone: bool = True) -> Iterator[None]:
 
 
 def headline(device: torch.device) -> str:
-    """One line on the hardware, on what of it torch uses, and on the versions."""
+    """One line about the hardware, what torch uses of it, and the versions."""
     facts = cpu_facts()
     capabilities = [torch.backends.cpu.get_cpu_capability().lower()]
     capabilities += [name for name in ("avx512_bf16", "amx_bf16") if facts.get(name)]
@@ -91,14 +93,14 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Each figure by the one that was measured beside it."""
+    """Each figure divided by the one that was measured together with it."""
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
 def pairs(
     left: Callable[[], float], right: Callable[[], float], repeats: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both figures, by turns, so that a machine that grows slower does so for both."""
+    """Both figures, alternately, so that a machine that gets slower affects both."""
     measured = [(left(), right()) for _ in range(repeats)]
     return tuple(one for one, _ in measured), tuple(other for _, other in measured)
 
@@ -110,20 +112,20 @@ def positive(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
 
 
 def parser_of(doc: str | None, repeats: int = 5) -> argparse.ArgumentParser:
-    """A parser with the options that all have."""
+    """A parser with the options that all these benchmarks have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one, unless told otherwise")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU if there is one)")
     parser.add_argument("--repeats", type=positive, default=repeats, help="(default: %(default)s)")
     return parser
 
 
 def device_of(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
-    """The device that is asked for, or the one that is there; torch uses every core from now on."""
+    """The device with this name, or the default one; torch uses every core from now on."""
     if name == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here; leave out --device, or say --device cpu")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -131,7 +133,7 @@ def device_of(parser: argparse.ArgumentParser, name: str | None) -> torch.device
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of a command line: an error that a person can act on is one message and a code, no traceback."""
+    """The exit code of a command line: an error that a person can fix is one message and a code, no traceback."""
     try:
         return main()
     except KdctlError as error:

@@ -1,4 +1,4 @@
-"""What every measurement says of itself: the machine and versions it was taken with, and how its figures vary."""
+"""What every measurement prints about itself: the machine and versions, and how its figures vary."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def _processor() -> str:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """The median, and the least and the most where there are several, to so many significant digits."""
+    """The median, and the least and the most if there are several, rounded to `digits` significant digits."""
     median = f"{statistics.median(values):,.{digits}g}"
     return median if len(values) == 1 else f"{median} [{min(values):,.{digits}g}–{max(values):,.{digits}g}]"

@@ -1,6 +1,6 @@
-"""The plain research script that kdctl is compared with: written in an afternoon, right, and no faster than that.
+"""The plain research script that kdctl is compared with: written in an afternoon, correct, and no faster than that.
 
-torchvision's transforms on PIL images, a DataLoader with two workers, the teacher asked live about every batch, SGD.
+torchvision's transforms on PIL images, a DataLoader with two workers, a live teacher for every batch, SGD.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.data.tensors import Data
 
 WORKERS = 2
 WARM_UP = 5  # steps before the clock starts: the workers start in the first one, and libraries choose their kernels
-AHEAD = 2 * WORKERS  # batches that the workers are ahead: to the clock's end they work on, as in the midst of an epoch
+AHEAD = 2 * WORKERS  # batches that the workers are ahead, so that they work until the clock stops, as within an epoch
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -56,18 +56,18 @@ def pictures(data: Data) -> Pictures:
 
 
 def optimizer_of(student: nn.Module) -> torch.optim.SGD:
-    """SGD as everybody has it for CIFAR."""
+    """The usual SGD for CIFAR."""
     return torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
 def step(
     student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> float:
-    """One step of distillation; gives the loss, for which it waits, as such scripts do for their progress bar."""
+    """One step of distillation; returns the loss, and waits for it, as such scripts do for their progress bar."""
     logits = student(images)
     with torch.no_grad():
-        said = teacher(images)
-    loss = F.cross_entropy(logits, labels) + F.mse_loss(logits, said)
+        targets = teacher(images)
+    loss = F.cross_entropy(logits, labels) + F.mse_loss(logits, targets)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -77,7 +77,7 @@ def step(
 def images_per_second(
     student: nn.Module, teacher: nn.Module, data: Data, images: int, batch_size: int, device: torch.device
 ) -> float:
-    """Trains with so many images, in whole batches and at least one, after a warm-up; gives how many a second."""
+    """Images per second of a training with `images` images, in whole batches and at least one, after a warm-up."""
     steps = max(1, images // batch_size)
     student, teacher = student.to(device).train(), teacher.to(device).eval()
     optimizer = optimizer_of(student)

@@ -18,13 +18,15 @@ from typing import Any
 
 from orchestrator.columns import table
 from orchestrator.errors import KdctlError, StorageError
+from orchestrator.files import PART
 from orchestrator.records import State, TableKey
 from orchestrator.results import store
-from orchestrator.storage.backend import MARKER, PART, Entry, StorageBackend
+from orchestrator.storage.backend import MARKER, Entry, StorageBackend
 from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage, read_json
 from orchestrator.storage.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan
+from orchestrator.text import format_size
 
 STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
 _ID = re.compile(r"[0-9a-f]{12}")
@@ -306,8 +308,8 @@ def text(pieces: Sequence[Garbage], width: int | None = None) -> str:
     for kind, title in _TITLES.items():
         sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
         if sizes:
-            rows.append((title, f"{len(sizes):,}", sized(sum(sizes))))
-    rows.append(("in all", f"{len(pieces):,}", sized(total(pieces))))
+            rows.append((title, f"{len(sizes):,}", format_size(sum(sizes))))
+    rows.append(("in all", f"{len(pieces):,}", format_size(total(pieces))))
     return table(("what", "files", "size"), rows, width)
 
 
@@ -318,13 +320,4 @@ def total(pieces: Sequence[Garbage]) -> int:
 
 def counted(pieces: Sequence[Garbage]) -> str:
     """How many files and how large, in a sentence."""
-    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {sized(total(pieces))}"
-
-
-def sized(size: float) -> str:
-    """A number of bytes for a person, in decimal units: 1.5 GB is 1,500,000,000."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"
+    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {format_size(total(pieces))}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import PurePosixPath
 
-from orchestrator.errors import StorageError, printable
+from orchestrator.errors import StorageError
 from orchestrator.records import State
 from orchestrator.results import store
 from orchestrator.storage.backend import Entry
 from orchestrator.storage.layout import Storage
+from orchestrator.text import printable
 
 _SHOWN = 8  # names in one warning
 

@@ -7,15 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
 from orchestrator.machine.paths import PathError, local
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
-from orchestrator.study.document import shorten
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.study.stored_studies import Member
-from orchestrator.suggest import nearest, nearest_file
+from orchestrator.text import nearest, nearest_file, printable, shorten
 
 _SHOWN = 20  # names in one message
 

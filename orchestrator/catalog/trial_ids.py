@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
 from orchestrator.storage.layout import Storage
 from orchestrator.study import labels, stored_studies
+from orchestrator.text import printable
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _SHOWN = 10  # ids in one message

@@ -32,7 +32,7 @@ from requests import exceptions
 
 from orchestrator import executors
 from orchestrator.cluster import kept_cluster
-from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError, masked
+from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError
 from orchestrator.machine import addresses, folders, proxies
 from orchestrator.machine.paths import word
 from orchestrator.records import State
@@ -40,7 +40,7 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 from orchestrator.study.reader import Study
-from orchestrator.suggest import nearest
+from orchestrator.text import masked, nearest
 
 _CONNECTING, _ANSWERING = 10.0, 60.0  # seconds
 _STOPPING = 40  # seconds that Ray leaves a job after SIGTERM; a launch takes 13 at most, see `supervisor`

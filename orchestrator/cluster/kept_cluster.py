@@ -21,14 +21,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from orchestrator import codec
 from orchestrator.cluster.supervisor import end_session
-from orchestrator.errors import ResourceError, printable
+from orchestrator.errors import ResourceError
+from orchestrator.files import write_file
 from orchestrator.machine import folders, limits
 from orchestrator.machine.processes import session, started
+from orchestrator.text import printable
 
 LOOPBACK = "127.0.0.1"
 PORT = 8265  # of a dashboard, or the next free one
@@ -249,18 +252,15 @@ def _private(file: Path) -> BinaryIO:
 
 def _write(file: Path, content: KeptCluster | LiveDashboard) -> None:
     folders.make(file.parent)
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    with _private(new) as written:
-        written.write(json.dumps(asdict(content)).encode())
-    new.replace(file)
+    write_file(file, json.dumps(codec.encode(content)), private=True)
 
 
 def _read(file: Path, kind: type[Memory]) -> Memory | None:
     try:
-        return kind(**json.loads(file.read_text(encoding="utf-8")))
+        return codec.decode(kind, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, TypeError, ValueError):  # a file of another version, or half of one
+    except (OSError, ValueError):  # a file of another version, or half of one
         file.unlink(missing_ok=True)
         return None
 

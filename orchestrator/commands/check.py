@@ -12,10 +12,12 @@ import click
 from orchestrator.commands.shared.options import (
     file_argument,
     json_option,
+    note,
     set_option,
     warn,
 )
-from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError, masked
+from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError
+from orchestrator.text import masked
 
 if TYPE_CHECKING:
     from orchestrator.errors import Fault
@@ -41,7 +43,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     from orchestrator.study.reader import load_study
 
     try:
-        study = load_study(file, settings, open_weights=True)
+        study = load_study(file, settings, open_weights=True, on_note=note)
         count = len(make_plan(study).trials)
     except StudyError as error:
         if not as_json:

@@ -167,9 +167,9 @@ def export(output: str, yes: bool) -> None:
       kdctl dashboard export
       kdctl dashboard export --output ~/monitoring --yes
     """
-    from orchestrator.errors import printable
     from orchestrator.machine.paths import local
     from orchestrator.monitor import grafana
+    from orchestrator.text import printable
 
     folder = local(output, "--output")
     foreign = grafana.foreign(folder)

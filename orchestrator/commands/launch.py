@@ -14,6 +14,7 @@ from orchestrator.commands.shared.options import (
     cluster_option,
     data_option,
     file_argument,
+    note,
     print_resume_command,
     set_option,
     storage_option,
@@ -68,7 +69,7 @@ def launch(file: str, address: str | None, executor: str | None, inline: bool, a
     if is_supervised():
         follow_parent()
     elif EXECUTORS[name].is_supervised:
-        study = load_study(file, options["settings"])  # an error in the file needs no second process
+        study = load_study(file, options["settings"], on_note=note)  # an error in the file needs no second process
         sys.exit(supervise(sys.argv[1:], study.text, lambda text: write_line(sys.stderr, text), print_resume_command))
     dashboard = not options.pop("no_dashboard")
     _train(file, address=address, executor=name, as_json=as_json, dashboard=dashboard, **options)

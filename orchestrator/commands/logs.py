@@ -72,8 +72,9 @@ def _which_trial(place: Storage) -> str:
 
 def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
     from orchestrator.catalog.trial_ids import resolve
-    from orchestrator.errors import KdctlError, printable
+    from orchestrator.errors import KdctlError
     from orchestrator.storage import logs as stored
+    from orchestrator.text import printable
 
     trial_id = resolve(place, trial)
     shown = stored.read(place, trial_id)
@@ -83,7 +84,7 @@ def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -
     while follow:
         is_over = _is_over(place, trial_id)
         now = stored.read(place, trial_id)
-        _echo([printable(line) for line in _fresh(shown, now)])
+        _echo([printable(line) for line in _new_lines(shown, now)])
         shown = now
         if is_over:
             return
@@ -95,7 +96,7 @@ def _echo(lines: Sequence[str]) -> None:
         click.echo(line)
 
 
-def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+def _new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
     """The lines that were added to a log since it was last read; its first lines may have been dropped meanwhile."""
     if not before:
         return now

@@ -15,6 +15,7 @@ from orchestrator.commands.shared import colours
 from orchestrator.commands.shared.options import (
     file_argument,
     json_option,
+    note,
     set_option,
     storage_option,
     warn,
@@ -43,7 +44,7 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
     from orchestrator.launch import plan_study
     from orchestrator.storage.layout import Storage
 
-    found = plan_study(file, storage, settings)
+    found = plan_study(file, storage, settings, on_note=note)
     warn((*found.warnings, *integrity.foreign(Storage.at(storage))))
     if not as_json:
         click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))

@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from orchestrator.commands.shared.options import json_option, storage_option, warn
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
 from orchestrator.machine.paths import local
+from orchestrator.text import printable
 
 if TYPE_CHECKING:
     from orchestrator.results.query import QueryResult

@@ -1,44 +1,200 @@
-"""The datasets that a study file can name: facts alone, readable without importing torch. `data.py` loads them."""
+"""The datasets that a study file can name: facts alone, readable without importing torch.
+
+To add one, write a module with the two functions of `Reader` and an entry of `DATASETS`; messages, help texts,
+`kdctl doctor` and `kdctl init` follow from that. Images of a user's own need neither, see `folder`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from orchestrator.records import Dataset, TrialConfig
+
+if TYPE_CHECKING:
+    from orchestrator.data.order import Splits
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """What is true of a dataset before it is read.
+class Example:
+    """What `kdctl init` writes about a dataset: a comment, and a recipe that suits it.
 
-    `digest` (12 hex digits) is over every label and pixel in canonical order, see `data.canonical`; images that do
-    not have it are not this dataset. `label` is the label's column in the Parquet layout.
+    `{file}` stands for the study file. `trial_settings` shorten a first launch where the whole recipe takes long,
+    `duration` says how long that launch takes.
+    """
+
+    intro: str
+    recipe: str
+    duration: str
+    trial_settings: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedDataset(Dataset):
+    """A dataset of the table. `title` is that of published tables, `name` what a sentence calls it.
+
+    `reader` is the module that finds and reads the images, see `Reader`. `from_data_folder` says whether they are in
+    the folder that `--data` names.
     """
 
     title: str
-    classes: int
-    train: int
-    test: int
-    side: int  # images are side × side, three channels
-    mean: tuple[float, float, float]  # per channel, of the training pixels scaled to 0..1
-    std: tuple[float, float, float]
-    digest: str
-    label: str = ""
+    name: str
+    reader: str
+    from_data_folder: bool
+    example: Example
+
+    def load_reader(self) -> Reader:
+        """The module of its reader."""
+        return cast(Reader, import_module(self.reader))
 
 
-DATASETS: Mapping[str, Dataset] = {
-    "digits": Dataset("Digits", 10, 1297, 500, 8, (0.3052,) * 3, (0.3758,) * 3, "69c80b255e16"),
-    "cifar10": Dataset(
-        "Cifar10", 10, 50_000, 10_000, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "aaa027d53769", "label"
+class Reader(Protocol):
+    """What a reader's module has. Importing it loads neither torch nor the libraries that only reading needs."""
+
+    def read(self, dataset: str, folder: Path | None) -> Splits:
+        """Every image with its label, in canonical order, checked against the digest; `folder` is the data folder.
+
+        Raises DataError that says which file is missing or damaged and how to get it.
+        """
+
+    def locate(self, dataset: str, folder: Path) -> tuple[str, str]:
+        """Where the images are, and what to do where they are not there (empty where they are). Reads no image.
+
+        Raises DataError where reading could not work.
+        """
+
+
+_CIFAR_RECIPE = """
+recipe: # what every experiment shares; an experiment may override any of it
+  epochs: 200
+  batch_size: 128
+  lr: 0.1 # a tenth of it after half of the epochs, and again after three quarters; milestones: [100, 150] says where
+  weight_decay: 1e-4
+  crop_padding: 4
+  flip: true
+  # limit_train: 5000 # train on 5,000 images only, for a quick look
+"""
+_CIFAR_TRIAL = " --set recipe.epochs=2 --set recipe.limit_train=1000 --set recipe.limit_test=500"
+
+
+def _cifar_example(name: str, dataset: str) -> Example:
+    intro = (
+        f"{name}, the usual recipe: for a GPU. A small try on a laptop, some minutes:\n"
+        f"#   kdctl launch {{file}}{_CIFAR_TRIAL}\n"
+        "# The images are read from the folder that --data names (./data), in torchvision's layout or as Parquet\n"
+        f"# ({dataset}/train-*.parquet, {dataset}/test-*.parquet); a launch downloads what is missing."
+    )
+    return Example(intro, _CIFAR_RECIPE, "a small try, some minutes; without --set: all of it", _CIFAR_TRIAL)
+
+
+_DIGITS_EXAMPLE = Example(
+    "scikit-learn's digits (8x8 scans, nothing to download): about a minute on a laptop.",
+    """
+recipe: # what every experiment shares; an experiment may override any of it
+  epochs: 20
+  batch_size: 32
+  lr: 0.05
+  crop_padding: 1
+  flip: false # a mirrored 2 is no 2
+
+# For CIFAR-10 write `dataset: cifar10` (or cifar100) in both experiments, and this recipe:
+#   {epochs: 200, batch_size: 128, lr: 0.1, crop_padding: 4, flip: true}
+# Its images come from the folder that --data names (./data), into which a launch downloads what is missing.
+# `kdctl init cifar.yaml --dataset cifar10` writes such a file.
+""",
+    "about a minute",
+)
+
+DATASETS: Mapping[str, NamedDataset] = {
+    "digits": NamedDataset(
+        classes=10,
+        train=1297,
+        test=500,
+        side=8,
+        mean=(0.3052,) * 3,
+        std=(0.3758,) * 3,
+        digest="69c80b255e16",
+        title="Digits",
+        name="digits",
+        reader="orchestrator.data.digits",
+        from_data_folder=False,
+        example=_DIGITS_EXAMPLE,
     ),
-    "cifar100": Dataset(
-        "Cifar100",
-        100,
-        50_000,
-        10_000,
-        32,
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-        "e29b20de058e",
-        "fine_label",
+    "cifar10": NamedDataset(
+        classes=10,
+        train=50_000,
+        test=10_000,
+        side=32,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        digest="aaa027d53769",
+        title="Cifar10",
+        name="CIFAR-10",
+        reader="orchestrator.data.cifar",
+        from_data_folder=True,
+        example=_cifar_example("CIFAR-10", "cifar10"),
+    ),
+    "cifar100": NamedDataset(
+        classes=100,
+        train=50_000,
+        test=10_000,
+        side=32,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        digest="e29b20de058e",
+        title="Cifar100",
+        name="CIFAR-100",
+        reader="orchestrator.data.cifar",
+        from_data_folder=True,
+        example=_cifar_example("CIFAR-100", "cifar100"),
     ),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDataset:
+    """Images of a user's own, as they were measured: `dataset: {folder: PATH, size: N}` of a study file.
+
+    `name` is for people: the folder's own, and the first digits of the digest, which tell folders of one
+    name apart. Where the images are is not part of what they are.
+    """
+
+    path: str = field(compare=False)
+    size: int | None = field(compare=False)
+    name: str
+    facts: Dataset
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `from_json` makes an equal dataset."""
+        return {"path": self.path, "size": self.size, "name": self.name, "facts": self.facts.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FolderDataset:
+        """The dataset that `to_json` returned. Raises KeyError or TypeError on other data."""
+        return cls(data["path"], data["size"], data["name"], Dataset.from_json(data["facts"]))
+
+
+def facts_of(dataset: str | FolderDataset | TrialConfig) -> Dataset:
+    """The facts of a dataset, or of that of a trial, whether it has a name or is a folder."""
+    if isinstance(dataset, FolderDataset):
+        return dataset.facts
+    if isinstance(dataset, TrialConfig):
+        return dataset.folder or DATASETS[dataset.dataset]
+    return DATASETS[dataset]
+
+
+def stored_facts(dataset: str, recipe: Mapping[str, Any]) -> Dataset:
+    """The same by what a row of results holds. Raises KeyError or TypeError where that is no dataset."""
+    folder = recipe.get("folder")
+    return Dataset.from_json(folder) if folder else DATASETS[dataset]
+
+
+def title_of(dataset: str) -> str:
+    """What a table calls a dataset, given the value of the column `dataset`."""
+    return DATASETS[dataset].title if dataset in DATASETS else dataset

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import printable
 from orchestrator.records import Failure
+from orchestrator.text import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # A line of the log of a process of Ray's: an error, or with C what ended the process.

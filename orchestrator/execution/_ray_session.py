@@ -23,9 +23,10 @@ from ray.job_config import JobConfig
 
 from orchestrator import import_path
 from orchestrator.cluster import kept_cluster
-from orchestrator.errors import ClusterError, ResourceError, masked
+from orchestrator.errors import ClusterError, ResourceError
 from orchestrator.execution import _ray_errors
 from orchestrator.machine import addresses, folders, limits, proxies
+from orchestrator.text import masked
 
 # Whether the environment lets Ray use other addresses than loopback.
 _MAY_LEAVE = bool(ray_constants.ENABLE_RAY_CLUSTER)

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator import codec
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.execution._ray_errors import explain_loss, plain
 from orchestrator.execution._ray_metrics import export_memory, export_metrics
@@ -107,12 +108,12 @@ class TrialWorker(tune.Trainable):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """What its trials take; Tune's `with_resources` would show a class with a name of its own in the dashboard."""
-        job = Job.from_json(config["job"])
+        job = codec.decode(Job, config["job"])
         return tune.PlacementGroupFactory([_bundle(job.threads, job.gpus)])
 
     def setup(self, config: dict[str, Any]) -> None:
         """Gets ready for a first trial."""
-        job = Job.from_json(config["job"])
+        job = codec.decode(Job, config["job"])
         self._study = job.study
         self._reports = run_trial(job)
         self._end_memory = export_memory(job.study, job.trial)
@@ -166,7 +167,7 @@ class PlanSearcher(Searcher):
         # None with nothing live would make Tune wait ten minutes in one step, so the conductor waits itself.
         job = self._controller.start_or_wait()
         if job:
-            return {"job": job.to_json()}
+            return {"job": codec.encode(job)}
         return Searcher.FINISHED if self._controller.is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -305,4 +306,4 @@ def _last_words(started: TrialStarted | None) -> str:
 
 
 def _job(trial: Trial) -> Job:
-    return Job.from_json(trial.config["job"])
+    return codec.decode(Job, trial.config["job"])

@@ -20,10 +20,11 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import facts_of, title_of
 from orchestrator.data.tensors import Data
-from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError, printable
+from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
+from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
@@ -31,19 +32,15 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
-from orchestrator.study.plan import PlannedTrial
 from orchestrator.teachers import outputs
+from orchestrator.text import printable
+from orchestrator.training.batches import Teacher
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
+from orchestrator.training.evaluation import Score, evaluate
 from orchestrator.training.graphs import own_stream, sharing
-from orchestrator.training.loop import (
-    Score,
-    TeacherOutputs,
-    TrainingState,
-    evaluate,
-    fresh_model,
-    supports_bfloat16,
-    train,
-)
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import LOSS, build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ class _Attempt:
     def _fit(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
-        classes = DATASETS[config.dataset].classes
+        classes = facts_of(config).classes
         if config.weights is not None:
             assert job.weights is not None
             self._write_row(self._row)
@@ -174,20 +171,19 @@ class _Attempt:
             yield self._begun(0, None)
             model = outputs.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
-            yield from _doubt(self._tested.acc, images)
+            yield from _doubt(self._tested.acc, title_of(config.dataset), images)
             return model
-        loss = losses.build(config.method, **dict(config.options))
-        model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
-        course = TrainingState.start(model, config)
+        model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
+        course = TrainingState.start(model, self._loss(classes), config)
         yield from self._resume(course)
-        course.asked = self._job.trial.teacher_cache
-        self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
+        course.teacher_mode = self._job.trial.teacher_cache
+        self._row = _with_recipe(self._row, arithmetic=course.compute_dtype)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
-        yield self._begun(course.epoch, course.arithmetic)
+        yield self._begun(course.epoch, course.compute_dtype)
         self._course = course
         answers, said = self._answers(images), False
-        for record in train(course, loss, images, config, answers, self.check):
+        for record in train(course, images, config, answers, self.check):
             self._epochs.append(record)
             self._keep(course)
             if course.uncaptured and not said:
@@ -212,8 +208,8 @@ class _Attempt:
             return
         before = _row_or_none(self._storage, self._id)
         self._epochs = epochs
-        if course.arithmetic == "bfloat16" and not supports_bfloat16(self._device):
-            course.arithmetic = "float32"
+        if course.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
+            course.compute_dtype = "float32"
             yield TrialNotice("goes on in float32, as this device lacks the bfloat16 that it began in")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
@@ -222,9 +218,9 @@ class _Attempt:
 
     def _ask_as_before(self, course: TrainingState) -> None:
         """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
-        answers = course.asked
+        answers = course.teacher_mode
         if answers != self._job.trial.teacher_cache:
-            trial = PlannedTrial.from_json({**self._job.trial.to_json(), "teacher_cache": answers})
+            trial = self._job.trial.with_teacher_mode(answers)
             self._job = replace(self._job, trial=trial)
             self._row = _with_recipe(self._row, teacher_answers=answers)
 
@@ -252,10 +248,18 @@ class _Attempt:
         self._lease.check()
         store.write_trial(self._storage, row)
 
-    def _answers(self, images: Data) -> TeacherOutputs:
+    def _loss(self, classes: int) -> Loss:
+        config = self._job.trial.config
+        shapes = None
+        if config.teacher is not None:
+            shapes = _shapes(config.student, classes), _shapes(config.teacher.student, classes)
+        options = dict(config.options)
+        return build_seeded(lambda: losses.build(config.method, shapes, **options), config.seed, self._device, LOSS)
+
+    def _answers(self, images: Data) -> Teacher:
         trial = self._job.trial
         if trial.config.teacher is None:
-            return outputs.no_answers
+            return outputs.no_teacher
         if trial.table is not None:
             storage, device = self._storage, self._device
             return outputs.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
@@ -321,7 +325,7 @@ def _told(report: Report, epochs: int) -> str:
             f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
         )
     if isinstance(report, TrialStarted):
-        asks = f", its teacher's answers: {report.answers}" if report.answers else ""
+        asks = f", its teacher's answers: {report.teacher_mode}" if report.teacher_mode else ""
         return (
             f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
             f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"
@@ -350,6 +354,11 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
 
 
+def _shapes(model: str, classes: int) -> Shapes:
+    widths = models.widths(model)
+    return Shapes(classes, widths.pooled, widths.maps)
+
+
 def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
     return replace(row, recipe={**row.recipe, **facts})
 
@@ -358,14 +367,17 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _doubt(acc: float, images: Data) -> Iterator[TrialNotice]:
+_DOUBTED = 10.0  # percentage points above guessing, below which weights are doubted; with few classes twice is too much
+
+
+def _doubt(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
     """Says so where weights from a file do hardly better than guessing."""
     guessing = 100 / images.facts.classes
-    if acc < 2 * guessing:
+    if acc < guessing + min(guessing, _DOUBTED):
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
         yield TrialNotice(
             f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
-            f"they trained on {images.facts.title}, on images from 0 to 1 less the mean ({mean}), divided by the "
+            f"they trained on {dataset}, on images from 0 to 1 less the mean ({mean}), divided by the "
             f"standard deviation ({std})?"
         )
 
@@ -376,8 +388,8 @@ def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> di
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
         taught = _teacher_score(config.teacher, config.limit_test, storage, device)
-        alike = int((score.said == taught.said).sum())
-        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.said)}
+        alike = int((score.predictions == taught.predictions).sum())
+        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.predictions)}
     return row
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from orchestrator.machine import commits
 from orchestrator.records import Failure, State, TrialRecord
@@ -32,16 +31,6 @@ class Job:
     since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
     checkpoint_seconds: float = 30.0
     gpus: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal job."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        return {**data, "trial": self.trial.to_json()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Job:
-        """The job that `to_json` described."""
-        return cls(**{**data, "trial": PlannedTrial.from_json(data["trial"])})
 
     def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
         """The job's row before anything was measured."""

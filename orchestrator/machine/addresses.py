@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from orchestrator.errors import ClusterError, masked
+from orchestrator.errors import ClusterError
+from orchestrator.text import masked
 
 NAMES = ("auto", "local")  # the cluster of this machine; one of the launch's own
 

@@ -9,7 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
+from orchestrator.text import printable
 
 BUCKETS = ("s3://", "gs://")  # what addresses of buckets begin with
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from orchestrator.errors import masked
+from orchestrator.text import masked
 
 # What `no_proxy` is to list: this machine, and the services that give a cloud's machine its credentials, unencrypted.
 DIRECT = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8", "169.254.169.254", "metadata.google.internal")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from orchestrator import models
-from orchestrator.errors import TeacherError, printable
+from orchestrator.errors import TeacherError
 from orchestrator.pretrained._formats import UnreadableWeights, parse, tensors
 from orchestrator.pretrained._mismatches import find_mismatches
+from orchestrator.text import printable
 
 _WRAPPERS = {"module", "_orig_mod"}  # DataParallel and torch.compile add them to names; no model of ours has them
 _DEEPEST = 4  # levels of nested mappings that are searched

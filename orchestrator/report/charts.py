@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from orchestrator.errors import printable
+from orchestrator.text import printable
 
 WIDTH = 460.0  # px of a chart as drawn; a page scales it
 POINTS = 120  # of a line: more than the eye finds on so many pixels

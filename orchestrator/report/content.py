@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import stored_facts
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
@@ -110,9 +110,10 @@ def _is_sound(row: TrialRecord) -> bool:
     try:
         for model in filter(None, (row.student, row.teacher)):
             models.parse(model)
-        return row.dataset in DATASETS
-    except (ValueError, TypeError):
+        stored_facts(row.dataset, row.recipe)
+    except (ValueError, TypeError, KeyError):
         return False
+    return True
 
 
 def _member(row: TrialRecord) -> Member:

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import Any
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import title_of
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import charts
 from orchestrator.report.charts import Chart, ChartText, Curve, CurveRun, Point, Row, Rule
@@ -48,7 +48,7 @@ class Pair:
     @property
     def title(self) -> str:
         """Like `ResNet8 on Digits`."""
-        return f"{models.parse(self.student).title} on {DATASETS[self.dataset].title}"
+        return f"{models.parse(self.student).title} on {title_of(self.dataset)}"
 
     @property
     def slug(self) -> str:
@@ -265,7 +265,7 @@ def costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
         others = [entry for entry in entries if entry not in taught]
         kept = {id(entry) for entry in [*taught, *chosen(others, MAX_SERIES - len(taught))]}
         shown = [entry for entry in entries if id(entry) in kept]
-        title = DATASETS[dataset].title
+        title = title_of(dataset)
         panels = []
         for column, name, unit in (("seconds", "training time of one run", "s"), ("params", "parameters", "")):
             points = [

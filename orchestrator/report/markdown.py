@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from orchestrator.errors import printable
+from orchestrator.text import printable
 
 # What Markdown, its tables and its links would take for their own, but not the _ and : of names and messages.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|&#~@$!]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata, resources
@@ -15,13 +13,14 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.errors import KdctlError, looking_once, masked, printable
+from orchestrator.errors import KdctlError
+from orchestrator.files import write_file
 from orchestrator.report import charts, markdown
 from orchestrator.report.charts import Chart, cut
 from orchestrator.report.content import Facts
 from orchestrator.report.figures import Figure
 from orchestrator.report.sections import Code, Section, Table, Text, caution, head, sections
-from orchestrator.storage.backend import umask
+from orchestrator.text import looking_once, masked, printable
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 MARK = "kdctl report"  # stands near the top of every file that is ours, in one of these forms
@@ -45,7 +44,7 @@ def _shown(text: str) -> str:
 
 
 def _lines(text: str) -> str:
-    """A file's text, line by line as `errors.printable` has it."""
+    """A file's text, line by line as `text.printable` has it."""
     text = masked(text)  # as a whole too: a secret may have lines
     shown = "\n".join(printable(line.expandtabs(4)) for line in text[:MAX_CODE].splitlines())
     return shown + "\n… (cut)" if len(text) > MAX_CODE else shown
@@ -165,7 +164,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            _write(folder / name, text)
+            write_file(folder / name, text)
     except OSError as error:
         raise KdctlError(
             f"{folder} cannot be written ({error.strerror or error}); name another with --output"
@@ -182,15 +181,3 @@ def _is_ours(path: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-def _write(path: Path, text: str) -> None:
-    descriptor, part = tempfile.mkstemp(prefix=f".{path.name[:60]}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(part).chmod(0o666 & ~umask())
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

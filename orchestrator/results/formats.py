@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from orchestrator.errors import printable
+from orchestrator.text import printable
 
 FORMATS = ("table", "markdown", "csv", "tsv", "json")
 MAX_ROWS = 100  # that a table for a terminal shows

@@ -13,7 +13,7 @@ from typing import IO, Any
 import duckdb
 
 from orchestrator import parquet
-from orchestrator.errors import KdctlError, printable
+from orchestrator.errors import KdctlError
 from orchestrator.results.formats import Heading
 from orchestrator.results.store import (
     EPOCH_COLUMNS,
@@ -27,6 +27,7 @@ from orchestrator.results.store import (
 from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
 from orchestrator.storage.layout import Storage
 from orchestrator.study.stored_studies import Membership
+from orchestrator.text import printable
 
 # view → its columns: name → (type, meaning).
 VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {

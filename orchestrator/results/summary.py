@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import models
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import title_of
 from orchestrator.records import State, TrialRecord
 from orchestrator.study import labels
 
@@ -123,7 +123,7 @@ class PairTable:
         if self.teacher:
             teacher = models.parse(self.teacher)
             pair = f"{teacher.title}>>{student.variant if student.family == teacher.family else student.title}"
-        return f"{pair}/{DATASETS[self.dataset].title}"
+        return f"{pair}/{title_of(self.dataset)}"
 
     def _means(self) -> str:
         means = [(group.label, group.statistic("acc")) for group in self.groups]

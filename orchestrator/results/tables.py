@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator import columns
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
 from orchestrator.results.store import TRIAL_COLUMNS
 from orchestrator.results.summary import (
@@ -132,7 +132,7 @@ def _notes(table: PairTable) -> Iterator[str]:
 
 def data_cut(row: TrialRecord) -> str:
     """What part of the dataset was used, where that is not all of it; empty where it is."""
-    facts, recipe = DATASETS[row.dataset], row.recipe
+    facts, recipe = stored_facts(row.dataset, row.recipe), row.recipe
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
     test = recipe.get("limit_test") or facts.test
     if (train, test) == (facts.train, facts.test):

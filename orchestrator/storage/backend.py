@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator import files
 from orchestrator.errors import StorageError
+from orchestrator.files import PART
 
 MARKER = "kdctl-storage.json"  # stands in the root of every storage, so that an empty mount point is not taken for one
-PART = ".part-"  # what names of unfinished files begin with, and what readers pass over
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,21 +183,9 @@ class Folder:
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
-        """A file to write to beside its place, where it is moved at the end, whole or not at all."""
-        target = self.root / name
-        with self._writing(name):
-            handle, made = tempfile.mkstemp(prefix=f"{PART}{target.name}-", dir=target.parent)
-            os.close(handle)
-        part = Path(made)
-        try:
-            with self._writing(name):
-                yield part
-                with part.open("rb+") as file:
-                    os.fsync(file.fileno())
-                part.chmod(0o666 & ~umask())
-                part.replace(target)
-        finally:
-            _forget(part)
+        """An unfinished file in the folder of its final name, which it replaces whole or not at all."""
+        with self._writing(name), files.replace_file(self.root / name) as part:
+            yield part
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -229,24 +217,3 @@ def _seen(error: OSError) -> None:
     # Left alone, os.walk passes over what it cannot read, as if nothing were there.
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
-
-
-def _forget(part: Path) -> None:
-    try:
-        part.unlink(missing_ok=True)
-    except OSError:
-        return  # on a disk that is gone; the error that is on its way says more
-
-
-_masking = threading.Lock()
-
-
-def umask() -> int:
-    """The rights that new files of this process lack; mkstemp makes files private, but results are to be shared."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    with _masking:  # elsewhere it is only told to who sets another one
-        mask = os.umask(0o022)
-        os.umask(mask)
-    return mask

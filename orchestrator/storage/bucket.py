@@ -22,9 +22,11 @@ from urllib.parse import parse_qsl, urlencode
 import pyarrow as pa
 from pyarrow import fs
 
-from orchestrator.errors import StorageError, printable
+from orchestrator.errors import StorageError
+from orchestrator.files import PART
 from orchestrator.machine import folders, proxies
-from orchestrator.storage.backend import MARKER, PART, Entry
+from orchestrator.storage.backend import MARKER, Entry
+from orchestrator.text import first_line, printable
 
 KEYS = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_override", "scheme")}
 _SURE = 4  # readings alike, where a server's tags say nothing
@@ -238,7 +240,7 @@ class Bucket:
         except FileNotFoundError:
             raise FileNotFoundError(self.describe(name)) from None
         except _Failure as error:
-            reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+            reason = printable(first_line(error))
             raise StorageError(
                 f"{printable(self.describe(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
                 "and lets you read, write and remove; check the bucket, the credentials in the environment and the "

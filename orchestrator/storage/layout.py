@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import codec
 from orchestrator.errors import StorageError
 from orchestrator.machine import paths
 from orchestrator.records import TableKey
@@ -160,17 +161,17 @@ class Storage:
 def _table_key(facts: Any) -> TableKey | None:
     """The key that such facts name, or None where they name none that a plan could make."""
     try:
-        key = TableKey(**{name: facts["key"][name] for name in TableKey.__slots__})
-        kinds = [type(getattr(key, name)) for name in TableKey.__slots__]
-        is_sound = kinds == [str, str, int, bool, int] and _ID.fullmatch(key.teacher_id)
-        return key if is_sound and key.answers in _ANSWERS and key.crop_padding >= 0 and key.images > 0 else None
-    except (TypeError, KeyError):
+        key = codec.decode(TableKey, {name: facts["key"][name] for name in TableKey.__slots__})
+        is_sound = _ID.fullmatch(key.teacher_id) and key.answers in _ANSWERS
+        return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
+    except (TypeError, KeyError, codec.CodecError):
         return None
 
 
 def key_facts(key: TableKey) -> dict[str, Any]:
     """A table's key as JSON data, as `Storage.tables` reads it."""
-    return asdict(key)
+    facts: dict[str, Any] = codec.encode(key)
+    return facts
 
 
 def write_json(storage: Storage, name: str, data: Any) -> None:

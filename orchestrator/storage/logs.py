@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from orchestrator.errors import StorageError, printable
+from orchestrator.errors import StorageError
 from orchestrator.storage.layout import Storage
+from orchestrator.text import printable
 
 MOST_LINES = 2000  # of one log; the oldest go first
 _LONGEST = 2000  # characters of a line

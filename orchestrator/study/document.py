@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import Fault, StudyError
-from orchestrator.suggest import nearest_file
+from orchestrator.text import nearest_file, shorten
 
 MAX_BYTES = 1 << 20  # a study file is a few kilobytes; 100,000 seeds written out are 700
 MAX_NODES = 200_000  # after aliases are followed
@@ -74,11 +74,6 @@ class Node:
                 return f"the text {shorten(self.value)!r}"
             case int() | float():
                 return f"the number {shorten(str(self.value))}"
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """Text cut to a length that leaves a message readable."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def read(path: Path) -> Node:

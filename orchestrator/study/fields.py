@@ -11,9 +11,12 @@ from typing import Any, Protocol
 
 from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
+from orchestrator.losses import Option
 from orchestrator.machine import paths
 from orchestrator.study.document import Node
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest, shorten
+from orchestrator.training.optimizers import OPTIMIZERS
+from orchestrator.training.schedules import SCHEDULES
 
 
 class ValueType(Protocol):
@@ -123,6 +126,65 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """An entry of a table by its name, with the options that the study file gives it."""
+
+    name: str
+    options: tuple[tuple[str, float | str], ...] = ()
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+
+class Entry(Protocol):
+    """An entry of a table of methods, optimizers or schedules."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its options by name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """The name of an entry of `table`, alone or as the one key of a mapping of its options: `{st: {temperature: 2}}`.
+
+    Options may be axes; `reader` reads those, as it reads every axis.
+    """
+
+    table: Mapping[str, Entry]
+
+    def read(self, node: Node) -> Selection:
+        if isinstance(node.value, dict):
+            raise ValueError(
+                f"found {node.described()}; expected a name, or one name with its options; write one of "
+                f"{', '.join(self.table)}"
+            )
+        return Selection(Choice(tuple(self.table)).read(node))
+
+    def schema(self) -> dict[str, Any]:
+        nested = {name: _options_schema(entry.options) for name, entry in self.table.items() if entry.options}
+        names: dict[str, Any] = {"enum": list(self.table)}
+        if not nested:
+            return names
+        one = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
+        return {"anyOf": [names, {**one, "additionalProperties": False}]}
+
+
+def _options_schema(options: Mapping[str, Option]) -> dict[str, Any]:
+    properties = {name: axis_schema(option_key(option).schema()) for name, option in options.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def axis_schema(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of an axis: a value, a list, or `{grid: [...]}`. What is a list by nature needs the grid."""
+    several = {"type": "array", "items": value, "minItems": 1}
+    grid = {"type": "object", "properties": {"grid": several}, "required": ["grid"], "additionalProperties": False}
+    choices = [value, grid] if value.get("type") == "array" else [value, several, grid]
+    return {"anyOf": choices, **({"description": value["description"]} if "description" in value else {})}
+
+
+@dataclass(frozen=True, slots=True)
 class ModelValue:
     """The name of a model."""
 
@@ -160,11 +222,15 @@ class EpochList:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A path, relative to the study file."""
+    """A path, relative to the study file; `what` is a file or a folder."""
+
+    what: str = "file"
 
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str) or not node.value.strip():
-            raise ValueError(f"got {node.described()}; wanted the path of a file; write it relative to the study file")
+            raise ValueError(
+                f"got {node.described()}; wanted the path of a {self.what}; write it relative to the study file"
+            )
         try:
             return str(paths.local(node.value, "the path"))
         except paths.PathError as error:
@@ -172,6 +238,46 @@ class FilePath:
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "minLength": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """The folder of a user's own images, as a study file names it; `size` is what each is resized to, if given."""
+
+    path: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetValue:
+    """The name of a dataset, or `{folder: PATH}`, which may have a `size`."""
+
+    def read(self, node: Node) -> str | ImageFolder:
+        if isinstance(node.value, dict):
+            return self._folder(node.value)
+        try:
+            return Choice(tuple(DATASETS)).read(node)
+        except ValueError as error:
+            own = node.value if isinstance(node.value, str) and "/" in node.value else "PATH"
+            raise ValueError(f"{error} for images of your own write {{folder: {shorten(own)}}}") from None
+
+    def _folder(self, given: dict[str, Node]) -> ImageFolder:
+        if "folder" not in given or not given.keys() <= {"folder", "size"}:
+            keys = ", ".join(map(shorten, given)) or "no key"
+            raise ValueError(
+                f"found a mapping with {keys}; expected folder, and size where images are to be resized; write "
+                "{folder: PATH} or {folder: PATH, size: 32}"
+            )
+        size = _IMAGE_SIZE.read(given["size"]) if "size" in given else None
+        return ImageFolder(FilePath("folder").read(given["folder"]), size)
+
+    def schema(self) -> dict[str, Any]:
+        folder = {"folder": FilePath("folder").schema(), "size": _IMAGE_SIZE.schema()}
+        mapping = {"type": "object", "properties": folder, "required": ["folder"], "additionalProperties": False}
+        return {"anyOf": [{"enum": list(DATASETS)}, mapping]}
+
+
+_IMAGE_SIZE = Integer(1, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,17 +293,39 @@ class Key:
         """The JSON Schema of one value, with the default where it is a fixed one."""
         schema = {**self.kind.schema(), "description": self.doc}
         if self.default is not None:
-            schema["default"] = list(self.default) if isinstance(self.default, tuple) else self.default
+            schema["default"] = _plain(self.default)
         return schema
 
     def default_text(self) -> str:
         """The default as a study file would write it."""
-        return self.default_doc or ("required" if self.default is None else json.dumps(self.default).strip('"'))
+        return self.default_doc or ("required" if self.default is None else json.dumps(_plain(self.default)).strip('"'))
+
+
+def _plain(default: Any) -> Any:
+    """A default as a study file or JSON has it."""
+    if isinstance(default, Selection):
+        return default.name
+    return list(default) if isinstance(default, tuple) else default
 
 
 def default_milestones(epochs: int) -> tuple[int, ...]:
     """Half and three quarters of the epochs, as in the published recipe."""
     return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+
+
+def option_key(option: Option) -> Key:
+    """The key of an option: what it may be, and its default."""
+    if option.choices:
+        return Key(Choice(option.choices), option.doc, option.default)
+    if isinstance(option.default, int):
+        return Key(Integer(int(option.least), int(option.most)), option.doc, option.default)
+    return Key(Number(option.least, option.most, exclusive=option.exclusive), option.doc, option.default)
+
+
+def _by_optimizer(name: str) -> str:
+    """The default of a setting that each optimizer has its own of, in words."""
+    (_, first), *others = ((key, f"{getattr(facts, name):g}") for key, facts in OPTIMIZERS.items())
+    return "; ".join([first, *(f"{value} for {key}" for key, value in others)])
 
 
 DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
@@ -213,9 +341,9 @@ DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the e
 TRAINING_KEYS: Mapping[str, Key] = {
     "epochs": Key(Integer(1, 100_000), "passes over the training set", 200),
     "batch_size": Key(Integer(1, 1_000_000), "images in a batch", 128),
-    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate of SGD", 0.1),
+    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate", 0.1, _by_optimizer("lr")),
     "momentum": Key(Number(0, 1), "momentum of SGD", 0.9),
-    "weight_decay": Key(Number(0, 1e6), "weight decay of SGD", 1e-4),
+    "weight_decay": Key(Number(0, 1e6), "weight decay", 1e-4, _by_optimizer("weight_decay")),
     "milestones": Key(
         EpochList(),
         "epochs after which lr is multiplied by gamma",
@@ -229,7 +357,11 @@ TRAINING_KEYS: Mapping[str, Key] = {
         "what convolutions reckon in while training: bfloat16 where the device has it (auto), or always this",
         "auto",
     ),
+    "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
+    "schedule": Key(Selected(SCHEDULES), "how lr changes: a name, or a name with its options", Selection("steps")),
 }
+# Their defaults follow from others: milestones from epochs, these two from the optimizer.
+DERIVED = ("milestones", "lr", "weight_decay")
 
 CACHE_KEY = Key(
     Choice(("auto", "table", "live")),
@@ -242,8 +374,8 @@ RECIPE_KEYS: Mapping[str, Key] = {**TRAINING_KEYS, **DATA_KEYS, "teacher_cache":
 SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the images and their views", 0)
 
 STUDENT_KEYS: Mapping[str, Key] = {
-    "method": Key(Choice(tuple(losses.METHODS)), "what the student is trained with"),
-    "dataset": Key(Choice(tuple(DATASETS)), "what it is trained on"),
+    "method": Key(Selected(losses.METHODS), "what the student is trained with: a name, or a name with its options"),
+    "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
     "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
     "seed": SEED_KEY,
 }
@@ -251,21 +383,17 @@ STUDENT_KEYS: Mapping[str, Key] = {
 TEACHER_KEYS: Mapping[str, Key] = {
     "model": Key(ModelValue(), "the teacher's model"),
     "seed": SEED_KEY,
-    "dataset": Key(
-        Choice(tuple(DATASETS)), "only to state it; always that of the student", default_doc="the student's"
-    ),
+    "dataset": Key(DatasetValue(), "only to state it; always that of the student", default_doc="the student's"),
     "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
 }
 
 
-def _option_key(option: losses.Option) -> Key:
-    kind: ValueType = Choice(option.choices) if option.choices else Number(option.least, exclusive=option.exclusive)
-    return Key(kind, option.doc, option.default)
-
-
-OPTION_KEYS: Mapping[str, Key] = {
-    name: _option_key(option) for method in losses.METHODS.values() for name, option in method.options.items()
-}
+# Options of methods may also stand beside `method`, unless another key has their name. Each is read as its method says.
+OPTION_KEYS: dict[str, Key] = {}
+for _method in losses.METHODS.values():
+    for _name, _option in _method.options.items():
+        if _name not in (*STUDENT_KEYS, *RECIPE_KEYS, "teacher"):
+            OPTION_KEYS.setdefault(_name, option_key(_option))
 
 EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KEYS}
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from orchestrator.errors import Fault, StudyError
 from orchestrator.study import document
-from orchestrator.study.document import Location, Node, shorten
+from orchestrator.study.document import Location, Node
+from orchestrator.text import shorten
 
 _NAME = r"[^.\[\]\s]+"
 _PATH = re.compile(rf"{_NAME}(?:\.{_NAME}|\[[0-9]+\])*")

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator import losses
-from orchestrator.data.registry import DATASETS
+from orchestrator.data.registry import FolderDataset, facts_of
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
+from orchestrator.study.fields import Selection
 from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teacher
+from orchestrator.training.optimizers import OPTIMIZERS
+from orchestrator.training.schedules import SCHEDULES
 
 # The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
 # that the order of keys in the file changes nothing.
@@ -59,27 +62,18 @@ class PlannedTrial:
             "config": config.to_json(),
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlannedTrial:
-        """The trial that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        config = TrialConfig.from_json(data["config"])
-        return cls(
-            data["trial_id"],
-            data["role"],
-            config,
-            data["teacher_id"],
-            data["state"],
-            data["teacher_cache"],
-            _table_key(config, data["teacher_id"]) if data["teacher_cache"] == "table" else None,
-        )
+    def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
+        """The same trial with another decision about its teacher: `table`, `live` or None."""
+        table = _table_key(self.config, self.teacher_id) if mode == "table" else None
+        return replace(self, teacher_cache=mode, table=table)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file that the user brought to its path; `text` is the study file's, as it
-    was read, which JSON leaves out.
+    `weights` maps the SHA-256 of each weights file that the user brought to its path, and `folders` the digest of each
+    folder of images to that; `text` is the study file's, as it was read, which JSON leaves out.
     """
 
     study: str
@@ -89,9 +83,10 @@ class Plan:
     weights: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     text: str = field(default="", compare=False, repr=False)
+    folders: Mapping[str, FolderDataset] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal plan."""
+        """Plain JSON data, for programs."""
         return {
             "study": self.study,
             "source": self.source,
@@ -99,14 +94,8 @@ class Plan:
             "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
+            **({"folders": {key: folder.to_json() for key, folder in self.folders.items()}} if self.folders else {}),
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        trials = tuple(map(PlannedTrial.from_json, data["trials"]))
-        resources = Resources(**data["resources"])
-        return cls(data["study"], data["source"], trials, resources, dict(data["weights"]), tuple(data["warnings"]))
 
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
@@ -114,11 +103,14 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
+    folders: dict[str, FolderDataset] = {}
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
             if config.teacher:
                 teachers[config.teacher] = None
+        found = [value.value for value in experiment.axes["dataset"]]
+        folders |= {dataset.facts.digest: dataset for dataset in found if isinstance(dataset, FolderDataset)}
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}
@@ -128,7 +120,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_without_base(configs))
-    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text)
+    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
     return with_stored_state(plan, states or {}, tables)
 
 
@@ -209,33 +201,36 @@ def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str) -> TrialConfig:
-    base = {"seed": 0, **settings, "method": "base", "dataset": dataset, "student": settings["model"]}
+def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
+    base = {"seed": 0, **settings, "method": Selection("base"), "dataset": dataset, "student": settings["model"]}
     if "weights" not in settings:
         return _config(base, None)
     # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
-    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items()}
+    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items() if key.default is not None}
     base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
     return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
 
 
 def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
     """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
-    facts = DATASETS[settings["dataset"]]
-    method = losses.METHODS[settings["method"]]
+    dataset = settings["dataset"]
+    facts = facts_of(dataset)
+    method, optimizer, schedule = (settings[name] for name in ("method", "optimizer", "schedule"))
+    trainer = OPTIMIZERS[optimizer.name]
     epochs = settings["epochs"]
-    milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
-    options = {name: settings.get(name, default) for name, default in method.defaults().items()}
+    milestones: tuple[int, ...] = ()
+    if SCHEDULES[schedule.name].has_milestones:
+        milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
     return TrialConfig(
-        method=settings["method"],
-        dataset=settings["dataset"],
+        method=method.name,
+        dataset=str(dataset),
         student=settings["student"],
         seed=settings["seed"],
         epochs=epochs,
         batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
+        lr=settings.get("lr", trainer.lr),
+        momentum=settings["momentum"] if trainer.has_momentum else None,
+        weight_decay=settings.get("weight_decay", trainer.weight_decay),
         milestones=milestones,
         gamma=settings["gamma"] if milestones else 1.0,
         crop_padding=settings["crop_padding"],
@@ -244,10 +239,27 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
         limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
         holdout=settings["holdout"],
-        options=tuple(sorted(options.items())),
+        options=_options(method, settings),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
+        folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
+        optimizer=optimizer.name,
+        optimizer_options=_changed(optimizer, trainer.options),
+        schedule=schedule.name,
+        schedule_options=_changed(schedule, SCHEDULES[schedule.name].options),
     )
+
+
+def _options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
+    """Every option of a method: from under its name, from beside it, or its default."""
+    beside = {name: settings[name] for name in fields.OPTION_KEYS if name in settings}
+    options = {**losses.METHODS[method.name].defaults(), **dict(method.options)}
+    return tuple(sorted({**options, **{name: beside[name] for name in beside if name in options}}.items()))
+
+
+def _changed(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
+    """The options that are not at their defaults."""
+    return tuple((name, value) for name, value in selection.options if value != known[name].default)
 
 
 def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
@@ -255,7 +267,7 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     needs = losses.METHODS[config.method].needs(dict(config.options))
     if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
         return None
-    facts = DATASETS[config.dataset]
+    facts = facts_of(config)
     images = (config.limit_train or facts.train) - config.holdout
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
 

@@ -7,14 +7,14 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator import executors
-from orchestrator.errors import KdctlError, StorageError, masked, printable
+from orchestrator import codec, executors
+from orchestrator.errors import KdctlError, StorageError
 from orchestrator.machine import commits
 from orchestrator.machine.paths import word
 from orchestrator.records import TableKey, TrialRecord
@@ -22,7 +22,7 @@ from orchestrator.storage.layout import Storage, key_facts, read_json, write_jso
 from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
 from orchestrator.study.plan import Plan, PlannedTrial
-from orchestrator.suggest import nearest
+from orchestrator.text import masked, nearest, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
         "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
-        "launched": {**asdict(launched), "since": launched.since.isoformat()},
+        "launched": codec.encode(launched),
     }
     write_json(storage, storage.plan(_digest(plan.study)), facts)
 
@@ -243,11 +243,8 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
 def _study(data: Any) -> StoredStudy | None:
     try:
         trials = tuple(Member(*fields) for fields in data["members"])
-        facts = data["launched"]
-        since = datetime.fromisoformat(facts["since"])
-        lists = {name: tuple(facts.get(name, ())) for name in ("settings", "left")}
-        launched = Launched(**{**facts, "since": since, **lists})
-        if not isinstance(data["study"], str) or since.tzinfo is None:
+        launched = codec.decode(Launched, {"settings": [], **data["launched"]})
+        if not isinstance(data["study"], str) or launched.since.tzinfo is None:
             return None
         return StoredStudy(data["study"], trials, launched)
     except (TypeError, KeyError, ValueError):
@@ -261,8 +258,8 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
     """
     try:
         trials: Mapping[str, Any] = read_json(storage, name)["trials"]
-        yield from [(trial_id, TableKey(**facts)) for trial_id, facts in trials.items() if facts]
-    except (TypeError, KeyError, AttributeError):
+        yield from [(trial_id, codec.decode(TableKey, facts)) for trial_id, facts in trials.items() if facts]
+    except (TypeError, KeyError, AttributeError, codec.CodecError):
         raise StorageError(
             f"{storage.backend.describe(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
             "launch the study again, or remove that file where nobody needs it"

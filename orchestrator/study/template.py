@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.errors import KdctlError, printable
+from orchestrator.data.registry import DATASETS
+from orchestrator.errors import KdctlError
+from orchestrator.files import write_file
 from orchestrator.machine.paths import word
-from orchestrator.storage.backend import umask
 from orchestrator.study.schema import schema_text
+from orchestrator.text import printable
 
 SCHEMA = "study.schema.json"  # beside the study file, as its first line says
 
@@ -45,50 +44,12 @@ experiments:
     seed: [0, 1, 2]
 """
 
-_DIGITS = (
-    "scikit-learn's digits (8x8 scans, nothing to download): about a minute on a laptop.",
-    """
-recipe: # what every experiment shares; an experiment may override any of it
-  epochs: 20
-  batch_size: 32
-  lr: 0.05
-  crop_padding: 1
-  flip: false # a mirrored 2 is no 2
-
-# For CIFAR-10 write `dataset: cifar10` (or cifar100) in both experiments, and this recipe:
-#   {epochs: 200, batch_size: 128, lr: 0.1, crop_padding: 4, flip: true}
-# Its images come from the folder that --data names (./data), into which a launch downloads what is missing.
-# `kdctl init cifar.yaml --dataset cifar10` writes such a file.
-""",
-)
-
-_CIFAR = (
-    "{title}, the usual recipe: for a GPU. A small try on a laptop, some minutes:\n"
-    "#   kdctl launch {file} --set recipe.epochs=2 --set recipe.limit_train=1000 --set recipe.limit_test=500\n"
-    "# The images are read from the folder that --data names (./data), in torchvision's layout or as Parquet\n"
-    "# ({dataset}/train-*.parquet, {dataset}/test-*.parquet); a launch downloads what is missing.",
-    """
-recipe: # what every experiment shares; an experiment may override any of it
-  epochs: 200
-  batch_size: 128
-  lr: 0.1 # a tenth of it after half of the epochs, and again after three quarters; milestones: [100, 150] says where
-  weight_decay: 1e-4
-  crop_padding: 4
-  flip: true
-  # limit_train: 5000 # so many images only, for a quick look
-""",
-)
-
-_STARTS: Mapping[str, tuple[str, str]] = {"digits": _DIGITS, "cifar10": _CIFAR, "cifar100": _CIFAR}
-_TITLES = {"digits": "Digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
 
 def text(file: str, dataset: str) -> str:
     """The study file; `file` is what commands are to call it."""
-    intro, recipe = _STARTS[dataset]
-    names = {"file": file, "dataset": dataset, "title": _TITLES[dataset]}
-    head = _HEAD.format(intro=intro.format(**names), **names)
-    return head + recipe + _EXPERIMENTS.format(**names)
+    example = DATASETS[dataset].example
+    head = _HEAD.format(intro=example.intro.format(file=file), file=file, dataset=dataset)
+    return head + example.recipe + _EXPERIMENTS.format(dataset=dataset)
 
 
 def write(path: Path, dataset: str) -> list[Path]:
@@ -101,9 +62,9 @@ def write(path: Path, dataset: str) -> list[Path]:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         written = [path]
-        _replace(path, text(_word(path), dataset))
+        write_file(path, text(_word(path), dataset))
         if not schema.exists():
-            _replace(schema, schema_text())
+            write_file(schema, schema_text())
             written.append(schema)
     except OSError as error:
         raise KdctlError(
@@ -113,19 +74,6 @@ def write(path: Path, dataset: str) -> list[Path]:
     return written
 
 
-def _replace(path: Path, content: str) -> None:
-    """A file is there whole or as it was before."""
-    handle, made = tempfile.mkstemp(prefix=".", suffix=path.name, dir=path.parent)
-    part = Path(made)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        part.chmod(0o666 & ~umask())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _word(path: Path) -> str:
     """A file as a person types it in a shell."""
     return printable(shlex.quote(word(str(path))))
@@ -133,15 +81,13 @@ def _word(path: Path) -> str:
 
 def next_steps(path: Path, dataset: str) -> str:
     """The commands to type next, each with what it does."""
-    file = _word(path)
-    small = " --set recipe.epochs=2 --set recipe.limit_train=1000 --set recipe.limit_test=500"
-    launch = f"kdctl launch {file}{'' if dataset == 'digits' else small}"
-    takes = "about a minute" if dataset == "digits" else "a small try, some minutes; without --set: all of it"
+    file, example = _word(path), DATASETS[dataset].example
     # What was launched with --set are other trials than those that the file names; the study's name means them.
+    study = f"my-{dataset}" if example.trial_settings else file
     lines = {
         f"kdctl plan {file}": "what will be trained",
-        launch: f"train it ({takes})",
-        f"kdctl report {file if dataset == 'digits' else f'my-{dataset}'}": "report.html, a page to read and to share",
+        f"kdctl launch {file}{example.trial_settings}": f"train it ({example.duration})",
+        f"kdctl report {study}": "report.html, a page to read and to share",
     }
     width = max(map(len, lines))
     return "\n".join(f"  {line:<{width}}   {meaning}" for line, meaning in lines.items())

@@ -83,7 +83,7 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
     """
     import torch
 
-    from orchestrator.data import tensors
+    from orchestrator.data import prepare, tensors
     from orchestrator.teachers import outputs
 
     stored = _find(teacher_id, list_teachers(storage))
@@ -91,7 +91,7 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     verdicts = []
     for key in stored.tables:
-        tensors.prepare(config.dataset, None, storage)
+        prepare.require_prepared(config, storage)
         # The images of a table are the first of the canonical order, whatever limit and holdout made their number.
         images = tensors.load(replace(config, limit_train=key.images, limit_test=None, holdout=0), storage, device)
         verdicts.append(TableCheck(key, outputs.verify(key, config, images, storage, device)))

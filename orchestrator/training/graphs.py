@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from orchestrator.text import first_line
+
 _WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and allocate their workspaces
 STREAMS = 32  # PyTorch has so many; after these it hands out the first ones again, to whoever has them still
 _capturing = threading.Lock()  # one capture at a time in a process
@@ -69,7 +71,7 @@ class GraphedStep:
             with _capturing, recording:
                 self._work()
         except RuntimeError as error:
-            self.failure = (str(error).splitlines() or [type(error).__name__])[0]
+            self.failure = first_line(error)
             return
         self._graph = graph
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from orchestrator import doctor
 from orchestrator.cli import cli
-from orchestrator.data import layouts
+from orchestrator.data._cifar_layouts import LAYOUTS
 from orchestrator.data.registry import DATASETS
 from orchestrator.doctor import CheckLevel, CheckResult, examine, is_fit
 from orchestrator.errors import StorageError
@@ -362,12 +362,12 @@ def test_cifar_is_looked_for_in_both_layouts(name: str, empty: Path, tmp_path: P
     (tmp_path / name / "test-0.parquet").touch()
     assert found(name, empty, tmp_path).verdict is CheckLevel.OK
     other = tmp_path / "other"
-    (other / layouts.PYTHON[name]).mkdir(parents=True)
+    (other / LAYOUTS[name].python).mkdir(parents=True)
     assert found(name, empty, other).verdict is CheckLevel.OK
 
 
 def test_digits_without_scikit_learn_are_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr("orchestrator.data.digits.find_spec", lambda name: None)
     assert found("digits", empty).verdict is CheckLevel.BAD
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.records import Failure, State, TableKey, TrialConfig
+from orchestrator.losses import METHODS, Method, Option
+from orchestrator.records import Dataset, Failure, State, TableKey, TrialConfig
 
 TEACHER = TrialConfig(
     method="base",
@@ -40,6 +41,7 @@ STUDENT = replace(
     teacher=TEACHER,
     teacher_cache="auto",
 )
+FOLDER = Dataset(3, 90, 30, 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "0123456789ab")
 CHANGES: dict[str, Any] = {
     "method": "st",
     "dataset": "cifar100",
@@ -62,7 +64,14 @@ CHANGES: dict[str, Any] = {
     "teacher": None,
     "teacher_cache": "live",
     "weights": "00" * 32,
+    "optimizer": "adamw",
+    "optimizer_options": (("beta1", 0.8),),
+    "schedule": "cosine",
+    "schedule_options": (("warmup", 5),),
+    "folder": FOLDER,
 }
+OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
+OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
 WORD = st.text(max_size=5)
 CONFIGS = st.builds(
     TrialConfig,
@@ -73,7 +82,7 @@ CONFIGS = st.builds(
     epochs=st.integers(0, 999),
     batch_size=st.integers(1, 999),
     lr=st.floats(0, 1),
-    momentum=st.floats(0, 1),
+    momentum=st.none() | st.floats(0, 1),
     weight_decay=st.floats(0, 1),
     milestones=st.lists(st.integers(1, 999), max_size=3).map(tuple),
     gamma=st.floats(0, 1),
@@ -83,19 +92,58 @@ CONFIGS = st.builds(
     limit_train=st.none() | st.integers(1),
     limit_test=st.none() | st.integers(1),
     holdout=st.integers(0),
-    options=st.dictionaries(WORD, st.floats(0, 1) | WORD, max_size=2).map(
-        lambda options: tuple(sorted(options.items()))
-    ),
+    options=OPTIONS,
     teacher=st.sampled_from([None, TEACHER]),
     teacher_cache=st.none() | WORD,
     weights=st.none() | WORD,
+    optimizer=WORD,
+    optimizer_options=OPTIONS,
+    schedule=WORD,
+    schedule_options=OPTIONS,
+    folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
 )
+
+
+def test_images_of_a_folder_are_what_they_are_and_not_what_the_folder_is_called() -> None:
+    config = replace(STUDENT, folder=FOLDER, dataset="flowers-0123", teacher=replace(TEACHER, folder=FOLDER))
+    assert config.trial_id() == replace(config, dataset="elsewhere").trial_id()
+    for name in ("classes", "train", "test", "side", "mean", "std", "digest"):
+        value = getattr(FOLDER, name)
+        other = {int: 7, str: "0" * 12, tuple: (0.1, 0.2, 0.3)}[type(value)]
+        assert replace(config, folder=replace(FOLDER, **{name: other})).trial_id() != config.trial_id()
+
+
+def test_a_dataset_with_a_name_stores_no_facts() -> None:
+    assert "folder" not in STUDENT.to_json() and "folder" not in STUDENT.recipe()
+    config = replace(STUDENT, folder=FOLDER, teacher=replace(TEACHER, folder=FOLDER))
+    assert config.recipe()["folder"] == FOLDER.to_json()
+    assert "folder" not in config.recipe()["teacher"]  # it sees the same images
 
 
 def test_the_ids_of_these_trials_stay() -> None:
     """A failure here means that every result in every storage would be trained again."""
     assert TEACHER.trial_id() == "81cadb989721"
     assert STUDENT.trial_id() == "07a9610c016e"
+
+
+def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
+    assert set(STUDENT.to_json()) == set(CHANGES) - {
+        "folder",
+        "optimizer",
+        "optimizer_options",
+        "schedule",
+        "schedule_options",
+    }
+    changed = replace(STUDENT, schedule="cosine")
+    assert changed.to_json() == {**STUDENT.to_json(), "schedule": "cosine"}
+
+
+def test_an_option_that_a_method_gains_is_in_no_id_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS["logit"]
+    more = replace(method, options={**method.options, "power": Option(2, "an exponent")})
+    monkeypatch.setitem(cast("dict[str, Method]", METHODS), "logit", more)
+    same, other = (replace(STUDENT, options=(*STUDENT.options, ("power", power))) for power in (2, 3))
+    assert same.trial_id() == STUDENT.trial_id() != other.trial_id()
 
 
 def test_every_field_has_a_change() -> None:

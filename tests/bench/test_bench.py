@@ -20,7 +20,7 @@ from orchestrator.data.views import ViewSpace
 from orchestrator.records import TrialConfig
 from orchestrator.teachers.outputs import LiveTeacher
 from orchestrator.training import loop
-from orchestrator.training.loop import TrainingState
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -30,7 +30,7 @@ FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A benchmark takes every core; the other tests shall have what they had."""
+    """A benchmark takes every core; the other tests keep the threads that they had."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -82,7 +82,7 @@ def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> N
 
     loss = plain.step(theirs, teacher, optimizer, images.normalise(images.train.pixels), images.train.labels)
     answers = LiveTeacher(teacher, ("logits",))
-    (record,) = loop.train(TrainingState.start(ours, config), losses.build("logit"), images, config, answers)
+    (record,) = loop.train(TrainingState.start(ours, losses.build("logit"), config), images, config, answers)
 
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     for was, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):
@@ -218,8 +218,8 @@ def test_pairs_are_measured_by_turns() -> None:
     ("main", "arguments", "words"),
     [
         (compare.main, [], "--data"),
-        (compare.main, ["--data", "x", "--repeats", "0"], "'0' is no whole number from 1"),
-        (compare.main, ["--data", "x", "--batch-size", "many"], "'many' is no whole number from 1"),
+        (compare.main, ["--data", "x", "--repeats", "0"], "'0' is not a whole number of at least 1"),
+        (compare.main, ["--data", "x", "--batch-size", "many"], "'many' is not a whole number of at least 1"),
         (table.main, ["--dataset", "cifar10"], "needs --data DIR"),
         (table.main, ["--dataset", "mnist"], "invalid choice"),
     ],

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """A benchmark takes every core; the other tests shall have what they had."""
+    """A benchmark takes every core; the other tests keep the threads that they had."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -67,16 +67,16 @@ def test_profile(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> Non
     assert any("convolution" in name for name, _ in rows)
 
 
-def test_stacked_students_say_what_they_say_alone() -> None:
+def test_stacked_students_predict_what_they_predict_alone() -> None:
     built = [models.build("resnet_32_8", 10).train() for _ in range(3)]
     images = torch.randn(3, 8, 3, 8, 8)
     weights, buffers = torch.func.stack_module_state(built)
 
-    def said(w: dict[str, torch.Tensor], b: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def predict(w: dict[str, torch.Tensor], b: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = torch.func.functional_call(built[0], (w, b), (x,))
         return logits
 
-    together = torch.vmap(said)(weights, buffers, images)
+    together = torch.vmap(predict)(weights, buffers, images)
     for number, model in enumerate(built):
         torch.testing.assert_close(together[number], model(images[number]), rtol=1e-4, atol=1e-4)
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from launch_events import ignore
 
 from orchestrator.catalog import cleanup
-from orchestrator.catalog.cleanup import GarbageKind, find, free, sized
+from orchestrator.catalog.cleanup import GarbageKind, find, free
 from orchestrator.cli import cli
 from orchestrator.errors import KdctlError, LeaseLost, StorageError
 from orchestrator.launch import launch, plan_study
@@ -467,14 +467,6 @@ def test_the_command_takes_study_files(full: Storage, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     assert clean(full, tmp_path / "study.yaml").exit_code == 0
     assert isinstance(clean(full, tmp_path / "nowhere.yaml").exception, KdctlError)
-
-
-SIZES = [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2e6, "2 MB"), (4.56e9, "4.6 GB"), (2e12, "2,000.0 GB")]
-
-
-@pytest.mark.parametrize(("size", "text"), SIZES)
-def test_sizes_are_readable(size: float, text: str) -> None:
-    assert sized(size) == text
 
 
 def test_entries_compare_as_a_listing_of_a_bucket_tells_them(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

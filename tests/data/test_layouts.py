@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_tensors import Fake, cifar10, empty, fake, prepared, refused, same, shard, stored_split
 
-from orchestrator.data import layouts, tensors
+from orchestrator.data import _cifar_layouts, order
+from orchestrator.data._cifar_layouts import LAYOUTS
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.doctor import CheckLevel, examine
 from orchestrator.errors import DataError
 from orchestrator.storage.layout import Storage
@@ -28,8 +31,8 @@ def assert_read(fake: Fake, folder: Path, tmp_path: Path) -> None:
     """Asserts that a data folder gives the images of the likeness, and that `doctor` finds them."""
     storage = prepared(tmp_path / "runs")
     assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).verdict is CheckLevel.OK
-    tensors.prepare(fake.name, folder, storage)
-    for split, wanted in tensors.canonical(fake.splits).items():
+    prepare_dataset(fake.name, folder, storage)
+    for split, wanted in order.canonical(fake.splits).items():
         assert same(stored_split(storage, split, fake.name), wanted)
 
 
@@ -71,7 +74,7 @@ def test_an_archive_without_a_file_is_named(cifar10: Fake, empty: Storage) -> No
     files = cifar10.files()
     del files["more"]
     path = pack(cifar10.folder / "cifar-10-python.tar.gz", files)
-    refused(cifar10, empty, str(path), "it holds no more")
+    refused(cifar10, empty, str(path), "it has no more")
 
 
 def test_an_archive_writes_nowhere_and_follows_no_link(cifar10: Fake, tmp_path: Path) -> None:
@@ -107,8 +110,10 @@ def test_all_damaged_copies_are_named(cifar10: Fake, empty: Storage) -> None:
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
-    head = tensors._BINARY[fake.name][1]
-    monkeypatch.setitem(tensors._BINARY, fake.name, ({"train": ["a.bin", "b.bin"], "test": ["c.bin"]}, head))
+    files = {"train": ["a.bin", "b.bin"], "test": ["c.bin"]}
+    layout = replace(LAYOUTS[fake.name], binary_files=files)
+    monkeypatch.setitem(LAYOUTS, fake.name, layout)  # type: ignore[misc]
+    head = layout.binary_labels
     splits = [tuple(part[:12] for part in fake.splits["train"]), tuple(part[12:] for part in fake.splits["train"])]
     files = {
         f"{name}.bin": b"".join(
@@ -117,7 +122,7 @@ def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.Monk
         )
         for name, split in zip("abc", [*splits, fake.splits["test"]], strict=True)
     }
-    place = fake.folder / layouts.BINARY[fake.name]
+    place = fake.folder / layout.binary
     if is_packed:
         pack(fake.folder / f"{ARCHIVE[fake.name].removesuffix('-python')}-binary.tar.gz", files)
     else:
@@ -128,7 +133,7 @@ def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.Monk
     if not is_packed:
         (place / "b.bin").write_bytes(b"half")
         with pytest.raises(DataError, match=r"the train files are not whole \([\d,]+ bytes\)"):
-            tensors.prepare(fake.name, fake.folder, prepared(tmp_path / "again"))
+            prepare_dataset(fake.name, fake.folder, prepared(tmp_path / "again"))
 
 
 # The hub's layouts.
@@ -156,7 +161,7 @@ def test_shards_where_the_hub_puts_them(fake: Fake, tmp_path: Path, kind: str) -
         path.rename(place / path.name)
     assert_read(fake, folder, tmp_path)
     other = {"cifar10": "cifar100", "cifar100": "cifar10"}[fake.name]
-    assert layouts.find(other, folder) == []  # not taken for what it is not
+    assert _cifar_layouts.find(other, folder) == []  # not taken for what it is not
 
 
 def test_shards_as_the_hub_converts_them(cifar10: Fake, tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ COLUMNS: dict[str, Callable[[Row, str], Row]] = {
 def test_other_columns(fake: Fake, tmp_path: Path, kind: str) -> None:
     fake.write_parquet()
     for path in (fake.folder / fake.name).iterdir():
-        rows = [COLUMNS[kind](row, fake.facts.label) for row in pq.read_table(path).to_pylist()]
+        rows = [COLUMNS[kind](row, LAYOUTS[fake.name].columns[0]) for row in pq.read_table(path).to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows), path)
     assert_read(fake, fake.folder, tmp_path)
 
@@ -245,4 +250,4 @@ def test_a_folder_that_holds_neither_says_what_it_holds(cifar10: Fake, empty: St
     cifar10.folder.mkdir()
     for name in ("cifar-10-python.zip", "notes.txt"):
         (cifar10.folder / name).touch()
-    refused(cifar10, empty, "which holds cifar-10-python.zip, notes.txt, and could not be downloaded (no network)")
+    refused(cifar10, empty, "which contains cifar-10-python.zip, notes.txt, and could not be downloaded (no network)")

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from orchestrator import models
+from orchestrator import codec, models
 from orchestrator.data import tensors
 from orchestrator.errors import DataError, DivergedError, StorageError, TeacherError
 from orchestrator.execution import attempt
@@ -569,7 +569,7 @@ def test_a_trial_that_goes_on_asks_its_teacher_as_before(
     forget(job, taught)
     assert reports(job, After(8)).last.state is State.STOPPED
     # Meanwhile a table has become the faster way, so that the next launch plans with it.
-    by_table = PlannedTrial.from_json({**job.trial.to_json(), "teacher_cache": "table"})
+    by_table = job.trial.with_teacher_mode("table")
     assert by_table.table
     row = reports(replace(job, trial=by_table)).last
     assert row.recipe["teacher_answers"] == "live"
@@ -769,7 +769,7 @@ def test_a_job_travels_as_json(name: str, digits_storage: Storage, make_config: 
         checkpoint_seconds=0.5,
         gpus=0.25,
     )
-    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    assert codec.decode(Job, json.loads(json.dumps(codec.encode(job)))) == job
 
 
 def test_a_row_before_anything_was_measured(digits_storage: Storage, make_config: MakeConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
 
-from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.errors import Interrupted, ResourceError, StorageError
 from orchestrator.execution import inline
 from orchestrator.execution.attempt import Report
@@ -120,7 +120,7 @@ def test_trials_side_by_side_give_what_they_give_alone(
     run(storage, *configs)
     together = Storage.at(tmp_path / "together")
     together.prepare()
-    tensors.prepare("digits", None, together)
+    prepare_dataset("digits", None, together)
     side_by_side(3)
     seen = run(together, *configs)
     kinds = [type(record) for _, record in seen]

@@ -139,8 +139,13 @@ def test_titles_name_the_pair_and_the_dataset() -> None:
         row(0, 71.8, dataset="cifar100", teacher="resnet_32_110"),
         row(1, 92.0, method="base", teacher=None),
         row(2, 97.0, dataset="digits", student="resnet_32_8", state=State.FAILED),
+        row(3, 92.5, teacher="wrn_40_2"),
+        row(4, 75.0, student="wrn_40_1", teacher="wrn_40_2"),
     ]
-    titles = ["ResNet110>>20/Cifar100 (71.8)", "ResNet20/Cifar10 (92.0)", "ResNet20>>8/Digits (-)"]
+    titles = [
+        "ResNet110>>20/Cifar100 (71.8)", "ResNet20/Cifar10 (92.0)", "ResNet20>>8/Digits (-)",
+        "WRN-40-2>>ResNet20/Cifar10 (92.5)", "WRN-40-2>>40-1/Cifar10 (75.0)",
+    ]  # fmt: skip
     assert [table.title for table in tables(rows)] == titles
 
 

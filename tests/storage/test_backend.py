@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
-from orchestrator.storage.backend import MARKER, PART, Folder, StorageBackend
+from orchestrator.files import PART
+from orchestrator.storage.backend import MARKER, Folder, StorageBackend
 from orchestrator.storage.bucket import Bucket
 
 

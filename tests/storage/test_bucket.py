@@ -16,8 +16,9 @@ import pytest
 from s3 import SECRET, Door, Server
 
 from orchestrator.errors import StorageError
+from orchestrator.files import PART
 from orchestrator.storage import bucket
-from orchestrator.storage.backend import MARKER, PART
+from orchestrator.storage.backend import MARKER
 from orchestrator.storage.bucket import Bucket
 from orchestrator.storage.layout import Storage
 

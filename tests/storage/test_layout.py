@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
+from orchestrator.files import PART
 from orchestrator.records import TableKey
-from orchestrator.storage.backend import MARKER, PART, Folder
+from orchestrator.storage.backend import MARKER, Folder
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
 
 KEY = TableKey("0123456789ab", "logits", 4, True, 50_000)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.commands.shared.options import confirm, is_terminal, warn
-from orchestrator.errors import masked, printable
+from orchestrator.commands.shared.options import confirm, is_terminal, note, warn
 from orchestrator.executors import DEFAULT
+from orchestrator.text import masked, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,7 @@ def submit(
     from orchestrator.study.plan import make_plan
     from orchestrator.study.reader import load_study
 
-    study = load_study(file, settings, open_weights=True)
+    study = load_study(file, settings, open_weights=True, on_note=note)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
     place = Storage.at(storage).backend.address

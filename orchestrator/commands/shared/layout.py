@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
-from orchestrator.suggest import nearest
+from orchestrator.text import nearest
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Start": ("init", "check", "plan", "launch", "stop"),

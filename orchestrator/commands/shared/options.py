@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from orchestrator.commands.shared import completion
-from orchestrator.errors import masked
+from orchestrator.data.registry import DATASETS
+from orchestrator.text import masked
 
 Command = Callable[..., Any]
 
@@ -43,11 +44,12 @@ def storage_option(command: Command) -> Command:
 
 
 def data_option(command: Command) -> Command:
-    """`--data`, the folder with the images of CIFAR."""
+    """`--data`, the folder with the images of datasets that no package ships."""
+    own = [dataset.name for dataset in DATASETS.values() if dataset.from_data_folder]
     option = click.option(
         "--data", default="data", envvar="KDCTL_DATA", show_default=True, show_envvar=True, metavar="DIR",
         shell_complete=completion.folders,
-        help="Folder with CIFAR-10 and CIFAR-100; a launch downloads what is missing into it.",
+        help=f"Folder with {' and '.join(own)}; a launch downloads what is missing into it.",
     )  # fmt: skip
     return option(command)
 
@@ -120,6 +122,11 @@ def is_terminal() -> bool:
 def confirm(question: str) -> bool:
     """Asks the user a question on standard error; True for yes. Call it only where `is_terminal`."""
     return click.confirm(question, err=True)
+
+
+def note(text: str) -> None:
+    """Prints on standard error what takes longer than a moment."""
+    click.echo(text, err=True)
 
 
 def warn(warnings: Sequence[object]) -> None:

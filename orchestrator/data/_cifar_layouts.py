@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import parquet
+from orchestrator.data.order import SPLITS
 
-PYTHON = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # torchvision's folders
-BINARY = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
-_ARCHIVES = {"cifar10": "cifar-10", "cifar100": "cifar-100"}  # and -python.tar.gz, or -binary.tar.gz
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the files of one of the two datasets are called and made up, but for what torchvision knows of its own."""
+
+    builder: str  # torchvision's class
+    python: str  # the folder of its batches
+    binary: str  # the folder of the binary version
+    archives: str  # what the names of both archives begin with
+    binary_files: Mapping[str, Sequence[str]]  # those of the binary version, by split
+    binary_labels: int  # bytes before an image of that; the last is the label, for CIFAR-100 the fine one
+    columns: Sequence[str]  # that may hold the labels in Parquet, the best first
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "cifar10": Layout(
+        "CIFAR10",
+        "cifar-10-batches-py",
+        "cifar-10-batches-bin",
+        "cifar-10",
+        {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]},
+        1,
+        ("label", "labels"),
+    ),
+    "cifar100": Layout(
+        "CIFAR100",
+        "cifar-100-python",
+        "cifar-100-binary",
+        "cifar-100",
+        {"train": ["train.bin"], "test": ["test.bin"]},
+        2,
+        ("fine_label", "fine_labels", "label", "labels"),
+    ),
+}
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")  # the last is what some browsers make of the first
-_SPLITS = ("train", "test")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 
 
@@ -29,44 +60,46 @@ class Copy:
 
     def __str__(self) -> str:
         if self.kind == "parquet":
-            counts = " and ".join(f"{len(self.shards[split])} {split}" for split in _SPLITS)
+            counts = " and ".join(f"{len(self.shards[split])} {split}" for split in SPLITS)
             return f"Parquet in {self.place} ({counts} shards)"
         return f"the {self.kind} version in {self.place}"
 
 
 def find(name: str, folder: Path) -> list[Copy]:
-    """Every copy of a dataset that a folder seems to hold, the most handy first."""
-    named = [("python", PYTHON[name]), ("binary", BINARY[name])]
+    """Every copy of a dataset that a folder seems to hold, the handiest first."""
+    layout = LAYOUTS[name]
+    named = [("python", layout.python), ("binary", layout.binary)]
     copies = list(_parquet(name, folder))
-    with suppress(OSError):  # a folder that nobody may read holds nothing for us
-        copies += [Copy(kind, place) for kind, layout in named for place in _below(name, folder, layout, Path.is_dir)]
+    with suppress(OSError):  # a folder that nobody may read has nothing for us
+        copies += [Copy(kind, place) for kind, part in named for place in _below(name, folder, part, Path.is_dir)]
         for kind, _ in named:
             for suffix in _SUFFIXES:
-                archive = f"{_ARCHIVES[name]}-{kind}{suffix}"
+                archive = f"{layout.archives}-{kind}{suffix}"
                 copies += [Copy(kind, place) for place in _below(name, folder, archive, Path.is_file)]
     return sorted(copies, key=lambda copy: bool(copy.lacks))
 
 
-def _below(name: str, folder: Path, wanted: str, is_there: Callable[[Path], bool]) -> Iterator[Path]:
-    places = [folder / wanted, folder / name / wanted, *([folder] if folder.name == wanted else [])]
+def _below(name: str, folder: Path, part: str, is_there: Callable[[Path], bool]) -> Iterator[Path]:
+    places = [folder / part, folder / name / part, *([folder] if folder.name == part else [])]
     return (place for place in places if is_there(place))
 
 
-def wanted(name: str) -> str:
+def describe_expected(name: str) -> str:
     """What to put into a data folder, for a message."""
+    layout = LAYOUTS[name]
     return (
-        f"torchvision's {PYTHON[name]}/ or its {_ARCHIVES[name]}-python.tar.gz, or {name}/train-*.parquet and "
+        f"torchvision's {layout.python}/ or its {layout.archives}-python.tar.gz, or {name}/train-*.parquet and "
         f"{name}/test-*.parquet"
     )
 
 
-def listed(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """What a folder holds, in a few words for a message."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError:
-        return "which is no folder that can be read"
-    return f"which holds {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "which is empty"
+        return "which cannot be read as a folder"
+    return f"which contains {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if names else "which is empty"
 
 
 # Parquet.
@@ -79,9 +112,9 @@ def _parquet(name: str, folder: Path) -> Iterator[Copy]:
             if place in seen:
                 continue
             seen.add(place)
-            shards = {split: _shards(place, split) for split in _SPLITS}
+            shards = {split: _shards(place, split) for split in SPLITS}
             if any(shards.values()) and _is_of(name, place, [*shards["train"], *shards["test"]][0]):
-                yield Copy("parquet", place, shards, _lacking(shards))
+                yield Copy("parquet", place, shards, _describe_missing(shards))
 
 
 def _bases(name: str, folder: Path) -> Iterator[Path]:
@@ -105,7 +138,7 @@ def _is_of(name: str, place: Path, shard: Path) -> bool:
 
 
 def _shards(place: Path, split: str) -> tuple[Path, ...]:
-    """The shards of a split, by their names on the hub; copies that some program made beside them are none."""
+    """The shards of a split, by their names on the hub; copies of them that some program made are left out."""
     with suppress(OSError):
         names = sorted(path.name for path in place.iterdir() if path.is_file())
         of_hub = [name for name in names if re.fullmatch(split + _SHARD.pattern + r"\.parquet", name)]
@@ -117,7 +150,7 @@ def _shards(place: Path, split: str) -> tuple[Path, ...]:
     return ()
 
 
-def _lacking(shards: Mapping[str, tuple[Path, ...]]) -> str:
+def _describe_missing(shards: Mapping[str, tuple[Path, ...]]) -> str:
     for split, paths in shards.items():
         if not paths:
             return f"there is no {split}-*.parquet"

@@ -1,0 +1,194 @@
+"""CIFAR-10 and CIFAR-100 from what the user has, or downloaded: the one door to torchvision."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from orchestrator import parquet
+from orchestrator.data import _cifar_layouts, order
+from orchestrator.data._cifar_batches import parse_batch
+from orchestrator.data._cifar_layouts import LAYOUTS, Copy
+from orchestrator.data._decode import decode
+from orchestrator.data.order import Labels, Pixels, Splits
+from orchestrator.data.registry import DATASETS
+from orchestrator.errors import DataError
+from orchestrator.machine import proxies
+from orchestrator.text import first_line
+
+_LARGEST = 200_000_000  # bytes of a file in an archive; the largest of CIFAR's has 155 million
+
+
+def read(dataset: str, folder: Path | None) -> Splits:
+    """CIFAR from the first copy in a folder that is whole, downloaded where there is none. Raises DataError."""
+    if folder is None:
+        raise DataError(f"{dataset} needs a data folder; name it with --data DIR or in KDCTL_DATA")
+    copies = _cifar_layouts.find(dataset, folder)
+    if not copies:
+        _download(dataset, folder)
+        copies = _cifar_layouts.find(dataset, folder)
+    faults = []
+    for copy in copies:
+        try:
+            splits = order.canonical(_read(copy, dataset))
+            order.check(dataset, DATASETS[dataset], splits, _fix(dataset))
+            return splits
+        except DataError as error:
+            faults.append(str(error))
+    raise DataError("\n".join(faults))
+
+
+def locate(dataset: str, folder: Path) -> tuple[str, str]:
+    """The copy that a launch would read, or what to do where there is none that is whole. Only names are looked at."""
+    copies = _cifar_layouts.find(dataset, folder)
+    if copies and not copies[0].lacks:
+        return f"{copies[0]}; a launch checks and prepares it", ""
+    found = f"neither in the storage nor in {folder}, {_cifar_layouts.describe_folder(folder)}"
+    if copies:
+        found = f"{copies[0]}, but {copies[0].lacks}"
+    return found, (
+        f"a launch downloads it where there is a network; else put {_cifar_layouts.describe_expected(dataset)}, into "
+        "the folder that --data or KDCTL_DATA names"
+    )
+
+
+def _fix(dataset: str) -> str:
+    return (
+        f"put whole files there ({_cifar_layouts.describe_expected(dataset)}), or remove them and launch where there "
+        "is a network, which downloads them"
+    )
+
+
+def _read(copy: Copy, name: str) -> Splits:
+    if copy.lacks:
+        raise DataError(f"{copy.place}: {copy.lacks}; {_fix(name)}")
+    if copy.kind == "parquet":
+        return {split: _read_shards(paths, name) for split, paths in copy.shards.items()}
+    if copy.kind == "binary":
+        return _read_binary(name, copy.place)
+    return _read_torchvision(name, copy.place)
+
+
+def _read_shards(paths: Sequence[Path], name: str) -> tuple[Pixels, Labels]:
+    parts, labels, side = [], [], DATASETS[name].side
+    for path in paths:
+        try:
+            images, found = parquet.read_images(path, LAYOUTS[name].columns)
+            if isinstance(images, list):
+                with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+                    images = np.stack(list(pool.map(lambda raw: decode(raw, side), images)))
+            parts.append(images)
+        except parquet.UnreadableFile as error:
+            raise DataError(f"{path}: {error}; {_fix(name)}") from None
+        except ValueError as error:
+            raise DataError(f"{path}: an image in it {error}; {_fix(name)}") from None
+        labels += found
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise DataError(f"{paths[0].parent}: its shards have images of several sizes; {_fix(name)}")
+    return np.concatenate(parts), np.array(labels, np.int64)
+
+
+def _read_torchvision(name: str, place: Path) -> Splits:
+    """The batches of torchvision's layout, which are pickles: each is compared with its published MD5, then decoded."""
+    from torchvision import datasets
+
+    builder = getattr(datasets, LAYOUTS[name].builder)  # for its lists of files; it reads them with a bare pickle.load
+    side = DATASETS[name].side
+    files = _files_of(place, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
+    splits = {}
+    for split, listed in (("train", builder.train_list), ("test", builder.test_list)):
+        batches = [_read_batch(place / file, files(file), md5, name, 3 * side * side) for file, md5 in listed]
+        rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        splits[split] = (rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels)
+    return splits
+
+
+def _read_binary(name: str, place: Path) -> Splits:
+    """The files of the binary version: of each image its labels, then its red, green and blue pixels."""
+    layout, side = LAYOUTS[name], DATASETS[name].side
+    head = layout.binary_labels
+    files = _files_of(place, {file for files in layout.binary_files.values() for file in files}, name)
+    width = head + 3 * side * side
+    splits = {}
+    for split, names in layout.binary_files.items():
+        raw = b"".join(files(file) for file in names)
+        if len(raw) % width:
+            raise DataError(f"{place}: the {split} files are not whole ({len(raw):,} bytes); {_fix(name)}")
+        rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
+        pixels = rows[:, head:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+        splits[split] = (pixels, rows[:, head - 1].astype(np.int64))
+    return splits
+
+
+def _files_of(place: Path, files: set[str], name: str) -> Callable[[str], bytes]:
+    """Gives the content of a file by its name: of a folder, or of an archive, from which nothing is extracted."""
+    inside = None if place.is_dir() else _unpack(place, files, name)
+
+    def content(file: str) -> bytes:
+        try:
+            if inside is None:
+                return (place / file).read_bytes()
+            return inside[file]
+        except (OSError, KeyError) as error:
+            reason = f"it has no {file}" if isinstance(error, KeyError) else first_line(error)
+            raise DataError(f"{place}: a file is missing or damaged ({reason}); {_fix(name)}") from None
+
+    return content
+
+
+def _unpack(archive: Path, files: set[str], name: str) -> dict[str, bytes]:
+    """Some files of an archive, in memory, by their names without any folder."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                file = PurePosixPath(member.name).name
+                if member.isreg() and file in files and member.size <= _LARGEST:
+                    stream = tar.extractfile(member)
+                    found[file] = stream.read() if stream else b""
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        raise DataError(
+            f"{archive} is damaged or cut off ({first_line(error)}); download it again, or {_fix(name)}"
+        ) from None
+    return found
+
+
+def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tuple[Pixels, Labels]:
+    found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    if found != md5:
+        reason = f"{path.name} has the MD5 {found}, expected {md5}"
+        raise DataError(f"{path.parent}: a file is missing or damaged ({reason}); {_fix(name)}")
+    try:
+        return parse_batch(raw, width)
+    except Exception as error:  # a damaged pickle raises errors of a dozen types
+        raise DataError(f"{path} is not a batch of CIFAR images ({first_line(error)}); {_fix(name)}") from None
+
+
+def _download(name: str, folder: Path) -> None:
+    """Downloads with torchvision into a folder of its own, then moves the whole into place."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    layout = LAYOUTS[name].python
+    source = getattr(datasets, LAYOUTS[name].builder)  # not made: that would read the batches with a bare pickle.load
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
+            download_and_extract_archive(source.url, part, filename=source.filename, md5=source.tgz_md5)
+            shutil.move(Path(part) / layout, folder / layout)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        raise DataError(
+            f"{name} is not in {folder}, {_cifar_layouts.describe_folder(folder)}, and could not be downloaded"
+            f"{proxies.through(source.url)} ({first_line(error)}); put it there by hand: "
+            f"{_cifar_layouts.describe_expected(name)}"
+        ) from None

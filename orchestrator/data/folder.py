@@ -1,0 +1,306 @@
+"""Images of a user's own: a folder for each split, in it one for each class, as torchvision's ImageFolder has them.
+
+`root/train/CLASS/*.png` and `root/test/CLASS/*.png` (or `val` for `test`). A class has the number of its name in the
+sorted list of names. What is measured here, the number of images, their classes, size, mean and digest, stands in the
+config of every trial on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from orchestrator.data.registry import FolderDataset
+from orchestrator.errors import DataError, KdctlError
+from orchestrator.machine import folders
+from orchestrator.records import Dataset
+from orchestrator.text import printable
+
+if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a measurement is looked up
+    from orchestrator.data.order import Pixels, Splits
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_OTHER_IMAGES = (  # refused by name: somebody who has them would miss them
+    ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".svg", ".npy",
+)  # fmt: skip
+_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first that is there is read
+_EXPECTED = "expected train/CLASS/*.png and test/CLASS/*.png (or val for test) in it, a folder for each class"
+_MOST_BYTES = 16 << 30  # of all pixels; they are held in memory as a whole
+_FORMAT = 1  # of a kept measurement; raise it where the same files would be measured otherwise
+_SETTLED = 2.0  # seconds since the last change of a file, from which on another change would show in its time
+_NAME_LENGTH = 40
+
+Progress: TypeAlias = Callable[[int, int], None]  # images read, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The files of a folder by split, each with the number of its class; `digest` changes with any of the files."""
+
+    classes: int
+    files: dict[str, list[tuple[Path, int]]]
+    digest: str
+    changed: float  # when, at the latest; seconds since the epoch
+
+
+def measure(path: Path, size: int | None, progress: Progress = lambda done, of: None) -> FolderDataset:
+    """What the images in a folder are, each resized and cut to `size` pixels a side where that is given.
+
+    They are read once: the result is kept with the names, sizes and times of the files. Raises DataError for a folder
+    of another structure and for an image that cannot be used.
+    """
+    listing = _list(path)
+    kept = _kept_at(path, size)
+    facts = _recall(kept, listing)
+    if facts is None:
+        facts = _facts(_read(path, listing, size, progress), listing.classes)
+        if kept and time.time() - listing.changed > _SETTLED:
+            _keep(kept, listing, facts)
+    return FolderDataset(str(path), size, f"{_plain_name(path)}-{facts.digest[:8]}", facts)
+
+
+def read(dataset: FolderDataset) -> Splits:
+    """The images of a folder that was measured, in canonical order. Raises DataError, also where they have changed."""
+    path = Path(dataset.path)
+    listing = _list(path)
+    splits = _read(path, listing, dataset.size)
+    if (facts := _facts(splits, listing.classes)) != dataset.facts:
+        raise DataError(
+            f"{_shown(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
+            f"{dataset.facts.digest}; launch again, which measures them again"
+        )
+    return splits
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
+
+
+def _plain_name(path: Path) -> str:
+    """The folder's name, fit for a column, a label and the name of a file."""
+    return re.sub(r"[^\w-]+", "-", path.resolve().name).strip("-")[:_NAME_LENGTH] or "images"
+
+
+# Which files there are.
+
+
+def _list(path: Path) -> _Listing:
+    try:
+        if not path.is_dir():
+            found = "it is not a folder" if path.exists() else "there is no such folder"
+            raise DataError(f"{_shown(path)}: {found}; name the folder that has train/ and test/ in it")
+        return _list_splits(path)
+    except OSError as error:
+        raise DataError(
+            f"{_shown(Path(error.filename or path))} cannot be read ({error.strerror or error}); make it readable, or "
+            "name another folder"
+        ) from None
+
+
+def _list_splits(path: Path) -> _Listing:
+    named, files = {}, {}
+    for split, names in _SPLIT_FOLDERS.items():
+        place = next((path / name for name in names if (path / name).is_dir()), None)
+        if place is None:
+            raise DataError(f"{_shown(path)} has {_few(_folders(path))}, and no {names[0]}/; {_EXPECTED}")
+        named[split] = _folders(place)
+        files[split] = [
+            (file, number) for number, name in enumerate(named[split]) for file in _images_of_class(place / name)
+        ]
+    if len(named["train"]) < 2:
+        raise DataError(f"{_shown(path / 'train')} has {_few(named['train'])}; {_EXPECTED}, at least two")
+    if named["train"] != named["test"]:
+        only = {split: sorted(set(named[split]) - set(named[other])) for split, other in _PAIRS}
+        differing = ", ".join(f"{_few(names)} only in {split}" for split, names in only.items() if names)
+        raise DataError(f"{_shown(path)}: its splits have different classes: {differing}; give both the same folders")
+    return _Listing(len(named["train"]), files, *_stamp(path, files))
+
+
+_PAIRS = (("train", "test"), ("test", "train"))
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:6])
+    return (
+        f"{'folder' if len(names) == 1 else 'folders'} {shown}{', …' if len(names) > 6 else ''}"
+        if names
+        else ("no folder")
+    )
+
+
+def _images_of_class(folder: Path) -> list[Path]:
+    """The images in a folder and those below, sorted; hidden files and what is no image are passed over."""
+    found = sorted(_walk(folder, set()))
+    for file in found:
+        if file.suffix.lower() in _OTHER_IMAGES:
+            raise DataError(
+                f"{_shown(file)} has a format that kdctl does not read; expected {', '.join(_SUFFIXES)}; save it as "
+                "PNG, or remove it"
+            )
+    images = [file for file in found if file.suffix.lower() in _SUFFIXES]
+    if not images:
+        raise DataError(
+            f"{_shown(folder)} has no image; expected files that end in {', '.join(_SUFFIXES)}; add some, or remove "
+            "the folder"
+        )
+    return images
+
+
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """Every file below a folder. Links are followed, each folder once."""
+    if (real := os.path.realpath(folder)) in seen:
+        return
+    seen.add(real)
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        else:
+            yield Path(entry.path)
+
+
+# What was measured before.
+
+
+def _stamp(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, float]:
+    sha, changed = hashlib.sha256(), 0.0
+    for split, found in files.items():
+        for file, number in found:
+            facts = file.stat()
+            changed = max(changed, facts.st_mtime, facts.st_ctime)
+            entry = (split, number, str(file.relative_to(path)), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            sha.update(repr(entry).encode(errors="surrogateescape"))
+    return sha.hexdigest(), changed
+
+
+def _kept_at(path: Path, size: int | None) -> Path | None:
+    try:
+        own = folders.own()
+    except KdctlError:  # there is no place to keep anything
+        return None
+    name = hashlib.sha256(repr((_FORMAT, str(path.resolve()), size)).encode(errors="surrogateescape")).hexdigest()
+    return own / "image-folders" / f"{name[:32]}.json"
+
+
+def _recall(kept: Path | None, listing: _Listing) -> Dataset | None:
+    try:
+        data = json.loads(kept.read_bytes()) if kept else {}
+        return Dataset.from_json(data["facts"]) if data["files"] == listing.digest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(kept: Path, listing: _Listing, facts: Dataset) -> None:
+    part = kept.with_suffix(f".{os.getpid()}")
+    try:
+        folders.make(kept.parent)
+        part.write_text(json.dumps({"files": listing.digest, "facts": facts.to_json()}), encoding="utf-8")
+        part.replace(kept)
+    except OSError:  # the images are measured again next time
+        part.unlink(missing_ok=True)
+
+
+# The images themselves.
+
+
+def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = lambda done, of: None) -> Splits:
+    import numpy as np
+
+    from orchestrator.data import order
+
+    total, done, splits = sum(map(len, listing.files.values())), 0, {}
+    first: Path | None = None
+    side = size
+    for split, files in listing.files.items():
+        pixels: Pixels | None = None
+        for place, (file, image) in enumerate(_decoded([file for file, _ in files], size)):
+            side, first = side or len(image), first or file
+            if len(image) != side:
+                raise DataError(
+                    f"{_shown(path)}: its images have different sizes: {_shown(first)} is {side}×{side}, "
+                    f"{_shown(file)} is {len(image)}×{len(image)}; {_set_size(side)}"
+                )
+            if pixels is None:
+                if total * side * side * 3 > _MOST_BYTES:
+                    raise DataError(
+                        f"{_shown(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
+                        f"memory; {_set_size(64)}"
+                    )
+                pixels = np.empty((len(files), side, side, 3), np.uint8)
+            pixels[place] = image
+            progress(done := done + 1, total)
+        assert pixels is not None  # no class is empty
+        splits[split] = (pixels, np.array([number for _, number in files], np.int64))
+    return order.canonical(splits)
+
+
+def _set_size(side: int) -> str:
+    return f"write `dataset: {{folder: PATH, size: {side}}}`, which resizes every image and cuts out its middle"
+
+
+def _decoded(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pixels]]:
+    """Every image with its file, in order, a part of them at a time. Raises DataError at one that cannot be used."""
+    from orchestrator.data._decode import decode_square
+
+    def decode(file: Path) -> Pixels | DataError:
+        try:
+            return decode_square(file.read_bytes(), size)
+        except OSError as error:
+            return DataError(f"{_shown(file)} cannot be read ({error.strerror or error}); make it readable")
+        except ValueError as error:
+            fix = _set_size(32) if str(error).endswith("expected a square") else "replace the file, or remove it"
+            return DataError(f"{_shown(file)} {printable(str(error))}; {fix}")
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        for start in range(0, len(files), _AT_ONCE):
+            part = files[start : start + _AT_ONCE]
+            for file, image in zip(part, pool.map(decode, part), strict=True):
+                if isinstance(image, DataError):
+                    raise image
+                yield file, image
+
+
+_AT_ONCE = 256  # images that are decoded before the next are looked at, so that few wait in memory
+
+
+def _facts(splits: Splits, classes: int) -> Dataset:
+    from orchestrator.data import order
+
+    pixels, _ = splits["train"]
+    test, _ = splits["test"]
+    mean, std = _statistics(pixels)
+    return Dataset(classes, len(pixels), len(test), pixels.shape[1], mean, std, order.digest(splits))
+
+
+def _statistics(pixels: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation a channel, of pixels scaled to 0..1, to four digits.
+
+    From whole numbers, so that they are the same on every machine. A channel without any contrast has the deviation 1.
+    """
+    import numpy as np
+
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(pixels), _AT_ONCE):
+        part = pixels[start : start + _AT_ONCE].reshape(-1, 3)
+        counts += np.stack([np.bincount(part[:, channel], minlength=256) for channel in range(3)])
+    means, stds = [], []
+    for own in counts.tolist():
+        number = sum(own)
+        total, squares = (sum(count * value**power for value, count in enumerate(own)) for power in (1, 2))
+        means.append(round(total / number / 255, 4))
+        variance = (squares * number - total * total) / number**2
+        stds.append(round(variance**0.5 / 255, 4) or 1.0)
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
