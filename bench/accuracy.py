@@ -35,24 +35,19 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
+from orchestrator.losses.base import Progress
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import BasicBlock
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.teachers.outputs import load_teacher, no_answers, open_table, save_weights
-from orchestrator.training.loop import (
-    EpochBatches,
-    TeacherOutputs,
-    TrainingState,
-    evaluate,
-    fresh_model,
-    learning_rate,
-    set_rate,
-    step,
-    supports_bfloat16,
-    train,
-)
+from orchestrator.teachers.outputs import load_teacher, no_teacher, open_table, save_weights
+from orchestrator.training import schedules
+from orchestrator.training.batches import EpochBatches, Teacher
+from orchestrator.training.evaluation import evaluate, unchecked
+from orchestrator.training.loop import StepRunner, step, train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 STEPS = 5  # whose losses are compared one by one
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 95 %, by n
@@ -111,7 +106,7 @@ class Outcome:
 def fresh(config: TrialConfig, images: Data) -> Classifier:
     """The model that kdctl begins with."""
     build = partial(models.build, config.student, images.facts.classes)
-    return fresh_model(build, config.seed, images.train.labels.device)
+    return build_seeded(build, config.seed, images.train.labels.device)
 
 
 Recipe = Callable[[TrialConfig], Outcome]
@@ -126,10 +121,10 @@ def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
         optimizer = torch.optim.SGD(
             model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        feed = EpochBatches(images, config)
+        feed, schedule = EpochBatches(images, config), schedules.build(config)
         seen: list[float] = []
         for epoch in range(1, config.epochs + 1):
-            optimizer.param_groups[0]["lr"] = learning_rate(config, epoch)
+            optimizer.param_groups[0]["lr"] = config.lr * schedule(epoch - 1, 1)
             feed.prepare(epoch)
             feed.begin()
             model.train()
@@ -153,15 +148,14 @@ def _contiguous(model: Classifier) -> Classifier:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic: str) -> Recipe:
+def fast(trial: PlannedTrial, images: Data, answers: Teacher, arithmetic: str) -> Recipe:
     """kdctl's own steps."""
-    loss = losses.build("logit")
     device = images.train.labels.device
     is_rounded = arithmetic == "bfloat16" and not supports_bfloat16(device)
 
     def started(config: TrialConfig) -> TrainingState:
-        course = TrainingState.start(fresh(config, images), replace(config, precision="float32"))
-        course.arithmetic = "float32" if is_rounded else arithmetic
+        course = TrainingState.start(fresh(config, images), losses.build("logit"), replace(config, precision="float32"))
+        course.compute_dtype = "float32" if is_rounded else arithmetic
         if is_rounded:
             wrapped: Any = Rounded(course.model)
             course.model = wrapped
@@ -172,11 +166,11 @@ def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic:
         seen: list[float] = []
         feed.prepare(1)
         feed.begin()
-        set_rate(course.optimizer, learning_rate(config, 1))
         course.model.train()
+        progress = Progress(torch.ones((), device=device), config.epochs)
         for size in list(feed.sizes())[:STEPS]:
             batch = feed.take(size)
-            step(course, loss, batch, answers(batch))
+            step(course, batch, answers(batch), progress)
             seen.append(course.sums[0].item() / size)
             course.sums.zero_()
         course = started(config)
@@ -189,17 +183,12 @@ def fast(trial: PlannedTrial, images: Data, answers: TeacherOutputs, arithmetic:
     return trained
 
 
-def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: TeacherOutputs) -> Iterator[None]:
+def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: Teacher) -> Iterator[None]:
     """Trains without the tests between epochs, which a `Rounded` model has no part in."""
-    loss, feed = losses.build("logit"), EpochBatches(images, config)
-    for epoch in range(1, config.epochs + 1):
-        set_rate(course.optimizer, learning_rate(config, epoch))
-        feed.prepare(epoch)
-        feed.begin()
-        course.model.train()
-        for size in feed.sizes():
-            batch = feed.take(size)
-            step(course, loss, batch, answers(batch))
+    steps = StepRunner(course, images, config, answers)
+    for _ in range(config.epochs):
+        steps.run(unchecked)
+        course.epoch, course.images = course.epoch + 1, 0
         yield
 
 
@@ -207,8 +196,8 @@ def taught(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
     """The teacher, trained as every teacher is."""
     config = trial.config.teacher
     assert config
-    course = TrainingState.start(fresh(config, images), config)
-    for record in train(course, losses.build("base"), images, config, no_answers):
+    course = TrainingState.start(fresh(config, images), losses.build("base"), config)
+    for record in train(course, images, config, no_teacher):
         accuracy = record.test_acc
     save_weights(course.model, storage, config.trial_id())
     print(f"The teacher, {config.student}, has {accuracy:.2f} %.", end="\n\n", flush=True)

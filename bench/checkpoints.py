@@ -14,12 +14,13 @@ from dataclasses import replace
 
 import torch
 
-from orchestrator import models
+from orchestrator import losses, models
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.study.reader import Resources
 from orchestrator.training.checkpoints import drop_checkpoints, save_checkpoint
-from orchestrator.training.loop import TrainingState, fresh_model
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 CONFIG = TrialConfig(
     method="base", dataset="cifar100", student="resnet_32_20", seed=0, epochs=200, batch_size=128, lr=0.1,
@@ -34,8 +35,8 @@ EPOCHS = [
 def course(student: str) -> TrainingState:
     """A training with momenta, as after a first step."""
     config = replace(CONFIG, student=student)
-    model = fresh_model(lambda: models.build(student, 100), 0, torch.device("cpu"))
-    started = TrainingState.start(model, config)
+    model = build_seeded(lambda: models.build(student, 100), 0, torch.device("cpu"))
+    started = TrainingState.start(model, losses.build("base"), config)
     model(torch.zeros(2, 3, 32, 32)).sum().backward()
     started.optimizer.step()
     started.epoch = 201

@@ -43,8 +43,10 @@ from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import TableTeacher, no_answers
-from orchestrator.training.loop import TeacherOutputs, TrainingState, train
+from orchestrator.teachers.outputs import TableTeacher, no_teacher
+from orchestrator.training.batches import Teacher
+from orchestrator.training.loop import train
+from orchestrator.training.state import TrainingState
 
 DATASET = "cifar10"
 SMALL, DEEP = "resnet_32_20", "resnet_32_110"
@@ -78,13 +80,13 @@ def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTe
 
 
 def kdctl_speed(
-    method: str, student: str, images: Data, config: TrialConfig, answers: TeacherOutputs, device: torch.device
+    method: str, student: str, images: Data, config: TrialConfig, answers: Teacher, device: torch.device
 ) -> float:
     """Images a second of kdctl's second epoch; the first one is the warm-up."""
     with as_a_trial(device):
-        course = TrainingState.start(fresh(student, config.dataset, device), config)
+        course = TrainingState.start(fresh(student, config.dataset, device), losses.build(method), config)
         # Of many epochs, so that what the second one does for the third is in its time.
-        epochs = train(course, losses.build(method), images, config, answers)
+        epochs = train(course, images, config, answers)
         next(epochs)
         return next(epochs).images_per_second
 
@@ -99,7 +101,7 @@ def cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool
     def by_table(student: str) -> Callable[[], float]:
         return partial(kdctl_speed, "logit", student, images, config, table, device)
 
-    alone = partial(kdctl_speed, "base", SMALL, images, config, no_answers, device)
+    alone = partial(kdctl_speed, "base", SMALL, images, config, no_teacher, device)
     yield Case("plain 20 ← 20 live; kdctl 20, table", by_script(SMALL, SMALL), by_table(SMALL))
     yield Case("plain 20 ← 110 live; kdctl 20, table", by_script(SMALL, DEEP), by_table(SMALL))
     yield Case(FREE_CASE, alone, by_table(SMALL))

@@ -31,7 +31,10 @@ from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.teachers import outputs
-from orchestrator.training.loop import TeacherOutputs, TrainingState, fresh_model, train
+from orchestrator.training.batches import Teacher
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 RUN = 10  # epochs that are really trained both ways
 EPOCHS = (RUN, 100, 1000)
@@ -113,15 +116,15 @@ class Run:
     def _start(self, storage: Storage) -> Iterator[EpochRecord]:
         config, asked = self._trial.config, self._trial.config.teacher
         assert asked
-        answers: TeacherOutputs
+        answers: Teacher
         if self._trial.table is not None:
             answers = outputs.open_table(self._trial.table, asked, self._images, storage, self._device)
         else:
             needs = losses.METHODS[config.method].needs(dict(config.options))
             answers = outputs.LiveTeacher(outputs.load_teacher(asked, storage, self._device), needs)
-        course = TrainingState.start(_fresh(config.student, self._trial, self._device), config)
         loss = losses.build(config.method, **dict(config.options))
-        return train(course, loss, self._images, config, answers)
+        course = TrainingState.start(_fresh(config.student, self._trial, self._device), loss, config)
+        return train(course, self._images, config, answers)
 
     def advance(self) -> None:
         """Trains one epoch."""
@@ -135,7 +138,7 @@ class Run:
 
 
 def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> Classifier:
-    return fresh_model(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
+    return build_seeded(partial(models.build, model, DATASETS[trial.config.dataset].classes), 0, device)
 
 
 def measure(case: Case, images: Data, device: torch.device, repeats: int) -> dict[str, Way]:

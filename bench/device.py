@@ -32,9 +32,11 @@ from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data, Images
 from orchestrator.records import EpochRecord, TrialConfig
-from orchestrator.teachers.outputs import no_answers
+from orchestrator.teachers.outputs import no_teacher
 from orchestrator.training import graphs
-from orchestrator.training.loop import TrainingState, fresh_model, supports_bfloat16, train
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 IMAGES = {"cpu": 1280, "cuda": 25_600}
 SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied
@@ -62,12 +64,12 @@ class Bench:
 
     def course(self, precision: str = "auto", seed: int = 0) -> TrainingState:
         """A fresh student."""
-        model = fresh_model(partial(models.build, self.config.student, 10), seed, self.device)
-        return TrainingState.start(model, replace(self.config, precision=precision, seed=seed))
+        model = build_seeded(partial(models.build, self.config.student, 10), seed, self.device)
+        return TrainingState.start(model, losses.build("base"), replace(self.config, precision=precision, seed=seed))
 
     def epochs(self, course: TrainingState) -> Iterator[EpochRecord]:
         """kdctl's own training, without a teacher."""
-        return train(course, losses.build("base"), self.data, self.config, no_answers)
+        return train(course, self.data, self.config, no_teacher)
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:

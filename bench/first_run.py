@@ -40,10 +40,13 @@ from shared.common import fresh, headline, planned, positive, run
 
 from orchestrator import losses
 from orchestrator.records import EpochRecord
-from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher, no_answers
+from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher, no_teacher
 from orchestrator.training import graphs
+from orchestrator.training.batches import Teacher
+from orchestrator.training.evaluation import Check, unchecked
 from orchestrator.training.graphs import own_stream
-from orchestrator.training.loop import Check, TeacherOutputs, TrainingState, train, unchecked
+from orchestrator.training.loop import train
+from orchestrator.training.state import TrainingState
 
 KINDS = {"bf16": "bfloat16", "fp32": "float32", "fp16": "bfloat16"}  # the precision of each, before `cast_to`
 BATCH = 128
@@ -85,16 +88,16 @@ def training(
     kind: str,
     *,
     method: str = "base",
-    outputs: TeacherOutputs = no_answers,
+    outputs: Teacher = no_teacher,
     seed: int = 0,
     lr: float = 0.1,
     check: Callable[[TrainingState], Check] = lambda state: unchecked,
 ) -> Training:
     """A training that is ready to start. The teacher's outputs come from `outputs`; `check` is called between steps."""
     config = replace(planned("cifar10", student, SMALL, images, BATCH).config, precision=KINDS[kind], seed=seed, lr=lr)
-    state = TrainingState.start(fresh(student, "cifar10", device, seed), config)
+    state = TrainingState.start(fresh(student, "cifar10", device, seed), losses.build(method), config)
     data = random_data(images, device)
-    return Training(state, train(state, losses.build(method), data, config, outputs, check(state)))
+    return Training(state, train(state, data, config, outputs, check(state)))
 
 
 @contextmanager
@@ -194,11 +197,11 @@ def kernel_cost(device: torch.device, streams: int, length: int = 1000) -> float
         return seconds(replay, 5) / length * 1e6
 
 
-def teachers(device: torch.device, images: int) -> Iterator[tuple[str, str, TeacherOutputs]]:
+def teachers(device: torch.device, images: int) -> Iterator[tuple[str, str, Teacher]]:
     """Every way to get a teacher's outputs, with its name and a method that uses it."""
     table = torch.randn(162, images, 10).half()
     live = fresh(SMALL, "cifar10", device, 7).eval().requires_grad_(False)
-    yield "base", "base", no_answers
+    yield "base", "base", no_teacher
     yield "logit, table", "logit", TableTeacher(table.to(device), "logits")
     yield "st, table", "st", TableTeacher(table.to(device), "logits")
     yield "logit, table on the host", "logit", HostTable(table, "logits", device)

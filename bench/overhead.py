@@ -49,8 +49,10 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
-from orchestrator.teachers.outputs import no_answers
-from orchestrator.training.loop import TrainingState, fresh_model, train
+from orchestrator.teachers.outputs import no_teacher
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 STUDY = """
 study: overhead
@@ -79,9 +81,9 @@ class Times:
 
 def by_hand(config: TrialConfig, images: tensors.Data) -> EpochRecord:
     """The training of one trial as a script would have it."""
-    model = fresh_model(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
-    course = TrainingState.start(model, config)
-    *_, last = train(course, losses.build(config.method), images, config, no_answers)
+    model = build_seeded(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
+    course = TrainingState.start(model, losses.build(config.method), config)
+    *_, last = train(course, images, config, no_teacher)
     return last
 
 

@@ -26,7 +26,7 @@ from orchestrator.launch import plan_study
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.outputs import LiveTeacher, load_teacher
-from orchestrator.training.loop import Batch
+from orchestrator.training.batches import Batch
 
 BATCH = 500
 

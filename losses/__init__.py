@@ -8,17 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from orchestrator.losses.terms import Loss
+    from orchestrator.losses.base import Loss, Shapes
 
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a method: one of `choices`, or a number from `least` (or above it, if `exclusive`)."""
+    """An option of an entry: one of `choices`, or a number from `least` (or above it, if `exclusive`) to `most`.
+
+    It is an integer where its default is one.
+    """
 
     default: float | str
     doc: str
     choices: tuple[str, ...] = ()
     least: float = 0.0
+    most: float = 1e9
     exclusive: bool = False
 
 
@@ -46,24 +50,33 @@ def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
     )
 
 
+def _stage_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
+    stages = min(len(student.maps), len(teacher.maps))
+    if int(options["stage"]) <= stages:
+        return ""
+    return f"one of them has no stage {options['stage']}; they share {stages} stages, so use stage: 1 to {stages}"
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train a student.
 
-    `needs` tells from the options what the teacher must be asked for: `logits`, `pooled` or `maps`, or nothing
-    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. `mismatch` states
-    why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
+    `needs` tells from the options which outputs of the teacher it uses: some of `logits`, `pooled` and `maps`, or none
+    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. One that
+    `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher. `mismatch`
+    states why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
     """
 
     builder: str
     doc: str
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
+    has_parameters: bool = False
     mismatch: Callable[[Options, Widths, Widths], str] = lambda options, student, teacher: ""
 
     @property
     def has_teacher(self) -> bool:
-        """Whether the method asks a teacher at all."""
+        """Whether the method needs a teacher."""
         return bool(self.needs(self.defaults()))
 
     def defaults(self) -> dict[str, float | str]:
@@ -72,9 +85,9 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "base": Method("orchestrator.losses.terms:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
+    "base": Method("orchestrator.losses.logits:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
     "logit": Method(
-        "orchestrator.losses.terms:Logit",
+        "orchestrator.losses.logits:Logit",
         "cross-entropy + mean squared difference to the teacher's logits (arXiv 1312.6184)",
         {
             "ce_weight": Option(1.0, "weight of the cross-entropy; 0 is pure regression on the teacher"),
@@ -84,18 +97,30 @@ METHODS: Mapping[str, Method] = {
         mismatch=_pooled_mismatch,
     ),
     "st": Method(
-        "orchestrator.losses.terms:SoftTarget",
+        "orchestrator.losses.logits:SoftTarget",
         "cross-entropy + T²·KL(teacher ‖ student) at temperature T (arXiv 1503.02531)",
         {"temperature": Option(4.0, "T: what both sets of logits are divided by", exclusive=True)},
         lambda options: ("logits",),
     ),
+    "fitnet": Method(
+        "orchestrator.losses.fitnet:FitNet",
+        "cross-entropy + squared difference of a stage's feature maps, through a trained projection (arXiv 1412.6550)",
+        {
+            "weight": Option(100.0, "weight of the difference"),
+            "stage": Option(2, "the stage whose maps are compared, counted from 1", least=1, most=100),
+        },
+        lambda options: ("maps",),
+        has_parameters=True,
+        mismatch=_stage_mismatch,
+    ),
 }
 
 
-def build(method: str, **options: float | str) -> Loss:
+def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options: float | str) -> Loss:
     """The loss of a method; options that are not given are at their defaults.
 
-    Raises ValueError for an unknown method or option.
+    `shapes` are those of student and teacher, which a method with parameters needs; these are drawn from torch's global
+    generator. Raises ValueError for an unknown method or option, and for shapes that the method cannot compare.
     """
     facts = METHODS.get(method)
     if facts is None:
@@ -105,4 +130,6 @@ def build(method: str, **options: float | str) -> Loss:
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(facts.options)}")
     module, attribute = facts.builder.split(":")
     builder: Callable[..., Loss] = getattr(import_module(module), attribute)
-    return builder(**{**facts.defaults(), **options})
+    if facts.has_parameters and shapes is None:
+        raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
+    return builder(*(shapes if facts.has_parameters and shapes else ()), **{**facts.defaults(), **options})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -14,6 +15,9 @@ from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from orchestrator import losses
 
+# What every id of training version 2 contains, be it at its default or not.
+_FIELDS_OF_VERSION_2 = 21  # the first so many of TrialConfig
+_OPTIONS_OF_VERSION_2 = {"logit": ("ce_weight", "match"), "st": ("temperature",)}
 # Part of every trial id. Raise it when the same TrialConfig would train to another result.
 TRAINING_VERSION = 2
 
@@ -77,6 +81,10 @@ class Dataset:
 class TrialConfig:
     """One training run, fully resolved: everything that can change its result, and nothing else.
 
+    `options` are all of the method's; those of the optimizer and the schedule are there where they are not at their
+    defaults. `momentum` is None for an optimizer without. What stands in `_LATER` is left out of ids and JSON at its
+    default, as it is newer than the ids of stored trials: a new field belongs there too.
+
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
     weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
     the user's; for a dataset with a name it is None, and then neither stored nor part of the id.
@@ -89,7 +97,7 @@ class TrialConfig:
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
+    momentum: float | None
     weight_decay: float
     milestones: tuple[int, ...]
     gamma: float
@@ -104,6 +112,10 @@ class TrialConfig:
     teacher_cache: str | None = None
     weights: str | None = None
     folder: Dataset | None = None
+    optimizer: str = "sgd"
+    optimizer_options: tuple[tuple[str, float | str], ...] = ()
+    schedule: str = "steps"
+    schedule_options: tuple[tuple[str, float | str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `from_json` makes an equal config."""
@@ -111,13 +123,11 @@ class TrialConfig:
 
     def _flat(self) -> dict[str, Any]:
         """The fields as JSON data, the teacher left as it is."""
-        data = {name: getattr(self, name) for name in self.__slots__}
-        data |= {"milestones": list(self.milestones), "options": dict(self.options)}
-        if self.folder is None:
-            del data["folder"]
-        else:
-            data["folder"] = self.folder.to_json()
-        return data
+        names = (name for name in self.__slots__ if name not in _LATER or getattr(self, name) != _LATER[name])
+        data = {name: getattr(self, name) for name in names}
+        mappings = {name: dict(data[name]) for name in _OPTIONS if name in data}
+        folder = {"folder": self.folder.to_json()} if self.folder else {}
+        return {**data, **mappings, **folder, "milestones": list(self.milestones)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
@@ -127,7 +137,7 @@ class TrialConfig:
             **{
                 **data,
                 "milestones": tuple(data["milestones"]),
-                "options": tuple(sorted(data["options"].items())),
+                **{name: tuple(sorted(data[name].items())) for name in _OPTIONS if name in data},
                 "teacher": cls.from_json(teacher) if teacher else None,
                 "folder": Dataset.from_json(folder) if folder else None,
             }
@@ -139,6 +149,7 @@ class TrialConfig:
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
         data = self._flat()
+        data["options"] = _counted(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
         if self.folder:
@@ -154,6 +165,18 @@ class TrialConfig:
             data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
             data["teacher"].pop("folder", None)  # it sees the images of its students
         return data
+
+
+_OPTIONS = ("options", "optimizer_options", "schedule_options")
+_LATER: Mapping[str, Any] = {field.name: field.default for field in fields(TrialConfig)[_FIELDS_OF_VERSION_2:]}
+
+
+def _counted(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
+    facts = losses.METHODS.get(method)
+    defaults = facts.defaults() if facts else {}
+    always = _OPTIONS_OF_VERSION_2.get(method, ())
+    return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
 
 
 def view_count(crop_padding: int, flip: bool) -> int:
@@ -180,6 +203,26 @@ class TableKey:
     def name(self) -> str:
         """A file name, unique among the tables of one teacher."""
         return f"{self.answers}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
+
+    @classmethod
+    def parse(cls, teacher_id: str, name: str) -> TableKey | None:
+        """The key whose `name` this is; None where no key has this name."""
+        match = _TABLE_NAME.fullmatch(name)
+        if not match:
+            return None
+        key = cls(teacher_id, match[1], int(match[2]), match[3] == "flip", int(match[4]))
+        return key if key.name == name else None  # numbers may begin with zeros
+
+
+_TABLE_NAME = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
+
+
+def is_trial_id(text: str) -> bool:
+    """Whether a text has the form of a trial's id: 12 hex digits."""
+    return _TRIAL_ID.fullmatch(text) is not None
+
+
+_TRIAL_ID = re.compile(r"[0-9a-f]{12}")
 
 
 def read_recipe(text: str | None) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.data.tensors import Data
 from orchestrator.records import TrialConfig
-from orchestrator.training.loop import Batch, EpochBatches
+from orchestrator.training.batches import Batch, EpochBatches
 
 
 def batches_of(images: Data, config: TrialConfig, epoch: int = 1) -> list[Batch]:

@@ -22,7 +22,8 @@ from orchestrator.models.base import Classifier
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.text import masked
-from orchestrator.training.loop import cpu_facts, fresh_model
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import cpu_facts
 
 TEST_IMAGES = 100  # a test has no part in what is measured
 
@@ -46,7 +47,7 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
 
 def fresh(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
     """A model with the weights of a seed, in the memory layout that kdctl uses."""
-    return fresh_model(partial(models.build, name, DATASETS[dataset].classes), seed, device)
+    return build_seeded(partial(models.build, name, DATASETS[dataset].classes), seed, device)
 
 
 def synchronise(device: torch.device) -> None:

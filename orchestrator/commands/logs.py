@@ -84,7 +84,7 @@ def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -
     while follow:
         is_over = _is_over(place, trial_id)
         now = stored.read(place, trial_id)
-        _echo([printable(line) for line in _fresh(shown, now)])
+        _echo([printable(line) for line in _new_lines(shown, now)])
         shown = now
         if is_over:
             return
@@ -96,7 +96,7 @@ def _echo(lines: Sequence[str]) -> None:
         click.echo(line)
 
 
-def _fresh(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+def _new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
     """The lines that were added to a log since it was last read; its first lines may have been dropped meanwhile."""
     if not before:
         return now

@@ -1,35 +1,23 @@
-"""`kdctl status`: where a study stands, read from its storage."""
+"""`kdctl status`: the status of a study, read from its storage."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.commands.shared.jobs import status_of_jobs
-from orchestrator.commands.shared.options import (
-    address_option,
-    json_option,
-    storage_option,
-    study_argument,
-    warn,
-)
+from orchestrator.commands.shared.options import address_option, json_option, storage_option, study_argument, warn
 
 if TYPE_CHECKING:
-    from orchestrator.monitor.follow import Follower
     from orchestrator.monitor.study_status import StudyStatus
-    from orchestrator.storage.layout import Storage
 
-
-_LOOK = 2.0  # seconds between two looks at a storage
-
-
-_FRAME = 0.25  # seconds between two frames on a terminal, which may have changed its size
+_PERIOD = 2.0  # seconds between two reads of a storage
 
 
 @click.command()
@@ -37,12 +25,12 @@ _FRAME = 0.25  # seconds between two frames on a terminal, which may have change
 @storage_option
 @json_option
 @address_option
-@click.option("--watch", is_flag=True, help="Follow the study until its launch ends.")
+@click.option("--watch", is_flag=True, help="Keep updating until the launch ends.")
 def status(study: str | None, storage: str, as_json: bool, address: str | None, watch: bool) -> None:
-    """Show where a STUDY stands, wherever it runs: from its storage alone.
+    """Show the progress of a STUDY, read from its storage; the study may run on any machine.
 
-    Without a name it is the study that was launched last. With --address it lists the studies that were handed to a
-    cluster.
+    STUDY is a study file or a study's name; without it, the study that was launched last. With --address it lists the
+    studies that were submitted to that cluster.
 
     \b
     Examples:
@@ -52,12 +40,15 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
       kdctl status --storage s3://bucket/folder --json
     """
     from orchestrator.catalog import integrity, lookup
-    from orchestrator.monitor.follow import Follower
+    from orchestrator.monitor.follow import Follower, follow
     from orchestrator.storage.layout import Storage
     from orchestrator.study.stored_studies import find, remembered
 
     if address and watch:
-        raise click.UsageError(f"follow a job by its log: kdctl logs {study or 'STUDY'} --address {address} --follow")
+        raise click.UsageError(
+            f"--watch does not work with --address; follow the log: kdctl logs {study or 'STUDY'} --address {address} "
+            "--follow"
+        )
     if address:
         status_of_jobs(address, study, as_json=as_json)
         return
@@ -67,86 +58,81 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
     follower = Follower(place, found)
     warn(integrity.lacking(place, [member.trial_id for member in found.members]))
     if watch:
-        _follow(follower, place, as_json=as_json)
+        _watch(follow(follower, place), as_json=as_json)
     else:
-        _print(follower.look(), as_json=as_json)
+        _print(follower.read_status(), as_json=as_json)
     if others:
-        click.echo(f"also in this storage: {', '.join(others[:20])}; name one to see it", err=True)
+        click.echo(f"also in this storage: {', '.join(others[:20])}; `kdctl status NAME` shows one of them", err=True)
 
 
-def _print(board: StudyStatus, *, as_json: bool) -> None:
-    from orchestrator.monitor.terminal import printed
+def _print(found: StudyStatus, *, as_json: bool) -> None:
+    from orchestrator.monitor.terminal import format_status
 
-    click.echo(json.dumps(_facts(board), ensure_ascii=False) if as_json else printed(board, sys.stdout), nl=as_json)
+    text = json.dumps(_facts(found), ensure_ascii=False) if as_json else format_status(found, sys.stdout)
+    click.echo(text, nl=as_json)
 
 
-def _facts(board: StudyStatus) -> dict[str, Any]:
+def _facts(found: StudyStatus) -> dict[str, Any]:
+    from orchestrator.monitor.eta import estimate
+
     now = datetime.now(UTC)
-    eta = board.eta(now)
+    eta = estimate(found, now)
     return {
-        "time": now.isoformat(), "study": board.study, "running": board.is_running, "executor": board.executor,
-        "host": board.host, "since": board.since.isoformat(), "counts": {str(k): n for k, n in board.counts().items()},
-        "done": board.share(), "cached": board.cached(), "seconds_left": eta.low if eta else None,
+        "time": now.isoformat(), "study": found.study, "running": found.is_running, "executor": found.executor,
+        "host": found.host, "since": found.since.isoformat(), "counts": {str(k): n for k, n in found.counts().items()},
+        "done": found.share_done(), "cached": found.count_cached(), "seconds_left": eta.low if eta else None,
         "seconds_left_at_most": eta.high if eta else None,
-        "trials": [standing.to_json() for standing in board.trials.values()],
+        "trials": [trial.to_json() for trial in found.trials.values()],
     }  # fmt: skip
 
 
-def _boards(follower: Follower, storage: Storage) -> Iterator[StudyStatus]:
-    """What each look shows, also of a launch that follows on another; the last one is of a study that does not run."""
-    from orchestrator.monitor.follow import Follower
-    from orchestrator.study.stored_studies import find
-
-    while True:
-        board = follower.look()
-        study = follower.study if board.is_running else find(storage, follower.study.name)
-        if study.launched.resource == follower.study.launched.resource:
-            yield board
-            if not board.is_running:
-                return
-        else:
-            follower = Follower(storage, study)
-
-
-def _follow(follower: Follower, storage: Storage, *, as_json: bool) -> None:
+def _watch(statuses: Iterable[StudyStatus], *, as_json: bool) -> None:
     from orchestrator.monitor.sinks import is_terminal
 
-    if not as_json and is_terminal(sys.stdout):
-        _draw(follower, storage)
-        return
+    if as_json:
+        _print_changes(statuses, as_json=True)
+    elif is_terminal(sys.stdout):
+        _draw(statuses)
+    else:
+        _print_changes(statuses, as_json=False)
+
+
+def _draw(statuses: Iterable[StudyStatus]) -> None:
+    """Draws the live view; after its end, and after Ctrl-C, the last status stays on the terminal."""
+    from orchestrator.monitor.terminal import Frames, Live
+
+    last = None
+    try:
+        with Live(Frames(sys.stdout)) as live:
+            for last in statuses:
+                live.show(_replace_by(last))
+                if last.is_running:
+                    time.sleep(_PERIOD)
+    finally:
+        if last:
+            _print(last, as_json=False)
+
+
+def _replace_by(newest: StudyStatus) -> Callable[[StudyStatus | None], StudyStatus]:
+    return lambda last: newest
+
+
+def _print_changes(statuses: Iterable[StudyStatus], *, as_json: bool) -> None:
+    """Prints the first status, then what changes; as JSON a whole status each time that something changes."""
     before: dict[str, str] = {}
-    for board in _boards(follower, storage):
-        said = {trial_id: _said(standing) for trial_id, standing in board.trials.items()}
-        fresh = [text for trial_id, text in said.items() if before.get(trial_id) != text]
-        if as_json and (fresh or not board.is_running):
-            _print(board, as_json=True)
+    for found in statuses:
+        lines = {trial_id: trial.describe() for trial_id, trial in found.trials.items()}
+        changed = [line for trial_id, line in lines.items() if before.get(trial_id) != line]
+        if as_json:
+            if changed or not found.is_running:
+                _print(found, as_json=True)
         elif before:
-            for text in fresh:
-                click.echo(f"{time.strftime('%H:%M:%S')} {text}")
+            for line in changed:
+                click.echo(f"{time.strftime('%H:%M:%S')} {line}")
         else:
-            _print(board, as_json=False)
-        before = said
-        if board.is_running:
-            time.sleep(_LOOK)
-    if not as_json:
-        _print(board, as_json=False)
-
-
-def _said(standing: Any) -> str:
-    from orchestrator.monitor.study_status import said
-
-    return str(said(standing))
-
-
-def _draw(follower: Follower, storage: Storage) -> None:
-    from orchestrator.monitor.terminal import Frames
-
-    frames = Frames(sys.stdout)
-    for board in _boards(follower, storage):
-        until = time.monotonic() + _LOOK
-        eta = board.eta(datetime.now(UTC))
-        while board.is_running and time.monotonic() < until:
-            frames.draw(board, eta)
-            time.sleep(_FRAME)
-    frames.end()
-    _print(board, as_json=False)
+            _print(found, as_json=False)
+        before = lines
+        if found.is_running:
+            time.sleep(_PERIOD)
+        elif not as_json:
+            _print(found, as_json=False)

@@ -62,7 +62,7 @@ def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Even
         told, periods, targets = _Told(), 0, list[str]()
         while not over.is_set():
             while not events.empty():
-                meter.take(events.get())
+                meter.apply(events.get())
             told.set(meter.gauges(datetime.now(UTC)), meter.counters())
             if periods % _LOOK == 0:
                 targets = _announced(targets)

@@ -24,6 +24,7 @@ from orchestrator.data.registry import facts_of, title_of
 from orchestrator.data.tensors import Data
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
+from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
@@ -33,17 +34,13 @@ from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
 from orchestrator.teachers import outputs
 from orchestrator.text import printable
+from orchestrator.training.batches import Teacher
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
+from orchestrator.training.evaluation import Score, evaluate
 from orchestrator.training.graphs import own_stream, sharing
-from orchestrator.training.loop import (
-    Score,
-    TeacherOutputs,
-    TrainingState,
-    evaluate,
-    fresh_model,
-    supports_bfloat16,
-    train,
-)
+from orchestrator.training.loop import train
+from orchestrator.training.seeds import LOSS, build_seeded
+from orchestrator.training.state import TrainingState, supports_bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +173,17 @@ class _Attempt:
             self._tested = evaluate(model, images.test, images, self.check)
             yield from _doubt(self._tested.acc, title_of(config.dataset), images)
             return model
-        loss = losses.build(config.method, **dict(config.options))
-        model = fresh_model(lambda: models.build(config.student, classes), config.seed, self._device)
-        course = TrainingState.start(model, config)
+        model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
+        course = TrainingState.start(model, self._loss(classes), config)
         yield from self._resume(course)
-        course.asked = self._job.trial.teacher_cache
-        self._row = _with_recipe(self._row, arithmetic=course.arithmetic)
+        course.teacher_mode = self._job.trial.teacher_cache
+        self._row = _with_recipe(self._row, arithmetic=course.compute_dtype)
         self._write_row(self._row)
         self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
-        yield self._begun(course.epoch, course.arithmetic)
+        yield self._begun(course.epoch, course.compute_dtype)
         self._course = course
         answers, said = self._answers(images), False
-        for record in train(course, loss, images, config, answers, self.check):
+        for record in train(course, images, config, answers, self.check):
             self._epochs.append(record)
             self._keep(course)
             if course.uncaptured and not said:
@@ -212,8 +208,8 @@ class _Attempt:
             return
         before = _row_or_none(self._storage, self._id)
         self._epochs = epochs
-        if course.arithmetic == "bfloat16" and not supports_bfloat16(self._device):
-            course.arithmetic = "float32"
+        if course.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
+            course.compute_dtype = "float32"
             yield TrialNotice("goes on in float32, as this device lacks the bfloat16 that it began in")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
@@ -222,7 +218,7 @@ class _Attempt:
 
     def _ask_as_before(self, course: TrainingState) -> None:
         """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
-        answers = course.asked
+        answers = course.teacher_mode
         if answers != self._job.trial.teacher_cache:
             trial = self._job.trial.with_teacher_mode(answers)
             self._job = replace(self._job, trial=trial)
@@ -252,10 +248,18 @@ class _Attempt:
         self._lease.check()
         store.write_trial(self._storage, row)
 
-    def _answers(self, images: Data) -> TeacherOutputs:
+    def _loss(self, classes: int) -> Loss:
+        config = self._job.trial.config
+        shapes = None
+        if config.teacher is not None:
+            shapes = _shapes(config.student, classes), _shapes(config.teacher.student, classes)
+        options = dict(config.options)
+        return build_seeded(lambda: losses.build(config.method, shapes, **options), config.seed, self._device, LOSS)
+
+    def _answers(self, images: Data) -> Teacher:
         trial = self._job.trial
         if trial.config.teacher is None:
-            return outputs.no_answers
+            return outputs.no_teacher
         if trial.table is not None:
             storage, device = self._storage, self._device
             return outputs.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
@@ -321,7 +325,7 @@ def _told(report: Report, epochs: int) -> str:
             f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
         )
     if isinstance(report, TrialStarted):
-        asks = f", its teacher's answers: {report.answers}" if report.answers else ""
+        asks = f", its teacher's answers: {report.teacher_mode}" if report.teacher_mode else ""
         return (
             f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
             f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"
@@ -348,6 +352,11 @@ def _described(error: Exception) -> str:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
     return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
+
+
+def _shapes(model: str, classes: int) -> Shapes:
+    widths = models.widths(model)
+    return Shapes(classes, widths.pooled, widths.maps)
 
 
 def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
@@ -379,8 +388,8 @@ def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> di
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
         taught = _teacher_score(config.teacher, config.limit_test, storage, device)
-        alike = int((score.said == taught.said).sum())
-        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.said)}
+        alike = int((score.predictions == taught.predictions).sum())
+        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.predictions)}
     return row
 
 

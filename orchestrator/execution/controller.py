@@ -12,7 +12,7 @@ from orchestrator.errors import Interrupted, KdctlError, RayLost, StorageError
 from orchestrator.execution._schedule import Schedule
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
 from orchestrator.execution.job import Job
-from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted, accuracies
+from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted, format_accuracies
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage import logs
@@ -239,13 +239,13 @@ class TrialController:
 
 def _describe_start(started: TrialStarted) -> str:
     hit = {None: "", True: ", the table is there", False: "; building the table first"}[started.is_hit]
-    asks = f", teacher's answers: {started.answers}{hit}" if started.answers else ""
+    asks = f", teacher's answers: {started.teacher_mode}{hit}" if started.teacher_mode else ""
     return f"started on {started.host}, {started.device}{asks}"
 
 
 def _describe_epoch(record: EpochRecord, epochs: int, acc: float) -> str:
     speed = f"{record.images_per_second:,.0f} images/s"
-    return f"epoch {record.epoch}/{epochs}, {accuracies(acc, record.test_acc)}, {speed}"
+    return f"epoch {record.epoch}/{epochs}, {format_accuracies(acc, record.test_acc)}, {speed}"
 
 
 def _describe_end(record: TrialRecord) -> str:
@@ -254,4 +254,4 @@ def _describe_end(record: TrialRecord) -> str:
     if record.state is not State.FINISHED:
         return f"{record.state}: {record.error}"
     best = f" (epoch {record.epoch})" if record.epoch else ""
-    return f"finished, {accuracies(record.acc, None)}{best}, {accuracies(None, record.last_acc)}"
+    return f"finished, {format_accuracies(record.acc, None)}{best}, {format_accuracies(None, record.last_acc)}"

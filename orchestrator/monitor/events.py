@@ -1,4 +1,4 @@
-"""What happens in a launch, as values: whoever shows, counts or exports it is told the same."""
+"""The events of a launch, as values. Every listener that shows, counts or exports them gets the same events."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.text import masked
 class EventKind(StrEnum):
     """What happened."""
 
-    LAUNCH = "launch"  # a launch begins; comes first, once a process
-    NOTE = "note"  # something that concerns the launch as a whole
-    PREPARING = "preparing"  # what the launch is busy with before a trial can start, like starting Ray
-    STARTED = "started"  # a worker took a trial
-    NOTICE = "notice"  # a trial has something to say
-    EPOCH = "epoch"  # a trial ended an epoch
+    LAUNCH = "launch"  # the launch starts; the first event of a process
+    NOTE = "note"  # a message about the launch as a whole
+    PREPARING = "preparing"  # what the launch does before a trial can start, like starting Ray
+    STARTED = "started"  # a worker starts to train a trial
+    NOTICE = "notice"  # a message about a trial
+    EPOCH = "epoch"  # an epoch of a trial has ended
     RETRY = "retry"  # a worker was lost, and the trial waits for another attempt
     ELSEWHERE = "elsewhere"  # another launch trains the trial
     ENDED = "ended"  # a trial is finished, failed, skipped or stopped
@@ -33,26 +33,25 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TrialStarted:
-    """Where a trial is trained, and how it asks its teacher: `answers` is table, live or None.
+    """Where a trial is trained, and how it uses its teacher: `teacher_mode` is table, live or None.
 
-    `is_hit` says whether its table was there already; None without a table. `epoch` is the first to train, `acc` the
-    best test accuracy of the epochs before it. `arithmetic` is what convolutions are computed in; None where nothing is
-    trained.
+    `is_hit` says whether the table existed already; None without a table. `epoch` is the first epoch to train, `acc`
+    the best test accuracy of the epochs before it. `compute_dtype` is that of convolutions; None if nothing is trained.
     """
 
     host: str
     pid: int
     device: str
     epoch: int
-    answers: str | None
+    teacher_mode: str | None
     is_hit: bool | None
     acc: float | None = None
-    arithmetic: str | None = None
+    compute_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchStarted:
-    """What is to be done: every trial of the study, but the cached ones, and those that are to be left (their ids)."""
+    """A launch of these trials. It does not train the cached ones, nor those whose ids are in `left`."""
 
     study: str
     executor: str
@@ -62,7 +61,7 @@ class LaunchStarted:
 
 @dataclass(frozen=True, slots=True)
 class LaunchTotals:
-    """How many trials of the study are in each state, and what the launch took in seconds."""
+    """The number of trials of the study in each state, and the seconds that the launch took."""
 
     states: Mapping[State, int]
     seconds: float
@@ -70,10 +69,10 @@ class LaunchTotals:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened at `time` (UTC); `text` is one line for a person, and `facts` fit the kind.
+    """Something that happened at `time` (UTC). `text` is one line for a person; the kind decides the type of `facts`.
 
-    `facts`: LaunchStarted, TrialStarted, EpochRecord, TrialRecord (ended) or LaunchTotals (end). `log` holds the last
-    lines of the log of a trial that failed, and `log_name` where the log is.
+    `facts`: LaunchStarted, TrialStarted, EpochRecord, TrialRecord (ended) or LaunchTotals (end). For a trial that
+    failed, `log` holds the last lines of its log, and `log_name` is the name of the log.
     """
 
     kind: EventKind
@@ -85,7 +84,7 @@ class Event:
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: flat, with names as in the results."""
+        """Plain JSON data: flat, with the names of the results' columns."""
         data: dict[str, Any] = {"time": self.time.isoformat(), "event": str(self.kind), "text": masked(self.text)}
         if self.trial:
             config = self.trial.config
@@ -97,6 +96,10 @@ class Event:
         return data
 
 
+# Programs read these names, which are older than those of the fields.
+_JSON_NAMES = {"teacher_mode": "answers", "compute_dtype": "arithmetic"}
+
+
 def _flat(facts: LaunchStarted | TrialStarted | EpochRecord | TrialRecord | LaunchTotals | None) -> dict[str, Any]:
     if facts is None:
         return {}
@@ -106,7 +109,7 @@ def _flat(facts: LaunchStarted | TrialStarted | EpochRecord | TrialRecord | Laun
     if isinstance(facts, LaunchTotals):
         return {"states": {str(state): count for state, count in facts.states.items()}, "seconds": facts.seconds}
     row = facts.to_row() if isinstance(facts, TrialRecord) else asdict(facts)
-    return {name: _plain(value) for name, value in row.items()}
+    return {_JSON_NAMES.get(name, name): _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -117,10 +120,10 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def accuracies(acc: float | None, last: float | None) -> str:
-    """Both test accuracies in words: `acc` is the best so far in every command, `last` that of the last epoch."""
+def format_accuracies(acc: float | None, last: float | None) -> str:
+    """Both test accuracies as text: `acc` is the best so far, `last` that of the last epoch."""
     parts = [f"{name} {value:.2f} %" for name, value in (("acc", acc), ("last", last)) if value is not None]
     return ", ".join(parts)
 
 
-EventListener = Callable[[Event], None]  # what is told of every event
+EventListener = Callable[[Event], None]  # called with every event

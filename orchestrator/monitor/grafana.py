@@ -1,4 +1,4 @@
-"""What `kdctl dashboard export` writes: a configuration of Prometheus, a Grafana dashboard, and how to use them."""
+"""The files of `kdctl dashboard export`: a Prometheus configuration, a Grafana dashboard, and instructions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.monitor.metrics import METRICS, PREFIX
 
 PROMETHEUS, GRAFANA, README, SUMS = "prometheus.yml", "grafana-dashboard.json", "README.txt", "SHA256SUMS"
 
-# What the README lets its reader ask first.
+# The first query that the README suggests.
 FIRST_QUERY = "max by (trial) (ray_kdctl_train_loss and on (study, trial_id) ray_kdctl_trial_running == 1)"
 
 _STUDY = 'study=~"$study"'
@@ -27,7 +27,7 @@ _BY_TRIAL = "study, trial_id, trial"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question to Prometheus in PromQL, where `$study` is a regular expression; and how an answer is called."""
+    """A query in PromQL, where `$study` is a regular expression, and the legend of its series."""
 
     promql: str
     legend: str
@@ -46,13 +46,13 @@ class Panel:
 
 
 def _named(name: str) -> str:
-    """A metric as Prometheus has it, of the studies that are looked at."""
+    """The PromQL selector of a metric, for the studies that the dashboard shows."""
     assert name in METRICS, name
     return f"{PREFIX}{name}{{{_STUDY}}}"
 
 
 def _by_trial(expression: str) -> Query:
-    """A value of each trial that runs now: what ended keeps its last value for some seconds."""
+    """A value of each running trial: a trial that has ended would keep its last value for some seconds."""
     runs = f"and on (study, trial_id) {_named('kdctl_trial_running')} == 1"
     return Query(f"max by ({_BY_TRIAL}) ({expression} {runs})", "{{trial}} ({{trial_id}})")
 
@@ -69,34 +69,35 @@ _EPOCH, _EPOCHS = _named("kdctl_epoch"), _named("kdctl_epochs")
 
 PANELS = (
     Panel("Trials by state", "timeseries", "short", 12,
-          (_of_study("kdctl_trials", "state", "{{study}} {{state}}", " > 0"),), "Every trial, also what waits."),
+          (_of_study("kdctl_trials", "state", "{{study}} {{state}}", " > 0"),),
+          "All trials of the study, including those that wait."),
     Panel("Time left", "stat", "s", 6,
           (_of_study("kdctl_remaining_seconds", "bound", "{{study}} {{bound}}"),),
-          "Until the launch ends: at least, and at most about. Absent as long as nobody can say."),
-    Panel("Teacher's tables", "stat", "short", 6,
+          "Until the launch ends: at least, and at most about. Absent while it is unknown."),
+    Panel("Teacher tables", "stat", "short", 6,
           (_sum("kdctl_table_hits_total", "{{study}} found"), _sum("kdctl_table_misses_total", "{{study}} built")),
-          "Starts of students that found their teacher's table, and that had to build it, since the cluster started."),
-    Panel("Epochs of what runs", "bargauge", "percentunit", 12,
-          (_by_trial(f"{_EPOCH} / {_EPOCHS}"),), "What part of its epochs a trial has ended."),
-    Panel("Time left of each trial that runs", "timeseries", "s", 12,
+          "Students that found their teacher's table, and students that had to build it, since the cluster started."),
+    Panel("Progress of running trials", "bargauge", "percentunit", 12,
+          (_by_trial(f"{_EPOCH} / {_EPOCHS}"),), "The share of its epochs that a trial has completed."),
+    Panel("Time left of running trials", "timeseries", "s", 12,
           (_by_trial(f"({_EPOCHS} - {_EPOCH}) * {_named('kdctl_epoch_duration_seconds')}"),),
-          "The epochs that are left, as long as the last one each."),
+          "The remaining epochs, if each takes as long as the last one."),
     Panel("Test accuracy", "timeseries", "percent", 12,
-          (_by_trial(_named("kdctl_test_accuracy_percent")),), "After each epoch of what runs."),
+          (_by_trial(_named("kdctl_test_accuracy_percent")),), "After each epoch, of running trials."),
     Panel("Training loss", "timeseries", "short", 12,
-          (_by_trial(_named("kdctl_train_loss")),), "Mean over the images of each epoch of what runs."),
+          (_by_trial(_named("kdctl_train_loss")),), "Mean over the images of each epoch, of running trials."),
     Panel("Images per second", "timeseries", "short", 12,
-          (_by_trial(_named("kdctl_images_per_second")),), "Of training, in the last epoch of what runs."),
+          (_by_trial(_named("kdctl_images_per_second")),), "Training speed in the last epoch, of running trials."),
     Panel("GPU memory", "timeseries", "bytes", 12,
           (_by_trial(_named("kdctl_gpu_memory_bytes")),),
-          "What PyTorch holds in the process of each trial that runs. Empty without a GPU."),
+          "Reserved by PyTorch in the process of each running trial. Empty without a GPU."),
 )  # fmt: skip
 
 _HEIGHT = 8
 
 
 def prometheus_config(folder: Path) -> str:
-    """A configuration of Prometheus that finds every launch which announces itself in a folder, see `scrape`."""
+    """A Prometheus configuration that finds every launch that announces itself in a folder, see `prometheus`."""
     return f"""\
 # Written by `kdctl dashboard export`.
 global:
@@ -105,15 +106,15 @@ global:
 scrape_configs:
   - job_name: kdctl
     file_sd_configs:
-      # Every launch on Ray has a file here as long as it runs.
+      # Every launch on Ray has a file here while it runs.
       - files: [{json.dumps(str(folder / "*.json"))}]
         refresh_interval: 10s
     metric_relabel_configs:
-      # Ray has some hundred metrics of its own; those of machines are kept beside those of kdctl.
+      # Ray has hundreds of metrics of its own; keep those of kdctl and those of machines.
       - source_labels: [__name__]
         regex: {PREFIX}(kdctl|node)_.+
         action: keep
-      # Ray's labels are ASCII: here trials get the name that they have everywhere else.
+      # Ray's labels are ASCII; give trials the names that they have everywhere else.
       - source_labels: [trial]
         regex: (.+) <- (.+)
         target_label: trial
@@ -124,11 +125,11 @@ scrape_configs:
 
 
 def grafana_dashboard() -> dict[str, Any]:
-    """A dashboard to be imported into Grafana, as plain JSON data; the data source and the studies are chosen there."""
+    """A dashboard to import into Grafana, as plain JSON data; the data source and the studies are chosen there."""
     return {
         "title": "kdctl",
         "uid": "kdctl",
-        "description": "Studies that run: written by `kdctl dashboard export`.",
+        "description": "Running studies; written by `kdctl dashboard export`.",
         "tags": ["kdctl"],
         "schemaVersion": 27,
         "editable": True,
@@ -185,9 +186,10 @@ def _panel(number: int, panel: Panel, place: Mapping[str, int]) -> dict[str, Any
 def _readme(folder: Path) -> str:
     here = shlex.quote(str(folder))
     return f"""\
-Prometheus and Grafana for kdctl. Written by `kdctl dashboard export`; export again after kdctl was upgraded.
+Prometheus and Grafana for kdctl. Written by `kdctl dashboard export`; export again after an upgrade of kdctl.
 
-1. Prometheus (Debian and Ubuntu: apt-get install prometheus), as the user who launches studies, on this machine only:
+1. Start Prometheus (Debian and Ubuntu: apt-get install prometheus) as the user who launches studies, so that it is
+   reachable from this machine only:
 
      prometheus --config.file={here}/{PROMETHEUS} --storage.tsdb.path={here}/data \\
        --web.listen-address=127.0.0.1:9090
@@ -197,18 +199,18 @@ Prometheus and Grafana for kdctl. Written by `kdctl dashboard export`; export ag
      {FIRST_QUERY}
 
 2. Grafana: Connections, Add new connection, Prometheus, with the URL http://127.0.0.1:9090. Then Dashboards, New,
-   Import, and choose {GRAFANA}. The file has the form of the dashboards that Ray brings along, and every query of it
-   was put to a real Prometheus; the import into Grafana was not tried.
+   Import, and choose {GRAFANA}. The file has the format of Ray's own dashboards, and all of its queries were tested
+   with a real Prometheus; the import into Grafana itself was not tested.
 
-Prometheus finds a launch by a file in {prometheus.folder()} as long as the launch runs.
-`{PROMETHEUS}` names that folder: export again where KDCTL_CACHE changes.
+While a launch runs, it has a file in {prometheus.folder()}, by which Prometheus finds it.
+`{PROMETHEUS}` contains the path of that folder: export again if KDCTL_CACHE changes.
 
-{SUMS} tells `kdctl dashboard export` which of these files are as it wrote them.
+With {SUMS}, `kdctl dashboard export` detects which of these files were edited.
 """
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Every file of an export into a folder by its name."""
+    """The files of an export into a folder: name → text."""
     texts = {
         PROMETHEUS: prometheus_config(prometheus.folder().absolute()),
         GRAFANA: json.dumps(grafana_dashboard(), indent=1, ensure_ascii=False) + "\n",
@@ -239,7 +241,7 @@ def foreign(folder: Path) -> list[str]:
 
 
 def export(folder: Path) -> None:
-    """Writes every file of an export into a folder, all or none. Raises StorageError."""
+    """Writes the files of an export into a folder, all or none. Raises StorageError."""
     written: dict[Path, Path] = {}
     prometheus.prepare()
     try:
@@ -249,7 +251,7 @@ def export(folder: Path) -> None:
             written[new] = folder / name
             new.write_text(text, encoding="utf-8")
         for file in filter(Path.is_dir, written.values()):
-            raise IsADirectoryError(EISDIR, "a folder is in its place", str(file))
+            raise IsADirectoryError(EISDIR, "it is a folder", str(file))
         for new, file in written.items():
             new.replace(file)
     except OSError as error:

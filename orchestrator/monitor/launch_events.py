@@ -54,8 +54,8 @@ def with_precision(on_event: EventListener) -> EventListener:
         facts = event.facts
         if not isinstance(facts, TrialStarted) or not event.trial or event.trial.config.precision != "auto":
             return
-        if facts.arithmetic and facts.arithmetic not in found:
-            found.add(facts.arithmetic)
-            on_event(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.arithmetic} on {facts.device}"))
+        if facts.compute_dtype and facts.compute_dtype not in found:
+            found.add(facts.compute_dtype)
+            on_event(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.compute_dtype} on {facts.device}"))
 
     return tell_precision

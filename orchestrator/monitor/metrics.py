@@ -1,4 +1,4 @@
-"""The metrics of a launch: a literal table of them, and a meter that knows their values from the launch's events."""
+"""The metrics of a launch: a literal table of them, and a meter that computes their values from the launch's events."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from orchestrator.monitor.eta import estimate
 from orchestrator.monitor.events import Event, TrialStarted
-from orchestrator.monitor.study_status import Stage, StudyStatus
+from orchestrator.monitor.study_status import StudyStatus
+from orchestrator.monitor.trial_status import Stage
 from orchestrator.records import EpochRecord
 from orchestrator.study.plan import PlannedTrial
 
-PREFIX = "ray_"  # what Ray puts before every name
+PREFIX = "ray_"  # which Ray puts before every name
 
-# A series that is not told again stays for three reports of Ray's, 30 s in a cluster that is not kdctl's own. As long
-# as that, `kdctl_trial_running` says of a trial that ended that it does not run.
+# A series that is no longer updated stays for three of Ray's reports, 30 s in a cluster that kdctl did not start. For
+# at least that long `kdctl_trial_running` is 0 for a trial that has ended.
 _FAREWELL = timedelta(seconds=60)
 
 _STUDY = ("study",)
@@ -26,7 +28,7 @@ _TRIAL = ("study", "trial_id", "trial", "method", "dataset", "student", "teacher
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric as Prometheus knows it: gauge or counter, what it counts, its labels, and what it means."""
+    """A metric of Prometheus: gauge or counter, its unit, its labels, and what it means."""
 
     kind: str
     unit: str
@@ -35,27 +37,27 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "kdctl_trials": Metric("gauge", "trials", (*_STUDY, "state"), "trials of the study in each state, the whole study"),
+    "kdctl_trials": Metric("gauge", "trials", (*_STUDY, "state"), "number of trials of the study in each state"),
     "kdctl_remaining_seconds": Metric(
         "gauge", "seconds", (*_STUDY, "bound"),
-        "until the launch ends: at least (`low`) and at most about (`high`); absent where nobody can say",
+        "time until the launch ends: at least (`low`) and at most about (`high`); absent if unknown",
     ),
-    "kdctl_table_hits_total": Metric("counter", "trials", _STUDY, "starts of students whose teacher's table was there"),
+    "kdctl_table_hits_total": Metric("counter", "trials", _STUDY, "students that found their teacher's table"),
     "kdctl_table_misses_total": Metric(
-        "counter", "trials", _STUDY, "starts of students whose teacher's table had to be built"
+        "counter", "trials", _STUDY, "students that had to build their teacher's table"
     ),
     "kdctl_trial_running": Metric(
-        "gauge", "0 or 1", _TRIAL, "1 while the trial is trained, 0 for a minute after that, then absent"
+        "gauge", "0 or 1", _TRIAL, "1 while the trial is being trained, 0 for a minute after it, then absent"
     ),
-    "kdctl_epoch": Metric("gauge", "epochs", _TRIAL, "epochs that the trial has ended"),
-    "kdctl_epochs": Metric("gauge", "epochs", _TRIAL, "epochs that the trial has in all"),
+    "kdctl_epoch": Metric("gauge", "epochs", _TRIAL, "epochs that the trial has completed"),
+    "kdctl_epochs": Metric("gauge", "epochs", _TRIAL, "epochs of the trial in total"),
     "kdctl_epoch_duration_seconds": Metric("gauge", "seconds", _TRIAL, "the last epoch, training and evaluation"),
-    "kdctl_test_accuracy_percent": Metric("gauge", "percent", _TRIAL, "accuracy on the test images after that epoch"),
-    "kdctl_train_loss": Metric("gauge", "loss", _TRIAL, "mean loss over the images of that epoch"),
-    "kdctl_images_per_second": Metric("gauge", "images/s", _TRIAL, "speed of training in that epoch"),
+    "kdctl_test_accuracy_percent": Metric("gauge", "percent", _TRIAL, "test accuracy after the last epoch"),
+    "kdctl_train_loss": Metric("gauge", "loss", _TRIAL, "mean training loss over the images of the last epoch"),
+    "kdctl_images_per_second": Metric("gauge", "images/s", _TRIAL, "training speed in the last epoch"),
     "kdctl_gpu_memory_bytes": Metric(
         "gauge", "bytes", _TRIAL,
-        "what PyTorch holds of the GPU in the trial's process, told by that process; absent without a GPU",
+        "GPU memory that PyTorch has reserved in the trial's process; absent without a GPU",
     ),
 }  # fmt: skip
 
@@ -69,7 +71,7 @@ class Sample(NamedTuple):
 
 
 def label(text: str) -> str:
-    """A label's value as Ray takes it, which knows ASCII alone: `←` is `<-`, ` ·` is `,`, all else its escape."""
+    """A label's value in ASCII, as Ray requires: `←` becomes `<-`, ` ·` becomes `,`, other characters their escape."""
     return text.replace("←", "<-").replace(" ·", ",").encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -89,42 +91,42 @@ class _Running(NamedTuple):
 
 
 class Meter:
-    """The values of every metric but the GPU's memory, from the events of a launch.
+    """The values of all metrics except GPU memory, from the events of a launch.
 
-    Only what runs has series of its own, so that a study of thousands of trials does not have thousands of them.
+    Only running trials have their own series, so that a study of thousands of trials does not have thousands of series.
     """
 
-    def __init__(self, began: Event) -> None:
-        self._board = StudyStatus.launched(began)
+    def __init__(self, launch_event: Event) -> None:
+        self._status = StudyStatus.of_launch(launch_event)
         self._running: dict[str, _Running] = {}
         self._ended: dict[str, tuple[dict[str, str], datetime]] = {}
-        self._asked: Counter[bool] = Counter()  # whether a table was there → how often
+        self._hits: Counter[bool] = Counter()  # whether a table existed → how often
 
-    def take(self, event: Event) -> None:
-        """Takes note of what happened."""
-        self._board.take(event)
+    def apply(self, event: Event) -> None:
+        """Applies an event of the launch."""
+        self._status.apply(event)
         facts, trial = event.facts, event.trial
         if trial and isinstance(facts, TrialStarted):
             if facts.is_hit is not None:
-                self._asked[facts.is_hit] += 1
-            self._running[trial.trial_id] = _Running(labels_of(self._board.study, trial), None)
+                self._hits[facts.is_hit] += 1
+            self._running[trial.trial_id] = _Running(labels_of(self._status.study, trial), None)
             self._ended.pop(trial.trial_id, None)
         elif trial and isinstance(facts, EpochRecord) and trial.trial_id in self._running:
             self._running[trial.trial_id] = self._running[trial.trial_id]._replace(last=facts)
         for trial_id in list(self._running):  # the end of a launch ends them all
-            if self._board.trials[trial_id].stage is not Stage.RUNNING:
+            if self._status.trials[trial_id].stage is not Stage.RUNNING:
                 self._ended[trial_id] = self._running.pop(trial_id).labels, event.time
 
     def counters(self) -> list[Sample]:
-        """The counters, since the launch began."""
-        own = {"study": label(self._board.study)}
+        """The counters since the start of the launch."""
+        own = {"study": label(self._status.study)}
         return [
-            Sample("kdctl_table_hits_total", own, self._asked[True]),
-            Sample("kdctl_table_misses_total", own, self._asked[False]),
+            Sample("kdctl_table_hits_total", own, self._hits[True]),
+            Sample("kdctl_table_misses_total", own, self._hits[False]),
         ]
 
     def gauges(self, now: datetime) -> list[Sample]:
-        """The gauges at this moment (UTC): every series that there is."""
+        """All gauges at this moment (UTC)."""
         self._ended = {key: one for key, one in self._ended.items() if now - one[1] < _FAREWELL}
         found = [*self._of_study(now)]
         for trial_id, running in self._running.items():
@@ -133,11 +135,11 @@ class Meter:
         return [sample for sample in found if math.isfinite(sample.value)]
 
     def _of_study(self, now: datetime) -> Iterator[Sample]:
-        own = {"study": label(self._board.study)}
-        counts = self._board.counts()
+        own = {"study": label(self._status.study)}
+        counts = self._status.counts()
         for stage in Stage:
             yield Sample("kdctl_trials", {**own, "state": str(stage)}, counts.get(stage, 0))
-        eta = self._board.eta(now)
+        eta = estimate(self._status, now)
         if eta is None:
             return
         if eta.low or eta.high is not None:
@@ -146,10 +148,10 @@ class Meter:
             yield Sample("kdctl_remaining_seconds", {**own, "bound": "high"}, eta.high)
 
     def _of_trial(self, trial_id: str, running: _Running) -> Iterator[Sample]:
-        standing, last = self._board.trials[trial_id], running.last
+        trial, last = self._status.trials[trial_id], running.last
         yield Sample("kdctl_trial_running", running.labels, 1)
-        yield Sample("kdctl_epoch", running.labels, standing.epoch)
-        yield Sample("kdctl_epochs", running.labels, standing.member.epochs)
+        yield Sample("kdctl_epoch", running.labels, trial.progress.epoch)
+        yield Sample("kdctl_epochs", running.labels, trial.member.epochs)
         if last:
             yield Sample("kdctl_epoch_duration_seconds", running.labels, last.seconds)
             yield Sample("kdctl_test_accuracy_percent", running.labels, last.test_acc)

@@ -1,6 +1,6 @@
-"""Where Prometheus finds what a launch exports: a file a launch, for its service discovery (`file_sd_configs`).
+"""Lets Prometheus find the metrics of launches: one file per launch, for its service discovery (`file_sd_configs`).
 
-Ray writes such a file too, but only the dashboard does, and every cluster of a machine writes the same one.
+Ray writes such a file too, but only with its dashboard, and all clusters of a machine overwrite the same file.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def folder() -> Path:
 
 
 def prepare() -> None:
-    """Makes the folder, so that Prometheus can watch it. Raises ResourceError."""
+    """Creates the folder, so that Prometheus can watch it. Raises ResourceError."""
     try:
         folders.make(folder())
     except OSError as error:
         raise ResourceError(
-            f"{folder()}, where launches announce themselves to Prometheus, cannot be made ({error.strerror}); name a "
-            "folder that can be written in KDCTL_CACHE"
+            f"{folder()}, by which Prometheus finds launches, cannot be created ({error.strerror}); set KDCTL_CACHE to "
+            "a writable folder"
         ) from None
 
 
 def announce(targets: Sequence[str]) -> None:
-    """Lets Prometheus find these `host:port` as long as this process lives, instead of others. Raises OSError."""
+    """Lets Prometheus find these `host:port` while this process lives, in place of earlier ones. Raises OSError."""
     file = _file(os.getpid())
     folders.make(file.parent)
     _sweep()
@@ -43,17 +43,17 @@ def announce(targets: Sequence[str]) -> None:
 
 
 def withdraw() -> None:
-    """Takes back what this process announced."""
+    """Removes what this process announced."""
     with suppress(OSError, ResourceError):
         _file(os.getpid()).unlink(missing_ok=True)
 
 
 def _file(pid: int) -> Path:
-    return folder() / f"{socket.gethostname()}-{pid}.json"  # machines may share a home
+    return folder() / f"{socket.gethostname()}-{pid}.json"  # several machines may share a home directory
 
 
 def _sweep() -> None:
-    """Removes the files of this machine's launches that were killed."""
+    """Removes the files of launches on this machine that were killed."""
     for file in folder().glob("*.json"):
         host, _, pid = file.stem.rpartition("-")
         if host == socket.gethostname() and pid.isdecimal() and not processes.exists(int(pid)):

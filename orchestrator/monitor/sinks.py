@@ -1,4 +1,4 @@
-"""What a launch tells while it runs: a line an event, a JSON object an event, failures alone, or a live view."""
+"""Shows the events of a launch: one line per event, one JSON object per event, only failures, or a live view."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.text import printable
 
-_PAUSE = 2.0  # seconds between two lines of one trial, so that short epochs do not flood a log
+_PAUSE = 2.0  # seconds between two lines of the same trial, so that short epochs do not flood a log
 
 
 class Lines:
-    """Writes events as lines, on standard error unless told otherwise, and counts trials.
+    """A listener that writes one line per event, by default on standard error, and counts the trials that ended.
 
-    `keeps` says which events are written.
+    Only the events that `keeps` accepts are written.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Lines:
         self._last: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        """One line with the time of day, for most events; some more for a trial that failed."""
+        """Writes a line with the time of day for most events; for a trial that failed also the end of its log."""
         if isinstance(event.facts, LaunchStarted):
             self._trials = len(event.facts.members)
             self._ended = sum(member.is_cached for member in event.facts.members) + len(event.facts.left)
@@ -48,7 +48,7 @@ class Lines:
 
     def _count(self, event: Event) -> str:
         if not isinstance(event.facts, TrialRecord) or event.facts.state is State.STOPPED:
-            return ""  # one that stopped has not ended: the next launch goes on with it
+            return ""  # a stopped trial has not ended: the next launch resumes it
         self._ended += 1
         return f"[{self._ended}/{self._trials}] "
 
@@ -62,7 +62,7 @@ class Lines:
 
 
 def write_line(stream: TextIO | None, text: str) -> OSError | None:
-    """Writes a line at once; gives the error, and raises none: what is trained matters more."""
+    """Writes a line and flushes it; returns an OSError instead of raising it, as training matters more."""
     try:
         if stream is not None:
             stream.write(f"{text}\n")
@@ -70,18 +70,18 @@ def write_line(stream: TextIO | None, text: str) -> OSError | None:
     except OSError as error:
         return error
     except (ValueError, RuntimeError):
-        pass  # it is closed
+        pass  # the stream is closed
     return None
 
 
 def is_failure(event: Event) -> bool:
-    """Whether a trial failed, or lost its worker."""
+    """Whether the event is a trial that failed, or that lost its worker."""
     has_failed = isinstance(event.facts, TrialRecord) and event.facts.state is State.FAILED
     return has_failed or event.kind is EventKind.RETRY
 
 
 def is_news(event: Event) -> bool:
-    """Whether an event scrolls by above a live view, which shows all others by itself."""
+    """Whether the event gets a line above the live view, which shows the other events itself."""
     has_stopped = isinstance(event.facts, TrialRecord) and event.facts.state is State.STOPPED
     return (
         is_failure(event)
@@ -92,10 +92,10 @@ def is_news(event: Event) -> bool:
 
 @contextmanager
 def event_sink(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | None = None) -> Iterator[EventListener]:
-    """What shows the events that it is told of: as JSON on standard output, or on `stdout`; else on standard error.
+    """The listener that shows events: as JSON on standard output (or `stdout`), else on standard error.
 
-    A launch that is `quiet` says what fails, and no more. Any other one draws a live view on a terminal, and writes a
-    line an event elsewhere.
+    If `quiet` it writes only failures. Otherwise it draws a live view on a terminal, and writes one line per event to
+    anything else.
     """
     if as_json:
         with _json(stdout or sys.stdout) as on_event:
@@ -111,7 +111,7 @@ def event_sink(*, as_json: bool = False, quiet: bool = False, stdout: TextIO | N
 
 @contextmanager
 def _json(stream: TextIO | None) -> Iterator[EventListener]:
-    """Events as JSON. Raises an OSError at the end, when everything is trained, but not that of a reader who left."""
+    """Writes events as JSON. Raises an OSError only at the end, after training; a closed pipe is no error."""
     lost: list[OSError] = []
 
     def on_event(event: Event) -> None:
@@ -125,7 +125,7 @@ def _json(stream: TextIO | None) -> Iterator[EventListener]:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a live view can be drawn there."""
+    """Whether a live view can be drawn on a stream."""
     with suppress(OSError, ValueError):
         return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
     return False
@@ -133,25 +133,24 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 @contextmanager
 def _drawing(stream: TextIO) -> Iterator[EventListener]:
-    from orchestrator.monitor.terminal import Frames, Live  # few launches need it
+    from orchestrator.monitor.terminal import Frames, Live  # imports rich, which most launches do not need
 
-    live = Live(Frames(stream))
-    news: list[str] = []
-    lines = Lines(lambda text: news.extend(text.splitlines()), is_news)
+    notes: list[str] = []
+    lines = Lines(lambda text: notes.extend(text.splitlines()), is_news)
 
-    def on_event(event: Event) -> None:
-        lines(event)
-        live.show(lambda board: _after(board, event), tuple(news))
-        news.clear()
+    with Live(Frames(stream)) as live:
 
-    try:
+        def on_event(event: Event) -> None:
+            lines(event)
+            live.show(lambda status: _apply(status, event), tuple(notes))
+            notes.clear()
+
         yield on_event
-    finally:
-        live.close()
 
 
-def _after(board: StudyStatus | None, event: Event) -> StudyStatus | None:
-    if board is None or event.kind is EventKind.LAUNCH:
-        return StudyStatus.launched(event) if event.kind is EventKind.LAUNCH else None
-    board.take(event)
-    return board
+def _apply(status: StudyStatus | None, event: Event) -> StudyStatus | None:
+    if event.kind is EventKind.LAUNCH:
+        return StudyStatus.of_launch(event)
+    if status:
+        status.apply(event)
+    return status

@@ -11,9 +11,12 @@ from typing import Any, Protocol
 
 from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
+from orchestrator.losses import Option
 from orchestrator.machine import paths
 from orchestrator.study.document import Node
 from orchestrator.text import nearest, shorten
+from orchestrator.training.optimizers import OPTIMIZERS
+from orchestrator.training.schedules import SCHEDULES
 
 
 class ValueType(Protocol):
@@ -123,6 +126,65 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """An entry of a table by its name, with the options that the study file gives it."""
+
+    name: str
+    options: tuple[tuple[str, float | str], ...] = ()
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+
+class Entry(Protocol):
+    """An entry of a table of methods, optimizers or schedules."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its options by name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """The name of an entry of `table`, alone or as the one key of a mapping of its options: `{st: {temperature: 2}}`.
+
+    Options may be axes; `reader` reads those, as it reads every axis.
+    """
+
+    table: Mapping[str, Entry]
+
+    def read(self, node: Node) -> Selection:
+        if isinstance(node.value, dict):
+            raise ValueError(
+                f"found {node.described()}; expected a name, or one name with its options; write one of "
+                f"{', '.join(self.table)}"
+            )
+        return Selection(Choice(tuple(self.table)).read(node))
+
+    def schema(self) -> dict[str, Any]:
+        nested = {name: _options_schema(entry.options) for name, entry in self.table.items() if entry.options}
+        names: dict[str, Any] = {"enum": list(self.table)}
+        if not nested:
+            return names
+        one = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
+        return {"anyOf": [names, {**one, "additionalProperties": False}]}
+
+
+def _options_schema(options: Mapping[str, Option]) -> dict[str, Any]:
+    properties = {name: axis_schema(option_key(option).schema()) for name, option in options.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def axis_schema(value: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of an axis: a value, a list, or `{grid: [...]}`. What is a list by nature needs the grid."""
+    several = {"type": "array", "items": value, "minItems": 1}
+    grid = {"type": "object", "properties": {"grid": several}, "required": ["grid"], "additionalProperties": False}
+    choices = [value, grid] if value.get("type") == "array" else [value, several, grid]
+    return {"anyOf": choices, **({"description": value["description"]} if "description" in value else {})}
+
+
+@dataclass(frozen=True, slots=True)
 class ModelValue:
     """The name of a model."""
 
@@ -197,7 +259,7 @@ class DatasetValue:
             return Choice(tuple(DATASETS)).read(node)
         except ValueError as error:
             own = node.value if isinstance(node.value, str) and "/" in node.value else "PATH"
-            raise ValueError(f"{error} for images of your own write {{folder: {shorten(own)}}}") from None
+            raise ValueError(f"{error}; for images of your own write {{folder: {shorten(own)}}}") from None
 
     def _folder(self, given: dict[str, Node]) -> ImageFolder:
         if "folder" not in given or not given.keys() <= {"folder", "size"}:
@@ -231,17 +293,39 @@ class Key:
         """The JSON Schema of one value, with the default where it is a fixed one."""
         schema = {**self.kind.schema(), "description": self.doc}
         if self.default is not None:
-            schema["default"] = list(self.default) if isinstance(self.default, tuple) else self.default
+            schema["default"] = _plain(self.default)
         return schema
 
     def default_text(self) -> str:
         """The default as a study file would write it."""
-        return self.default_doc or ("required" if self.default is None else json.dumps(self.default).strip('"'))
+        return self.default_doc or ("required" if self.default is None else json.dumps(_plain(self.default)).strip('"'))
+
+
+def _plain(default: Any) -> Any:
+    """A default as a study file or JSON has it."""
+    if isinstance(default, Selection):
+        return default.name
+    return list(default) if isinstance(default, tuple) else default
 
 
 def default_milestones(epochs: int) -> tuple[int, ...]:
     """Half and three quarters of the epochs, as in the published recipe."""
     return tuple(sorted({epochs // 2, epochs * 3 // 4} - {0}))
+
+
+def option_key(option: Option) -> Key:
+    """The key of an option: what it may be, and its default."""
+    if option.choices:
+        return Key(Choice(option.choices), option.doc, option.default)
+    if isinstance(option.default, int):
+        return Key(Integer(int(option.least), int(option.most)), option.doc, option.default)
+    return Key(Number(option.least, option.most, exclusive=option.exclusive), option.doc, option.default)
+
+
+def _by_optimizer(name: str) -> str:
+    """The default of a setting that each optimizer has its own of, in words."""
+    (_, first), *others = ((key, f"{getattr(facts, name):g}") for key, facts in OPTIMIZERS.items())
+    return "; ".join([first, *(f"{value} for {key}" for key, value in others)])
 
 
 DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
@@ -257,9 +341,9 @@ DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the e
 TRAINING_KEYS: Mapping[str, Key] = {
     "epochs": Key(Integer(1, 100_000), "passes over the training set", 200),
     "batch_size": Key(Integer(1, 1_000_000), "images in a batch", 128),
-    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate of SGD", 0.1),
+    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate", 0.1, _by_optimizer("lr")),
     "momentum": Key(Number(0, 1), "momentum of SGD", 0.9),
-    "weight_decay": Key(Number(0, 1e6), "weight decay of SGD", 1e-4),
+    "weight_decay": Key(Number(0, 1e6), "weight decay", 1e-4, _by_optimizer("weight_decay")),
     "milestones": Key(
         EpochList(),
         "epochs after which lr is multiplied by gamma",
@@ -273,7 +357,11 @@ TRAINING_KEYS: Mapping[str, Key] = {
         "what convolutions reckon in while training: bfloat16 where the device has it (auto), or always this",
         "auto",
     ),
+    "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
+    "schedule": Key(Selected(SCHEDULES), "how lr changes: a name, or a name with its options", Selection("steps")),
 }
+# Their defaults follow from others: milestones from epochs, these two from the optimizer.
+DERIVED = ("milestones", "lr", "weight_decay")
 
 CACHE_KEY = Key(
     Choice(("auto", "table", "live")),
@@ -286,7 +374,7 @@ RECIPE_KEYS: Mapping[str, Key] = {**TRAINING_KEYS, **DATA_KEYS, "teacher_cache":
 SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the images and their views", 0)
 
 STUDENT_KEYS: Mapping[str, Key] = {
-    "method": Key(Choice(tuple(losses.METHODS)), "what the student is trained with"),
+    "method": Key(Selected(losses.METHODS), "what the student is trained with: a name, or a name with its options"),
     "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
     "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
     "seed": SEED_KEY,
@@ -300,14 +388,12 @@ TEACHER_KEYS: Mapping[str, Key] = {
 }
 
 
-def _option_key(option: losses.Option) -> Key:
-    kind: ValueType = Choice(option.choices) if option.choices else Number(option.least, exclusive=option.exclusive)
-    return Key(kind, option.doc, option.default)
-
-
-OPTION_KEYS: Mapping[str, Key] = {
-    name: _option_key(option) for method in losses.METHODS.values() for name, option in method.options.items()
-}
+# Options of methods may also stand beside `method`, unless another key has their name. Each is read as its method says.
+OPTION_KEYS: dict[str, Key] = {}
+for _method in losses.METHODS.values():
+    for _name, _option in _method.options.items():
+        if _name not in (*STUDENT_KEYS, *RECIPE_KEYS, "teacher"):
+            OPTION_KEYS.setdefault(_name, option_key(_option))
 
 EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KEYS}
 

@@ -14,11 +14,17 @@ from typing import Any
 from orchestrator import losses
 from orchestrator.records import TrialConfig, TrialRecord
 from orchestrator.study import fields
+from orchestrator.training.optimizers import OPTIMIZERS
+from orchestrator.training.schedules import SCHEDULES
 
 _OF_TEACHER = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
 _TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
 # Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
-_PLACED = {*fields.RECIPE_KEYS, "options", "teacher", "weights", "folder", "seed", "teacher_answers", "arithmetic"}
+_TABLES = ("optimizer", "schedule")  # settings that have options of their own
+_PLACED = {
+    *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
+    "teacher_answers", "arithmetic",
+}  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256
 _PLAIN = re.compile(r"[\w.-]+")
 
@@ -91,7 +97,14 @@ def _filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
     epochs = given.get("epochs", 0 if weights else fields.RECIPE_KEYS["epochs"].default)
     milestones = tuple(given.get("milestones", fields.default_milestones(epochs)))
     own = {"weights": weights, "epochs": epochs, "milestones": milestones}
+    own |= {name: _selection(name, given) for name in _TABLES}
     return {**_defaults(own), **{name: given[name] for name in fields.RECIPE_KEYS if name in given}, **own}
+
+
+def _selection(name: str, given: Mapping[str, Any]) -> fields.Selection:
+    """The optimizer or schedule of a recipe, with the options that are not at their defaults."""
+    default: fields.Selection = fields.RECIPE_KEYS[name].default
+    return fields.Selection(given.get(name, default.name), tuple(sorted(given.get(f"{name}_options", {}).items())))
 
 
 def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +114,11 @@ def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
         found["epochs"] = 0
     if not own["milestones"]:
         found["gamma"] = 1.0  # nothing is multiplied, see `plan`
-    return {**found, "milestones": fields.default_milestones(own["epochs"])}
+    if facts := OPTIMIZERS.get(own["optimizer"].name):
+        found |= {"lr": facts.lr, "weight_decay": facts.weight_decay}
+    schedule = SCHEDULES.get(own["schedule"].name)
+    has_milestones = schedule is None or schedule.has_milestones
+    return {**found, "milestones": fields.default_milestones(own["epochs"]) if has_milestones else ()}
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +149,6 @@ def _text(value: Any) -> str:
         return ",".join(map(_text, value)) or "none"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    if isinstance(value, str) and _PLAIN.fullmatch(value):
-        return value
+    if isinstance(value, fields.Selection) or (isinstance(value, str) and _PLAIN.fullmatch(value)):
+        return str(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).replace(" ", "\\u0020")

@@ -12,7 +12,10 @@ from orchestrator import losses
 from orchestrator.data.registry import FolderDataset, facts_of
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
+from orchestrator.study.fields import Selection
 from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teacher
+from orchestrator.training.optimizers import OPTIMIZERS
+from orchestrator.training.schedules import SCHEDULES
 
 # The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
 # that the order of keys in the file changes nothing.
@@ -106,8 +109,10 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             configs[config] = None
             if config.teacher:
                 teachers[config.teacher] = None
-        found = [value.value for value in experiment.axes["dataset"]]
-        folders |= {dataset.facts.digest: dataset for dataset in found if isinstance(dataset, FolderDataset)}
+        for value in experiment.axes["dataset"]:
+            if isinstance(folder := value.value, FolderDataset):
+                path = str(study.source.parent / folder.path)
+                folders[folder.facts.digest] = replace(folder, path=path)
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}
@@ -199,11 +204,11 @@ def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
 
 
 def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
-    base = {"seed": 0, **settings, "method": "base", "dataset": dataset, "student": settings["model"]}
+    base = {"seed": 0, **settings, "method": Selection("base"), "dataset": dataset, "student": settings["model"]}
     if "weights" not in settings:
         return _config(base, None)
     # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
-    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items()}
+    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items() if key.default is not None}
     base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
     return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
 
@@ -212,20 +217,22 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
     """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
     dataset = settings["dataset"]
     facts = facts_of(dataset)
-    method = losses.METHODS[settings["method"]]
+    method, optimizer, schedule = (settings[name] for name in ("method", "optimizer", "schedule"))
+    trainer = OPTIMIZERS[optimizer.name]
     epochs = settings["epochs"]
-    milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
-    options = {name: settings.get(name, default) for name, default in method.defaults().items()}
+    milestones: tuple[int, ...] = ()
+    if SCHEDULES[schedule.name].has_milestones:
+        milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
     return TrialConfig(
-        method=settings["method"],
+        method=method.name,
         dataset=str(dataset),
         student=settings["student"],
         seed=settings["seed"],
         epochs=epochs,
         batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
+        lr=settings.get("lr", trainer.lr),
+        momentum=settings["momentum"] if trainer.has_momentum else None,
+        weight_decay=settings.get("weight_decay", trainer.weight_decay),
         milestones=milestones,
         gamma=settings["gamma"] if milestones else 1.0,
         crop_padding=settings["crop_padding"],
@@ -234,11 +241,27 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
         limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
         holdout=settings["holdout"],
-        options=tuple(sorted(options.items())),
+        options=_options(method, settings),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
         folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
+        optimizer=optimizer.name,
+        optimizer_options=_changed(optimizer, trainer.options),
+        schedule=schedule.name,
+        schedule_options=_changed(schedule, SCHEDULES[schedule.name].options),
     )
+
+
+def _options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
+    """Every option of a method: from under its name, from beside it, or its default."""
+    beside = {name: settings[name] for name in fields.OPTION_KEYS if name in settings}
+    options = {**losses.METHODS[method.name].defaults(), **dict(method.options)}
+    return tuple(sorted({**options, **{name: beside[name] for name in beside if name in options}}.items()))
+
+
+def _changed(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
+    """The options that are not at their defaults."""
+    return tuple((name, value) for name, value in selection.options if value != known[name].default)
 
 
 def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:

@@ -177,19 +177,21 @@ class _Reader:
             }
         place = node.place if node is not None else root.place
         recipe = {name: Value(key.default, place, f"recipe.{name}") for name, key in fields.RECIPE_KEYS.items()}
-        if "milestones" not in got:
-            del recipe["milestones"]  # follows from the epochs of each trial, see `milestones_of`
+        for name in fields.DERIVED:  # their defaults follow from other settings of each trial, see `plan`
+            del recipe[name]
         return recipe | got
 
     def _shared(self, key: Key, node: Node, path: str) -> Value | None:
         natural = isinstance(key.kind, fields.EpochList)
-        if _grid(node) is not None or (isinstance(node.value, list) and not natural):
+        is_list = _grid(node) is not None or (isinstance(node.value, list) and not natural)
+        values = () if is_list else self._axis(key, node, path)
+        if is_list or len(values) > 1:
             message = (
                 "got a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
             )
             self.faults.append(node.place.fault(path, message))
             return None
-        return self._value(key, node, path)
+        return values[0] if values else None
 
     def _resources(self, root: Node) -> Resources:
         assert isinstance(root.value, dict)
@@ -238,9 +240,12 @@ class _Reader:
             self._required(node, name, path, f"every experiment says it: {wanted}")
         axes: dict[str, Axis] = {}
         teachers: tuple[Teacher, ...] = ()
-        for name, child in self._known(node, allowed, path):
+        known = sorted(self._known(node, allowed, path), key=lambda item: item[0] != "method")
+        for name, child in known:  # the method first, as it says how its options are read
             if name == "teacher":
                 teachers = self._teachers(child, f"{path}.teacher")
+            elif name in fields.OPTION_KEYS:
+                axes[name] = self._option(name, child, f"{path}.{name}", axes.get("method", ()))
             else:
                 axes[name] = self._axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
         assert isinstance(node.value, dict)
@@ -301,8 +306,41 @@ class _Reader:
 
     def _axis(self, key: Key, node: Node, path: str) -> Axis:
         entries = self._entries(node, path, natural_list=isinstance(key.kind, fields.EpochList))
+        if isinstance(key.kind, fields.Selected):
+            return tuple(value for child, child_path in entries for value in self._selections(key, child, child_path))
         found = (self._value(key, child, child_path) for child, child_path in entries)
         return tuple(value for value in found if value)
+
+    def _selections(self, key: Key, node: Node, path: str) -> Iterator[Value]:
+        """The entries of a table that a node names: as many as the axes of its options multiply to."""
+        assert isinstance(key.kind, fields.Selected)
+        if not isinstance(node.value, dict) or len(node.value) != 1:
+            value = self._value(key, node, path)
+            yield from (value,) if value else ()
+            return
+        for name, child in self._known(node, key.kind.table, path):
+            options, where = key.kind.table[name].options, f"{path}.{name}"
+            if not options:
+                self.faults.append(child.place.fault(where, f"{name} has no options; write its name alone"))
+            elif self._is_mapping(child, where, options):
+                axes = {
+                    option: self._axis(fields.option_key(options[option]), value, f"{where}.{option}")
+                    for option, value in sorted(self._known(child, options, where))
+                }
+                for values in itertools.product(*axes.values()):
+                    chosen = tuple((option, value.value) for option, value in zip(axes, values, strict=True))
+                    yield Value(fields.Selection(name, chosen), node.place, path)
+
+    def _option(self, name: str, node: Node, path: str, methods: Axis) -> Axis:
+        """An option that stands beside the methods of its experiment."""
+        owners = (losses.METHODS[method.value.name].options for method in methods)
+        keys = {key.kind: key for key in (fields.option_key(own[name]) for own in owners if name in own)}
+        if len(keys) > 1:
+            message = (
+                f"its methods mean different things by {name}; write it under each: `method: {{NAME: {{{name}: …}}}}`"
+            )
+            self.faults.append(node.place.fault(path, message))
+        return self._axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
 
     def _value(self, key: Key, node: Node, path: str) -> Value | None:
         try:
@@ -319,7 +357,8 @@ class _Reader:
             try:
                 found = measure(self.path.parent / folder.path, folder.size, _progress(folder.path, self.on_note))
                 # Folders with the same images are one dataset, with the name of the first.
-                found = replace(found, name=self._names.setdefault(found.facts.digest, found.name))
+                name = self._names.setdefault(found.facts.digest, found.name)
+                found = replace(found, path=folder.path, name=name)
             except DataError as error:
                 found = error
             self._measured[folder] = found
@@ -465,20 +504,24 @@ def _teacher_axes(recipe: Mapping[str, Value], experiment: Experiment, teacher: 
 
 def _method_faults(experiment: Experiment) -> Iterator[Fault]:
     for method in experiment.axes.get("method", ()):
-        has_teacher = losses.METHODS[method.value].has_teacher
+        name = method.value.name
+        has_teacher = losses.METHODS[name].has_teacher
         if has_teacher and not experiment.names_teacher:
-            yield method.fault(f"method {method.value} needs a teacher; add `teacher: resnet_32_20` to the experiment")
+            yield method.fault(f"method {name} needs a teacher; add `teacher: resnet_32_20` to the experiment")
         if not has_teacher and experiment.names_teacher:
             message = (
-                f"method {method.value} has no use for the teacher; remove `teacher`, or give {method.value} an "
-                "experiment of its own"
+                f"method {name} has no use for the teacher; remove `teacher`, or give {name} an experiment of its own"
             )
             yield method.fault(message)
 
 
 def _option_faults(experiment: Experiment) -> Iterator[Fault]:
-    methods = [method.value for method in experiment.axes.get("method", ())]
+    chosen = [method.value for method in experiment.axes.get("method", ())]
+    methods = list(dict.fromkeys(method.name for method in chosen))
     for name in sorted(set(experiment.axes) & set(fields.OPTION_KEYS)):
+        if twice := [method.name for method in chosen if name in dict(method.options)]:
+            message = f"{name} also stands under method {twice[0]}; remove one of the two"
+            yield experiment.axes[name][0].fault(message)
         if methods and experiment.axes[name] and not any(name in losses.METHODS[method].options for method in methods):
             takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
             message = f"{name} belongs to method {', '.join(takers)}, not to {', '.join(methods)}; remove it"
@@ -502,10 +545,10 @@ def _width_faults(experiment: Experiment) -> Iterator[Fault]:
 def _option_choices(experiment: Experiment) -> Iterator[tuple[losses.Method, losses.Options]]:
     """Each method with every combination of its options."""
     for method in experiment.axes.get("method", ()):
-        facts = losses.METHODS[method.value]
-        given = [name for name in facts.options if experiment.axes.get(name)]
+        facts = losses.METHODS[method.value.name]
+        given = [name for name in facts.options if name in fields.OPTION_KEYS and experiment.axes.get(name)]
         for values in itertools.product(*({value.value for value in experiment.axes[name]} for name in given)):
-            yield facts, {**facts.defaults(), **dict(zip(given, values, strict=True))}
+            yield facts, {**facts.defaults(), **dict(zip(given, values, strict=True)), **dict(method.value.options)}
 
 
 def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:

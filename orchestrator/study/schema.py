@@ -13,8 +13,10 @@ from orchestrator.study.reader import NOTE, STUDY_NAME
 
 def study_schema() -> dict[str, Any]:
     """JSON Schema, draft 7, which is what editors' YAML support understands."""
-    experiment = {name: _axis(key.schema()) for name, key in fields.EXPERIMENT_KEYS.items()}
-    experiment["teacher"] = _axis({"anyOf": [fields.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]})
+    experiment = {name: fields.axis_schema(key.schema()) for name, key in fields.EXPERIMENT_KEYS.items()}
+    experiment["teacher"] = fields.axis_schema(
+        {"anyOf": [fields.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]}
+    )
     parts = {
         "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
         "recipe": _object(_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),
@@ -41,17 +43,9 @@ def _schemas(known: Mapping[str, Key]) -> dict[str, Any]:
 
 
 def _axes() -> dict[str, Any]:
-    return {name: _axis(schema) for name, schema in _schemas(fields.TEACHER_MAPPING_KEYS).items()}
+    return {name: fields.axis_schema(schema) for name, schema in _schemas(fields.TEACHER_MAPPING_KEYS).items()}
 
 
 def _object(properties: Mapping[str, Any], required: list[str], description: str = "") -> dict[str, Any]:
     schema = {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
     return {**schema, "description": description} if description else schema
-
-
-def _axis(value: dict[str, Any]) -> dict[str, Any]:
-    """One value, a list of values, or `{grid: [...]}`; what is a list by nature is swept with grid alone."""
-    several = {"type": "array", "items": value, "minItems": 1}
-    grid = _object({"grid": several}, ["grid"])
-    choices = [value, grid] if value.get("type") == "array" else [value, several, grid]
-    return {"anyOf": choices, **({"description": value["description"]} if "description" in value else {})}

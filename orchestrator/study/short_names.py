@@ -94,7 +94,9 @@ def _recipe(config: TrialConfig) -> dict[str, str]:
     if config.weights:  # nothing is trained
         return {"weights": config.weights[:_DIGITS]}
     found = {name: getattr(config, name) for name in fields.RECIPE_KEYS if name != "teacher_cache" or config.teacher}
-    return _texts(found)
+    found["optimizer"] = fields.Selection(config.optimizer, config.optimizer_options)
+    found["schedule"] = fields.Selection(config.schedule, config.schedule_options)
+    return _texts({name: value for name, value in found.items() if name != "momentum" or value is not None})
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -20,13 +20,16 @@ from orchestrator.data.registry import facts_of
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
+from orchestrator.losses.base import TeacherOutputs
 from orchestrator.models.base import Classifier
 from orchestrator.pretrained import weight_files
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
 from orchestrator.storage.leases import Lease, table_resource, waiting
 from orchestrator.teachers.chunks import Slices
-from orchestrator.training.loop import Batch, Check, EpochOrder, fresh_model, unchecked
+from orchestrator.training.batches import Batch, EpochOrder
+from orchestrator.training.evaluation import Check, unchecked
+from orchestrator.training.seeds import build_seeded
 
 TABLE_FORMAT = 2  # raise it when the same key would hold other bytes
 # Small enough for the caches of a CPU, large enough to keep a GPU busy.
@@ -38,12 +41,12 @@ _SHARE = 1 / 8  # of the free memory of a GPU that one table may take
 _SAMPLE = 1000  # random (view, image) pairs that a check asks about
 
 
-# Answers: three ways to ask, one signature (`loop.TeacherOutputs`).
+# Three ways to get a teacher's outputs, with one signature (`batches.Teacher`).
 
 
-def no_answers(batch: Batch) -> dict[str, Tensor]:
+def no_teacher(batch: Batch) -> TeacherOutputs:
     """For methods without a teacher."""
-    return {}
+    return TeacherOutputs()
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class LiveTeacher:
     needs: tuple[str, ...]
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> TeacherOutputs:
         outputs = self.model.embed(batch.images)
-        return {name: getattr(outputs, name) for name in self.needs}
+        return TeacherOutputs(**{name: getattr(outputs, name) for name in self.needs})
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class TableTeacher:
     table: Tensor
     answers: str
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        return {self.answers: self.table[batch.view, batch.index].float()}
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        return TeacherOutputs(**{self.answers: self.table[batch.view, batch.index].float()})
 
 
 class HostTable:
@@ -83,16 +86,16 @@ class HostTable:
         self._next = torch.empty(0)
         self._now = torch.empty(table.shape[1:], dtype=table.dtype, device=device)
 
-    def prepare(self, draw: EpochOrder) -> None:
+    def prepare(self, order: EpochOrder) -> None:
         """Looks up the answers of the next epoch."""
-        self._next = self.table[draw.views, draw.order]
+        self._next = self.table[order.views, order.order]
 
     def begin(self) -> None:
         """Moves them to the device."""
         self._now.copy_(self._next)
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        return {self.answers: self._now[batch.place].float()}
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        return TeacherOutputs(**{self.answers: self._now[batch.place].float()})
 
 
 # Weights.
@@ -104,7 +107,7 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device, dig
     Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
     """
     state = weight_files.fit(weight_files.read(path, digest), path, model, classes)
-    built = fresh_model(lambda: models.build(model, classes), 0, device)
+    built = build_seeded(lambda: models.build(model, classes), 0, device)
     built.load_state_dict({**built.state_dict(), **state})  # counters of batches may be missing
     return built.eval().requires_grad_(False)
 
@@ -275,7 +278,7 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
     sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
     images = data.normalise(sampled.take(torch.arange(_SAMPLE, device=device), view))
     batch = Batch(images, data.train.labels[index], index, view, index)
-    live = LiveTeacher(model, (key.answers,))(batch)[key.answers]
+    live = getattr(LiveTeacher(model, (key.answers,))(batch), key.answers)
     stored = table[view.cpu(), index.cpu()].float().to(device)
     difference = (live - stored).abs()
     allowed = 2.0**-11 * live.abs() + rounding * live.abs().max()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -17,32 +17,23 @@ from torch import Tensor
 from orchestrator.records import EpochRecord
 from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage
 from orchestrator.text import first_line, printable
-from orchestrator.training.loop import TrainingState
+from orchestrator.training.state import Position, TrainingState
 
 # A file is three parts: this and the SHA-256 of the rest in hex, the facts as JSON, the tensors as safetensors; the
 # first two end with a new line. Nothing in it is ever executed.
 _FORMAT = b"kdctl-checkpoint-1 "
 
 
-def save_checkpoint(storage: Storage, trial_id: str, course: TrainingState, epochs: Sequence[EpochRecord]) -> None:
-    """Writes where a training stands, with the records of its epochs so far; all others go but the one before it.
+def save_checkpoint(storage: Storage, trial_id: str, state: TrainingState, epochs: Sequence[EpochRecord]) -> None:
+    """Writes a training's state with the records of its epochs so far; keeps the checkpoint before, and no others.
 
     Raises StorageError where it cannot be written; the earlier ones are then still there.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in course.tensors().items()}
-    facts = {
-        "trial_id": trial_id,
-        "epoch": course.epoch,
-        "images": course.images,
-        "seconds": course.seconds,
-        "with_teacher": course.with_teacher,
-        "arithmetic": course.arithmetic,
-        "asked": course.asked,
-        "epochs": [asdict(record) for record in epochs],
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+    facts = {"trial_id": trial_id, **_facts_of(state.position), "epochs": [asdict(record) for record in epochs]}
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
     digest = hashlib.sha256(payload).hexdigest().encode()
-    written = storage.checkpoint(trial_id, course.epoch, course.images)
+    written = storage.checkpoint(trial_id, state.epoch, state.images)
     storage.backend.write(written, _FORMAT + digest + b"\n" + payload)
     names = _names(storage, trial_id)
     # Later ones were passed over as damaged, or somebody else wrote them while we stood still.
@@ -53,9 +44,9 @@ def save_checkpoint(storage: Storage, trial_id: str, course: TrainingState, epoc
 
 
 def restore_checkpoint(
-    storage: Storage, trial_id: str, course: TrainingState, say: Callable[[str], None]
+    storage: Storage, trial_id: str, state: TrainingState, say: Callable[[str], None]
 ) -> list[EpochRecord] | None:
-    """Brings a fresh course to where the newest whole checkpoint stands; returns its epochs, None without one.
+    """Brings a fresh state to where the newest whole checkpoint stands; returns its epochs, None without one.
 
     A damaged checkpoint is named to `say` and passed over for the one before it. Raises StorageError where the storage
     cannot be read: what it holds is not to be trained again for a cut link.
@@ -66,7 +57,7 @@ def restore_checkpoint(
             facts, tensors = _read(content, trial_id)
             epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
             position = _position(facts, len(epochs) + 1)
-            course.restore(tensors)
+            state.restore(tensors)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the file is good; the next attempt may have room for it
         except Exception as error:  # a damaged file makes json, safetensors and torch raise errors of a dozen types
@@ -74,7 +65,7 @@ def restore_checkpoint(
             shown = storage.backend.describe(name)
             say(f"checkpoint {shown} is damaged ({reason}) and passed over for the one before it")
             continue
-        course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked = position
+        state.move_to(position)
         return epochs
     return None
 
@@ -90,20 +81,27 @@ def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
     return record
 
 
-def _position(facts: dict[str, Any], epoch: int) -> tuple[int, int, float, bool, str, str | None]:
-    """Where a course stands; `epoch` is the one after those that are recorded."""
-    match [facts[name] for name in ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked")]:
+# What a position's fields are called in a file, in their order.
+_NAMES = ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked")
+
+
+def _facts_of(position: Position) -> dict[str, Any]:
+    return dict(zip(_NAMES, astuple(position), strict=True))
+
+
+def _position(facts: dict[str, Any], epoch: int) -> Position:
+    """The position in a file's facts; `epoch` is the one after those that are recorded."""
+    match [facts[name] for name in _NAMES]:
         case [
             int(found),
             int(images),
             float(seconds),
             bool(with_teacher),
-            ("float32" | "bfloat16") as arithmetic,
-            asked,
+            ("float32" | "bfloat16") as compute_dtype,
+            (None | "table" | "live") as teacher_mode,
         ]:
-            is_known = asked in (None, "table", "live")
-            if found == epoch and images >= 0 and 0 <= seconds < math.inf and is_known:
-                return epoch, int(images), seconds, with_teacher, arithmetic, asked
+            if found == epoch and images >= 0 and 0 <= seconds < math.inf:
+                return Position(epoch, int(images), seconds, with_teacher, compute_dtype, teacher_mode)
     raise ValueError("its epochs are not those before it")
 
 

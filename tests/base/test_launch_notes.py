@@ -24,8 +24,8 @@ def test_what_auto_chose_is_said_once_a_choice(make_config: Callable[..., TrialC
     heard: list[Event] = []
     on_event = with_precision(heard.append)
     trial = PlannedTrial("0123456789ab", "student", make_config(precision="auto"), None, "new", None, None)
-    begun = TrialStarted("h", 7, "cpu, 1 threads", 1, None, None, arithmetic="bfloat16")
-    for facts in (begun, begun, replace(begun, arithmetic="float32"), replace(begun, arithmetic=None)):
+    begun = TrialStarted("h", 7, "cpu, 1 threads", 1, None, None, compute_dtype="bfloat16")
+    for facts in (begun, begun, replace(begun, compute_dtype="float32"), replace(begun, compute_dtype=None)):
         on_event(Event(EventKind.STARTED, "", trial, facts))
     fixed = replace(trial, config=make_config(precision="float32"))
     with_precision(heard.append)(Event(EventKind.STARTED, "", fixed, begun))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.losses import METHODS, Method, Option
 from orchestrator.records import Dataset, Failure, State, TableKey, TrialConfig
 
 TEACHER = TrialConfig(
@@ -63,8 +64,14 @@ CHANGES: dict[str, Any] = {
     "teacher": None,
     "teacher_cache": "live",
     "weights": "00" * 32,
+    "optimizer": "adamw",
+    "optimizer_options": (("beta1", 0.8),),
+    "schedule": "cosine",
+    "schedule_options": (("warmup", 5),),
     "folder": FOLDER,
 }
+OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
+OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
 WORD = st.text(max_size=5)
 CONFIGS = st.builds(
     TrialConfig,
@@ -75,7 +82,7 @@ CONFIGS = st.builds(
     epochs=st.integers(0, 999),
     batch_size=st.integers(1, 999),
     lr=st.floats(0, 1),
-    momentum=st.floats(0, 1),
+    momentum=st.none() | st.floats(0, 1),
     weight_decay=st.floats(0, 1),
     milestones=st.lists(st.integers(1, 999), max_size=3).map(tuple),
     gamma=st.floats(0, 1),
@@ -85,12 +92,14 @@ CONFIGS = st.builds(
     limit_train=st.none() | st.integers(1),
     limit_test=st.none() | st.integers(1),
     holdout=st.integers(0),
-    options=st.dictionaries(WORD, st.floats(0, 1) | WORD, max_size=2).map(
-        lambda options: tuple(sorted(options.items()))
-    ),
+    options=OPTIONS,
     teacher=st.sampled_from([None, TEACHER]),
     teacher_cache=st.none() | WORD,
     weights=st.none() | WORD,
+    optimizer=WORD,
+    optimizer_options=OPTIONS,
+    schedule=WORD,
+    schedule_options=OPTIONS,
     folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
 )
 
@@ -115,6 +124,26 @@ def test_the_ids_of_these_trials_stay() -> None:
     """A failure here means that every result in every storage would be trained again."""
     assert TEACHER.trial_id() == "81cadb989721"
     assert STUDENT.trial_id() == "07a9610c016e"
+
+
+def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
+    assert set(STUDENT.to_json()) == set(CHANGES) - {
+        "folder",
+        "optimizer",
+        "optimizer_options",
+        "schedule",
+        "schedule_options",
+    }
+    changed = replace(STUDENT, schedule="cosine")
+    assert changed.to_json() == {**STUDENT.to_json(), "schedule": "cosine"}
+
+
+def test_an_option_that_a_method_gains_is_in_no_id_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = METHODS["logit"]
+    more = replace(method, options={**method.options, "power": Option(2, "an exponent")})
+    monkeypatch.setitem(cast("dict[str, Method]", METHODS), "logit", more)
+    same, other = (replace(STUDENT, options=(*STUDENT.options, ("power", power))) for power in (2, 3))
+    assert same.trial_id() == STUDENT.trial_id() != other.trial_id()
 
 
 def test_every_field_has_a_change() -> None:

@@ -20,7 +20,7 @@ from orchestrator.data.views import ViewSpace
 from orchestrator.records import TrialConfig
 from orchestrator.teachers.outputs import LiveTeacher
 from orchestrator.training import loop
-from orchestrator.training.loop import TrainingState
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -82,7 +82,7 @@ def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> N
 
     loss = plain.step(theirs, teacher, optimizer, images.normalise(images.train.pixels), images.train.labels)
     answers = LiveTeacher(teacher, ("logits",))
-    (record,) = loop.train(TrainingState.start(ours, config), losses.build("logit"), images, config, answers)
+    (record,) = loop.train(TrainingState.start(ours, losses.build("logit"), config), images, config, answers)
 
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     for was, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):

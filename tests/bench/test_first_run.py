@@ -9,7 +9,7 @@ import pytest
 import torch
 from first_run import FirstRun
 
-from orchestrator.training.loop import TrainingState
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 

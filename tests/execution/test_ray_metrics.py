@@ -220,7 +220,7 @@ def test_a_real_prometheus_sees_a_study_that_runs(watched: Watched) -> None:
     values = {promql: ask(promql.replace("$study", "watched")) for promql in queries}
     empty = {queries[promql] for promql, found in values.items() if not found}
     # It has no GPU; tables are counted, and the only one was built.
-    assert empty == {"GPU memory", "Teacher's tables"}
+    assert empty == {"GPU memory", "Teacher tables"}
     assert float(ask("sum(ray_kdctl_table_misses_total)")[0]["value"][1]) == 1
     assert all(
         set(of_trials(found)) == {STUDENT} for found in values.values() if found and "trial" in found[0]["metric"]

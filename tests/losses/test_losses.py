@@ -9,19 +9,23 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator import losses
-from orchestrator.losses.terms import LossTerms
+from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, TeacherOutputs
 
 LN2 = math.log(2)
 LN3 = math.log(3)
 
 
+NOWHERE = Progress(torch.tensor(1.0), 10)
+
+
 class Student(NamedTuple):
     logits: Tensor
     pooled: Tensor = torch.zeros(0)
+    maps: tuple[Tensor, ...] = ()
 
 
 def tensor(*rows: tuple[float, ...]) -> Tensor:
@@ -43,7 +47,7 @@ CE = 1.0397207708399179
 
 
 def test_base_by_hand() -> None:
-    terms = losses.build("base")(Student(LOGITS), LABELS, {})
+    terms = losses.build("base")(Student(LOGITS), LABELS, TeacherOutputs(), NOWHERE)
     assert numbers(terms)[:2] == approx(CE, CE)
     assert terms.kd is None
 
@@ -51,14 +55,18 @@ def test_base_by_hand() -> None:
 @pytest.mark.parametrize(("ce_weight", "total"), [(1.0, CE + 1.25), (0.0, 1.25), (0.5, CE / 2 + 1.25)])
 def test_logit_by_hand(ce_weight: float, total: float) -> None:
     # Differences −1, 0, 0, −2; the mean of their squares is 5/4.
-    terms = losses.build("logit", ce_weight=ce_weight)(Student(LOGITS), LABELS, {"logits": tensor((1, 0), (LN3, 2))})
+    terms = losses.build("logit", ce_weight=ce_weight)(
+        Student(LOGITS), LABELS, TeacherOutputs(logits=tensor((1, 0), (LN3, 2))), NOWHERE
+    )
     assert numbers(terms) == approx(total, CE, 1.25)
 
 
 def test_logit_on_pooled_by_hand() -> None:
     # Differences 1, 0, 3, 0, 0, 2; the mean of their squares is 14/6.
     student = Student(LOGITS, tensor((1, 2, 3), (4, 5, 6)))
-    terms = losses.build("logit", match="pooled")(student, LABELS, {"pooled": tensor((0, 2, 0), (4, 5, 4))})
+    terms = losses.build("logit", match="pooled")(
+        student, LABELS, TeacherOutputs(pooled=tensor((0, 2, 0), (4, 5, 4))), NOWHERE
+    )
     assert numbers(terms) == approx(CE + 14 / 6, CE, 14 / 6)
 
 
@@ -66,23 +74,38 @@ def test_soft_target_by_hand() -> None:
     # At T = 2 the teacher says (3/4, 1/4) and the student (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.1308…
     # for the first image, nothing for the second, where both say the same. Mean 0.0654…, times T² = 0.2616….
     student = Student(tensor((0, 0), (0, 0)))
-    terms = losses.build("st", temperature=2.0)(student, LABELS, {"logits": tensor((2 * LN3, 0), (0, 0))})
+    terms = losses.build("st", temperature=2.0)(
+        student, LABELS, TeacherOutputs(logits=tensor((2 * LN3, 0), (0, 0))), NOWHERE
+    )
     assert numbers(terms) == approx(LN2 + 0.2616240717761818, LN2, 0.2616240717761818)
 
 
-def random_batch(seed: int = 0) -> tuple[Student, Tensor, dict[str, Tensor]]:
-    """A student, labels and every answer a teacher can give."""
+SHAPES = Shapes(4, 6, (3, 5)), Shapes(4, 6, (2, 7))  # of student and teacher
+
+
+def random_batch(seed: int = 0) -> tuple[Student, Tensor, TeacherOutputs]:
+    """A student's outputs, labels, and every output a teacher can give."""
     generator = torch.Generator().manual_seed(seed)
-    logits, pooled, taught, taught_pooled = (
-        3 * torch.randn(5, width, generator=generator, dtype=torch.float64) for width in (4, 6, 4, 6)
-    )
+
+    def draw(*shape: int) -> Tensor:
+        return 3 * torch.randn(5, *shape, generator=generator, dtype=torch.float64)
+
+    logits, pooled, taught, taught_pooled = (draw(width) for width in (4, 6, 4, 6))
     labels = torch.randint(4, (5,), generator=generator)
-    return Student(logits, pooled), labels, {"logits": taught, "pooled": taught_pooled}
+    maps, taught_maps = (tuple(draw(width, 2, 2) for width in shapes.maps) for shapes in SHAPES)
+    return Student(logits, pooled, maps), labels, TeacherOutputs(logits=taught, pooled=taught_pooled, maps=taught_maps)
+
+
+def build(method: str, **options: Any) -> Loss:
+    """A loss in float64, with the same parameters at every call."""
+    torch.manual_seed(0)
+    loss = losses.build(method, SHAPES, **options)
+    return loss.double() if isinstance(loss, nn.Module) else loss
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
 def test_temperature_against_an_explicit_sum(temperature: float) -> None:
-    student, labels, answers = random_batch()
+    student, labels, teacher = random_batch()
 
     def soft(row: list[float]) -> list[float]:
         powers = [math.exp(value / temperature) for value in row]
@@ -90,19 +113,19 @@ def test_temperature_against_an_explicit_sum(temperature: float) -> None:
 
     divergences = [
         sum(p * math.log(p / q) for p, q in zip(soft(taught), soft(said), strict=True))
-        for taught, said in zip(answers["logits"].tolist(), student.logits.tolist(), strict=True)
+        for taught, said in zip(teacher.logits.tolist(), student.logits.tolist(), strict=True)
     ]
-    terms = losses.build("st", temperature=temperature)(student, labels, answers)
+    terms = losses.build("st", temperature=temperature)(student, labels, teacher, NOWHERE)
     assert terms.kd is not None
     assert terms.kd.item() == pytest.approx(temperature**2 * sum(divergences) / len(divergences), rel=1e-9)
 
 
 def test_gradient_at_high_temperature_is_that_of_matching_logits() -> None:
     # Section 2.1 of the paper: for logits of zero mean, (z_student − z_teacher) / C an image, whatever T.
-    student, labels, answers = random_batch()
+    student, labels, teacher = random_batch()
     logits = (student.logits - student.logits.mean(1, keepdim=True)).requires_grad_()
-    taught = answers["logits"] - answers["logits"].mean(1, keepdim=True)
-    terms = losses.build("st", temperature=1e5)(Student(logits), labels, {"logits": taught})
+    taught = teacher.logits - teacher.logits.mean(1, keepdim=True)
+    terms = losses.build("st", temperature=1e5)(Student(logits), labels, TeacherOutputs(logits=taught), NOWHERE)
     assert terms.kd is not None
     (gradient,) = torch.autograd.grad(terms.kd, logits)
     torch.testing.assert_close(gradient, (logits - taught).detach() / 4 / 5, rtol=1e-3, atol=1e-5)
@@ -114,75 +137,123 @@ def variants() -> list[Any]:
     for method, facts in losses.METHODS.items():
         found.append(pytest.param(method, {}, id=method))
         for name, option in facts.options.items():
-            values = option.choices or (option.least + (0.5 if option.exclusive else 0.0), 2.5)
+            numbers = (1, 2) if isinstance(option.default, int) else (option.least + option.exclusive / 2, 2.5)
+            values = option.choices or numbers
             found += [pytest.param(method, {name: value}, id=f"{method}-{name}={value}") for value in values]
     return found
 
 
-class Asked(dict[str, Tensor]):
-    """Answers that remember what was asked for."""
+class Asked(TeacherOutputs):
+    """A teacher's outputs that remember which were used."""
 
-    def __init__(self, answers: dict[str, Tensor]) -> None:
-        super().__init__(answers)
+    def __init__(self, outputs: TeacherOutputs) -> None:
+        super().__init__(**{name: getattr(outputs, name) for name in TeacherOutputs.__slots__})
         self.names: set[str] = set()
 
-    def __getitem__(self, name: str) -> Tensor:
-        self.names.add(name)
-        return super().__getitem__(name)
+    def __getattribute__(self, name: str) -> Any:
+        if name in TeacherOutputs.__slots__:
+            self.names.add(name)
+        return super().__getattribute__(name)
 
 
 @pytest.mark.parametrize(("method", "options"), variants())
 class TestContract:
     """What training relies on, for every method and option there is."""
 
-    def test_asks_for_what_it_needs(self, method: str, options: dict[str, Any]) -> None:
-        student, labels, answers = random_batch()
-        asked = Asked(answers)
-        losses.build(method, **options)(student, labels, asked)
+    def test_uses_what_it_needs(self, method: str, options: dict[str, Any]) -> None:
+        student, labels, teacher = random_batch()
+        asked = Asked(teacher)
+        build(method, **options)(student, labels, asked, NOWHERE)
         facts = losses.METHODS[method]
         assert asked.names == set(facts.needs({**facts.defaults(), **options}))
         assert facts.has_teacher == bool(asked.names)
 
     def test_total_is_the_stated_combination(self, method: str, options: dict[str, Any]) -> None:
-        student, labels, answers = random_batch()
-        total, ce, kd = losses.build(method, **options)(student, labels, answers)
+        student, labels, teacher = random_batch()
+        total, ce, kd = build(method, **options)(student, labels, teacher, NOWHERE)
         assert all(term.shape == () for term in (total, ce))
         torch.testing.assert_close(ce, F.cross_entropy(student.logits, labels))
         assert (kd is not None) == losses.METHODS[method].has_teacher
         torch.testing.assert_close(total, options.get("ce_weight", 1.0) * ce + (0.0 if kd is None else kd))
 
     def test_kd_is_zero_for_the_teacher_itself_and_else_above(self, method: str, options: dict[str, Any]) -> None:
-        student, labels, answers = random_batch()
-        loss = losses.build(method, **options)
-        if losses.METHODS[method].has_teacher:
-            itself = loss(Student(answers["logits"], answers["pooled"]), labels, answers).kd
-            other = loss(student, labels, answers).kd
+        student, labels, teacher = random_batch()
+        loss, facts = build(method, **options), losses.METHODS[method]
+        if facts.has_teacher and not facts.has_parameters:
+            itself = loss(Student(teacher.logits, teacher.pooled), labels, teacher, NOWHERE).kd
+            other = loss(student, labels, teacher, NOWHERE).kd
             assert itself is not None and abs(itself.item()) < 1e-12
             assert other is not None and other.item() > 1e-3
 
     def test_gradient(self, method: str, options: dict[str, Any]) -> None:
-        student, labels, answers = random_batch()
-        loss = losses.build(method, **options)
+        student, labels, teacher = random_batch()
+        loss = build(method, **options)
+        inputs = (student.logits, student.pooled, *student.maps)
 
-        def total(logits: Tensor, pooled: Tensor) -> Tensor:
-            # The nought times both keeps each an input, whatever the method looks at.
-            return loss(Student(logits, pooled), labels, answers).total + 0 * (logits.sum() + pooled.sum())
+        def total(logits: Tensor, pooled: Tensor, *maps: Tensor) -> Tensor:
+            # The nought times all keeps each an input, whatever the method looks at.
+            unused = 0 * sum(each.sum() for each in (logits, pooled, *maps))
+            return loss(Student(logits, pooled, maps), labels, teacher, NOWHERE).total + unused
 
-        assert torch.autograd.gradcheck(total, (student.logits.requires_grad_(), student.pooled.requires_grad_()))
+        assert torch.autograd.gradcheck(total, tuple(each.requires_grad_() for each in inputs))
+
+    def test_parameters_are_there_where_the_table_says_so_and_learn(self, method: str, options: dict[str, Any]) -> None:
+        student, labels, teacher = random_batch()
+        loss = build(method, **{"weight": 1.0, **options} if method == "fitnet" else options)
+        assert isinstance(loss, nn.Module) == losses.METHODS[method].has_parameters
+        if isinstance(loss, nn.Module):
+            loss(student, labels, teacher, NOWHERE).total.backward()
+            parameters = list(loss.parameters())
+            assert parameters and (options.get("weight") == 0 or all(each.grad is not None for each in parameters))
 
     def test_mean_over_the_batch(self, method: str, options: dict[str, Any]) -> None:
         # The same batch twice over is the same loss: sums over an epoch weigh each image alike.
-        student, labels, answers = random_batch()
-        loss = losses.build(method, **options)
-        once = loss(student, labels, answers)
-        double = {name: torch.cat([answer, answer]) for name, answer in answers.items()}
-        twice = loss(Student(*(torch.cat([each, each]) for each in student)), torch.cat([labels, labels]), double)
+        student, labels, teacher = random_batch()
+        loss = build(method, **options)
+        once = loss(student, labels, teacher, NOWHERE)
+        twice = loss(
+            Student(*map(twofold, student)), torch.cat([labels, labels]),
+            TeacherOutputs(**{name: twofold(getattr(teacher, name)) for name in TeacherOutputs.__slots__}), NOWHERE,
+        )  # fmt: skip
         torch.testing.assert_close(twice.total, once.total)
 
     def test_stays_finite_for_large_logits(self, method: str, options: dict[str, Any]) -> None:
-        student, labels, answers = random_batch()
-        terms = losses.build(method, **options)(Student(*(1e3 * each for each in student)), labels, answers)
-        assert terms.total.isfinite()
+        student, labels, teacher = random_batch()
+        large = Student(1e3 * student.logits, 1e3 * student.pooled, tuple(1e3 * each for each in student.maps))
+        assert build(method, **options)(large, labels, teacher, NOWHERE).total.isfinite()
+
+
+def twofold(outputs: Any) -> Any:
+    """A batch's outputs, twice over."""
+    return tuple(map(twofold, outputs)) if isinstance(outputs, tuple) else torch.cat([outputs, outputs])
+
+
+def test_fitnet_by_hand() -> None:
+    # The projection 2x of maps 1, 2, 3, 4, without its norm: 2, 4, 6, 8 against 1: squares 1, 9, 25, 49, mean 21.
+    shapes = Shapes(2, 1, (1, 1))
+    loss: Any = losses.build("fitnet", (shapes, shapes), weight=0.5, stage=2)
+    loss.regressor[0].weight.data.fill_(2.0)
+    loss.regressor[1] = nn.Identity()
+    maps = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]).expand(2, 1, 2, 2)
+    teacher = TeacherOutputs(maps=(torch.zeros(0), torch.ones(2, 1, 2, 2)))
+    terms = loss(Student(LOGITS.float(), maps=(torch.zeros(0), maps)), LABELS, teacher, NOWHERE)
+    assert [None if term is None else term.item() for term in terms] == pytest.approx([CE + 10.5, CE, 10.5], rel=1e-6)
+
+
+def test_fitnet_needs_its_stage_in_both_models() -> None:
+    mismatch = losses.METHODS["fitnet"].mismatch
+    assert mismatch({"stage": 2}, *SHAPES) == ""
+    assert "they share 2 stages, so use stage: 1 to 2" in mismatch({"stage": 3}, *SHAPES)
+
+
+def test_parameters_need_the_shapes_of_both_models() -> None:
+    with pytest.raises(ValueError, match="'fitnet' has parameters; build it with the shapes of student and teacher"):
+        losses.build("fitnet")
+
+
+def test_an_output_that_is_not_needed_is_not_there() -> None:
+    with pytest.raises(AttributeError):
+        TeacherOutputs(logits=LOGITS).pooled  # noqa: B018 - reading it is the test
 
 
 def test_defaults_are_those_of_the_design() -> None:
@@ -190,11 +261,12 @@ def test_defaults_are_those_of_the_design() -> None:
         "base": {},
         "logit": {"ce_weight": 1.0, "match": "logits"},
         "st": {"temperature": 4.0},
+        "fitnet": {"weight": 100.0, "stage": 2},
     }
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ValueError, match="unknown method 'logits'; methods are base, logit, st"):
+    with pytest.raises(ValueError, match="unknown method 'logits'; methods are base, logit, st, fitnet"):
         losses.build("logits")
 
 

@@ -67,7 +67,7 @@ def test_it_is_all_or_nothing(tmp_path: Path) -> None:
     (tmp_path / grafana.README).unlink()
     (tmp_path / grafana.README).mkdir()
     (tmp_path / grafana.PROMETHEUS).write_text("mine")
-    with pytest.raises(StorageError, match=r"README\.txt cannot be written \(a folder is in its place\); name another"):
+    with pytest.raises(StorageError, match=r"README\.txt cannot be written \(it is a folder\); name another"):
         grafana.export(tmp_path)
     (tmp_path / grafana.README).rmdir()
     assert left(tmp_path)[grafana.PROMETHEUS] == "mine" and set(left(tmp_path)) == NAMES - {"README.txt"}

@@ -19,10 +19,10 @@ from orchestrator.records import EpochRecord, State
 from orchestrator.study.plan import PlannedTrial
 
 
-def told(*events: Event) -> Meter:
+def after(*events: Event) -> Meter:
     meter = Meter(events[0])
     for event in events[1:]:
-        meter.take(event)
+        meter.apply(event)
     return meter
 
 
@@ -41,9 +41,9 @@ def states(meter: Meter) -> dict[str, float]:
 
 def test_an_epoch_is_what_its_record_says() -> None:
     trial = planned(0)
-    meter = told(launch(trial), started(trial, 1, epoch=3))
+    meter = after(launch(trial), started(trial, 1, epoch=3))
     assert of(meter, trial, 2) == {"kdctl_trial_running": 1, "kdctl_epoch": 2, "kdctl_epochs": 10}
-    meter.take(epoch(trial, 3, 3, took=2.5))
+    meter.apply(epoch(trial, 3, 3, took=2.5))
     assert of(meter, trial, 4) == {
         "kdctl_trial_running": 1, "kdctl_epoch": 3, "kdctl_epochs": 10, "kdctl_epoch_duration_seconds": 2.5,
         "kdctl_test_accuracy_percent": 53.0, "kdctl_train_loss": 2.0, "kdctl_images_per_second": 12345.6,
@@ -52,7 +52,7 @@ def test_an_epoch_is_what_its_record_says() -> None:
 
 def test_a_trial_that_ended_is_said_not_to_run_and_then_is_gone() -> None:
     trial = planned(0)
-    meter = told(launch(trial), started(trial, 1), epoch(trial, 1, 2), ended(trial, 10))
+    meter = after(launch(trial), started(trial, 1), epoch(trial, 1, 2), ended(trial, 10))
     assert of(meter, trial, 10) == of(meter, trial, 69) == {"kdctl_trial_running": 0}
     assert of(meter, trial, 70) == {} and not meter._running and not meter._ended
 
@@ -60,28 +60,28 @@ def test_a_trial_that_ended_is_said_not_to_run_and_then_is_gone() -> None:
 @pytest.mark.parametrize("kind", [EventKind.RETRY, EventKind.ELSEWHERE])
 def test_what_waits_again_does_not_run_and_starts_without_old_values(kind: EventKind) -> None:
     trial = planned(0)
-    meter = told(launch(trial), started(trial, 1), epoch(trial, 1, 2), Event(kind, "lost", trial, time=at(3)))
+    meter = after(launch(trial), started(trial, 1), epoch(trial, 1, 2), Event(kind, "lost", trial, time=at(3)))
     assert of(meter, trial, 4) == {"kdctl_trial_running": 0}
-    meter.take(started(trial, 5))
+    meter.apply(started(trial, 5))
     assert of(meter, trial, 6) == {"kdctl_trial_running": 1, "kdctl_epoch": 0, "kdctl_epochs": 10}
 
 
 def test_trials_are_counted_by_state_and_every_state_has_its_number() -> None:
     teacher, alone, done = planned(0), planned(1), planned(2)
     student = planned(3, teacher=teacher)
-    meter = told(launch(teacher, alone, done, student, cached=(done,)), started(teacher, 0))
+    meter = after(launch(teacher, alone, done, student, cached=(done,)), started(teacher, 0))
     assert states(meter) == {"running": 1, "queued": 1, "finished": 1, "waiting": 1}
     known = {s.labels["state"] for s in meter.gauges(at(1)) if s.name == "kdctl_trials"}
     assert known == set(map(str, Stage))  # so that a count falls to 0 where it would otherwise stay
-    meter.take(ended(teacher, 2, State.FAILED, "broken"))
-    meter.take(ended(student, 2, State.SKIPPED, "its teacher failed"))
+    meter.apply(ended(teacher, 2, State.FAILED, "broken"))
+    meter.apply(ended(student, 2, State.SKIPPED, "its teacher failed"))
     assert states(meter) == {"failed": 1, "skipped": 1, "queued": 1, "finished": 1}
 
 
 def test_starts_with_and_without_a_table_are_counted() -> None:
     teacher = planned(0)
     first, second, third = (planned(no, teacher=teacher) for no in (1, 2, 3))
-    meter = told(
+    meter = after(
         launch(teacher, first, second, third, cached=(teacher,)),
         started(first, 1, is_hit=False), started(second, 2, is_hit=True), started(second, 3, is_hit=True),
         started(third, 4),
@@ -99,13 +99,13 @@ def test_what_is_left_is_that_of_the_board_and_absent_where_nobody_can_say() -> 
         return {s.labels["bound"]: s.value for s in found if s.name == "kdctl_remaining_seconds"}
 
     first, second = planned(0), planned(1)
-    meter = told(launch(first, second), started(first, 0))
+    meter = after(launch(first, second), started(first, 0))
     assert left(meter, 1) == {}
-    meter.take(epoch(first, 1, 2, took=2.0))
+    meter.apply(epoch(first, 1, 2, took=2.0))
     assert left(meter, 2) == {"low": 38.0, "high": 38.0}  # 9 epochs, then 10 more, 2 s each
     other = planned(2, depth=1202)
     unknown = replace(other, config=replace(other.config, dataset="cifar10"))
-    meter = told(launch(first, unknown), started(first, 0), epoch(first, 1, 2, took=2.0))
+    meter = after(launch(first, unknown), started(first, 0), epoch(first, 1, 2, took=2.0))
     assert left(meter, 2) == {"low": 18.0}
 
 
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_is_no_series() -> None:
     trial = planned(0)
     event = epoch(trial, 1, 1)
     assert isinstance(event.facts, EpochRecord)
-    meter = told(launch(trial), started(trial, 0), replace(event, facts=replace(event.facts, train_loss=math.inf)))
+    meter = after(launch(trial), started(trial, 0), replace(event, facts=replace(event.facts, train_loss=math.inf)))
     assert "kdctl_train_loss" not in of(meter, trial, 2) and "kdctl_epoch" in of(meter, trial, 2)
 
 
@@ -126,7 +126,7 @@ def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_st
     running: set[str] = set()
     for event in played(trials, places, {trial.trial_id: 1.0 + no % 3 for no, trial in enumerate(trials)}):
         meter = meter or Meter(event)
-        meter.take(event)
+        meter.apply(event)
         if event.trial and event.kind in (EventKind.STARTED, EventKind.ENDED):
             {EventKind.STARTED: running.add, EventKind.ENDED: running.discard}[event.kind](event.trial.trial_id)
         found = meter.gauges(event.time)
@@ -141,7 +141,7 @@ def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_st
 
 def test_when_the_launch_is_over_nothing_runs() -> None:
     trial = planned(0)
-    meter = told(launch(trial), started(trial, 0), end(1))
+    meter = after(launch(trial), started(trial, 0), end(1))
     assert states(meter) == {"stopped": 1} and of(meter, trial, 2) == {"kdctl_trial_running": 0}
 
 

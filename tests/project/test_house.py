@@ -30,8 +30,8 @@ ORDER = (
     "teachers",
     "catalog",
     "results",
-    "training",
     "study",
+    "training",
     "pretrained",
     "data",
     "storage",
@@ -61,7 +61,7 @@ DOORS = {
     "torchvision": ("data.cifar",),
     "PIL": ("data._decode",),
     "jinja2": ("report.page",),
-    "rich": ("monitor.terminal", "results.formats", "columns"),
+    "rich": ("monitor.view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
 }
 

@@ -92,7 +92,7 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
     sources = [name for name in committed() if name.startswith(("orchestrator/", "models/", "losses/"))]
     wanted = {name if name.startswith("orchestrator/") else f"orchestrator/{name}" for name in sources} - set(LINKS)
     assert {name for name in found if name.startswith("orchestrator/")} == wanted
-    for name in ("models/__init__.py", "models/resnet.py", "losses/terms.py"):
+    for name in ("models/__init__.py", "models/resnet.py", "losses/logits.py"):
         assert found[f"orchestrator/{name}"] == (ROOT / name).read_bytes()
     assert {"orchestrator/py.typed", "orchestrator/report/templates/report.html"} <= set(found)
     assert found[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
@@ -102,7 +102,7 @@ def test_the_source_archive_has_real_files(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
     assert all(member.isfile() or member.isdir() for member in members.values())
-    assert members["orchestrator/models/resnet.py"].isfile() and members["orchestrator/losses/terms.py"].isfile()
+    assert members["orchestrator/models/resnet.py"].isfile() and members["orchestrator/losses/logits.py"].isfile()
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "setup.py"} <= set(members)
     assert not [name for name in members if name.startswith(("tests/", "bench/"))]
 
@@ -240,7 +240,7 @@ def run(environment: Path, folder: Path, *command: str) -> str:
 def test_every_module_comes_from_the_wheel(environment: Path, tmp_path: Path) -> None:
     code = (
         "import json; from importlib.metadata import distribution; from importlib.util import find_spec; "
-        "names = ['orchestrator.cli', 'orchestrator.losses.terms', 'orchestrator.models.resnet']; "
+        "names = ['orchestrator.cli', 'orchestrator.losses.logits', 'orchestrator.models.resnet']; "
         "found = [find_spec(name).origin for name in names]; "
         "print(json.dumps([*found, str(distribution('kdctl').locate_file(''))]))"
     )

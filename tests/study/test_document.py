@@ -136,10 +136,10 @@ def test_places_count_from_one_in_characters() -> None:
     assert isinstance(root.value, dict)
     inner, outer = root.value["é"], root.value["b"]
     assert isinstance(inner.value, dict) and isinstance(outer.value, list)
-    assert inner.value["ü"].backend == Location("s.yaml", 1, 8)
+    assert inner.value["ü"].place == Location("s.yaml", 1, 8)
     assert inner.keys == {"ü": Location("s.yaml", 1, 5)}
     assert root.keys["b"] == Location("s.yaml", 2, 1)
-    assert outer.value[0].backend == Location("s.yaml", 3, 5)
+    assert outer.value[0].place == Location("s.yaml", 3, 5)
 
 
 def test_an_alias_is_the_anchored_value() -> None:

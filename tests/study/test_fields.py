@@ -136,8 +136,9 @@ def test_all_that_a_schema_cannot_say_is_that_epochs_ascend() -> None:
 @pytest.mark.parametrize("key", ALL)
 def test_a_default_is_a_value_of_its_kind(key: fields.Key) -> None:
     if key.default is not None:
-        assert read(key.kind, key.default) == key.default
-        assert key.schema()["default"] == key.default
+        written = key.default.name if isinstance(key.default, fields.Selection) else key.default
+        assert read(key.kind, written) == key.default
+        assert key.schema()["default"] == written
 
 
 @pytest.mark.parametrize("key", ALL)
@@ -151,7 +152,9 @@ def test_every_key_says_what_it_is(key: fields.Key) -> None:
 
 def test_defaults_as_a_study_file_writes_them() -> None:
     texts = {name: key.default_text() for name, key in fields.EXPERIMENT_KEYS.items()}
-    assert [texts[name] for name in ("lr", "flip", "teacher_cache", "holdout")] == ["0.1", "true", "auto", "0"]
+    assert [texts[name] for name in ("momentum", "flip", "teacher_cache", "holdout")] == ["0.9", "true", "auto", "0"]
+    assert [texts[name] for name in ("lr", "weight_decay")] == ["0.1; 0.001 for adamw", "0.0001; 0.01 for adamw"]
+    assert [texts[name] for name in ("optimizer", "schedule")] == ["sgd", "steps"]
     assert [texts[name] for name in ("method", "limit_train")] == ["required", "all"]
 
 

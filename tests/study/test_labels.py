@@ -70,6 +70,20 @@ SLOW = replace(TEACHER, lr=0.05)
         (replace(DEFAULT, epochs=60, milestones=(30, 45)), "base epochs=60"),
         (replace(DEFAULT, epochs=60, milestones=(100, 150)), "base epochs=60 milestones=100,150"),
         (replace(DEFAULT, weight_decay=5e-4, precision="float32"), "base weight_decay=0.0005 precision=float32"),
+        (
+            replace(
+                DEFAULT,
+                optimizer="adamw",
+                lr=1e-3,
+                weight_decay=0.01,
+                momentum=None,
+                schedule="cosine",
+                schedule_options=(("floor", 0.5), ("warmup", 5)),
+                milestones=(),
+                gamma=1.0,
+            ),
+            "base optimizer=adamw schedule=cosine:floor=0.5,warmup=5",
+        ),
     ],
 )
 def test_the_label_is_the_method_and_what_is_no_default(config: TrialConfig, label: str) -> None:
@@ -94,8 +108,19 @@ TRAINING: dict[str, st.SearchStrategy[Any]] = {
 MILESTONES = st.sampled_from([None, (), (30,), (30, 45), (50, 75), (100, 150)])
 VALUES = {
     "ce_weight": st.sampled_from([0.0, 1.0]), "match": st.sampled_from(["logits", "pooled"]),
-    "temperature": st.sampled_from([1.0, 2.5, 4.0]),
+    "temperature": st.sampled_from([1.0, 2.5, 4.0]), "weight": st.sampled_from([1.0, 100.0]),
+    "stage": st.integers(1, 3),
 }  # fmt: skip
+
+
+NO_MILESTONES = {"milestones": (), "gamma": 1.0}
+OPTIMIZERS_AND_SCHEDULES: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "adamw", "momentum": None, "lr": 1e-3, "weight_decay": 0.01},
+    {"optimizer": "adamw", "momentum": None, "optimizer_options": (("beta1", 0.8),)},
+    {"schedule": "cosine", **NO_MILESTONES},
+    {"schedule": "cosine", "schedule_options": (("warmup", 5),), **NO_MILESTONES},
+]
 
 
 @st.composite
@@ -106,6 +131,7 @@ def trained(draw: st.DrawFn) -> TrialConfig:
     milestones = fields.default_milestones(own["epochs"]) if chosen is None else chosen
     milestones = tuple(milestone for milestone in milestones if milestone < own["epochs"])
     own |= {"milestones": milestones, "gamma": own["gamma"] if milestones else 1.0}
+    own |= draw(st.sampled_from(OPTIMIZERS_AND_SCHEDULES))
     return replace(DEFAULT, seed=draw(st.integers(0, 1)), **own)
 
 

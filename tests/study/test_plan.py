@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import codec
+from orchestrator import codec, losses
 from orchestrator.records import State, TableKey
 from orchestrator.study import fields
 from orchestrator.study.plan import Plan, PlannedTrial, make_plan
@@ -175,11 +176,13 @@ CHANGES: dict[str, Any] = {
     "teacher_cache": "live",
     "ce_weight": 0.5,
     "match": "pooled",
+    "optimizer": "adamw",
+    "schedule": "cosine",
 }
 
 
 def test_every_study_key_has_a_change() -> None:
-    assert set(CHANGES) | {"temperature"} == set(fields.EXPERIMENT_KEYS)
+    assert set(CHANGES) | {"temperature", "weight", "stage"} == set(fields.EXPERIMENT_KEYS)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -189,6 +192,54 @@ def test_every_key_of_an_experiment_changes_its_trial(plan_of: Planner, name: st
     # The teacher follows its student in the images alone.
     same = plain.teacher_id == changed.teacher_id
     assert same == (name not in {"dataset", *fields.DATA_KEYS})
+
+
+def test_options_under_the_method_are_those_beside_it(plan_of: Planner) -> None:
+    beside = plan_of(STUDENT | {"method": "st", "temperature": [4, 2]})
+    nested = plan_of(STUDENT | {"method": {"st": {"temperature": [4, 2]}}})
+    assert [trial.trial_id for trial in nested.trials] == [trial.trial_id for trial in beside.trials]
+
+
+def test_methods_with_their_options_are_an_axis(plan_of: Planner) -> None:
+    plan = plan_of(
+        STUDENT | {"method": ["logit", {"st": {"temperature": {"grid": [2, 8]}}}, {"logit": {"ce_weight": 0}}]}
+    )
+    assert [(trial.config.method, dict(trial.config.options)) for trial in students(plan)] == [
+        ("logit", {"ce_weight": 1.0, "match": "logits"}),
+        ("st", {"temperature": 2.0}),
+        ("st", {"temperature": 8.0}),
+        ("logit", {"ce_weight": 0.0, "match": "logits"}),
+    ]
+
+
+def test_no_key_of_the_recipe_is_an_option_of_its_name(plan_of: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = losses.METHODS["st"]
+    more = replace(method, options={**method.options, "gamma": losses.Option(2.0, "a power")})
+    monkeypatch.setitem(losses.METHODS, "st", more)
+    (plain,) = students(plan_of(STUDENT | {"method": "st", "gamma": 0.5}))
+    (nested,) = students(plan_of(STUDENT | {"method": {"st": {"gamma": 3}}}, gamma=0.5))
+    assert (plain.config.gamma, dict(plain.config.options)["gamma"]) == (0.5, 2.0)
+    assert (nested.config.gamma, dict(nested.config.options)["gamma"]) == (0.5, 3.0)
+
+
+def test_an_optimizer_brings_its_own_defaults(plan_of: Planner) -> None:
+    (sgd,), (adamw,) = students(plan_of(STUDENT)), students(plan_of(STUDENT, optimizer="adamw"))
+    assert [getattr(sgd.config, name) for name in ("lr", "weight_decay", "momentum")] == [0.1, 1e-4, 0.9]
+    assert [getattr(adamw.config, name) for name in ("lr", "weight_decay", "momentum")] == [1e-3, 1e-2, None]
+    (given,) = students(plan_of(STUDENT, optimizer="adamw", lr=0.1, momentum=0.5))
+    assert (given.config.lr, given.config.momentum) == (0.1, None)
+
+
+def test_options_at_their_defaults_make_no_other_trial(plan_of: Planner) -> None:
+    plain = ids(plan_of(STUDENT, optimizer="adamw", schedule="cosine"))
+    same = {"optimizer": {"adamw": {"beta1": 0.9}}, "schedule": {"cosine": {"warmup": 0}}}
+    assert ids(plan_of(STUDENT, **same)) == plain
+    assert not ids(plan_of(STUDENT, **{**same, "schedule": {"cosine": {"warmup": 1}}})) & plain
+
+
+def test_a_cosine_has_no_milestones(plan_of: Planner) -> None:
+    plain = ids(plan_of(STUDENT, schedule="cosine"))
+    assert ids(plan_of(STUDENT, schedule="cosine", milestones=[3], gamma=0.5)) == plain
 
 
 def test_a_temperature_changes_its_trial(plan_of: Planner) -> None:

@@ -93,6 +93,34 @@ BROKEN = [
     ("unknown family", base().replace("resnet_32_8", "vgg_16"), "5:12", f"{E0}.student", "unknown model 'vgg_16'"),
     ("model a number", base().replace("resnet_32_8", "20"), "5:12", f"{E0}.student", "write it like resnet_32_20"),
     ("no student", base().replace("  student: resnet_32_8\n", ""), "3:3", f"{E0}.student", "key 'student' is missing"),
+    # Entries of tables with their options.
+    ("unknown option", base("optimizer: {adamw: {beta: 1}}"), "6:23", f"{E0}.optimizer.adamw.beta", "mean beta"),
+    ("no options", base().replace("base", "{base: {a: 1}}"), "3:18", f"{E0}.method.base", "base has no options"),
+    (
+        "options a number",
+        base("optimizer: {adamw: 3}"),
+        "6:22",
+        f"{E0}.optimizer.adamw",
+        "wanted a mapping with the keys",
+    ),
+    ("unknown entry", base("optimizer: {adam: {}}"), "6:15", f"{E0}.optimizer.adam", "did you mean adamw?"),
+    ("two entries", base("schedule: {steps: {}, cosine: {}}"), "6:13", f"{E0}.schedule", "one name with its options"),
+    ("option too large", base("schedule: {cosine: {floor: 2}}"), "6:30", f"{E0}.schedule.cosine.floor", "from 0 to 1"),
+    (
+        "option not whole",
+        base("schedule: {cosine: {warmup: 1.5}}"),
+        "6:31",
+        f"{E0}.schedule.cosine.warmup",
+        "whole number",
+    ),
+    ("options swept", recipe("optimizer: {adamw: {beta1: [0.8, 0.9]}}"), "2:14", "recipe.optimizer", "got a list"),
+    (
+        "option twice",
+        logit("teacher: resnet_32_8\n  ce_weight: 0").replace("logit", "{logit: {ce_weight: 1}}"),
+        "7:14",
+        f"{E0}.ce_weight",
+        "also stands under method logit",
+    ),
     # Wrong types and values.
     ("lr a word", base("lr: fast"), "6:7", f"{E0}.lr", "got the text 'fast'; wanted a number above 0 to 1e+06"),
     ("lr quoted", base("lr: '0.1'"), "6:7", f"{E0}.lr", "got the text '0.1'"),
@@ -333,8 +361,8 @@ def test_good_resources(tmp_path: Path, line: str, wanted: Resources) -> None:
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     study = load(tmp_path, recipe("lr: 1e-2"))
     got = {name: value.value for name, value in study.recipe.items()}
-    # Milestones are missing on purpose: they follow from the epochs of each trial.
-    assert got == {name: key.default for name, key in fields.RECIPE_KEYS.items() if name != "milestones"} | {"lr": 0.01}
+    derived = dict.fromkeys(fields.DERIVED)  # missing on purpose: they follow from other settings of each trial
+    assert got == {name: key.default for name, key in fields.RECIPE_KEYS.items() if name not in derived} | {"lr": 0.01}
     assert (study.name, study.source, study.resources) == ("s", tmp_path / "s.yaml", Resources(None, 1))
 
 

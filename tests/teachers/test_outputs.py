@@ -30,6 +30,7 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.errors import TeacherError
+from orchestrator.losses.base import TeacherOutputs
 from orchestrator.models.base import Classifier
 from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
@@ -38,7 +39,9 @@ from orchestrator.storage.leases import waiting
 from orchestrator.teachers import chunks, outputs
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
 from orchestrator.training import loop
-from orchestrator.training.loop import TeacherOutputs, TrainingState
+from orchestrator.training.batches import Teacher
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 HALF = 2.0**-11  # the rounding to float16, relative
@@ -74,7 +77,7 @@ class Taught:
 
 
 def fresh(seed: int = 0) -> Classifier:
-    return loop.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
+    return build_seeded(lambda: models.build("resnet_32_8", 10), seed, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def trained(digits_storage: Storage, make_config: MakeConfig) -> Classifier:
     config = make_config(epochs=2)
     model = fresh()
     images = tensors.load(config, digits_storage, CPU)
-    list(loop.train(TrainingState.start(model, config), losses.build("base"), images, config, outputs.no_answers))
+    list(loop.train(TrainingState.start(model, losses.build("base"), config), images, config, outputs.no_teacher))
     return model.eval().requires_grad_(False)
 
 
@@ -107,20 +110,28 @@ def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bo
     for epoch in (1, 2, 3):
         for batch in batches_of(taught.data, config, epoch):
             stored, asked = table(batch), live(batch)
-            assert stored.keys() == asked.keys() == {answers}
-            assert stored[answers].dtype == torch.float32
-            torch.testing.assert_close(stored[answers], asked[answers], rtol=HALF, atol=1e-5)
-            assert not stored[answers].requires_grad and not asked[answers].requires_grad
+            assert names(stored) == names(asked) == {answers}
+            found, expected = getattr(stored, answers), getattr(asked, answers)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=HALF, atol=1e-5)
+            assert not found.requires_grad and not expected.requires_grad
+
+
+def names(found: TeacherOutputs) -> set[str]:
+    """The outputs that there are."""
+    return {name for name in found.__slots__ if hasattr(found, name)}
 
 
 def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
     model = outputs.load_teacher(taught.config, taught.storage, CPU)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = batches_of(taught.data, taught.config)[0]
-    said = LiveTeacher(model, ("logits", "pooled"))(batch)
-    assert torch.equal(said["logits"], taught.model.embed(batch.images).logits)
+    found = LiveTeacher(model, ("logits", "maps"))(batch)
+    expected = taught.model.embed(batch.images)
+    assert torch.equal(found.logits, expected.logits) and names(found) == {"logits", "maps"}
+    assert all(torch.equal(one, other) for one, other in zip(found.maps, expected.maps, strict=True))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert outputs.no_answers(batch) == {}
+    assert names(outputs.no_teacher(batch)) == set()
 
 
 @pytest.mark.parametrize(
@@ -132,9 +143,9 @@ def test_student_of_the_table_is_the_student_of_the_teacher(
     config = make_config(method=method, epochs=2, seed=5, lr=0.001)  # slow, so that roundings do not grow
     (answers,) = losses.METHODS[method].needs({**losses.METHODS[method].defaults(), **options})
 
-    def losses_of(ask: TeacherOutputs) -> list[tuple[float, float, float | None]]:
+    def losses_of(ask: Teacher) -> list[tuple[float, float, float | None]]:
         records = loop.train(
-            TrainingState.start(fresh(5), config), losses.build(method, **options), taught.data, config, ask
+            TrainingState.start(fresh(5), losses.build(method, **options), config), taught.data, config, ask
         )
         return [(record.train_loss, record.ce_loss, record.kd_loss) for record in records]
 
@@ -476,7 +487,7 @@ def test_slices_of_other_weights_are_not_used(taught: Taught, monkeypatch: pytes
 
 def test_a_wide_teacher_has_a_wide_table(storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(student="wrn_10_2")
-    model = loop.fresh_model(lambda: models.build(config.student, 10), 0, CPU)
+    model = build_seeded(lambda: models.build(config.student, 10), 0, CPU)
     outputs.save_weights(model, storage, config.trial_id())
     taught = Taught(storage, config, model, tensors.load(config, storage, CPU))
     key = taught.key("pooled")
@@ -545,11 +556,11 @@ def test_a_table_on_the_host_answers_as_one_on_the_device(taught: Taught, make_c
     assert isinstance(table, TableTeacher)
     results = []
     for answers in (table, HostTable(table.table, "logits", CPU)):
-        course = TrainingState.start(fresh(5), config)
-        stopped = loop.train(course, losses.build("logit"), taught.data, config, answers, After(5))
+        course = TrainingState.start(fresh(5), losses.build("logit"), config)
+        stopped = loop.train(course, taught.data, config, answers, After(5))
         with pytest.raises(Halt):  # in the second epoch, in which another run goes on
             list(stopped)
-        trained = loop.train(course, losses.build("logit"), taught.data, config, answers)
+        trained = loop.train(course, taught.data, config, answers)
         records = [replace(record, seconds=0.0, images_per_second=0.0) for record in trained]
         results.append((records, {name: tensor.clone() for name, tensor in course.tensors().items()}))
     (first, weights), (second, others) = results

@@ -24,10 +24,11 @@ from orchestrator.models.base import Classifier
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import no_answers
+from orchestrator.teachers.outputs import no_teacher
 from orchestrator.training import loop
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
-from orchestrator.training.loop import TrainingState
+from orchestrator.training.seeds import build_seeded
+from orchestrator.training.state import TrainingState
 
 CPU = torch.device("cpu")
 ID = "0123456789ab"
@@ -36,7 +37,7 @@ EPOCH = EpochRecord(1, 0.05, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0
 
 
 def small(seed: int) -> Classifier:
-    return loop.fresh_model(lambda: models.build("resnet_32_8", 10), seed, CPU)
+    return build_seeded(lambda: models.build("resnet_32_8", 10), seed, CPU)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Saved:
     config: TrialConfig
 
     def fresh(self, seed: int = 7) -> TrainingState:
-        return TrainingState.start(small(seed), self.config)
+        return TrainingState.start(small(seed), losses.build("base"), self.config)
 
     def save(self, epoch: int, images: int, seed: int = 0) -> TrainingState:
         """Saves a course that was never trained, but has a momentum, and stands there."""
@@ -85,7 +86,7 @@ def assert_same(one: TrainingState, other: TrainingState) -> None:
 
 
 def position(course: TrainingState) -> tuple[int, int, float, bool, str, str | None]:
-    return course.epoch, course.images, course.seconds, course.with_teacher, course.arithmetic, course.asked
+    return course.epoch, course.images, course.seconds, course.with_teacher, course.compute_dtype, course.teacher_mode
 
 
 @pytest.fixture
@@ -108,10 +109,23 @@ def test_what_is_saved_is_restored(saved: Saved) -> None:
 
 def test_what_a_course_reckons_in_and_how_it_asks_are_restored(saved: Saved) -> None:
     course, again = saved.fresh(), saved.fresh()
-    course.arithmetic, course.asked = "bfloat16", "table"
+    course.compute_dtype, course.teacher_mode = "bfloat16", "table"
     save_checkpoint(saved.storage, ID, course, [])
     assert saved.restore(again) == ([], [])
-    assert (again.arithmetic, again.asked) == ("bfloat16", "table")
+    assert (again.compute_dtype, again.teacher_mode) == ("bfloat16", "table")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored(saved: Saved) -> None:
+    whole, course, again = parts(saved), saved.fresh(), saved.fresh()
+    saved.restore(course)
+    older = {
+        name.replace("optimizer.momentum_buffer.model.", "momentum."): each for name, each in whole.tensors.items()
+    }
+    assert older.keys() != whole.tensors.keys()
+    (name,) = saved.names()
+    saved.storage.backend.write(name, replace(whole, tensors=older).file())
+    assert saved.restore(again)[1] == []
+    assert_same(again, course)
 
 
 def test_without_a_checkpoint_a_course_is_fresh(saved: Saved) -> None:
@@ -158,9 +172,9 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage,
     def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
         return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
 
-    whole = TrainingState.start(small(0), config)
-    records = list(loop.train(whole, loss, images, config, no_answers))
-    course, found, said = TrainingState.start(small(0), config), [], list[str]()
+    whole = TrainingState.start(small(0), loss, config)
+    records = list(loop.train(whole, images, config, no_teacher))
+    course, found, said = TrainingState.start(small(0), loss, config), [], list[str]()
     calls = iter(range(1000))
 
     def check() -> None:
@@ -169,11 +183,11 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage,
 
     while course.epoch <= config.epochs:
         try:
-            for record in loop.train(course, loss, images, config, no_answers, check):
+            for record in loop.train(course, images, config, no_teacher, check):
                 found.append(record)
         except KeyboardInterrupt:
             save_checkpoint(storage, ID, course, found)
-            course = TrainingState.start(small(1), config)
+            course = TrainingState.start(small(1), loss, config)
             found = restore_checkpoint(storage, ID, course, said.append)
     assert timeless(found) == timeless(records) and said == []
     assert_same(course, whole)
@@ -307,6 +321,7 @@ def header(text: bytes) -> Callable[[Whole], bytes]:
 
 
 DEEP = b"[" * 100_000
+BUFFER = "optimizer.momentum_buffer.model.fc.bias"
 HOSTILE: list[Callable[[Whole], bytes]] = [
     *fact("trial_id", "ba9876543210", None, 7, [ID], "\x1b[31m" * 10**5),
     *fact("epoch", 1, 3, 0, -1, 2.0, "2", None, [], True, math.nan, math.inf, 10**4000),
@@ -320,10 +335,12 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
     *(epoch(**{name: value}) for name in ("lr", "train_loss", "seconds") for value in (None, "1", [], {}, True)),
     *(epoch(**changes) for changes in ({"epoch": 2}, {"epoch": 1.0}, {"epoch": True}, {"later": 1}, {"kd_loss": "x"})),
     *tensor("model.fc.bias", None, torch.zeros(11), torch.zeros(1), torch.zeros(()), torch.zeros(10).double()),
-    *tensor("momentum.fc.bias", None, torch.zeros(11), torch.zeros(10).half()),
+    *tensor(BUFFER, None, torch.zeros(11), torch.zeros(10).half()),
+    *tensor("momentum.fc.bias", torch.zeros(10), torch.zeros(11)),
+    *tensor("optimizer.exp_avg.model.fc.bias", torch.zeros(10)),
     *tensor("sums", None, torch.zeros(4), torch.zeros(5).double(), torch.zeros(0).double()),
     *tensor("model.fc2.bias", torch.zeros(10)),
-    *tensor("momentum.bn1.running_mean", torch.zeros(16)),
+    *tensor("optimizer.momentum_buffer.model.bn1.running_mean", torch.zeros(16)),
     *tensor("", torch.zeros(1)),
     *map(bare, (b"", b"\n", b"{}\n", b"[]\n", b"null\n", b"7\n", b'"trial_id"\n', b"\xff\n", DEEP, DEEP + b"\n")),
     bare(b'{"trial_id":' * 50_000 + b"1" + b"}" * 50_000 + b"\n"),
@@ -361,7 +378,7 @@ def test_the_one_of_another_trial_is_passed_over(saved: Saved) -> None:
 
 
 def test_the_one_of_another_model_is_passed_over(saved: Saved) -> None:
-    course = TrainingState.start(models.build("resnet_32_14", 10), saved.config)
+    course = TrainingState.start(models.build("resnet_32_14", 10), losses.build("base"), saved.config)
     save_checkpoint(saved.storage, ID, course, [])
     (said,) = saved.passed_over()
     assert "is missing, unknown or of another shape" in said

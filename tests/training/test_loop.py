@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,13 +24,17 @@ from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import DivergedError, ResourceError
+from orchestrator.losses.base import Loss, Shapes, TeacherOutputs
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import no_answers
-from orchestrator.training import loop
-from orchestrator.training.loop import Batch, TeacherOutputs, TrainingState
+from orchestrator.teachers.outputs import no_teacher
+from orchestrator.training import loop, state
+from orchestrator.training.batches import Batch, EpochBatches
+from orchestrator.training.evaluation import evaluate
+from orchestrator.training.seeds import LOSS, build_seeded
+from orchestrator.training.state import TrainingState, compute_dtype, supports_bfloat16
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., TrialConfig]
@@ -39,16 +45,22 @@ def load(config: TrialConfig, storage: Storage) -> Data:
 
 
 def fresh(config: TrialConfig) -> Classifier:
-    return loop.fresh_model(lambda: models.build(config.student, 10), config.seed, CPU)
+    return build_seeded(lambda: models.build(config.student, 10), config.seed, CPU)
 
 
 def started(config: TrialConfig) -> TrainingState:
-    return TrainingState.start(fresh(config), config)
+    return TrainingState.start(fresh(config), loss_of(config), config)
+
+
+def loss_of(config: TrialConfig) -> Loss:
+    shapes = Shapes(10, 64, (16, 32, 64))
+    build = partial(losses.build, config.method, (shapes, shapes), **dict(config.options))
+    return build_seeded(build, config.seed, CPU, LOSS)
 
 
 def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], Classifier]:
     course = started(config)
-    records = list(loop.train(course, losses.build("base"), load(config, storage), config, no_answers))
+    records = list(loop.train(course, load(config, storage), config, no_teacher))
     return records, course.model
 
 
@@ -69,9 +81,12 @@ def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
         ((5, 9), [0.1, 0.1, 0.1, 0.1, 0.1]),
     ],
 )
-def test_learning_rate(make_config: MakeConfig, milestones: tuple[int, ...], wanted: list[float]) -> None:
-    config = make_config(lr=0.1, gamma=0.1, milestones=milestones)
-    assert [loop.learning_rate(config, epoch) for epoch in range(1, 6)] == pytest.approx(wanted)
+def test_learning_rate_of_milestones(
+    digits_storage: Storage, make_config: MakeConfig, milestones: tuple[int, ...], wanted: list[float]
+) -> None:
+    config = make_config(lr=0.1, gamma=0.1, milestones=milestones, epochs=5, limit_train=20, limit_test=10)
+    records, _ = run(config, digits_storage)
+    assert [record.lr for record in records] == [0.1 * 0.1 ** round(-math.log10(lr / 0.1)) for lr in wanted]
 
 
 def test_learning_rate_is_what_the_steps_take(digits_storage: Storage, make_config: MakeConfig) -> None:
@@ -165,9 +180,7 @@ def test_divergence_names_the_epoch(digits_storage: Storage, make_config: MakeCo
     config = make_config(lr=1e6, weight_decay=0.1, epochs=20)
     records = []
     with pytest.raises(DivergedError, match="try a smaller lr than 1e\\+06") as caught:
-        for record in loop.train(
-            started(config), losses.build("base"), load(config, digits_storage), config, no_answers
-        ):
+        for record in loop.train(started(config), load(config, digits_storage), config, no_teacher):
             records.append(record)
     assert str(caught.value).startswith(f"epoch {len(records) + 1}: the mean training loss is ")
 
@@ -176,7 +189,7 @@ def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: Make
     images = load(make_config(limit_train=530), digits_storage)  # one whole batch of evaluation and a short one
     _, model = run(make_config(), digits_storage)
     model.train()  # evaluation is to see to that itself
-    score = loop.evaluate(model, images.train, images)
+    score = evaluate(model, images.train, images)
     model.eval()
     loss, right, among5, said = 0.0, 0, 0, []
     with torch.no_grad():
@@ -190,7 +203,7 @@ def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: Make
     assert score.loss == pytest.approx(loss / 530, rel=1e-4)
     assert score.acc == 100 * right / 530
     assert score.top5 == 100 * among5 / 530
-    assert score.said.tolist() == said
+    assert score.predictions.tolist() == said
     assert 0 < right < among5 < 530  # or the test would say little
 
 
@@ -198,7 +211,7 @@ def test_evaluation_changes_no_weights(digits_storage: Storage, make_config: Mak
     images = load(make_config(), digits_storage)
     model = fresh(make_config())
     before = copy.deepcopy(model.state_dict())
-    loop.evaluate(model, images.test, images)
+    evaluate(model, images.test, images)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -221,15 +234,15 @@ class Double(ResNet):
 def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
     config = make_config(batch_size=50, method=method)  # the last batch is short: it must weigh less in the means
     images = load(config, digits_storage)
-    model = loop.fresh_model(lambda: Double(8, 10).double(), config.seed, CPU)
+    model = build_seeded(lambda: Double(8, 10).double(), config.seed, CPU)
     plain = models.build(config.student, 10).double()
     plain.load_state_dict(model.state_dict())
     targets = torch.randn(128, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
-    def answers(batch: Batch) -> dict[str, Tensor]:
-        return {"logits": targets[batch.index]} if method == "logit" else {}
+    def teacher(batch: Batch) -> TeacherOutputs:
+        return TeacherOutputs(logits=targets[batch.index]) if method == "logit" else TeacherOutputs()
 
-    (record,) = loop.train(TrainingState.start(model, config), losses.build(method), images, config, answers)
+    (record,) = loop.train(TrainingState.start(model, losses.build(method), config), images, config, teacher)
 
     velocities = [torch.zeros_like(parameter) for parameter in plain.parameters()]
     total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
@@ -280,17 +293,23 @@ class Training:
 
     def __init__(self, config: TrialConfig, storage: Storage) -> None:
         self.config, self.data = config, load(config, storage)
-        self.loss = losses.build(config.method)
-        targets = torch.randn(len(self.data.train), 10, generator=torch.Generator().manual_seed(3))
-        self.answers: TeacherOutputs = no_answers
-        if config.method != "base":
-            self.answers = lambda batch: {"logits": targets[batch.index] + batch.view[:, None]}
+        generator = torch.Generator().manual_seed(3)
+        targets = torch.randn(len(self.data.train), 10, generator=generator)
+        maps = [torch.randn(width, side, side, generator=generator) for width, side in ((16, 8), (32, 4), (64, 2))]
+
+        def teacher(batch: Batch) -> TeacherOutputs:
+            shift = batch.view[:, None]
+            return TeacherOutputs(
+                logits=targets[batch.index] + shift, maps=tuple(each * (1 + shift[..., None, None]) for each in maps)
+            )
+
+        self.teacher = no_teacher if config.method == "base" else teacher
 
     def go_on(self, course: TrainingState, check: Callable[[], None]) -> tuple[list[EpochRecord], bool]:
         """The records from where a course stands, and whether it came to its end."""
         records: list[EpochRecord] = []
         try:
-            for record in loop.train(course, self.loss, self.data, self.config, self.answers, check):
+            for record in loop.train(course, self.data, self.config, self.teacher, check):
                 records.append(record)
         except Stop:
             return records, False
@@ -322,8 +341,7 @@ def resumed(course: TrainingState, config: TrialConfig) -> TrainingState:
     saved = {name: tensor.detach().clone().contiguous() for name, tensor in course.tensors().items()}
     again = started(replace(config, seed=config.seed + 1))  # weights of its own, which all must go
     again.restore(saved)
-    again.epoch, again.images, again.seconds = course.epoch, course.images, course.seconds
-    again.with_teacher = course.with_teacher
+    again.move_to(course.position)
     with torch.no_grad():
         for tensor in course.tensors().values():
             tensor.zero_()
@@ -343,6 +361,19 @@ WAYS: dict[str, dict[str, object]] = {
     "last batch of one, no momentum": {"batch_size": 21, "momentum": 0.0},
     "one batch, with a teacher": {"batch_size": 64, "method": "logit"},
     "even batches, held-out images": {"batch_size": 16, "holdout": 16},
+    "a loss with parameters": {"batch_size": 24, "method": "fitnet", "options": (("stage", 3), ("weight", 1.0))},
+    "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
+    "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
+    "all of it, and more": {
+        "batch_size": 20,
+        "method": "fitnet",
+        "options": (("stage", 1), ("weight", 1.0)),
+        "optimizer": "adamw",
+        "momentum": None,
+        "lr": 0.01,
+        "schedule": "cosine",
+        "holdout": 10,
+    },
     "all of it": {"batch_size": 20, "method": "st", "holdout": 10, "flip": True, "milestones": (1,), "momentum": 0.5},
 }
 
@@ -453,7 +484,7 @@ def test_momenta_are_laid_out_as_their_parameters(digits_storage: Storage, make_
         assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
 
-@pytest.mark.parametrize("function", [loop.step, loop.EpochBatches.take, loop.StepRunner._work])
+@pytest.mark.parametrize("function", [loop.step, EpochBatches.take, loop.StepRunner._work])
 def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -477,12 +508,12 @@ def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
 def test_precision_is_what_was_asked_or_what_the_device_has(
     monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, wanted: str
 ) -> None:
-    monkeypatch.setattr(loop, "has_bfloat16", lambda device: has_it)
-    assert loop.compute_dtype(precision, CPU) == wanted
+    monkeypatch.setattr(state, "supports_bfloat16", lambda device: has_it)
+    assert compute_dtype(precision, CPU) == wanted
 
 
 def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
-    monkeypatch.setattr(loop, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(state, "supports_bfloat16", lambda device: False)
     with pytest.raises(ResourceError, match="set precision: auto or float32"):
         started(make_config(precision="bfloat16"))
 
@@ -493,12 +524,12 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
 )
 def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], wanted: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
-    assert loop.supports_bfloat16(CPU) is wanted
+    assert supports_bfloat16(CPU) is wanted
 
 
 def test_an_old_pytorch_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert loop.supports_bfloat16(CPU) is False
+    assert supports_bfloat16(CPU) is False
 
 
 def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
@@ -507,7 +538,7 @@ def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_co
     records = {}
     for arithmetic in ("float32", "bfloat16"):
         course = started(config)
-        course.arithmetic = arithmetic
+        course.compute_dtype = arithmetic
         ((record,), _) = trained.go_on(course, After())
         records[arithmetic] = record
         assert {parameter.dtype for parameter in course.model.parameters()} == {torch.float32}

@@ -1,0 +1,78 @@
+"""What every loss is built with, maps from, and maps to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class LossTerms(NamedTuple):
+    """Scalars, each a mean over the batch. `total` is what is minimised; `kd` is None without a teacher."""
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor | None
+
+
+class StudentOutputs(Protocol):
+    """A student's outputs for a batch of B images of C classes."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, C], before the softmax."""
+
+    @property
+    def pooled(self) -> Tensor:
+        """[B, F], the average-pooled features."""
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The feature maps of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
+
+
+class TeacherOutputs:
+    """A teacher's outputs for the same batch: those that the method needs, with shapes as in `StudentOutputs`.
+
+    Any other raises AttributeError.
+    """
+
+    __slots__ = ("logits", "maps", "pooled")
+
+    logits: Tensor
+    pooled: Tensor
+    maps: tuple[Tensor, ...]
+
+    def __init__(self, **outputs: Tensor | tuple[Tensor, ...]) -> None:
+        for name, value in outputs.items():
+            setattr(self, name, value)
+
+
+class Progress(NamedTuple):
+    """How far training is: `epoch` counts from 1 to `epochs`.
+
+    `epoch` is a float32 scalar on the device, so that a step captured as a CUDA graph sees it change: compute with it,
+    and do not read it.
+    """
+
+    epoch: Tensor
+    epochs: int
+
+
+class Shapes(NamedTuple):
+    """The sizes of a model's outputs: classes, pooled features, and the channels of each stage's map."""
+
+    classes: int
+    pooled: int
+    maps: tuple[int, ...]
+
+
+class Loss(Protocol):
+    """Maps a batch's outputs of student and teacher, and its labels [B] (int64), to `LossTerms`.
+
+    A loss with parameters of its own is an `nn.Module`: they are trained with the student's and go into checkpoints.
+    """
+
+    def __call__(
+        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+    ) -> LossTerms: ...

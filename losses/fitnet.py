@@ -1,0 +1,32 @@
+"""FitNet's hints (Romero et al., arXiv 1412.6550), in one stage as in the field's code."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs
+
+
+class FitNet(nn.Module):
+    """Cross-entropy + weight · mean((r(student's map) − teacher's map)²), both maps of the same stage.
+
+    r is a trained 1×1 convolution with batch norm and ReLU, from the student's channels to the teacher's. The paper
+    first trains the student on the hint alone; here both terms train together. `stage` counts
+    from 1; both models have it, see `METHODS`.
+    """
+
+    def __init__(self, student: Shapes, teacher: Shapes, *, weight: float, stage: int) -> None:
+        super().__init__()
+        self.weight = weight
+        self.stage = stage - 1
+        inputs, outputs = student.maps[self.stage], teacher.maps[self.stage]
+        self.regressor = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(
+        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+    ) -> LossTerms:
+        ce = F.cross_entropy(student.logits, labels)
+        hint = teacher.maps[self.stage]
+        kd = self.weight * F.mse_loss(self.regressor(student.maps[self.stage].to(hint.dtype)), hint)
+        return LossTerms(ce + kd, ce, kd)

@@ -1,0 +1,31 @@
+"""Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import AdamW
+
+
+def build(
+    parameters: Iterable[Parameter],
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> AdamW:
+    """AdamW as torch has it, in one kernel for all parameters; on a GPU its count of steps lies there too."""
+    capturable = isinstance(lr, Tensor)
+    return AdamW(
+        parameters,
+        lr=lr,
+        betas=(beta1, beta2),
+        eps=eps,
+        weight_decay=weight_decay,
+        fused=True,
+        capturable=capturable,
+    )

@@ -1,0 +1,103 @@
+"""The batches of an epoch: which images, in which order, under which views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from orchestrator.data.tensors import Data
+from orchestrator.data.views import ViewSpace
+from orchestrator.losses.base import TeacherOutputs
+from orchestrator.records import TrialConfig
+from orchestrator.training.seeds import mix
+
+
+class Batch(NamedTuple):
+    """B training images under one view each. `index` and `view` [B] are their numbers in a table of teacher outputs.
+
+    `place` [B] is their position in the order of the epoch.
+    """
+
+    images: Tensor  # [B, 3, S, S], normalised
+    labels: Tensor  # [B]
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    view: Tensor
+    place: Tensor
+
+
+Teacher = Callable[[Batch], TeacherOutputs]  # gives the outputs that the loss needs: from a model or from a table
+
+
+class EpochOrder(NamedTuple):
+    """The order of the images in an epoch, and the view of each; int64 [N] both, on the CPU."""
+
+    order: Tensor
+    views: Tensor
+
+
+@runtime_checkable
+class EpochPreparer(Protocol):
+    """A teacher whose outputs are prepared for a whole epoch at a time."""
+
+    def prepare(self, order: EpochOrder) -> None:
+        """Prepares the outputs of the next epoch, while the device still works on this one."""
+
+    def begin(self) -> None:
+        """Switches to the outputs that were prepared last."""
+
+
+class EpochBatches:
+    """Every training image once an epoch, in an order and under views that follow from the seed and the epoch alone.
+
+    A cursor on the device says where the next batch begins, so that taking one needs nothing from the host.
+    """
+
+    def __init__(self, data: Data, config: TrialConfig) -> None:
+        count, device = len(data.train), data.train.labels.device
+        self._data = data
+        self._config = config
+        self._padded = ViewSpace(config.crop_padding, config.flip).pad(data.train.pixels)
+        self._order = torch.zeros(count, dtype=torch.int64, device=device)
+        self._views = torch.zeros(count, dtype=torch.int64, device=device)
+        self._cursor = torch.zeros((), dtype=torch.int64, device=device)
+        self._prepared: tuple[int, EpochOrder] | None = None
+
+    def holds(self, epoch: int) -> bool:
+        """Whether `epoch` is the one that was prepared last."""
+        return self._prepared is not None and self._prepared[0] == epoch
+
+    def prepare(self, epoch: int) -> EpochOrder:
+        """Draws the order and the views of an epoch."""
+        count, config = len(self._data.train), self._config
+        generator = torch.Generator().manual_seed(
+            mix(config.seed, epoch)
+        )  # on the CPU, so that it is the same for every device
+        order = torch.randperm(count, generator=generator)
+        drawn = EpochOrder(order, torch.randint(self._padded.space.size, (count,), generator=generator))
+        self._prepared = epoch, drawn
+        return drawn
+
+    def begin(self, done: int = 0) -> None:
+        """Starts the prepared epoch after its first `done` images, which are whole batches or all."""
+        assert self._prepared is not None
+        _, drawn = self._prepared
+        self._order.copy_(drawn.order)
+        self._views.copy_(drawn.views)
+        self._cursor.fill_(done)
+
+    def sizes(self, done: int = 0) -> Iterator[int]:
+        """The sizes of the batches after the first `done` images."""
+        count, size = len(self._data.train), self._config.batch_size
+        for start in range(done, count, size):
+            yield min(size, count - start)
+
+    def take(self, size: int) -> Batch:
+        """The next batch."""
+        place = self._cursor + torch.arange(size, device=self._cursor.device)
+        index, view = self._order[place], self._views[place]
+        images = self._data.normalise(self._padded.take(index, view))
+        self._cursor += size
+        return Batch(images, self._data.train.labels[index], index, view, place)

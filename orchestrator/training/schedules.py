@@ -1,0 +1,52 @@
+"""The learning-rate schedules that a study file can name. Reading the table does not import what they compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from orchestrator.losses import Option
+from orchestrator.records import TrialConfig
+
+Schedule = Callable[[int, int], float]
+"""What the learning rate is multiplied by at a step of the training, given the number of steps before it and how many
+steps an epoch has."""
+
+
+@dataclass(frozen=True)
+class ScheduleFacts:
+    """A schedule. `builder` is `module:attribute`, called with the trial's config and, as keywords, the options.
+
+    `has_milestones` says whether the recipe's milestones and gamma have a meaning for it.
+    """
+
+    builder: str
+    doc: str
+    has_milestones: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+SCHEDULES: Mapping[str, ScheduleFacts] = {
+    "steps": ScheduleFacts(
+        "orchestrator.training._steps:build", "multiplied by gamma at each milestone", has_milestones=True
+    ),
+    "cosine": ScheduleFacts(
+        "orchestrator.training._cosine:build",
+        "falls to 0 along half a cosine, at every step (arXiv 1608.03983)",
+        options={
+            "warmup": Option(0, "epochs in which the learning rate first rises from 0", most=100_000),
+            "floor": Option(0.0, "the share of the learning rate that it falls to", most=1.0),
+        },
+    ),
+}
+
+
+def build(config: TrialConfig) -> Schedule:
+    """The schedule of a trial."""
+    facts = SCHEDULES[config.schedule]
+    module, attribute = facts.builder.split(":")
+    builder: Callable[..., Schedule] = getattr(import_module(module), attribute)
+    options: dict[str, Any] = {name: option.default for name, option in facts.options.items()}
+    return builder(config, **{**options, **dict(config.schedule_options)})

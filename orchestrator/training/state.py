@@ -1,0 +1,185 @@
+"""A training under way: everything that its next step depends on, so that it can stop anywhere and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.errors import ResourceError
+from orchestrator.losses.base import Loss
+from orchestrator.models.base import Classifier
+from orchestrator.records import TrialConfig
+from orchestrator.training import optimizers
+from orchestrator.training.evaluation import Score
+
+_MOMENTUM = "momentum."  # what the names of SGD's buffers began with in checkpoints of earlier versions
+_OPTIMIZER = "optimizer."
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a training is, and what may not change while it lasts.
+
+    `epoch` counts from 1 and is the one to resume in; `images` of it are done, in `seconds`. `with_teacher` says
+    whether its loss has a teacher's term, `compute_dtype` what convolutions compute in, and `teacher_mode` whether the
+    teacher's outputs come from a `table` or `live`; None without a teacher.
+    """
+
+    epoch: int = 1
+    images: int = 0
+    seconds: float = 0.0
+    with_teacher: bool = False
+    compute_dtype: str = "float32"
+    teacher_mode: str | None = None
+
+
+@dataclass
+class TrainingState:
+    """The student, the loss, the optimizer of both, and the position; `sums` are of the epoch's images so far.
+
+    The sums are those of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
+    """
+
+    model: Classifier
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    sums: Tensor  # float64 [4]
+    epoch: int = 1
+    images: int = 0
+    seconds: float = 0.0
+    with_teacher: bool = False
+    compute_dtype: str = "float32"
+    teacher_mode: str | None = None
+    tested: Score | None = None  # at the end of the last epoch, where this process saw it
+    uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
+
+    @classmethod
+    def start(cls, model: Classifier, loss: Loss, config: TrialConfig) -> TrainingState:
+        """The training of a fresh model. Raises ResourceError where its device lacks the requested precision."""
+        device = next(model.parameters()).device
+        # A GPU reads the learning rate from its memory, so that a captured step sees another one.
+        lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        parameters = [parameter for module in _modules(model, loss).values() for parameter in module.parameters()]
+        optimizer = optimizers.build(config, parameters, lr)
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
+        return cls(model, loss, optimizer, sums, compute_dtype=compute_dtype(config.precision, device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.sums.device
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained, by the name that its tensors begin with in a checkpoint."""
+        return _modules(self.model, self.loss)
+
+    @property
+    def position(self) -> Position:
+        """How far it is."""
+        return Position(*(getattr(self, field.name) for field in fields(Position)))
+
+    def move_to(self, position: Position) -> None:
+        """Takes the position of another training, whose tensors it has."""
+        for field in fields(Position):
+            setattr(self, field.name, getattr(position, field.name))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights, buffers, sums, and the complete state of its optimizer by the names of the parameters."""
+        states = {
+            f"{_OPTIMIZER}{key}.{name}": value
+            for name, parameter in self._parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None
+        }
+        return {**self._module_tensors(), **states, "sums": self.sums}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what `tensors` gave. Raises ValueError where something is missing, unknown or of another shape."""
+        given, tensors = tensors, {_current_name(name): tensor for name, tensor in tensors.items()}
+        if len(tensors) < len(given):
+            raise ValueError("a momentum buffer is there twice")
+        own = {**self._module_tensors(), "sums": self.sums}
+        states = self._optimizer_layout(tensors)
+        expected = {**own, **{name: layout for name, (_, _, layout) in states.items()}}
+        wrong = sorted(set(expected) ^ set(tensors)) or [
+            name
+            for name, tensor in expected.items()
+            if (tensors[name].shape, tensors[name].dtype) != (tensor.shape, tensor.dtype)
+        ]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is missing, unknown or of another shape")
+        copies = {  # made before anything is changed, as there may be no memory
+            name: torch.empty_like(layout).copy_(tensors[name]) for name, (_, _, layout) in states.items()
+        }
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        for name, (parameter, key, _) in states.items():
+            self.optimizer.state[parameter][key] = copies[name]
+
+    def _module_tensors(self) -> dict[str, Tensor]:
+        modules = self.modules.items()
+        return {f"{prefix}.{name}": tensor for prefix, each in modules for name, tensor in each.state_dict().items()}
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                yield f"{prefix}.{name}", parameter
+
+    def _optimizer_layout(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, str, Tensor]]:
+        """The optimizer's state as stored: name → parameter, key, and a tensor of the shape that is expected.
+
+        Optimizers make their state in the first step, all parameters alike: a tensor of the parameter's shape or a
+        scalar for each key.
+        """
+        keys = {name.split(".")[1] for name in tensors if name.startswith(_OPTIMIZER)}
+        layout = {}
+        for key in sorted(keys):
+            for name, parameter in self._parameters():
+                stored = tensors.get(f"{_OPTIMIZER}{key}.{name}")
+                is_scalar = stored is not None and stored.dim() == 0
+                expected = torch.zeros((), device=parameter.device) if is_scalar else parameter
+                layout[f"{_OPTIMIZER}{key}.{name}"] = parameter, key, expected
+        return layout
+
+
+def _modules(model: Classifier, loss: Loss) -> dict[str, nn.Module]:
+    return {"model": model, "loss": loss} if isinstance(loss, nn.Module) else {"model": model}
+
+
+def _current_name(name: str) -> str:
+    """The name of a tensor, also where an earlier version wrote it."""
+    return f"{_OPTIMIZER}momentum_buffer.model.{name.removeprefix(_MOMENTUM)}" if name.startswith(_MOMENTUM) else name
+
+
+def compute_dtype(precision: str, device: torch.device) -> str:
+    """What convolutions compute in: `float32`, or `bfloat16` where `precision` says so or leaves it to the device.
+
+    Raises ResourceError where a device is asked for what it lacks.
+    """
+    if precision == "float32" or (precision == "auto" and not supports_bfloat16(device)):
+        return "float32"
+    if not supports_bfloat16(device):
+        raise ResourceError(
+            "precision: bfloat16 needs a GPU or CPU that computes in it (NVIDIA from Ampere on, AVX-512 BF16, AMX); "
+            "others take a hundred times as long: set precision: auto or float32"
+        )
+    return "bfloat16"
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    facts = cpu_facts()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+def cpu_facts() -> Mapping[str, Any]:
+    """What this CPU supports, by PyTorch's names; empty where PyTorch is too old to tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
