@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.catalog import integrity
 from orchestrator.catalog.cleanup import clock
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import tokens
 from orchestrator.columns import table, wrapped
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError, StorageError
@@ -219,12 +219,10 @@ def _temporary_folder() -> Result:
 
 
 def _token() -> Result:
-    kept_cluster.check_token()
-    if not kept_cluster.has_tokens():
+    tokens.check_token()
+    if not tokens.has_tokens():
         return _ok("RAY_AUTH_MODE is set: clusters ask for none")
-    return _ok(
-        "there is one" if kept_cluster.token() else f"none yet, a launch makes it in {kept_cluster.token_file()}"
-    )
+    return _ok("there is one" if tokens.read_token() else f"none yet, a launch makes it in {tokens.token_file()}")
 
 
 def _own_folder() -> Result:
