@@ -32,6 +32,7 @@ from requests import exceptions
 
 from orchestrator import executors
 from orchestrator.cluster import tokens
+from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError
 from orchestrator.machine import addresses, folders, proxies
 from orchestrator.machine.paths import word
@@ -420,8 +421,15 @@ def _job_id(study: str) -> str:
 def _gather(study: Study, folder: Path) -> str:
     """Writes the text of a study, and copies the weights beside its file, to a folder; returns the file's name there.
 
-    Weights under an absolute path stay where they are: the cluster must see them there.
+    Weights under an absolute path stay where they are, and so do images of the user's own: the cluster must see them
+    there. Raises ClusterError for a folder of images whose path is relative, as the file does not stay where it is.
     """
+    for value in (value for experiment in study.experiments for value in experiment.axes["dataset"]):
+        if isinstance(value.value, FolderDataset) and not Path(value.value.path).is_absolute():
+            raise ClusterError(
+                f"dataset folder {value.value.path} has a path relative to the study file, of which the cluster gets a "
+                "copy elsewhere; write an absolute path that leads to the images on the cluster's head too"
+            )
     source = Path(os.path.abspath(study.source))  # noqa: PTH100 - `..` goes as it is written
     named = {path for experiment in study.experiments for teacher in experiment.teachers for path in teacher.digests}
     beside = [path for path in named if not Path(path).is_absolute()]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.records import TableKey
-from orchestrator.storage.layout import Storage
+from orchestrator.storage.layout import FileKind, Storage
 from orchestrator.storage.leases import acquire, table_resource
 
 SLICE = 50_000  # answers in one: a view of all of CIFAR, and a bound on the memory and the work that a kill costs
@@ -103,5 +103,6 @@ class Slices:
     def drop(self) -> None:
         """Removes them, and those of this table that were made from something else."""
         for entry in self.storage.backend.list_files(self.storage.teacher(self.key.teacher_id)):
-            if self.storage.slice_key(entry.name) == self.key:
+            file = self.storage.parse(entry.name)
+            if file and file.kind is FileKind.TABLE_SLICE and file.table == self.key:
                 self.storage.backend.delete(entry.name)
