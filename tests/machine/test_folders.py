@@ -137,7 +137,7 @@ def test_a_bug_without_a_place_for_its_log_is_still_a_message(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     err = capsys.readouterr().err
-    assert ended.value.code == 3 and "ZeroDivisionError" in err and "name a folder in TMPDIR" in err
+    assert ended.value.code == 3 and "ZeroDivisionError" in err and "set TMPDIR" in err
     assert "Traceback" not in err
 
 
@@ -209,7 +209,7 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
     refuse(monkeypatch, {"shared": bare / "t", "ray": bare / "ray"}.get(place, bare / "none"))
     with pytest.raises(KdctlError) as raised:
         _ray_session._connect(None, is_kept=False)
-    findings = [doctor._finding(name, check) for name, check in doctor._of_machine().items()]
+    findings = [doctor._run_check(name, check) for name, check in doctor._of_machine().items()]
     (bad,) = [finding for finding in findings if finding.verdict is doctor.CheckLevel.BAD]
     assert f"{bad.found}; {bad.cure}" == str(raised.value)
     with pytest.raises(KdctlError) as raised:
