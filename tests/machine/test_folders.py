@@ -210,11 +210,11 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
     with pytest.raises(KdctlError) as raised:
         _ray_session._connect(None, is_kept=False)
     findings = [doctor._run_check(name, check) for name, check in doctor._of_machine().items()]
-    (bad,) = [finding for finding in findings if finding.verdict is doctor.CheckLevel.BAD]
-    assert f"{bad.found}; {bad.cure}" == str(raised.value)
+    (bad,) = [finding for finding in findings if finding.level is doctor.CheckLevel.BAD]
+    assert f"{bad.found}; {bad.fix}" == str(raised.value)
     with pytest.raises(KdctlError) as raised:
         kept_cluster.up(pytest.fail)
-    assert f"{bad.found}; {bad.cure}" == str(raised.value)
+    assert f"{bad.found}; {bad.fix}" == str(raised.value)
 
 
 # Commands of a user without a name or a home.
