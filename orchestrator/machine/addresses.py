@@ -62,7 +62,7 @@ def _why_not(written: str) -> str:
     if written.lower().startswith("ray://"):
         host = re.sub(r":\d+$", "", written[6:].rpartition("@")[2].strip("/")) or "HOST"
         return (
-            f"{shown!r} is an address of Ray Client, which kdctl does not use; hand the study to the cluster's "
+            f"{shown!r} is an address of Ray Client, which kdctl does not use; submit the study to the cluster's "
             f"dashboard (--address http://{host}:8265), or launch on a machine of the cluster with --address auto"
         )
     if re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", written):
