@@ -125,7 +125,7 @@ def members(plan: Plan) -> tuple[Member, ...]:
 
 
 def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
-    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
+    """Stores the plan of a study, in place of that of its launch before. Raises StorageError."""
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},

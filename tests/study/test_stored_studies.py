@@ -90,7 +90,7 @@ def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, t
     assert dict(stored_studies.tables(place, entry.name))
     place.backend.write(entry.name, content)
     assert stored_studies.remembered(place) == []
-    with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
+    with pytest.raises(StorageError, match="is damaged; expected the plan of a study"):
         list(stored_studies.tables(place, entry.name))
 
 
