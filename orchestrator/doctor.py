@@ -148,7 +148,7 @@ def _torch() -> _Finding:
 def _gpu() -> _Finding:
     import torch
 
-    with warnings.catch_warnings(record=True) as said:  # torch warns if it does not fit the driver
+    with warnings.catch_warnings(record=True) as caught:  # torch warns if it does not fit the driver
         warnings.simplefilter("always")
         is_usable = torch.cuda.is_available()
     if is_usable:
@@ -157,7 +157,7 @@ def _gpu() -> _Finding:
         return _ok("no GPU; training uses the CPU")
     if torch.version.cuda is None:
         return CheckLevel.WARNING, "an NVIDIA driver, but a torch for CPUs only", "install a torch with CUDA"
-    reason = str(said[0].message).splitlines()[0] if said else "it sees no GPU"
+    reason = str(caught[0].message).splitlines()[0] if caught else "it sees no GPU"
     return (
         CheckLevel.WARNING,
         f"an NVIDIA driver, but torch cannot use it ({reason})",

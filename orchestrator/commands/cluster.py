@@ -157,7 +157,9 @@ def token() -> None:
 )  # fmt: skip
 @yes_option
 def export(output: str, yes: bool) -> None:
-    """Write a Grafana dashboard and a Prometheus configuration that finds all your launches on this machine.
+    """Write a Grafana dashboard and a matching Prometheus configuration.
+
+    Prometheus then finds all your launches on this machine.
 
     Files of an earlier export are replaced. Files that were edited since, or that kdctl did not write, are replaced
     only after confirmation.

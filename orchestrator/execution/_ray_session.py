@@ -248,7 +248,7 @@ def _reach(address: str) -> None:
             connection.sendall(f"GET /api/version HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
             if connection.recv(5) == b"HTTP/":
                 raise ClusterError(
-                    f"{address} speaks HTTP, as dashboards do, and cannot be joined; hand the study to it with "
+                    f"{address} speaks HTTP, as dashboards do, and cannot be joined; submit the study to it with "
                     f"--address http://{address}, or join the cluster at its own port, 6379 as a rule"
                 )
 

@@ -372,7 +372,7 @@ def test_digits_without_scikit_learn_are_bad(empty: Path, monkeypatch: pytest.Mo
 # The command.
 
 
-def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
+def test_the_command_prints_results_fixes_and_a_summary(empty: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", "--storage", str(empty), "--data", "nowhere"])
     table, fixes, summary = done.stdout.strip().split("\n\n")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -381,7 +381,7 @@ def test_the_command_prints_findings_cures_and_a_summary(empty: Path) -> None:
     assert summary == "15 ok, 2 warnings, 0 bad: kdctl can train here"
 
 
-def test_a_cure_of_several_is_printed_once(tmp_path: Path) -> None:
+def test_a_fix_of_several_checks_is_printed_once(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     _, fixes, summary = doctor.text(examine(str(tmp_path / "runs"), Path("nowhere"))).split("\n\n")
     names = "free space, clock, files, digits, cifar10, cifar100"

@@ -426,7 +426,7 @@ def test_a_table_is_aligned_and_rounded(empty: Storage) -> None:
 def test_markdown_is_a_table_of_text(empty: Storage) -> None:
     sql = "SELECT '<b>|`*x*`' AS \"a|b\", 92.123456789::DOUBLE AS acc, NULL AS nothing"
     assert rendered("markdown", sql, empty) == (
-        "| a\\|b | acc | nothing |\n| --- | ---: | --- |\n| &lt;b&gt;\\|\\`\\*x\\*\\` | 92.1235 | - |\n"
+        "| a&#124;b | acc | nothing |\n| --- | ---: | --- |\n| &#60;b&#62;&#124;&#96;&#42;x&#42;&#96; | 92.1235 | - |\n"
     )
 
 
