@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.catalog import integrity
 from orchestrator.catalog.cleanup import clock
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import tokens
 from orchestrator.columns import table, wrapped
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError, StorageError
@@ -227,13 +227,11 @@ def _temporary_folder() -> _Finding:
 
 
 def _token() -> _Finding:
-    kept_cluster.check_token()
-    if not kept_cluster.has_tokens():
+    tokens.check_token()
+    if not tokens.has_tokens():
         return _ok("RAY_AUTH_MODE is set: clusters require no token")
     return _ok(
-        "there is a token"
-        if kept_cluster.token()
-        else f"no token yet; a launch creates it in {kept_cluster.token_file()}"
+        "there is a token" if tokens.read_token() else f"no token yet; a launch creates it in {tokens.token_file()}"
     )
 
 

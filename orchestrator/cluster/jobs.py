@@ -31,7 +31,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import exceptions
 
 from orchestrator import executors
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import tokens
 from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError
 from orchestrator.machine import addresses, folders, proxies
@@ -340,7 +340,7 @@ def _token() -> str | None:
     """The token of Ray's clusters, from where Ray looks for it; its own client sends none unless told to."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    return kept_cluster.token()
+    return tokens.read_token()
 
 
 @contextmanager
@@ -378,7 +378,7 @@ def _asking(address: str, *, has_token: bool) -> Iterator[None]:
 def _is_no_ray(address: str, error: object) -> str:
     return (
         f"what answers at {address}{proxies.through(address)} does not speak as a Ray dashboard does "
-        f"({_reason(error)}); wanted its address, like http://127.0.0.1:8265, which `ray start --head` prints"
+        f"({_reason(error)}); expected its address, like http://127.0.0.1:8265, which `ray start --head` prints"
     )
 
 
@@ -444,7 +444,10 @@ def _gather(study: Study, folder: Path) -> str:
         try:
             shutil.copyfile(path, target)
         except OSError as error:
-            raise ClusterError(f"{path} cannot be sent to the cluster ({error.strerror or error}); mend it") from None
+            reason = error.strerror or error
+            raise ClusterError(
+                f"{path} cannot be sent to the cluster ({reason}); fix its path or its permissions"
+            ) from None
     (folder / _SCRIPT).write_text(_RUN)
     return file.as_posix()
 

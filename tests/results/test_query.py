@@ -277,7 +277,7 @@ def test_nothing_outside_can_be_read(sql: str, filled: Storage, tmp_path: Path) 
 def test_all_but_one_select_is_refused(sql: str, filled: Storage, tmp_path: Path) -> None:
     statement = outside(sql, tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(QueryError, match="wanted one SELECT over the views trials, epochs, summary, results"):
+    with pytest.raises(QueryError, match="expected one SELECT over the views trials, epochs, summary, results"):
         ask(filled, statement)
     assert sorted(tmp_path.iterdir()) == before
 
