@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -202,6 +203,26 @@ class TableKey:
     def name(self) -> str:
         """A file name, unique among the tables of one teacher."""
         return f"{self.answers}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
+
+    @classmethod
+    def parse(cls, teacher_id: str, name: str) -> TableKey | None:
+        """The key whose `name` this is; None where no key has this name."""
+        match = _TABLE_NAME.fullmatch(name)
+        if not match:
+            return None
+        key = cls(teacher_id, match[1], int(match[2]), match[3] == "flip", int(match[4]))
+        return key if key.name == name else None  # numbers may begin with zeros
+
+
+_TABLE_NAME = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
+
+
+def is_trial_id(text: str) -> bool:
+    """Whether a text has the form of a trial's id: 12 hex digits."""
+    return _TRIAL_ID.fullmatch(text) is not None
+
+
+_TRIAL_ID = re.compile(r"[0-9a-f]{12}")
 
 
 def read_recipe(text: str | None) -> Mapping[str, Any]:

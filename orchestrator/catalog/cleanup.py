@@ -6,7 +6,6 @@ file, never remove one.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,18 +18,17 @@ from typing import Any
 from orchestrator.columns import table
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.files import PART
-from orchestrator.records import State, TableKey
+from orchestrator.records import State, TableKey, is_trial_id
 from orchestrator.results import store
 from orchestrator.storage.backend import MARKER, Entry, StorageBackend
-from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage, read_json
+from orchestrator.storage.layout import CHECKPOINTS_KEPT, FileKind, Storage, StoredFile, read_json
 from orchestrator.storage.leases import EXPIRES, Holder, Lease, acquire, table_resource, trial_resource
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan
 from orchestrator.text import format_size
 
 STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
-_ID = re.compile(r"[0-9a-f]{12}")
-_TABLE = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
+_OF_TRIALS = (FileKind.WEIGHTS, FileKind.TRIAL_EPOCHS, FileKind.CHECKPOINT)  # what goes with its trial
 
 
 class GarbageKind(StrEnum):
@@ -83,17 +81,19 @@ def find(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
 
 
 def _of_trials(storage: Storage) -> Iterator[Garbage]:
-    folders = (storage.checkpoints(""), _top(storage.weights("")), storage.epoch_rows)
-    entries = [entry for folder in folders for entry in storage.backend.list_files(folder.rstrip("/"))]
+    folders = (storage.checkpoints_folder, storage.weights_folder, storage.epoch_rows)
+    entries = [entry for folder in folders for entry in storage.backend.list_files(folder)]
     # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
     rows = {_stem(entry) for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name)}
     checkpoints: dict[str, list[Entry]] = {}
     for entry in entries:
-        owner = _owner(storage, entry)
-        if owner and owner not in rows:
-            yield Garbage(GarbageKind.ORPHAN, entry, trial_resource(owner))
-        elif owner and _is_checkpoint(storage, owner, entry):
-            checkpoints.setdefault(owner, []).append(entry)
+        file = _parse(storage, entry)
+        if file is None or file.kind not in _OF_TRIALS:
+            continue
+        if file.trial_id not in rows:
+            yield Garbage(GarbageKind.ORPHAN, entry, trial_resource(file.trial_id))
+        elif file.kind is FileKind.CHECKPOINT:
+            checkpoints.setdefault(file.trial_id, []).append(entry)
     states = store.read_states(storage, list(checkpoints))
     for owner, own in checkpoints.items():
         is_finished = states.get(owner) is State.FINISHED
@@ -101,34 +101,25 @@ def _of_trials(storage: Storage) -> Iterator[Garbage]:
             yield Garbage(GarbageKind.FINISHED if is_finished else GarbageKind.OLD, entry, trial_resource(owner))
 
 
-def _top(name: str) -> str:
-    return name.partition("/")[0]
-
-
 def _stem(entry: Entry) -> str:
     return PurePosixPath(entry.name).stem
 
 
-def _owner(storage: Storage, entry: Entry) -> str | None:
-    """The trial that a checkpoint, weights or epochs are of; None for every other file."""
-    for trial_id in (PurePosixPath(entry.name).parent.name, _stem(entry)):
-        is_named = entry.name in (storage.weights(trial_id), storage.trial_epochs(trial_id))
-        if _ID.fullmatch(trial_id) and (is_named or _is_checkpoint(storage, trial_id, entry)):
-            return trial_id
-    return None
-
-
-def _is_checkpoint(storage: Storage, trial_id: str, entry: Entry) -> bool:
-    epoch, _, images = _stem(entry).partition("-")
-    if not (epoch.isdecimal() and images.isdecimal()):
-        return False
-    return entry.name == storage.checkpoint(trial_id, int(epoch), int(images))
+def _parse(storage: Storage, entry: Entry) -> StoredFile | None:
+    """What a file is; None for one that no trial with a whole id could have written."""
+    file = storage.parse(entry.name)
+    return file if file and is_trial_id(file.trial_id) else None
 
 
 def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
-    entries = storage.backend.list_files(_top(storage.table(TableKey("", "", 0, False, 0))))
-    found = {entry.name: (entry, key) for entry in entries if (key := _table_key(storage, entry))}
-    slices = [(entry, key) for entry in entries if (key := storage.slice_key(entry.name))]
+    found: dict[str, tuple[Entry, TableKey]] = {}
+    slices: list[tuple[Entry, TableKey]] = []
+    for entry in storage.backend.list_files(storage.tables_folder):
+        file = _parse(storage, entry)
+        if file and file.table and file.kind is FileKind.TABLE_SLICE:
+            slices.append((entry, file.table))
+        elif file and file.table:
+            found[entry.name] = entry, file.table
     used = _tables_of_use(storage, plans) if found or slices else set()
     for entry, key in slices:
         if key not in used or storage.table_facts(key) in found:
@@ -141,16 +132,6 @@ def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
             yield Garbage(GarbageKind.TABLE, entry, guard)
 
 
-def _table_key(storage: Storage, entry: Entry) -> TableKey | None:
-    """The table that a file is, or holds the facts of; None for every other file."""
-    teacher_id = PurePosixPath(entry.name).parent.name
-    match = _TABLE.fullmatch(_stem(entry))
-    if not match or not _ID.fullmatch(teacher_id):
-        return None
-    key = TableKey(teacher_id, match[1], int(match[2]), match[3] == "flip", int(match[4]))
-    return key if entry.name in (storage.table(key), storage.table_facts(key)) else None
-
-
 def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
@@ -161,22 +142,17 @@ def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
 
 
 def _leftovers(storage: Storage) -> Iterator[Garbage]:
-    parts = [entry for entry in storage.backend.list_unfinished() if _is_ours(storage, entry)]
+    parts = [
+        entry
+        for entry in storage.backend.list_unfinished()
+        if storage.has_folder(str(PurePosixPath(entry.name).parent))
+    ]
     claims = storage.backend.list_files(storage.leases)
     if not parts and not claims:
         return
     now = clock(storage.backend)
     yield from (Garbage(GarbageKind.PART, entry) for entry in parts if now - entry.modified > STALE)
     yield from (Garbage(GarbageKind.CLAIM, entry) for entry in claims if _is_dead(storage, entry, now))
-
-
-def _is_ours(storage: Storage, entry: Entry) -> bool:
-    """Whether a file lies where a storage keeps some: it may be a folder that holds other things too."""
-    folder = PurePosixPath(entry.name).parent
-    key = TableKey(folder.name, "", 0, False, 0)
-    named = (storage.weights(folder.name), storage.table(key), storage.dataset("", ""))
-    flat = {".", storage.leases, storage.plans, storage.logs, storage.stops, storage.trial_rows, storage.epoch_rows}
-    return str(folder) in flat | {storage.checkpoints(folder.name), *(str(PurePosixPath(n).parent) for n in named)}
 
 
 def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
@@ -295,8 +271,8 @@ def _can_go(storage: Storage, piece: Garbage) -> bool:
 
 
 def _has_row(storage: Storage, piece: Garbage) -> bool:
-    trial_id = _owner(storage, piece.entry)
-    return trial_id is not None and storage.backend.stat(storage.trial_row(trial_id)) is not None
+    file = storage.parse(piece.entry.name)
+    return file is not None and storage.backend.stat(storage.trial_row(file.trial_id)) is not None
 
 
 # Showing.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
 from orchestrator.errors import KdctlError
+from orchestrator.records import is_trial_id
 from orchestrator.storage.layout import Storage
 from orchestrator.study import labels, stored_studies
 from orchestrator.text import printable
 
-_ID = re.compile(r"[0-9a-f]{12}")
 _SHOWN = 10  # ids in one message
 _LONGEST = 40  # characters of a text that are looked at
 _ALIKE = 0.7  # two ids have up to half of their digits in common by chance
@@ -41,7 +40,7 @@ def resolve(storage: Storage, text: str) -> str:
     them with their titles.
     """
     text = text.strip().lower()
-    if _ID.fullmatch(text) and storage.backend.stat(storage.trial_row(text)):
+    if is_trial_id(text) and storage.backend.stat(storage.trial_row(text)):
         return text  # without a look at all the others
     trials = known(storage)
     if not trials:

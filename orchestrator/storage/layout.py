@@ -6,34 +6,65 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from orchestrator import codec
 from orchestrator.errors import StorageError
 from orchestrator.machine import paths
-from orchestrator.records import TableKey
+from orchestrator.records import TableKey, is_trial_id
 from orchestrator.storage.backend import Folder, StorageBackend
 
-_ID = re.compile(r"[0-9a-f]{12}")
 _ANSWERS = ("logits", "pooled")
-_SLICE = re.compile(
-    r"teachers/([0-9a-f]{12})/([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})-([0-9a-f]{8})-(\d{6,9})\.slice"
-)
+
+
+class FileKind(StrEnum):
+    """What a file of a storage is."""
+
+    WEIGHTS = "weights"
+    TABLE = "table"
+    TABLE_FACTS = "table facts"
+    TABLE_SLICE = "table slice"
+    DATASET = "dataset"
+    TRIAL_ROW = "trial row"
+    TRIAL_EPOCHS = "trial epochs"
+    CHECKPOINT = "checkpoint"
+    CLAIM = "claim"
+    PLAN = "plan"
+    LOG = "log"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What the name of a file tells: `trial_id` is the trial or teacher that it belongs to, `table` its table."""
+
+    kind: FileKind
+    trial_id: str = ""
+    table: TableKey | None = None
+
+
+_TRIAL = "(?P<trial>[0-9a-f]{1,12})"  # a launch makes ids of 12 digits
+_TABLE = rf"teachers/{_TRIAL}/(?P<table>[a-z]+-p\d+-(?:no)?flip-n\d+)"
 # Every name that a storage gives its files; what has another one lies there by mistake, as copies of sync programs do.
-_OURS = re.compile(
-    "|".join((
-        r"trials/ID/weights\.safetensors",
-        r"teachers/ID/[a-z]+-p\d+-(?:no)?flip-n\d+(?:\.npy|\.json|-[0-9a-f]{8}-\d{6,9}\.slice)",
-        r"datasets/[a-z0-9]+-[0-9a-f]+\.safetensors",
-        r"results/(?:trials|epochs)/ID\.parquet",
-        r"checkpoints/ID/\d{6,}-\d{8,}\.checkpoint",
-        r"leases/[^/~]+~[0-9a-f]{16}\.json",
-        r"plans/ID\.json",
-        r"logs/ID\.log",
-        r"stops/[a-z0-9-]+\.json",
-    )).replace("ID", "[0-9a-f]{1,12}")  # a launch makes ids of 12 digits
-)  # fmt: skip
+_NAMES = {
+    kind: re.compile(pattern)
+    for kind, pattern in {
+        FileKind.WEIGHTS: rf"trials/{_TRIAL}/weights\.safetensors",
+        FileKind.TABLE: rf"{_TABLE}\.npy",
+        FileKind.TABLE_FACTS: rf"{_TABLE}\.json",
+        FileKind.TABLE_SLICE: rf"{_TABLE}-[0-9a-f]{{8}}-(?:\d{{6}}|[1-9]\d{{6,8}})\.slice",
+        FileKind.DATASET: r"datasets/[a-z0-9]+-[0-9a-f]+\.safetensors",
+        FileKind.TRIAL_ROW: rf"results/trials/{_TRIAL}\.parquet",
+        FileKind.TRIAL_EPOCHS: rf"results/epochs/{_TRIAL}\.parquet",
+        FileKind.CHECKPOINT: rf"checkpoints/{_TRIAL}/(?:\d{{6}}|[1-9]\d{{6,}})-(?:\d{{8}}|[1-9]\d{{8,}})\.checkpoint",
+        FileKind.CLAIM: r"leases/[^/~]+~[0-9a-f]{16}\.json",
+        FileKind.PLAN: r"plans/[0-9a-f]{1,12}\.json",
+        FileKind.LOG: rf"logs/{_TRIAL}\.log",
+        FileKind.STOP: r"stops/[a-z0-9-]+\.json",
+    }.items()
+}
 CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
 
 
@@ -84,14 +115,6 @@ class Storage:
         """A slice of a table under way, see `slices`; `digest` tells apart what it is made from."""
         return f"{self.teacher(key.teacher_id)}/{key.name}-{digest}-{number:06d}.slice"
 
-    def slice_key(self, name: str) -> TableKey | None:
-        """The table that a file is a slice of; None for every other file."""
-        match = _SLICE.fullmatch(name)
-        if not match:
-            return None
-        key = TableKey(match[1], match[2], int(match[3]), match[4] == "flip", int(match[5]))
-        return key if name == self.table_slice(key, match[6], int(match[7])) else None
-
     def dataset(self, name: str, digest: str) -> str:
         """A dataset decoded, checked and in canonical order, safetensors."""
         return f"datasets/{name}-{digest}.safetensors"
@@ -139,18 +162,35 @@ class Storage:
         """What stands there while the launch that holds this lease is asked to stop."""
         return f"{self.stops}/{resource}.json"
 
-    # All folders with files of a storage, which may lie in a folder that holds other things too.
-    folders = (trial_rows, epoch_rows, leases, plans, logs, stops, "trials", "teachers", "datasets", "checkpoints")
+    weights_folder, tables_folder, datasets_folder, checkpoints_folder = "trials", "teachers", "datasets", "checkpoints"
+    _flat = (trial_rows, epoch_rows, leases, plans, logs, stops, datasets_folder)  # with files alone
+    _nested = (weights_folder, tables_folder, checkpoints_folder)  # with a folder for each trial
+    folders = (*_flat, *_nested)  # all that hold files of a storage; they may hold other files too
+
+    def parse(self, name: str) -> StoredFile | None:
+        """What a file is, by its name; None where a storage gives no file this name."""
+        for kind, pattern in _NAMES.items():
+            if match := pattern.fullmatch(name):
+                groups = match.groupdict()
+                trial_id, table = groups.get("trial", ""), groups.get("table")
+                key = TableKey.parse(trial_id, table) if table else None
+                return StoredFile(kind, trial_id, key) if key or not table else None
+        return None
 
     def is_ours(self, name: str) -> bool:
         """Whether a storage gives a file this name."""
-        return _OURS.fullmatch(name) is not None
+        return self.parse(name) is not None
+
+    def has_folder(self, folder: str) -> bool:
+        """Whether a storage puts files directly into this folder."""
+        parent, _, name = folder.rpartition("/")
+        return folder in (".", *self._flat) or (parent in self._nested and name != "")
 
     # What is there.
 
     def tables(self) -> Iterator[TableKey]:
         """Every whole table."""
-        names = {entry.name for entry in self.backend.list_files("teachers")}
+        names = {entry.name for entry in self.backend.list_files(self.tables_folder)}
         for name in sorted(names):
             if name.endswith(".json"):
                 key = _table_key(read_json(self, name))
@@ -162,7 +202,7 @@ def _table_key(facts: Any) -> TableKey | None:
     """The key that such facts name, or None where they name none that a plan could make."""
     try:
         key = codec.decode(TableKey, {name: facts["key"][name] for name in TableKey.__slots__})
-        is_sound = _ID.fullmatch(key.teacher_id) and key.answers in _ANSWERS
+        is_sound = is_trial_id(key.teacher_id) and key.answers in _ANSWERS
         return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
     except (TypeError, KeyError, codec.CodecError):
         return None

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.records import TableKey
-from orchestrator.storage.layout import Storage
+from orchestrator.storage.layout import FileKind, Storage
 from orchestrator.storage.leases import acquire, table_resource
 
 CHUNK = 50_000  # outputs in one: a view of all of CIFAR; it limits the memory, and the work that a kill costs
@@ -105,5 +105,6 @@ class Chunks:
     def delete(self) -> None:
         """Deletes the chunks, and those of this table that were made from something else."""
         for entry in self.storage.backend.list_files(self.storage.teacher(self.key.teacher_id)):
-            if self.storage.slice_key(entry.name) == self.key:
+            file = self.storage.parse(entry.name)
+            if file and file.kind is FileKind.TABLE_SLICE and file.table == self.key:
                 self.storage.backend.delete(entry.name)

@@ -84,7 +84,7 @@ def test_neither_names_both_possibilities(storage: Storage, text: str) -> None:
 
 
 def test_a_storage_that_remembers_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(KdctlError, match="remembers none; name another storage with --storage, or check the path"):
+    with pytest.raises(KdctlError, match="has no studies; name another storage with --storage, or check the path"):
         lookup.study(Storage.at(tmp_path / "none"), "tiny")
     assert not (tmp_path / "none").exists()
 

@@ -30,7 +30,7 @@ ARCHIVE = {"cifar10": "cifar-10-python", "cifar100": "cifar-100-python"}
 def assert_read(fake: Fake, folder: Path, tmp_path: Path) -> None:
     """Asserts that a data folder gives the images of the likeness, and that `doctor` finds them."""
     storage = prepared(tmp_path / "runs")
-    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).verdict is CheckLevel.OK
+    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).level is CheckLevel.OK
     prepare_dataset(fake.name, folder, storage)
     for split, wanted in order.canonical(fake.splits).items():
         assert same(stored_split(storage, split, fake.name), wanted)
@@ -187,7 +187,7 @@ def test_a_missing_shard_is_named(cifar10: Fake, empty: Storage) -> None:
     shard(cifar10).unlink()
     refused(cifar10, empty, str(cifar10.folder / "cifar10"), "train-00000-of-00002.parquet is missing")
     found = next(f for f in examine(empty.backend.address, cifar10.folder) if f.check == "cifar10")
-    assert found.verdict is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
+    assert found.level is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
 
 
 def test_shards_of_several_downloads_are_named(cifar10: Fake, empty: Storage) -> None:
@@ -230,7 +230,7 @@ def test_the_columns_that_are_there_are_listed(cifar10: Fake, empty: Storage) ->
     cifar10.write_parquet()
     rows = [{"picture": row["img"], "class": row["label"]} for row in pq.read_table(shard(cifar10)).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), shard(cifar10))
-    words = "has the columns picture, class; wanted img or image with the images, and label or labels with the labels"
+    words = "has the columns picture, class; expected img or image with the images, and label or labels with the labels"
     refused(cifar10, empty, str(shard(cifar10)), words)
 
 
@@ -239,7 +239,7 @@ def test_paths_instead_of_images_are_refused(cifar10: Fake, empty: Storage) -> N
     table = pq.read_table(shard(cifar10))
     paths = pa.array([f"{number}.png" for number in range(len(table))])
     pq.write_table(table.set_column(table.column_names.index("img"), "img", paths), shard(cifar10))
-    refused(cifar10, empty, "has img of type string", "wanted encoded images")
+    refused(cifar10, empty, "has img of type string", "expected encoded images")
 
 
 def test_a_folder_that_holds_neither_says_what_it_holds(cifar10: Fake, empty: Storage, monkeypatch: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -92,4 +94,14 @@ def test_a_program_that_is_part_of_a_cluster_cannot_join_another(monkeypatch: py
     assert len(said) == 1
     other = _ray_session.join_cluster("10.0.0.1:6379", "tiny", said.append)
     with pytest.raises(ResourceError, match=r"ray.init before.*ray.shutdown first"), other:
+        pytest.fail("nothing was joined")
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    joining = _ray_session.join_cluster("127.0.0.1:1", "tiny", print)  # Ray itself would try for minutes
+    with (
+        patch.dict(os.environ),
+        pytest.raises(ResourceError, match=r"'127.0.0.1:1' cannot be joined .*--inline"),
+        joining,
+    ):
         pytest.fail("nothing was joined")

@@ -16,7 +16,7 @@ from orchestrator.errors import StorageError
 from orchestrator.files import PART
 from orchestrator.records import TableKey
 from orchestrator.storage.backend import MARKER, Folder
-from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.storage.layout import FileKind, Storage, StoredFile, key_facts, read_json, write_json
 
 KEY = TableKey("0123456789ab", "logits", 4, True, 50_000)
 TRIAL_IDS = st.text("0123456789abcdef", min_size=12, max_size=12)
@@ -256,3 +256,53 @@ def test_missing_json_reads_as_none(storage: Storage) -> None:
     assert read_json(storage, "missing") is None
     storage.backend.write("file", b"{}")
     assert read_json(storage, "file/below") is None
+
+
+# Names.
+
+STORAGE = Storage(Folder(Path("runs")))
+TRIAL = "0123456789ab"
+TABLE = TableKey(TRIAL, "pooled", 10, True, 60)
+FILES = [
+    (STORAGE.weights(TRIAL), StoredFile(FileKind.WEIGHTS, TRIAL)),
+    (STORAGE.table(TABLE), StoredFile(FileKind.TABLE, TRIAL, TABLE)),
+    (STORAGE.table_facts(TABLE), StoredFile(FileKind.TABLE_FACTS, TRIAL, TABLE)),
+    (STORAGE.table_slice(TABLE, "89abcdef", 1_234_567), StoredFile(FileKind.TABLE_SLICE, TRIAL, TABLE)),
+    (STORAGE.dataset("cifar10", "0a" * 6), StoredFile(FileKind.DATASET)),
+    (STORAGE.trial_row(TRIAL), StoredFile(FileKind.TRIAL_ROW, TRIAL)),
+    (STORAGE.trial_epochs(TRIAL), StoredFile(FileKind.TRIAL_EPOCHS, TRIAL)),
+    (STORAGE.checkpoint(TRIAL, 1, 1_234_567_890), StoredFile(FileKind.CHECKPOINT, TRIAL)),
+    (STORAGE.claim(f"trial-{TRIAL}", "0" * 16), StoredFile(FileKind.CLAIM)),
+    (STORAGE.plan(TRIAL), StoredFile(FileKind.PLAN)),
+    (STORAGE.log(TRIAL), StoredFile(FileKind.LOG, TRIAL)),
+    (STORAGE.stop("launch-0a"), StoredFile(FileKind.STOP)),
+]
+
+
+@pytest.mark.parametrize(("name", "file"), FILES)
+def test_a_name_tells_what_a_file_is(name: str, file: StoredFile) -> None:
+    assert STORAGE.parse(name) == file and STORAGE.is_ours(name)
+    assert STORAGE.has_folder(name.rpartition("/")[0])
+    for other in (f"{name}.bak", f"x/{name}", name.upper(), name.replace("/", "//"), ""):
+        assert STORAGE.parse(other) is None
+
+
+def test_every_kind_of_file_has_a_name() -> None:
+    assert {file.kind for _, file in FILES} == set(FileKind)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"teachers/{TRIAL}/logits-p04-flip-n60.npy", f"teachers/{TRIAL}/logits-p4-flip-n060.json",
+        f"teachers/{TRIAL}/logits-p4-flip-n60-89abcdef-0000001.slice", f"teachers/{TRIAL}/logits-p{10**9}-flip-n1.npy",
+        f"checkpoints/{TRIAL}/0000001-00000000.checkpoint", f"checkpoints/{TRIAL}/000001-000000000.checkpoint",
+    ],
+)  # fmt: skip
+def test_a_number_is_written_in_one_way(name: str) -> None:
+    assert STORAGE.parse(name) is None
+
+
+@pytest.mark.parametrize("folder", ["", "trials", "teachers", "checkpoints", "results", f"logs/{TRIAL}", "mine", "a/b"])
+def test_other_folders_are_not_ours(folder: str) -> None:
+    assert not STORAGE.has_folder(folder)
