@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import Any
 
 from orchestrator.catalog import integrity
-from orchestrator.catalog.cleanup import clock
+from orchestrator.catalog.cleanup import read_clock
 from orchestrator.cluster import kept_cluster
 from orchestrator.columns import table, wrapped
 from orchestrator.data.registry import DATASETS
@@ -308,7 +308,7 @@ def _free_space(address: str) -> Result:
 
 def _clock(address: str) -> Result:
     before = time.time()
-    there = clock(_nearest(address)[0])
+    there = read_clock(_nearest(address)[0])
     here = time.time()
     drift = max(before - there, there - here, 0.0)  # writing may take a while
     if min(there, here) < _NO_EARLIER:
@@ -322,7 +322,7 @@ def _clock(address: str) -> Result:
 
 def _files(address: str) -> Result:
     backend, is_there = _nearest(address)
-    found = integrity.lacking(Storage(backend)) if is_there else []
+    found = integrity.find_missing(Storage(backend)) if is_there else []
     if not found:
         return _ok("none that is foreign, and finished trials have their weights and epochs")
     facts, _, cure = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")

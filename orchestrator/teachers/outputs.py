@@ -25,7 +25,7 @@ from orchestrator.models.base import Classifier
 from orchestrator.pretrained import weight_files
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
-from orchestrator.storage.leases import Lease, table_resource, waiting
+from orchestrator.storage.leases import Lease, table_resource, wait_for
 from orchestrator.teachers.chunks import Slices
 from orchestrator.training.batches import Batch, EpochOrder
 from orchestrator.training.evaluation import Check, unchecked
@@ -210,7 +210,7 @@ def _build(
             check()
             slices.build(questions.ask, check, lambda: _is_whole(key, wanted, storage))
             # Who stood still, or finds slices gone that another took for wrong, begins again with what there is.
-            with suppress(LeaseLost), waiting(storage, table_resource(key), check) as lease:
+            with suppress(LeaseLost), wait_for(storage, table_resource(key), check) as lease:
                 if not _is_whole(key, wanted, storage) and not slices.missing():
                     _join(slices, wanted, model, data, lease)
                     slices.drop()
