@@ -18,8 +18,8 @@ from typing import Any
 from orchestrator import parquet
 from orchestrator.errors import EXIT_USAGE, KdctlError
 from orchestrator.launch import plan_study
+from orchestrator.markdown import escape, format_table
 from orchestrator.records import State, TrialRecord
-from orchestrator.report.markdown import escaped, grid
 from orchestrator.results import store
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
 from orchestrator.results.summary import Group, tables
@@ -94,7 +94,7 @@ def section(wanted: Published, study: Study) -> str:
     heading = f"## {wanted.student} ← {wanted.teacher} on {wanted.dataset} (lab note: {wanted.statistic.mean:.1f})"
     if not trials:
         return f"{heading}\n\nmissing: the study has no such trial; lab note {_listed(wanted)}"
-    runs = grid(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
+    runs = format_table(PUBLISHED_COLUMNS, [_run(no, trial, study) for no, trial in enumerate(trials, 1)])
     parts = [heading, runs, _comparison(wanted, trials, study), "\n".join(_remarks(trials, study))]
     return "\n\n".join(parts)
 
@@ -117,7 +117,7 @@ def _run(no: int, trial: PlannedTrial, study: Study) -> list[str]:
         return [*cells, state, state, state, str(config.epochs), str(config.lr), str(config.batch_size)]
     start = row.start_time.strftime("%Y-%m-%d %H:%M:%S")
     measured = [_percent(row.acc), str(row.epoch)] if row.state is State.FINISHED else [f"**{state}**", "-"]
-    cells = [str(no), *map(escaped, (row.method, row.dataset, row.student, row.teacher or "-"))]
+    cells = [str(no), *map(escape, (row.method, row.dataset, row.student, row.teacher or "-"))]
     return [*cells, start, *measured, str(row.nepoch), str(row.lr), str(row.batch_size)]
 
 
@@ -130,7 +130,7 @@ def _comparison(wanted: Published, trials: Sequence[PlannedTrial], study: Study)
     for no, (trial, acc) in enumerate(zip_longest(trials, wanted.acc), 1):
         ours = _measured(trial, study) if trial else ["-"] * 4
         lines.append([str(no), *ours, _percent(acc)])
-    return grid(header, [*lines, *_means(wanted, trials, study)])
+    return format_table(header, [*lines, *_means(wanted, trials, study)])
 
 
 def _measured(trial: PlannedTrial, study: Study) -> list[str]:
@@ -147,7 +147,7 @@ def _means(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> I
     if not groups:
         yield [label, "", "missing", "missing", "missing", str(wanted.statistic)]
     for group in groups:
-        name = f"{label}, {escaped(group.label)}" if len(groups) > 1 else label
+        name = f"{label}, {escape(group.label)}" if len(groups) > 1 else label
         ours = [_mean(group, column) for column in ("acc", "last_acc", "agreement")]
         yield [name, "", *ours, str(wanted.statistic)]
 
@@ -171,7 +171,7 @@ def _remarks(trials: Sequence[PlannedTrial], study: Study) -> Iterator[str]:
     found = dict.fromkeys(
         text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := other_settings(row))
     )
-    yield from (f"- settings that differ from the closest ones: {escaped(text)}" for text in found)
+    yield from (f"- settings that differ from the closest ones: {escape(text)}" for text in found)
 
 
 def _teacher(trial: PlannedTrial, study: Study) -> str:
@@ -208,7 +208,7 @@ def _cost(study: Study) -> str:
     trials, rows = study.plan.trials, list(study.rows.values())
     counts = Counter(map(study.state, trials))
     outcomes = ", ".join(f"{counts[state]} {state}" for state in _states(counts))
-    lines = [f"- study {escaped(study.plan.study)}: n = {len(trials)} trials, teachers included: {outcomes}"]
+    lines = [f"- study {escape(study.plan.study)}: n = {len(trials)} trials, teachers included: {outcomes}"]
     lines += [f"- {line}" for line in _unfinished(study)]
     lines += [f"- wall time: {_wall(rows)}", *(f"- {line}" for line in _hours(rows)), *_machines(rows)]
     return "## The study\n\n" + "\n".join(lines)
@@ -218,7 +218,7 @@ def _unfinished(study: Study) -> Iterator[str]:
     for trial in study.plan.trials:
         row = study.rows.get(trial.trial_id)
         if row is None or row.state is not State.FINISHED:
-            reason = f": {escaped(row.error)}" if row and row.error else ""
+            reason = f": {escape(row.error)}" if row and row.error else ""
             yield f"{trial.title()} {study.state(trial)}{reason}"
 
 
@@ -239,7 +239,7 @@ def _hours(rows: Sequence[TrialRecord]) -> Iterator[str]:
     for device, seconds in sorted(devices.items()):
         unit = "CPU-hours" if device.startswith("cpu") else "GPU-hours"
         yield (
-            f"{sum(seconds) / 3600:.3f} {unit} on {escaped(device)}: the sum over {len(seconds)} trials; those that "
+            f"{sum(seconds) / 3600:.3f} {unit} on {escape(device)}: the sum over {len(seconds)} trials; those that "
             "shared it count in full, unfinished ones do not count"
         )
 
@@ -257,7 +257,7 @@ def _machines(rows: Sequence[TrialRecord]) -> Iterator[str]:
 def _distinct(values: Sequence[str | None]) -> str:
     """What the trials have in common, or how many have what."""
     found = Counter(values)
-    shown = {escaped(name): count for name, count in sorted(found.items(), key=str) if name is not None}
+    shown = {escape(name): count for name, count in sorted(found.items(), key=str) if name is not None}
     if len(found) == 1 and shown:
         return next(iter(shown))
     none = [f"unknown or unused ({found[None]} trials)"] if found[None] else []

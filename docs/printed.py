@@ -14,6 +14,8 @@ from orchestrator.monitor import metrics
 from orchestrator.results import store, summary
 from orchestrator.study import fields, schema
 from orchestrator.study.fields import Key
+from orchestrator.training.optimizers import OPTIMIZERS, Optimizer
+from orchestrator.training.schedules import SCHEDULES, ScheduleFacts
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/monitoring.md")
@@ -26,11 +28,20 @@ def _key_table(known: Mapping[str, Key]) -> str:
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
+def _options(options: Mapping[str, losses.Option]) -> str:
+    return ", ".join(f"`{name}: {option.default}`" for name, option in options.items()) or "-"
+
+
+def _choice_table(title: str, entries: Mapping[str, Optimizer] | Mapping[str, ScheduleFacts]) -> str:
+    rows = [f"| `{name}` | {entry.doc} | {_options(entry.options)} |" for name, entry in entries.items()]
+    return "\n".join([f"| {title} | meaning | options with their defaults |", "|---|---|---|", *rows])
+
+
 def _method_table() -> str:
     rows = []
     for name, method in losses.METHODS.items():
-        options = ", ".join(f"`{option}: {facts.default}`" for option, facts in method.options.items()) or "-"
-        rows.append(f"| `{name}` | {'yes' if method.has_teacher else 'no'} | {method.doc} | {options} |")
+        teacher = "yes" if method.has_teacher else "no"
+        rows.append(f"| `{name}` | {teacher} | {method.doc} | {_options(method.options)} |")
     return "\n".join(["| method | teacher | loss | options with their defaults |", "|---|---|---|---|", *rows])
 
 
@@ -115,6 +126,8 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "teacher-keys": lambda: _key_table(fields.TEACHER_KEYS),
     "resource-keys": lambda: _key_table(fields.RESOURCE_KEYS),
     "methods": _method_table,
+    "optimizers": lambda: _choice_table("optimizer", OPTIMIZERS),
+    "schedules": lambda: _choice_table("schedule", SCHEDULES),
     "metrics": _metric_table,
     "normalisation": _normalisation,
     "trial-columns": lambda: _column_table(store.TRIAL_COLUMNS),

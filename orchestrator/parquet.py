@@ -1,4 +1,4 @@
-"""The one door to Arrow: typed rows to Parquet files and back."""
+"""The only module that imports Arrow: typed rows to Parquet files and back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMPRESSED = 16  # rows from which on a file is compressed
 
 
 class UnreadableFile(Exception):
-    """A file that is not the Parquet that was wanted; the message says why."""
+    """A file that is not the expected Parquet; the message says why."""
 
 
 def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> bytes:
@@ -97,7 +97,7 @@ def _whole(file: Any, columns: list[str] | None = None) -> Table:
     return table
 
 
-def joined(tables: Sequence[Table], columns: Mapping[str, str]) -> Table:
+def join(tables: Sequence[Table], columns: Mapping[str, str]) -> Table:
     """The rows of all tables, one after another; no rows where there are no tables."""
     # One chunk a column: a query over thousands of small ones takes several times as long.
     return pa.concat_tables(tables).combine_chunks() if tables else _schema(columns).empty_table()
@@ -117,7 +117,7 @@ def columns(table: Table) -> dict[str, list[Any]]:
         return found
 
 
-def appended(table: Table, name: str, kind: str, values: Sequence[Any]) -> Table:
+def append_column(table: Table, name: str, kind: str, values: Sequence[Any]) -> Table:
     """A table with one more column of the given type (a name of `TYPES`)."""
     return table.append_column(name, pa.array(values, TYPES[kind]))
 
@@ -127,7 +127,7 @@ def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> T
     return pa.Table.from_pylist(list(rows), schema=_schema(columns))
 
 
-def distinct(table: Table, column: str) -> list[Any]:
+def distinct_values(table: Table, column: str) -> list[Any]:
     """The different values of a column."""
     found: list[Any] = table.column(column).unique().to_pylist()
     return found
@@ -160,7 +160,7 @@ def _times(microseconds: Sequence[int | None], zone: tzinfo | None) -> list[date
     return [None if moment is None else epoch + timedelta(microseconds=moment) for moment in microseconds]
 
 
-def renamed(schema: Any, names: Sequence[str]) -> Any:
+def rename_columns(schema: Any, names: Sequence[str]) -> Any:
     """The schema of a stream, its columns under other names."""
     return pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
 
@@ -196,7 +196,7 @@ def read_images(path: Path, labels: Sequence[str]) -> tuple[Any, list[int]]:
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         kind = str(table.schema.field(column).type)[:100]
         raise UnreadableFile(
-            f"has {column} of type {kind} ({error}); wanted encoded images (bytes, or a struct with bytes), or lists "
+            f"has {column} of type {kind} ({error}); expected encoded images (bytes, or a struct with bytes), or lists "
             f"of height × width × 3 pixels, and {label} as whole numbers"
         ) from None
     found = table.column(label).to_pylist()
@@ -211,7 +211,7 @@ def _one_of(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
     if present and (present[0] == names[0] or len(present) == 1):
         return present[0]
     raise UnreadableFile(
-        f"has the columns {', '.join(table.column_names)}; wanted {' or '.join(_IMAGES)} with the images, and "
+        f"has the columns {', '.join(table.column_names)}; expected {' or '.join(_IMAGES)} with the images, and "
         f"{' or '.join(labels)} with the labels"
     )
 

@@ -82,7 +82,7 @@ def _neither(storage: Storage, text: str, known: list[str]) -> str:
     shown, place = printable(shorten(text)), storage.backend.describe("")
     head = f"{shown}: there is no such file, and no study of this name in {place}"
     if not known:
-        return f"{head}, which remembers none; name another storage with --storage, or {_guess(text, [])}"
+        return f"{head}, which has no studies; name another storage with --storage, or {_guess(text, [])}"
     listed = ", ".join([*known[:_SHOWN], *(["…"] if len(known) > _SHOWN else [])])
     return f"{head}, which remembers {listed}; {_guess(text, known)}"
 

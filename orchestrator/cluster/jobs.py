@@ -31,7 +31,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests import exceptions
 
 from orchestrator import executors
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import tokens
+from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import EXIT_INTERRUPTED, ClusterError, KdctlError
 from orchestrator.machine import addresses, folders, proxies
 from orchestrator.machine.paths import word
@@ -339,7 +340,7 @@ def _token() -> str | None:
     """The token of Ray's clusters, from where Ray looks for it; its own client sends none unless told to."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    return kept_cluster.token()
+    return tokens.read_token()
 
 
 @contextmanager
@@ -377,7 +378,7 @@ def _asking(address: str, *, has_token: bool) -> Iterator[None]:
 def _is_no_ray(address: str, error: object) -> str:
     return (
         f"what answers at {address}{proxies.through(address)} does not speak as a Ray dashboard does "
-        f"({_reason(error)}); wanted its address, like http://127.0.0.1:8265, which `ray start --head` prints"
+        f"({_reason(error)}); expected its address, like http://127.0.0.1:8265, which `ray start --head` prints"
     )
 
 
@@ -420,8 +421,15 @@ def _job_id(study: str) -> str:
 def _gather(study: Study, folder: Path) -> str:
     """Writes the text of a study, and copies the weights beside its file, to a folder; returns the file's name there.
 
-    Weights under an absolute path stay where they are: the cluster must see them there.
+    Weights under an absolute path stay where they are, and so do images of the user's own: the cluster must see them
+    there. Raises ClusterError for a folder of images whose path is relative, as the file does not stay where it is.
     """
+    for value in (value for experiment in study.experiments for value in experiment.axes["dataset"]):
+        if isinstance(value.value, FolderDataset) and not Path(value.value.path).is_absolute():
+            raise ClusterError(
+                f"dataset folder {value.value.path} has a path relative to the study file, of which the cluster gets a "
+                "copy elsewhere; write an absolute path that leads to the images on the cluster's head too"
+            )
     source = Path(os.path.abspath(study.source))  # noqa: PTH100 - `..` goes as it is written
     named = {path for experiment in study.experiments for teacher in experiment.teachers for path in teacher.digests}
     beside = [path for path in named if not Path(path).is_absolute()]
@@ -436,7 +444,10 @@ def _gather(study: Study, folder: Path) -> str:
         try:
             shutil.copyfile(path, target)
         except OSError as error:
-            raise ClusterError(f"{path} cannot be sent to the cluster ({error.strerror or error}); mend it") from None
+            reason = error.strerror or error
+            raise ClusterError(
+                f"{path} cannot be sent to the cluster ({reason}); fix its path or its permissions"
+            ) from None
     (folder / _SCRIPT).write_text(_RUN)
     return file.as_posix()
 

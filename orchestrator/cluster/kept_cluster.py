@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -23,9 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from orchestrator import codec
+from orchestrator.cluster import tokens
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
 from orchestrator.files import write_file
@@ -90,80 +90,7 @@ class LiveDashboard:
 
 Memory = TypeVar("Memory", KeptCluster, LiveDashboard)
 
-# Ray's token, and how to log in.
-
-
-def token_file() -> Path:
-    """Where the token of this user's clusters is: Ray's own place, or kdctl's folder where that cannot be used."""
-    if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return Path(named)
-    home = folders.home()
-    usual = home / ".ray" / "auth_token" if home else None
-    if usual and (os.access(usual, os.R_OK) or folders.can_be_written(usual.parent)):
-        return usual
-    return folders.own() / "auth_token"
-
-
-def token() -> str | None:
-    """The token that this user's clusters ask for; None where there is none yet."""
-    with suppress(OSError, ValueError, ResourceError):
-        return os.environ.get("RAY_AUTH_TOKEN", "").strip() or token_file().read_text(encoding="utf-8").strip() or None
-    return None
-
-
-def hide_token() -> None:
-    """Ray leaves the token of its clusters readable by every user of the machine."""
-    with suppress(OSError, ResourceError):  # on a read-only file system, whoever mounted it has seen to its rights
-        file = token_file()
-        if file.stat().st_uid == os.getuid() and file.stat().st_mode & 0o077:
-            file.chmod(0o600)
-
-
-def make_token() -> None:
-    """Makes a token where there is none, for this user alone, and lets Ray find it.
-
-    Raises ResourceError where none can be kept.
-    """
-    check_token()
-    if has_tokens() and not token():
-        file = token_file()
-        try:
-            folders.make(file.parent, mode=0o700)
-            with _private(file) as written:
-                written.write(secrets.token_hex(32).encode())
-        except OSError as error:
-            raise _no_place_for_token(file, error.strerror) from None
-    lend_token()
-
-
-def check_token() -> None:
-    """Looks whether there is a token, or `make_token` can make one; writes nothing. Raises ResourceError."""
-    if not has_tokens() or token():
-        return
-    file = token_file()
-    if os.path.lexists(file) and not os.access(file, os.W_OK):
-        raise _no_place_for_token(file, "it is there, but holds no token that you may read")
-    if not folders.can_be_written(file.parent):
-        raise _no_place_for_token(file, f"files cannot be made in {file.parent}")
-
-
-def has_tokens() -> bool:
-    """Whether clusters that this user starts ask for a token."""
-    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
-
-
-def _no_place_for_token(file: Path, reason: str | None) -> ResourceError:
-    return ResourceError(
-        f"Ray's token cannot be written to {file} ({reason}); name a file that can be written in RAY_AUTH_TOKEN_PATH, "
-        "or put a token into RAY_AUTH_TOKEN"
-    )
-
-
-def lend_token() -> None:
-    """Names the token's file to Ray, which looks in the home directory alone, and fails where there is none."""
-    with suppress(ResourceError):
-        if (file := token_file()) == folders.own() / "auth_token" and file.is_file():
-            os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(file))
+# How to log in.
 
 
 def command(*words: str) -> str:
@@ -182,7 +109,7 @@ def command(*words: str) -> str:
 
 def login(dashboard: str) -> str:
     """One line: where a dashboard is and how to log in; never the token itself."""
-    if not has_tokens():
+    if not tokens.has_tokens():
         return f"dashboard: http://{dashboard}"
     return f"dashboard: http://{dashboard} — log in with the token that `{command('dashboard', 'token')}` prints"
 
@@ -193,7 +120,7 @@ def login(dashboard: str) -> str:
 def ask(dashboard: str, path: str) -> Any:
     """What a dashboard answers, JSON as plain data. Raises OSError where it does not answer, or refuses."""
     host, _, port = dashboard.rpartition(":")
-    known = token()
+    known = tokens.read_token()
     headers = {"Authorization": f"Bearer {known}"} if known else {}
     try:
         with closing(http.client.HTTPConnection(host, int(port), timeout=_ANSWER)) as connection:
@@ -243,11 +170,6 @@ def _file(name: str) -> Path:
 def _start_of(pid: int) -> str | None:
     """When a living process started; None where there is none."""
     return started(pid) or None
-
-
-def _private(file: Path) -> BinaryIO:
-    """A new file that this user alone may read, to be written."""
-    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 def _write(file: Path, content: KeptCluster | LiveDashboard) -> None:
@@ -389,14 +311,14 @@ def up(say: Say) -> tuple[KeptCluster, bool]:
         folders.of_ray()
         folders.shared_memory()
         folders.lend_home()
-        make_token()
+        tokens.make_token()
         return _start(), True
 
 
 def _start() -> KeptCluster:
     kept = KeptCluster(0, "", f"{LOOPBACK}:{_free_port()}", f"{LOOPBACK}:{_free_port(PORT)}", {})
     log = _file("log")
-    with _private(log) as output:
+    with folders.create_private_file(log) as output:
         process = subprocess.Popen(
             _head(kept), env=_environment(), start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, cwd="/",
@@ -412,7 +334,7 @@ def _start() -> KeptCluster:
         process.wait()
         _clear(kept)
         raise
-    hide_token()
+    tokens.hide_token()
     return kept
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     """Check a study FILE and report all errors at once, each with its location and its fix.
 
-    With --json the errors are printed as JSON on standard output; the exit code is 2 as well.
+    With --json the errors are printed as JSON on standard output. If there are any, the exit code is 2.
 
     \b
     Examples:

@@ -140,10 +140,10 @@ def token() -> None:
     Examples:
       kdctl dashboard token
     """
-    from orchestrator.cluster import kept_cluster
+    from orchestrator.cluster import kept_cluster, tokens
     from orchestrator.errors import ResourceError
 
-    known = kept_cluster.token()
+    known = tokens.read_token()
     if known is None:
         raise ResourceError(f"there is no token yet; `{kept_cluster.command('up')}` or a launch on Ray creates one")
     _say("anyone who has this token can run programs as you; keep it secret, and paste it only into the dashboard")
@@ -157,7 +157,9 @@ def token() -> None:
 )  # fmt: skip
 @yes_option
 def export(output: str, yes: bool) -> None:
-    """Write a Grafana dashboard and a Prometheus configuration that finds all your launches on this machine.
+    """Write a Grafana dashboard and a matching Prometheus configuration.
+
+    Prometheus then finds all your launches on this machine.
 
     Files of an earlier export are replaced. Files that were edited since, or that kdctl did not write, are replaced
     only after confirmation.

@@ -49,7 +49,7 @@ class _Query(click.Command):
 @json_option
 @click.option("--output", metavar="FILE", help="Write to a file, all or nothing.")
 def query(sql: str, storage: str, form: str | None, as_json: bool, output: str | None) -> None:
-    """Run an SQL query over the views trials, epochs, summary and results; SQL - reads it from standard input.
+    """Run an SQL query over the views trials, epochs, summary and results; - reads it from standard input.
 
     \b
     trials   one row per trial in any state, with the studies that it belongs to

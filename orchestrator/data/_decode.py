@@ -12,6 +12,7 @@ from orchestrator.data.order import Pixels
 
 FORMATS = ("PNG", "WEBP", "BMP", "JPEG")  # Pillow knows many more, some of which start other programs
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel, which convert to RGB
+_REPLACE = "replace the file, or remove it"
 _LARGEST = 64_000_000  # pixels of an image; Pillow itself warns from 89 million on
 
 
@@ -31,7 +32,10 @@ def decode_square(raw: bytes, size: int | None) -> Pixels:
     as torchvision's Resize and CenterCrop do. Raises ValueError for an image that is damaged, is not square where there
     is no `size`, or cannot become RGB in 8 bits without a decision that is the user's.
     """
-    image = _open(raw)
+    try:
+        image = _open(raw)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REPLACE}") from None
     width, height = image.size
     if width * height > _LARGEST:
         raise ValueError(f"is {width}×{height}, more than {_LARGEST // 10**6} megapixels; make it smaller")
@@ -39,11 +43,12 @@ def decode_square(raw: bytes, size: int | None) -> Pixels:
         raise ValueError(f"has {image.n_frames} frames, expected a still image; save one frame of it")
     if image.mode not in _MODES:
         raise ValueError(f"has the mode {image.mode}, expected 8 bits a channel; save it as an RGB PNG")
-    if size is None:
-        if width != height:
-            raise ValueError(f"is {width}×{height}, expected a square")
-        return _pixels(image)
-    return _resized(image, size)
+    if size is None and width != height:
+        raise ValueError(f"is {width}×{height}, expected a square")
+    try:
+        return _pixels(image) if size is None else _resized(image, size)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REPLACE}") from None
 
 
 def _open(raw: bytes) -> Any:

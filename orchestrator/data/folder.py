@@ -96,7 +96,9 @@ def _list(path: Path) -> _Listing:
     try:
         if not path.is_dir():
             found = "it is not a folder" if path.exists() else "there is no such folder"
-            raise DataError(f"{_shown(path)}: {found}; name the folder that has train/ and test/ in it")
+            raise DataError(
+                f"{_shown(path)}: {found}; name the folder that has train/ and test/ in it, relative to the study file"
+            )
         return _list_splits(path)
     except OSError as error:
         raise DataError(
@@ -261,8 +263,8 @@ def _decoded(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pi
         except OSError as error:
             return DataError(f"{_shown(file)} cannot be read ({error.strerror or error}); make it readable")
         except ValueError as error:
-            fix = _set_size(32) if str(error).endswith("expected a square") else "replace the file, or remove it"
-            return DataError(f"{_shown(file)} {printable(str(error))}; {fix}")
+            text = f"{_shown(file)} {printable(str(error))}"
+            return DataError(f"{text}; {_set_size(32)}" if text.endswith("expected a square") else text)
 
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         for start in range(0, len(files), _AT_ONCE):

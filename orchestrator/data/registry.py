@@ -171,13 +171,8 @@ class FolderDataset:
         return self.name
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal dataset."""
+        """Plain JSON data."""
         return {"path": self.path, "size": self.size, "name": self.name, "facts": self.facts.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> FolderDataset:
-        """The dataset that `to_json` returned. Raises KeyError or TypeError on other data."""
-        return cls(data["path"], data["size"], data["name"], Dataset.from_json(data["facts"]))
 
 
 def facts_of(dataset: str | FolderDataset | TrialConfig) -> Dataset:

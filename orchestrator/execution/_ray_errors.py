@@ -78,10 +78,10 @@ def raised_here(error: BaseException, package: str = "orchestrator") -> bool:
 def explain_loss(story: str) -> tuple[Failure, str]:
     """What Ray writes about a worker that ended, as a class of failure and a reason for the trial's row.
 
-    One that could not even begin would not do so in the next attempt either: what it lacks is named.
+    One that could not even start would not do so in the next attempt either: what it lacks is named.
     """
     if "OutOfMemoryError" in story or "node running low on memory" in story:
-        return Failure.OUT_OF_MEMORY, "its worker process was killed for want of memory"
+        return Failure.OUT_OF_MEMORY, "its worker process was killed because its machine ran out of memory"
     where = f" on {match[1]}" if (match := _ADDRESS.search(story)) and not match[1].startswith("127.") else ""
     last = next((line.strip() for line in reversed(story.splitlines()) if _RAISED.match(line.strip())), "")
     if _NOT_IMPORTED in story:

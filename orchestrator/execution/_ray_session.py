@@ -22,7 +22,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.job_config import JobConfig
 
 from orchestrator import import_path
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.errors import ClusterError, ResourceError
 from orchestrator.execution import _ray_errors
 from orchestrator.machine import addresses, folders, limits, proxies
@@ -65,7 +65,7 @@ def join_cluster(
     _connect(kept.address if kept else None if address == OWN else address, is_kept=kept is not None)
     over = threading.Event()
     try:
-        kept_cluster.hide_token()
+        tokens.hide_token()
         if is_own():
             if dashboard:
                 threading.Thread(target=_start_dashboard, args=(study, say, over), daemon=True).start()
@@ -138,8 +138,8 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
     if address is None:
         folders.of_ray()
         folders.shared_memory()
-        kept_cluster.make_token()
-    kept_cluster.lend_token()
+        tokens.make_token()
+    tokens.lend_token()
     proxies.spare_loopback()
     if os.environ.get("NO_COLOR") or not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -248,7 +248,7 @@ def _reach(address: str) -> None:
             connection.sendall(f"GET /api/version HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
             if connection.recv(5) == b"HTTP/":
                 raise ClusterError(
-                    f"{address} speaks HTTP, as dashboards do, and cannot be joined; hand the study to it with "
+                    f"{address} speaks HTTP, as dashboards do, and cannot be joined; submit the study to it with "
                     f"--address http://{address}, or join the cluster at its own port, 6379 as a rule"
                 )
 

@@ -17,7 +17,7 @@ def gpus_per_trial(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
     if not any(node.get("GPU", 0.0) >= gpus and node.get("CPU", 0.0) >= resources.cpus_per_trial for node in nodes):
         most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
         raise ResourceError(
-            f"a trial wants {gpus:g} GPUs and {resources.cpus_per_trial} CPU cores, but no machine here has more than "
+            f"a trial needs {gpus:g} GPUs and {resources.cpus_per_trial} CPU cores, but no machine here has more than "
             f"{most_gpus:g} GPUs and {most_cpus:g} cores; lower them, for example with "
             "--set resources.gpus_per_trial=0 --set resources.cpus_per_trial=1"
         )
@@ -25,7 +25,7 @@ def gpus_per_trial(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
 
 
 def describe_resources(gpus: float, resources: Resources, where: str) -> str:
-    """What one trial trains on, said plainly."""
+    """What one trial trains on, in words."""
     if gpus:
         return f"each trial trains on {gpus:g} GPU, {where}"
     return f"no GPU is used: each trial trains on {resources.cpus_per_trial} CPU core(s), {where}"

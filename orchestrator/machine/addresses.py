@@ -10,7 +10,7 @@ from orchestrator.text import masked
 
 NAMES = ("auto", "local")  # the cluster of this machine; one of the launch's own
 
-_FORMS = "auto, local, HOST:PORT of a cluster to join, or http://HOST:8265 of a dashboard to hand the study to"
+_FORMS = "auto, local, HOST:PORT of a cluster to join, or http://HOST:8265 of a dashboard to submit the study to"
 _JOINABLE = re.compile(r"(?:[\w.-]+|\[[\da-fA-F:.]+(?:%\w+)?\]):(\d{1,5})")
 _HOST = re.compile(r"[\w.-]+|[\da-f:.]+(?:%\w+)?")
 
@@ -62,12 +62,12 @@ def _why_not(written: str) -> str:
     if written.lower().startswith("ray://"):
         host = re.sub(r":\d+$", "", written[6:].rpartition("@")[2].strip("/")) or "HOST"
         return (
-            f"{shown!r} is an address of Ray Client, which kdctl does not use; hand the study to the cluster's "
+            f"{shown!r} is an address of Ray Client, which kdctl does not use; submit the study to the cluster's "
             f"dashboard (--address http://{host}:8265), or launch on a machine of the cluster with --address auto"
         )
     if re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", written):
         return (
             f"{shown!r} has no port; expected HOST:PORT, as in {written}:6379 for a cluster to join, or "
-            f"http://{written}:8265 for a dashboard to hand the study to"
+            f"http://{written}:8265 for a dashboard to submit the study to"
         )
     return f"{shown!r} is not the address of a Ray cluster; expected {_FORMS}"

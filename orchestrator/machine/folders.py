@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.errors import ResourceError
 
@@ -71,6 +72,11 @@ def make(folder: Path, mode: int = 0o755) -> None:
     for each in (*reversed(folder.parents), folder):
         if not os.path.isdir(each):  # noqa: PTH112 - never raises
             each.mkdir(mode=mode, exist_ok=True)
+
+
+def create_private_file(file: Path) -> BinaryIO:
+    """Opens a new file that this user alone may read, to be written. Raises OSError."""
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 def _temporary_files() -> str:

@@ -73,4 +73,4 @@ def _of_address(scheme: str, rest: str, or_bucket: bool, wanted: str) -> str:
         return f"is an address of a kind that kdctl does not know; {wanted}"
     if or_bucket:
         return f"is no address of a bucket as kdctl reads it; write {_SCHEMES[scheme]}://{rest or 'bucket/folder'}"
-    return f"is the address of a bucket, and wanted is a place on this machine; {wanted}"
+    return f"is the address of a bucket; expected a path on this machine: {wanted}"

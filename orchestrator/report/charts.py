@@ -134,7 +134,7 @@ class ChartText:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About so many round numbers from `low` to `high`: a step of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers from `low` to `high`: a step of 1, 2 or 5 times a power of ten."""
     span = high - low
     if not (math.isfinite(span) and span > 0):
         return [low]
@@ -161,7 +161,7 @@ def short(value: float) -> str:
     return f"{value:.6g}"
 
 
-def thinned(count: int, limit: int = POINTS) -> list[int]:
+def thin(count: int, limit: int = POINTS) -> list[int]:
     """Which of so many points are drawn: all, or `limit` at even distances, first and last included."""
     if count <= limit:
         return list(range(count))
@@ -219,7 +219,7 @@ class Scale:
 
 
 def cut(text: str, limit: int) -> str:
-    """A text from outside as it may be shown: of so many characters at most, with a mark where it was longer."""
+    """A text from outside as it may be shown: of at most `limit` characters, with a mark where it was longer."""
     # Before it is made printable as well, as that looks at every character; it may make one into several.
     shown = printable(text[: 4 * limit])
     return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
@@ -356,9 +356,9 @@ def curves(words: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (),
 
 
 def _piece(curve: Curve, start: float) -> Curve:
-    """What is drawn of a curve: from `start` on, so many points at most."""
+    """What is drawn of a curve: from `start` on, at most `POINTS` points."""
     wanted = [index for index, value in enumerate(curve.x) if value >= start]
-    kept = [wanted[index] for index in thinned(len(wanted))]
+    kept = [wanted[index] for index in thin(len(wanted))]
 
     def of(values: Sequence[float | None]) -> tuple[float | None, ...]:
         return tuple(values[index] for index in kept if index < len(values))

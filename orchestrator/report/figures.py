@@ -15,7 +15,7 @@ from orchestrator.report import charts
 from orchestrator.report.charts import Chart, ChartText, Curve, CurveRun, Point, Row, Rule
 from orchestrator.report.content import Facts
 from orchestrator.results import store
-from orchestrator.results.summary import Compared, Group, Statistic, compared, tables
+from orchestrator.results.summary import Compared, Group, Statistic, compare_to_base, tables
 
 # What bounds the size of a page.
 MAX_PAIRS = 8  # figures of each kind
@@ -69,14 +69,14 @@ class Pair:
 def pairs(rows: Iterable[TrialRecord]) -> list[Pair]:
     """The settings by student and dataset; those with a teacher's students first."""
     found: dict[tuple[str, str], list[Compared]] = {}
-    for entry in compared(tables(rows)):
+    for entry in compare_to_base(tables(rows)):
         found.setdefault((entry.table.dataset, entry.table.student), []).append(entry)
     made = [Pair(*key, tuple(entries)) for key, entries in found.items()]
     return sorted(made, key=lambda pair: all(entry.table.teacher is None for entry in pair.entries))
 
 
-def chosen(entries: Sequence[Compared], limit: int) -> list[Compared]:
-    """At most so many settings, in their order: what the others are compared with, then the best in the last epoch."""
+def choose(entries: Sequence[Compared], limit: int) -> list[Compared]:
+    """At most `limit` settings, in their order: what the others are compared with, then the best in the last epoch."""
     if len(entries) <= limit:
         return list(entries)
     bases = {id(entry.base) for entry in entries if entry.base}
@@ -130,7 +130,7 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
 def learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     """Test accuracy over the epochs, the whole training beside its last quarter. Raises StorageError."""
     wanted = [pair for pair in found if any(entry.group.rows for entry in pair.entries)][:MAX_PAIRS]
-    shown = {pair.slug: chosen(pair.entries, MAX_SERIES) for pair in wanted}
+    shown = {pair.slug: choose(pair.entries, MAX_SERIES) for pair in wanted}
     ids = [row.trial_id for entries in shown.values() for entry in entries for row in entry.group.rows]
     epochs = store.epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
     for pair in wanted:
@@ -179,7 +179,7 @@ def _curves(pair: Pair, entries: Sequence[Compared], epochs: Mapping[str, Mappin
 
 
 def _runs_to_draw(groups: Sequence[Group], epochs: Mapping[str, Any]) -> set[str]:
-    """The ids of so many runs at most, some of every group."""
+    """The ids of at most `MAX_RUNS` runs, some of every group."""
     ids = [[row.trial_id for row in group.rows if row.trial_id in epochs] for group in groups]
     turns = [trial_id for turn in zip_longest(*ids) for trial_id in turn if trial_id is not None]
     return set(turns[:MAX_RUNS])
@@ -225,7 +225,7 @@ def standings(found: Sequence[Pair]) -> Iterator[Figure]:
     """The last epoch's accuracy of every setting of a student, with its interval, its teacher and its base."""
     for pair in [pair for pair in found if any(entry.table.teacher for entry in pair.entries)][:MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.group.statistic("last_acc")]
-        shown = chosen(entries, MAX_SERIES)
+        shown = choose(entries, MAX_SERIES)
         if not shown:
             continue
         rows = [_row(pair.label(entry), slot, entry.group) for entry, slot in zip(shown, _slots(shown), strict=True)]
@@ -263,7 +263,7 @@ def costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
         entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
         taught = [entry for entry in entries if _has_taught(facts, entry.group)][:2]
         others = [entry for entry in entries if entry not in taught]
-        kept = {id(entry) for entry in [*taught, *chosen(others, MAX_SERIES - len(taught))]}
+        kept = {id(entry) for entry in [*taught, *choose(others, MAX_SERIES - len(taught))]}
         shown = [entry for entry in entries if id(entry) in kept]
         title = title_of(dataset)
         panels = []

@@ -13,9 +13,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator import markdown
 from orchestrator.errors import KdctlError
 from orchestrator.files import write_file
-from orchestrator.report import charts, markdown
+from orchestrator.report import charts
 from orchestrator.report.charts import Chart, cut
 from orchestrator.report.content import Facts
 from orchestrator.report.figures import Figure
@@ -113,7 +114,7 @@ def _markdown(facts: Facts, found: list[Section], stem: str) -> dict[str, str]:
 
 
 def _escaped(text: str) -> str:
-    return markdown.escaped(_shown(text))
+    return markdown.escape(_shown(text))
 
 
 def _block(block: Text | Table | Figure | Code, stem: str, files: dict[str, str]) -> str:
@@ -127,7 +128,8 @@ def _block(block: Text | Table | Figure | Code, stem: str, files: dict[str, str]
     if isinstance(block, Figure):
         return _figure(block, stem, files)
     rows = [[_cell(cell.text, cell.small, is_marked=cell.is_marked) for cell in row] for row in block.rows]
-    body = "\n\n".join([markdown.grid([_escaped(name) for name in block.header], rows), *map(_escaped, block.notes)])
+    table = markdown.format_table(list(map(_escaped, block.header)), rows)
+    body = "\n\n".join([table, *map(_escaped, block.notes)])
     if block.folded:
         return f"<details><summary>{_escaped(block.folded)}</summary>\n\n{body}\n\n</details>"
     return f"### {_escaped(block.title)}\n\n{body}"

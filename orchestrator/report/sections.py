@@ -14,7 +14,7 @@ from orchestrator.report import figures
 from orchestrator.report.content import MISSING, Facts
 from orchestrator.report.figures import MORE, Figure, Pair
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, other_settings
-from orchestrator.results.summary import DIFFERENCE, Compared, Group, PairTable, Statistic, compared, tables
+from orchestrator.results.summary import DIFFERENCE, Compared, Group, PairTable, Statistic, compare_to_base, tables
 from orchestrator.results.tables import PUBLISHED_COLUMNS, data_cut
 
 # What bounds the size of a page. Texts from outside are cut where they are written, see `page`.
@@ -83,7 +83,7 @@ class Section:
 
 
 def shares(wanted: Sequence[int], total: int) -> list[int]:
-    """How many rows each table gets of so many: all it wants, or as many as any other that wants more."""
+    """How many of `total` rows each table gets: all that it has, or as many as any other that has more."""
     given, left = [0] * len(wanted), total
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     for number, index in enumerate(order):
@@ -119,7 +119,7 @@ def caution(facts: Facts) -> str:
         return ""
     return (
         "This study is not complete: means are over the runs that finished so far, and n says how many those are. "
-        "Launch it again to go on, and write this report anew."
+        "Launch it again to go on, and write this report again."
     )
 
 
@@ -150,7 +150,7 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
         return
     yield from _READING
     entries: dict[tuple[str, str, str | None], list[Compared]] = {}
-    for entry in compared(found):
+    for entry in compare_to_base(found):
         entries.setdefault((entry.table.dataset, entry.table.student, entry.table.teacher), []).append(entry)
     shown = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
     runs = [[row for group in table.groups for row in group.rows] for table in shown]
@@ -165,7 +165,7 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
 
 
 def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -> Table:
-    kept = figures.chosen(entries, limit)
+    kept = figures.choose(entries, limit)
     columns = [("best epoch, %", "acc"), ("last epoch, %", "last_acc")]
     columns += [
         (name, column)
@@ -243,13 +243,13 @@ def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
             f"causes: {'; '.join(DIFFERENCES)}. Its runs belong to none of our seeds. Closest setting of kdctl: "
             f"{CLOSEST}."
         )
-    told = dict.fromkeys(
+    texts = dict.fromkeys(
         f"Settings that differ from the lab note's as well ({group.label}): {text}."
         for group in groups
         if _published(table, group) and (text := other_settings(group.rows[0]))
     )
-    told |= dict.fromkeys(f"{text[0].upper()}{text[1:]}." for group in groups if (text := data_cut(group.rows[0])))
-    yield from list(told)[:10]
+    texts |= dict.fromkeys(f"{text[0].upper()}{text[1:]}." for group in groups if (text := data_cut(group.rows[0])))
+    yield from list(texts)[:10]
 
 
 def _runs_table(table: PairTable, rows: Sequence[TrialRecord], count: int) -> Table:
@@ -300,7 +300,7 @@ def _standings(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
     yield from figures.standings(found)
     for pair in taught[: figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.table.teacher]
-        rows = tuple(_standing(pair, entry) for entry in figures.chosen(entries, figures.MAX_SERIES))
+        rows = tuple(_standing(pair, entry) for entry in figures.choose(entries, figures.MAX_SERIES))
         yield Table(f"The gap to the teacher, {pair.title}", _STANDING, rows)
 
 
@@ -351,7 +351,7 @@ def _costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Text | Figure | Tabl
     rows = []
     for pair in found[: figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.group.finished]
-        for entry in figures.chosen(entries, figures.MAX_SERIES):
+        for entry in figures.choose(entries, figures.MAX_SERIES):
             rows.append(_cost(facts, pair, entry))
     header = (
         "student", "setting", "parameters", "seconds a run", "seconds, all runs", "seconds, teacher once",
@@ -456,12 +456,12 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
         ("Ray", "ray_version"),
     ):  # fmt: skip
         values = [getattr(row, column) for row in rows]
-        yield name, told(values) if any(values) else ""
+        yield name, describe_values(values) if any(values) else ""
     recipes = [row.recipe for row in rows]
-    yield "convolutions computed in", told(_word(recipe.get("arithmetic")) for recipe in recipes)
+    yield "convolutions computed in", describe_values(_word(recipe.get("arithmetic")) for recipe in recipes)
     yield (
         "teachers' answers",
-        told(_word(recipe["teacher_answers"]) for recipe in recipes if recipe.get("teacher_answers")),
+        describe_values(_word(recipe["teacher_answers"]) for recipe in recipes if recipe.get("teacher_answers")),
     )
     if resumed := sum(row.resumed > 0 for row in rows):
         yield "resumed", f"{resumed:,} trials went on from a checkpoint"
@@ -471,7 +471,7 @@ def _word(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def told(values: Iterable[str | None], limit: int = 12) -> str:
+def describe_values(values: Iterable[str | None], limit: int = 12) -> str:
     """What trials have in common, or how many have what; `none` is where it is unknown or unused."""
     found = Counter("none" if value is None else value for value in values)
     if len(found) == 1:

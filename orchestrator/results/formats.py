@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
+from orchestrator import markdown
 from orchestrator.text import printable
 
 FORMATS = ("table", "markdown", "csv", "tsv", "json")
@@ -158,18 +159,9 @@ def _padded(cell: str, width: int, to_the_right: bool) -> str:
 
 
 def _markdown(names: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    columns = [
-        [_escaped(head), "---:" if is_number else "---", *map(_escaped, cells)]
-        for (head, *cells), is_number in zip(_readable(names, rows), numeric, strict=True)
-    ]
-    return ("| " + " | ".join(line) + " |" for line in zip(*columns, strict=True))
-
-
-_MARKDOWN = str.maketrans({**{c: f"\\{c}" for c in "\\`*[]|"}, "<": "&lt;", ">": "&gt;", "&": "&amp;"})
-
-
-def _escaped(cell: str) -> str:
-    return cell.translate(_MARKDOWN)
+    columns = [list(map(markdown.escape, column)) for column in _readable(names, rows)]
+    header, *lines = zip(*columns, strict=True)
+    return iter(markdown.format_table(header, lines, numeric).split("\n"))
 
 
 def _readable(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""SQL over what a storage holds: the one door to DuckDB, which sees some views in memory and nothing else."""
+"""SQL over what a storage holds: the only import of DuckDB, which sees some views in memory and nothing else."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def run_query(storage: Storage, sql: str) -> Iterator[QueryResult]:
         _fill(connection, storage, _mentioned(connection, sql))
         try:
             reader = _ask(worker, lambda: connection.sql(sql).to_arrow_reader(_BATCH))
-            schema = parquet.renamed(reader.schema, _unique(reader.schema.names))
+            schema = parquet.rename_columns(reader.schema, _unique(reader.schema.names))
             batches = iter(lambda: _ask(worker, lambda: next(reader, None)), None)
             yield QueryResult(schema, (batch.rename_columns(schema.names) for batch in batches))
         except BaseException:
@@ -125,7 +125,7 @@ def _ask(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
     try:
         return worker.submit(question).result()
     except (duckdb.Error, parquet.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
-        raise QueryError(_said(error)) from None
+        raise QueryError(_explain(error)) from None
 
 
 def _lock(connection: duckdb.DuckDBPyConnection) -> None:
@@ -140,13 +140,13 @@ def _refuse_all_but_select(connection: duckdb.DuckDBPyConnection, sql: str) -> N
     except UnicodeError:
         raise QueryError("the query is no text in UTF-8; write it so") from None
     except duckdb.Error as error:
-        raise QueryError(_said(error)) from None
+        raise QueryError(_explain(error)) from None
     if kinds == ["SELECT"]:
         return
-    got = f"{len(kinds)} statements" if len(kinds) != 1 else f"a statement of kind {kinds[0]}"
+    found = f"{len(kinds)} statements" if len(kinds) != 1 else f"a statement of kind {kinds[0]}"
     if kinds == ["MULTI"]:
-        got = "a PIVOT without its values, which PIVOT trials ON method IN ('base', 'st') USING avg(acc) has"
-    raise QueryError(f"got {got}; wanted one SELECT over the views {_VIEWS}: a query only reads")
+        found = "a PIVOT without its values, which PIVOT trials ON method IN ('base', 'st') USING avg(acc) has"
+    raise QueryError(f"found {found}; expected one SELECT over the views {_VIEWS}: a query only reads")
 
 
 def _mentioned(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
@@ -190,7 +190,9 @@ def _tables(storage: Storage, wanted: set[str]) -> dict[str, parquet.Table]:
 def _with_studies(trials: parquet.Table, membership: Membership) -> parquet.Table:
     """The trials, each with the studies that it belongs to."""
     held = (parquet.values(trials.column(name)) for name in ("trial_id", "study"))
-    return parquet.appended(trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)])
+    return parquet.append_column(
+        trials, "studies", "strings", [membership.studies(*own) for own in zip(*held, strict=True)]
+    )
 
 
 def _unread(name: str, types: Mapping[str, str]) -> str:
@@ -209,7 +211,7 @@ def _unique(names: Sequence[str]) -> list[str]:
     return taken
 
 
-def _said(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     """DuckDB's complaint as ours: safe to show, and without advice that nobody can follow here."""
     text = re.split(r"\n\n(?:Possible solutions|Please try installing)", str(error))[0].strip()
     shown = "\n".join(map(printable, text.splitlines()))

@@ -110,7 +110,7 @@ def epochs_table(storage: Storage) -> parquet.Table:
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
     """The state of each trial that has a row. A finished one without whole weights counts as running: not done.
 
-    A damaged row counts as running too, so that the next launch mends it.
+    A damaged row counts as running too, so that the next launch trains that trial again.
     """
     states: dict[str, State] = {}
     sizes: dict[str, int | None] = {}
@@ -188,13 +188,13 @@ def _tables(
     for name, content in _contents(storage, _names(storage, folder, trial_ids)):
         with _naming(storage, name):
             tables[name] = parquet.table_from_parquet(content, types)
-            if parquet.distinct(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
+            if parquet.distinct_values(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
                 raise parquet.UnreadableFile("holds rows of another trial")
     return tables
 
 
 def _joined(tables: Mapping[str, parquet.Table], columns: Mapping[str, tuple[str, str]]) -> parquet.Table:
-    return parquet.joined(list(tables.values()), types_of(columns))
+    return parquet.join(list(tables.values()), types_of(columns))
 
 
 @contextmanager

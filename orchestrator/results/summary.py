@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator import models
 from orchestrator.data.registry import title_of
 from orchestrator.records import State, TrialRecord
+from orchestrator.results.store import TRIAL_COLUMNS
 from orchestrator.study import labels
 
 # What is summarised: column of `trials` → unit.
@@ -154,7 +155,7 @@ class Compared:
         return self.group.difference(self.base, column) if self.base else None
 
 
-def compared(found: Sequence[PairTable]) -> list[Compared]:
+def compare_to_base(found: Sequence[PairTable]) -> list[Compared]:
     """Every group of some tables beside its `base`: the same student, data and training, without a teacher."""
     bases = {
         (table.dataset, table.student, group.label): group
@@ -173,7 +174,7 @@ def compared(found: Sequence[PairTable]) -> list[Compared]:
 
 def by_table(found: Sequence[PairTable]) -> list[tuple[PairTable, list[Compared]]]:
     """The tables, each with its groups beside their bases."""
-    entries = iter(compared(found))
+    entries = iter(compare_to_base(found))
     return [(table, [next(entries) for _ in table.groups]) for table in found]
 
 
@@ -183,7 +184,7 @@ SUMMARY_COLUMNS: Mapping[str, tuple[str, str]] = {
     "dataset": ("string", "what was trained on"),
     "student": ("string", "the model that was trained"),
     "teacher": ("string", "the teacher's model; null without one"),
-    "method": ("string", "base, logit or st"),
+    "method": TRIAL_COLUMNS["method"],
     "setting": ("string", "the method, then every setting that is no default; ends in bfloat16 where that was chosen"),
     "metric": ("string", f"the column of trials that is summarised: {', '.join(METRICS)}"),
     "runs": ("int", "trials of this setting, in whatever state"),
@@ -225,7 +226,7 @@ def summaries(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator
 
     `rows` are all of one study. Raises StorageError where one is damaged.
     """
-    for entry in compared(tables(rows)):
+    for entry in compare_to_base(tables(rows)):
         for metric in METRICS:
             own = entry.group.statistic(metric)
             if own is None:
@@ -240,7 +241,7 @@ def outcomes(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[
 
     Raises StorageError where a row is damaged.
     """
-    for entry in compared(tables(rows)):
+    for entry in compare_to_base(tables(rows)):
         group = entry.group
         n, *own = _figures(group.statistic("acc"))
         last, selected = (_figures(group.statistic(column))[1:3] for column in ("last_acc", "selected_acc"))

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from orchestrator import columns
+from orchestrator import columns, markdown
 from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
 from orchestrator.results.store import TRIAL_COLUMNS
@@ -152,16 +152,8 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.2f}" if column == "acc" else str(value)  # a setting is shown as it was set
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: every column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, *rows]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
 def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown.format_table(header, [list(map(markdown.escape, line)) for line in rows])
 
 
 def _render_csv(parts: Sequence[StudyRows]) -> str:

@@ -261,7 +261,7 @@ class _Builder:
         if parent is None or not isinstance(parent.node.value, dict) or parent.key is not None or parent.is_merging:
             return False
         if parent.merge:
-            message = f"key '<<' stands here again, first in line {parent.merge.line}; write one, like `<<: [*a, *b]`"
+            message = f"key '<<' appears again, first in line {parent.merge.line}; write one, like `<<: [*a, *b]`"
             self.faults.append(place.fault("", message))
         parent.is_merging, parent.merge = True, place
         return True
@@ -335,7 +335,7 @@ class _Builder:
             text = f"?{len(parent.keys)}"
         if text in parent.keys:
             first = parent.keys[text].line
-            message = f"key {shorten(text)!r} stands here again, first in line {first}; keep one of them"
+            message = f"key {shorten(text)!r} appears again, first in line {first}; keep one of them"
             self.faults.append(place.fault("", message))
         else:
             parent.keys[text] = place

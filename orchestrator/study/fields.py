@@ -259,7 +259,7 @@ class DatasetValue:
             return Choice(tuple(DATASETS)).read(node)
         except ValueError as error:
             own = node.value if isinstance(node.value, str) and "/" in node.value else "PATH"
-            raise ValueError(f"{error} for images of your own write {{folder: {shorten(own)}}}") from None
+            raise ValueError(f"{error}; for images of your own write {{folder: {shorten(own)}}}") from None
 
     def _folder(self, given: dict[str, Node]) -> ImageFolder:
         if "folder" not in given or not given.keys() <= {"folder", "size"}:

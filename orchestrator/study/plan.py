@@ -109,8 +109,10 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             configs[config] = None
             if config.teacher:
                 teachers[config.teacher] = None
-        found = [value.value for value in experiment.axes["dataset"]]
-        folders |= {dataset.facts.digest: dataset for dataset in found if isinstance(dataset, FolderDataset)}
+        for value in experiment.axes["dataset"]:
+            if isinstance(folder := value.value, FolderDataset):
+                path = str(study.source.parent / folder.path)
+                folders[folder.facts.digest] = replace(folder, path=path)
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}

@@ -357,7 +357,8 @@ class _Reader:
             try:
                 found = measure(self.path.parent / folder.path, folder.size, _progress(folder.path, self.on_note))
                 # Folders with the same images are one dataset, with the name of the first.
-                found = replace(found, name=self._names.setdefault(found.facts.digest, found.name))
+                name = self._names.setdefault(found.facts.digest, found.name)
+                found = replace(found, path=folder.path, name=name)
             except DataError as error:
                 found = error
             self._measured[folder] = found

@@ -17,7 +17,7 @@ import pytest
 from launch_events import ignore
 from processes import until
 
-from orchestrator.data import tensors
+from orchestrator.data import cifar
 from orchestrator.errors import DataError, Interrupted, StudyError
 from orchestrator.launch import LaunchResult, launch, plan_study
 from orchestrator.monitor.events import Event, EventKind
@@ -135,7 +135,7 @@ def test_missing_images_are_refused_before_anything_is_written(
     def refuse(name: str, folder: Path) -> None:
         raise DataError(f"{name} is not in {folder}")
 
-    monkeypatch.setattr(tensors, "_download", refuse)
+    monkeypatch.setattr(cifar, "_download", refuse)
     with pytest.raises(DataError, match="cifar10 is not in"):
         launch(
             study,

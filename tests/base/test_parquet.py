@@ -207,7 +207,7 @@ def test_images_of_another_table_are_refused(file: Path) -> None:
     file.write_bytes(written([ROW]))
     with pytest.raises(
         parquet.UnreadableFile,
-        match="name, count, share, at; wanted img or image with the images, and label with the labels",
+        match="name, count, share, at; expected img or image with the images, and label with the labels",
     ):
         parquet.read_images(file, ("label",))
 
@@ -231,8 +231,8 @@ def test_a_table_has_the_columns_that_were_asked_for_in_their_order() -> None:
 
 def test_tables_are_joined_one_after_another() -> None:
     tables = [parquet.table_of(COLUMNS, [{**ROW, "count": number}] * number) for number in (1, 0, 2)]
-    joined = parquet.joined(tables, COLUMNS)
+    joined = parquet.join(tables, COLUMNS)
     assert joined.column("count").to_pylist() == [1, 2, 2]
     assert joined.column("count").num_chunks == 1
-    assert parquet.distinct(joined, "count") == [1, 2]
-    assert parquet.joined([], COLUMNS).schema == joined.schema
+    assert parquet.distinct_values(joined, "count") == [1, 2]
+    assert parquet.join([], COLUMNS).schema == joined.schema

@@ -43,10 +43,8 @@ def test_a_file_and_its_name_mean_the_same(storage: Storage) -> None:
 
 def test_a_file_says_what_it_says_now(storage: Storage) -> None:
     Path("study.yaml").write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"))
-    assert (
-        len(lookup.find_study(storage, "study.yaml").members) == 3
-        and len(lookup.find_study(storage, "tiny").members) == 2
-    )
+    assert len(lookup.find_study(storage, "study.yaml").members) == 3
+    assert len(lookup.find_study(storage, "tiny").members) == 2
     assert len(lookup.find_study(storage, "study.yaml", ["experiments[0].seed=5"]).members) == 1
 
 
@@ -87,7 +85,7 @@ def test_neither_names_both_possibilities(storage: Storage, text: str) -> None:
 
 
 def test_a_storage_that_remembers_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(KdctlError, match="remembers none; name another storage with --storage, or check the path"):
+    with pytest.raises(KdctlError, match="has no studies; name another storage with --storage, or check the path"):
         lookup.find_study(Storage.at(tmp_path / "none"), "tiny")
     assert not (tmp_path / "none").exists()
 

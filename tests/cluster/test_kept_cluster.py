@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, expect
 from processes import LOOPBACK, listening, processes, until
 from terminal import Terminal
 
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
 from orchestrator.machine.processes import session
@@ -135,7 +135,7 @@ def test_without_the_token_the_dashboard_says_nothing(
 ) -> None:
     assert kept_cluster.answers(kept.dashboard)
     for wrong, code in (("", 401), ("0" * 64, 403)):
-        monkeypatch.setattr(kept_cluster, "token", lambda wrong=wrong: wrong)
+        monkeypatch.setattr(tokens, "read_token", lambda wrong=wrong: wrong)
         with pytest.raises(OSError, match=str(code)):
             kept_cluster.ask(kept.dashboard, "/api/jobs/")
 
@@ -173,7 +173,7 @@ def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], k
 def test_a_browser_shows_it(study: tuple[int, str], kept: kept_cluster.KeptCluster, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1100})
     page.goto(f"http://{kept.dashboard}/#/cluster")
-    page.get_by_label("Authentication Token", exact=True).fill(kept_cluster.token() or "")
+    page.get_by_label("Authentication Token", exact=True).fill(tokens.read_token() or "")
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text(f"ray::{SECOND}")).to_be_visible(timeout=30_000)
     expect(page.get_by_text(FIRST)).to_have_count(0)
@@ -328,23 +328,23 @@ def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
 
 
 def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kept_cluster.token() is None
-    kept_cluster.make_token()
-    made = kept_cluster.token()
+    assert tokens.read_token() is None
+    tokens.make_token()
+    made = tokens.read_token()
     assert made and len(made) == 64 and (memory / "token").stat().st_mode & 0o777 == 0o600
     (memory / "token").chmod(0o644)
-    kept_cluster.make_token()
-    kept_cluster.hide_token()
-    assert kept_cluster.token() == made and (memory / "token").stat().st_mode & 0o777 == 0o600
+    tokens.make_token()
+    tokens.hide_token()
+    assert tokens.read_token() == made and (memory / "token").stat().st_mode & 0o777 == 0o600
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
-    assert kept_cluster.token() == "of the environment"
+    assert tokens.read_token() == "of the environment"
 
 
 def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    kept_cluster.make_token()
+    tokens.make_token()
     line = kept_cluster.login("127.0.0.1:8265")
-    assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(kept_cluster.token()) not in line
+    assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(tokens.read_token()) not in line
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert kept_cluster.login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
 

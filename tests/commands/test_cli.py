@@ -218,7 +218,7 @@ def test_json_is_a_format(run: Run, trained: Storage) -> None:
     assert run(*words, "--json") == run(*words, "--format", "json")
 
 
-def test_a_verdict_on_a_teacher_is_json_for_programs(run: Run, trained: Storage) -> None:
+def test_verify_prints_json_for_programs(run: Run, trained: Storage) -> None:
     (key,) = list(trained.tables())
     words = ["teachers", "--storage", trained.backend.address]
     assert set(json.loads(run(*words, "--json", "verify", key.teacher_id)[1])[0]) == {"table", "largest_difference"}
@@ -521,7 +521,7 @@ def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, 
     assert ("nothing was deleted" if is_there else "deleted 1 file, 18 B") in terminal.shown
 
 
-def test_nobody_is_asked_who_wants_json_or_has_no_terminal(
+def test_clean_does_not_ask_with_json_or_without_a_terminal(
     run: Run, folder: Path, storage: Storage, litter: Path
 ) -> None:
     command = [str(KDCTL), "clean", "--storage", storage.backend.address]

@@ -32,7 +32,7 @@ def shown(folder: Path, *words: str, **changes: str) -> str:
     ("changes", "is_coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
 )
-def test_a_terminal_has_colours_where_they_are_wanted(
+def test_a_terminal_has_colours_unless_they_are_turned_off(
     tmp_path: Path, changes: dict[str, str], is_coloured: bool
 ) -> None:
     told = shown(tmp_path, "check", "nowhere.yaml", "--sett", **changes)
@@ -49,7 +49,7 @@ def test_the_doctor_is_coloured_on_a_terminal(tmp_path: Path) -> None:
     assert "\x1b[32mok\x1b[0m" in shown(tmp_path, "doctor", "--storage", "runs")
 
 
-def test_what_the_doctor_finds_has_the_colour_of_its_verdict() -> None:
+def test_a_result_of_the_doctor_has_the_colour_of_its_level() -> None:
     found = [
         CheckResult("a", CheckLevel.OK, "ok"),
         CheckResult("b", CheckLevel.WARNING, "x", "y"),

@@ -193,7 +193,7 @@ def test_every_shell_gets_a_script_that_it_can_ask_with(shell: str) -> None:
         subprocess.run([path, "-n"], input=done.stdout, text=True, check=True)
 
 
-def test_the_script_for_bash_is_as_wanted() -> None:
+def test_the_script_for_bash_has_the_three_changes() -> None:
     # Where Click changes its script, these changes have to be made anew.
     assert all(part in completion.Bash.source_template for part in ("nospace", "plusdirs", 'COMPREPLY+=("$value")'))
 

@@ -230,7 +230,7 @@ def test_the_columns_that_are_there_are_listed(cifar10: Fake, empty: Storage) ->
     cifar10.write_parquet()
     rows = [{"picture": row["img"], "class": row["label"]} for row in pq.read_table(shard(cifar10)).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), shard(cifar10))
-    words = "has the columns picture, class; wanted img or image with the images, and label or labels with the labels"
+    words = "has the columns picture, class; expected img or image with the images, and label or labels with the labels"
     refused(cifar10, empty, str(shard(cifar10)), words)
 
 
@@ -239,7 +239,7 @@ def test_paths_instead_of_images_are_refused(cifar10: Fake, empty: Storage) -> N
     table = pq.read_table(shard(cifar10))
     paths = pa.array([f"{number}.png" for number in range(len(table))])
     pq.write_table(table.set_column(table.column_names.index("img"), "img", paths), shard(cifar10))
-    refused(cifar10, empty, "has img of type string", "wanted encoded images")
+    refused(cifar10, empty, "has img of type string", "expected encoded images")
 
 
 def test_a_folder_that_holds_neither_says_what_it_holds(cifar10: Fake, empty: Storage, monkeypatch: Any) -> None:

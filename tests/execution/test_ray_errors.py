@@ -141,7 +141,7 @@ def test_there_is_advice(words: str, advice: str) -> None:
         (
             "ray.exceptions.OutOfMemoryError: x",
             Failure.OUT_OF_MEMORY,
-            "its worker process was killed for want of memory",
+            "its worker process was killed because its machine ran out of memory",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_an_address_of_the_environment_that_is_none(given: Any, named: str, monk
 def test_a_dashboard_that_is_named_as_a_cluster_to_join() -> None:
     dashboard = Dashboard()
     try:
-        with pytest.raises(ClusterError, match=f"hand the study to it with --address {dashboard.address}, or"):
+        with pytest.raises(ClusterError, match=f"submit the study to it with --address {dashboard.address}, or"):
             _ray_session._reach(dashboard.address.removeprefix("http://"))
     finally:
         dashboard.close()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from dashboard import Dashboard
 
 from orchestrator import cli, doctor
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.errors import KdctlError, ResourceError
 from orchestrator.execution import _ray_session
 from orchestrator.machine import folders
@@ -70,7 +70,7 @@ def test_a_home_that_is_none(home: str, bare: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(os, "access", lambda path, rights: str(path).startswith(str(bare)))  # root may write anywhere
     assert folders.own() == bare / "t" / f"kdctl-{os.getuid()}"
-    assert kept_cluster.token_file() == folders.own() / "auth_token"
+    assert tokens.token_file() == folders.own() / "auth_token"
 
 
 def link(place: Path) -> None:
@@ -99,7 +99,7 @@ def test_no_umask_opens_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(bare))
     before = os.umask(0)
     try:
-        kept_cluster.make_token()
+        tokens.make_token()
         kept_cluster.show("tiny", "127.0.0.1:5")
     finally:
         os.umask(before)
@@ -124,7 +124,7 @@ def test_no_folder_at_all_is_one_message(bare: Path, monkeypatch: pytest.MonkeyP
         folders.scratch("x"),
     ):
         pass
-    assert kept_cluster.token() is None
+    assert tokens.read_token() is None
     kept_cluster.show("tiny", "127.0.0.1:5")  # which matters less than what is trained
     kept_cluster.hide()
 
@@ -137,7 +137,7 @@ def test_a_bug_without_a_place_for_its_log_is_still_a_message(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     err = capsys.readouterr().err
-    assert ended.value.code == 3 and "ZeroDivisionError" in err and "name a folder in TMPDIR" in err
+    assert ended.value.code == 3 and "ZeroDivisionError" in err and "set TMPDIR" in err
     assert "Traceback" not in err
 
 
@@ -152,18 +152,18 @@ def test_a_token_that_can_be_read_is_taken_from_a_home_that_is_read_only(
     (bare / ".ray" / "auth_token").write_text("of the home")
     (bare / ".ray" / "auth_token").chmod(0o400)
     monkeypatch.setattr(os, "access", lambda path, rights: rights == os.R_OK)
-    kept_cluster.check_token()
-    kept_cluster.make_token()
-    assert kept_cluster.token() == "of the home" and "RAY_AUTH_TOKEN_PATH" not in os.environ
+    tokens.check_token()
+    tokens.make_token()
+    assert tokens.read_token() == "of the home" and "RAY_AUTH_TOKEN_PATH" not in os.environ
 
 
 def test_ray_is_shown_a_token_that_is_not_where_it_looks(bare: Path) -> None:
-    kept_cluster.lend_token()
+    tokens.lend_token()
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ, "there is none yet"
-    kept_cluster.make_token()
+    tokens.make_token()
     file = bare / "t" / f"kdctl-{os.getuid()}" / "auth_token"
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(file) and mode(file) == 0o600
-    assert kept_cluster.token() == file.read_text()
+    assert tokens.read_token() == file.read_text()
 
 
 @pytest.mark.parametrize("named", ["file/token", "empty"])
@@ -172,16 +172,16 @@ def test_a_token_that_cannot_be_kept(named: str, bare: Path, monkeypatch: pytest
     (bare / "empty").touch()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare / named))
     monkeypatch.setattr(os, "access", lambda path, rights: path == bare)
-    for needs_it in (kept_cluster.check_token, kept_cluster.make_token):
+    for needs_it in (tokens.check_token, tokens.make_token):
         with pytest.raises(
             ResourceError, match="name a file that can be written in RAY_AUTH_TOKEN_PATH, or put a token"
         ):
             needs_it()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    kept_cluster.make_token()
+    tokens.make_token()
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
-    kept_cluster.make_token()
+    tokens.make_token()
 
 
 # Ray's folders.
@@ -209,12 +209,12 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
     refuse(monkeypatch, {"shared": bare / "t", "ray": bare / "ray"}.get(place, bare / "none"))
     with pytest.raises(KdctlError) as raised:
         _ray_session._connect(None, is_kept=False)
-    findings = [doctor._finding(name, check) for name, check in doctor._of_machine().items()]
-    (bad,) = [finding for finding in findings if finding.verdict is doctor.CheckLevel.BAD]
-    assert f"{bad.found}; {bad.cure}" == str(raised.value)
+    findings = [doctor._run_check(name, check) for name, check in doctor._of_machine().items()]
+    (bad,) = [finding for finding in findings if finding.level is doctor.CheckLevel.BAD]
+    assert f"{bad.found}; {bad.fix}" == str(raised.value)
     with pytest.raises(KdctlError) as raised:
         kept_cluster.up(pytest.fail)
-    assert f"{bad.found}; {bad.cure}" == str(raised.value)
+    assert f"{bad.found}; {bad.fix}" == str(raised.value)
 
 
 # Commands of a user without a name or a home.

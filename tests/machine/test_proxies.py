@@ -13,7 +13,7 @@ import pytest
 from dashboard import TOKEN, Dashboard
 
 from orchestrator.cluster.jobs import Cluster
-from orchestrator.data import tensors
+from orchestrator.data import cifar
 from orchestrator.errors import ClusterError, DataError, StorageError
 from orchestrator.machine import proxies
 from orchestrator.storage import bucket
@@ -201,7 +201,7 @@ def test_a_download_names_its_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         DataError, match=r"could not be downloaded through the proxy http://\*\*\*@127.0.0.1:9"
     ) as raised:
-        tensors._download("cifar10", tmp_path / "data")
+        cifar._download("cifar10", tmp_path / "data")
     assert SECRET not in str(raised.value)
 
 

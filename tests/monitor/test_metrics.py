@@ -50,7 +50,7 @@ def test_an_epoch_is_what_its_record_says() -> None:
     }  # fmt: skip
 
 
-def test_a_trial_that_ended_is_said_not_to_run_and_then_is_gone() -> None:
+def test_a_trial_that_ended_has_running_0_for_a_while_and_then_no_series() -> None:
     trial = planned(0)
     meter = after(launch(trial), started(trial, 1), epoch(trial, 1, 2), ended(trial, 10))
     assert of(meter, trial, 10) == of(meter, trial, 69) == {"kdctl_trial_running": 0}
@@ -93,7 +93,7 @@ def test_starts_with_and_without_a_table_are_counted() -> None:
     ]
 
 
-def test_what_is_left_is_that_of_the_board_and_absent_where_nobody_can_say() -> None:
+def test_the_time_left_is_the_estimate_and_absent_if_unknown() -> None:
     def left(meter: Meter, seconds: float) -> dict[str, float]:
         found = meter.gauges(at(seconds))
         return {s.labels["bound"]: s.value for s in found if s.name == "kdctl_remaining_seconds"}

@@ -38,6 +38,7 @@ ORDER = (
     "machine",
     "parquet",  # from here on the base layer
     "columns",
+    "markdown",
     "files",
     "executors",  # their table
     "codec",

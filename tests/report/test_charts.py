@@ -70,7 +70,7 @@ def test_numbers_are_short(value: float, wanted: str) -> None:
 
 @given(st.integers(0, 5000), st.integers(2, 200))
 def test_a_line_is_thinned_evenly_and_keeps_its_ends(count: int, limit: int) -> None:
-    kept = charts.thinned(count, limit)
+    kept = charts.thin(count, limit)
     assert len(kept) == min(count, limit) == len(set(kept))
     assert kept == sorted(kept)
     if count:

@@ -218,7 +218,7 @@ def test_a_study_file_is_reported_before_anything_ran(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("no-such-study",), "which remembers none"),
+        (("no-such-study",), "which has no studies"),
         (("missing.yaml",), "missing.yaml"),
         (("--output", "report.txt"), "must end in .html"),
         (("--set", "recipe.epochs=1"), "name the file"),

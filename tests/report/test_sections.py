@@ -182,7 +182,7 @@ def test_of_many_settings_the_base_and_the_best_are_drawn(storage: Storage) -> N
     fill(storage, rows)
     own = facts(storage, rows)
     [pair] = figures.pairs(own.ordered)
-    shown = figures.chosen(pair.entries, 4)
+    shown = figures.choose(pair.entries, 4)
     assert [entry.group.method for entry in shown] == ["base", "logit", "logit", "logit"]
     assert [entry.group.rows[0].acc for entry in shown[1:]] == pytest.approx([50.27, 50.28, 50.29])
     [figure] = figures.standings([pair])
@@ -216,9 +216,9 @@ def test_how_to_run_it_again_is_all_there(storage: Storage) -> None:
 
 
 def test_unlike_values_are_counted() -> None:
-    assert sections.told(["a", "a"]) == "a"
-    assert sections.told(["a", "b", "a", None]) == "a (2 trials), b (1 trials), none (1 trials)"
-    assert sections.told([str(number) for number in range(20)], limit=1) == "0 (1 trials) and 19 more"
+    assert sections.describe_values(["a", "a"]) == "a"
+    assert sections.describe_values(["a", "b", "a", None]) == "a (2 trials), b (1 trials), none (1 trials)"
+    assert sections.describe_values([str(number) for number in range(20)], limit=1) == "0 (1 trials) and 19 more"
 
 
 def test_names_of_figures_are_unique(storage: Storage) -> None:

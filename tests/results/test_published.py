@@ -306,12 +306,12 @@ def test_hostile_text_has_no_effect(runs: Storage) -> None:
 
 
 def test_names_stay_readable() -> None:
-    assert published.escaped("resnet_32_20: 2.11.0+cu128, a/b (c)") == "resnet_32_20: 2.11.0+cu128, a/b (c)"
+    assert published.escape("resnet_32_20: 2.11.0+cu128, a/b (c)") == "resnet_32_20: 2.11.0+cu128, a/b (c)"
 
 
 @given(st.text())
 def test_any_text_is_one_line_without_markup(text: str) -> None:
-    shown = published.escaped(text)
+    shown = published.escape(text)
     assert shown.isprintable()
     rest = shown.replace("&#", "")
     assert not set(rest) & set("\\`*[]<>|&#~@$!")
@@ -320,7 +320,7 @@ def test_any_text_is_one_line_without_markup(text: str) -> None:
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     assert (
-        published.escaped("key verysecret of s3://u:p@host")
+        published.escape("key verysecret of s3://u:p@host")
         == "key &#42;&#42;&#42; of s3&#58;//&#42;&#42;&#42;&#64;host"
     )
 

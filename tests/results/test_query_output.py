@@ -123,7 +123,7 @@ def test_sql_may_begin_with_a_comment(run: Run, sql: str, form: tuple[str, ...])
         (("--formt", "csv", "SELECT 1"), "No such option"),
         (("--formt=csv", "SELECT 1"), "No such option"),
         (("-x", "SELECT 1"), "No such option"),
-        (("-- only a comment",), "got 0 statements"),
+        (("-- only a comment",), "found 0 statements"),
         (("--format", "csv"), "Missing argument"),
     ],
 )

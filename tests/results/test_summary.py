@@ -15,7 +15,7 @@ from test_tables import row
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import summary
-from orchestrator.results.summary import METRICS, SUMMARY_COLUMNS, Statistic, compared, summaries, tables
+from orchestrator.results.summary import METRICS, SUMMARY_COLUMNS, Statistic, compare_to_base, summaries, tables
 
 TEACHER = {"seed": 0, "epochs": 200, "options": {}, "teacher": None}
 NUMBERS = st.floats(-1e6, 1e6)
@@ -239,7 +239,7 @@ def test_each_setting_finds_its_own_base_among_several() -> None:
         for make, acc in ((base, 0.0), (student, 5.0))
         for seed in (0, 1)
     ]
-    bases = [entry.base and entry.base.label for entry in compared(tables(rows))]
+    bases = [entry.base and entry.base.label for entry in compare_to_base(tables(rows))]
     assert bases == [None, None, "base lr=1", "base lr=2"]
     assert {line["diff"] for line in summaries(rows) if line["method"] == "logit"} == {5.0}
 

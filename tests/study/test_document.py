@@ -96,9 +96,9 @@ def test_nan_is_a_number() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "part"),
     [
-        ("a: 1\nb: 2\na: 3", "3:1", "key 'a' stands here again, first in line 1"),
-        ("x:\n  - {lr: 1, lr: 2}", "2:13", "key 'lr' stands here again, first in line 2"),
-        ("&k a: 1\n*k : 2", "2:1", "key 'a' stands here again, first in line 1"),
+        ("a: 1\nb: 2\na: 3", "3:1", "key 'a' appears again, first in line 1"),
+        ("x:\n  - {lr: 1, lr: 2}", "2:13", "key 'lr' appears again, first in line 2"),
+        ("&k a: 1\n*k : 2", "2:1", "key 'a' appears again, first in line 1"),
         ("? [1]\n: 2", "1:3", "a key is a list; keys are plain words"),
         ("&k 1: 2\n*k : 3", "2:1", "a key is the number 1; keys are plain words"),
         ("a: !!python/object/apply:os.system [ls]", "1:4", "tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
@@ -178,7 +178,7 @@ def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
     [
         ("a:\n  <<: 5", "2:7", "got the number 5; `<<` adds the keys of a mapping, or of a list of mappings"),
         ("a:\n  <<: [{b: 1}, x]", "2:16", "got the text 'x'; `<<` adds"),
-        ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x", "4:3", "'<<' stands here again, first in line 3; write one, like"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x", "4:3", "'<<' appears again, first in line 3; write one, like"),
         ("a: &x {<<: *x}", "1:12", "alias *x refers to itself"),
         ("a: b\n\tc", "2:1", "a tab indents this line"),
         ("a:\n - x\n \t- y", "3:2", "a tab indents this line"),
