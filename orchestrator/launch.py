@@ -27,7 +27,7 @@ from orchestrator.storage import stops
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire
 from orchestrator.study import stored_studies
-from orchestrator.study.plan import Plan, PlannedTrial, make_plan, with_stored_state
+from orchestrator.study.plan import Plan, PlannedTrial, PlanState, make_plan, with_stored_state
 from orchestrator.study.reader import load_study
 from orchestrator.study.stored_studies import Launched
 from orchestrator.teachers.damaged import drop_damaged
@@ -135,11 +135,11 @@ def _drop_damaged(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
 
 def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
     """What is not finished; with `skip_failed` neither what failed nor the students of a teacher that failed."""
-    left = {trial.trial_id for trial in plan.trials if skip_failed and trial.state == "failed"}
+    left = {trial.trial_id for trial in plan.trials if skip_failed and trial.state is PlanState.FAILED}
     return [
         trial
         for trial in plan.trials
-        if trial.state != "finished" and trial.trial_id not in left and trial.teacher_id not in left
+        if trial.state is not PlanState.FINISHED and trial.trial_id not in left and trial.teacher_id not in left
     ]
 
 
@@ -180,7 +180,7 @@ def _workload(
 
     lease = acquire(storage, launched.resource)
     assert lease, "no other launch knows the name of this lease"
-    ready = frozenset(trial.trial_id for trial in plan.trials if trial.state == "finished")
+    ready = frozenset(trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED)
     jobs = make_jobs(plan, to_do, storage, launched)
     work = Workload(jobs, ready, storage, plan.resources, lease)
     with lease, stopping(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):

@@ -69,12 +69,13 @@ def _plan_json(plan: Plan) -> Iterator[str]:
 def _plan_text(plan: Plan, width: int | None) -> str:
     """A table of the trials with the settings that vary, the settings that all share, and the number in each state."""
     from orchestrator.columns import fits, table, wrapped
+    from orchestrator.study.plan import PlanState
 
     for header, *rows in _layouts(plan):
         if fits(header, rows, width):
             break
     states = [trial.state for trial in plan.trials]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("new", "unfinished", "failed", "finished") if s in states)
+    counts = ", ".join(f"{states.count(s)} {s}" for s in PlanState if s in states)
     lines = [*_common(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
     return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
 

@@ -59,8 +59,8 @@ class Node:
     keys: dict[str, Location] = field(default_factory=dict)  # of a mapping: where each key stands
     weight: int = 1  # nodes below it, itself included, with aliases followed
 
-    def described(self) -> str:
-        """What was got, in words a person who wrote YAML knows."""
+    def describe(self) -> str:
+        """The value in words that a person who wrote YAML knows."""
         match self.value:
             case None:
                 return "nothing"
@@ -270,7 +270,7 @@ class _Builder:
         sources = node.value if isinstance(node.value, list) else [node]
         if wrong := next((source for source in sources if not isinstance(source.value, dict)), None):
             message = (
-                f"got {wrong.described()}; `<<` adds the keys of a mapping, or of a list of mappings; "
+                f"found {wrong.describe()}; `<<` adds the keys of a mapping, or of a list of mappings; "
                 "write `<<: *name`, and `&name` before that mapping"
             )
             self.faults.append((place if wrong is node else wrong.place).fault("", message))
@@ -331,7 +331,7 @@ class _Builder:
         if text is None:
             text = node.value if isinstance(node.value, str) else None
         if text is None:
-            self.faults.append(place.fault("", f"a key is {node.described()}; keys are plain words"))
+            self.faults.append(place.fault("", f"a key is {node.describe()}; keys are plain words"))
             text = f"?{len(parent.keys)}"
         if text in parent.keys:
             first = parent.keys[text].line

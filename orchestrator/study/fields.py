@@ -20,7 +20,7 @@ from orchestrator.training.schedules import SCHEDULES
 
 
 class ValueType(Protocol):
-    """A type of value. `read` raises ValueError with what was got, what is wanted and what to do."""
+    """A type of value. `read` raises ValueError with what was found, what is expected and what to do."""
 
     def read(self, node: Node) -> Any: ...
 
@@ -50,7 +50,7 @@ class Integer:
         if value is not None and value == int(value) and self.least <= value <= self.most:
             return int(value)
         raise ValueError(
-            f"got {node.described()}; wanted a whole number from {self.least:,} to {self.most:,}; write digits"
+            f"found {node.describe()}; expected a whole number from {self.least:,} to {self.most:,}; write digits"
         )
 
     def schema(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Number:
             return float(value) + 0.0  # -0.0 becomes 0.0, which is the same setting
         start = "above" if self.exclusive else "from"
         raise ValueError(
-            f"got {node.described()}; wanted a number {start} {self.least:g} to {self.most:g}; write 0.1 or 1e-3"
+            f"found {node.describe()}; expected a number {start} {self.least:g} to {self.most:g}; write 0.1 or 1e-3"
         )
 
     def schema(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class GpuShare:
         value = _number(node)
         if value is not None and 0 <= value <= 1:
             return float(value)
-        raise ValueError(f"got {node.described()}; wanted a number from 0 to 1; write 0.5 for two trials on a GPU")
+        raise ValueError(f"found {node.describe()}; expected a number from 0 to 1; write 0.5 for two trials on a GPU")
 
     def schema(self) -> dict[str, Any]:
         return {"type": ["number", "null"], "minimum": 0, "maximum": 1}
@@ -102,7 +102,7 @@ class Boolean:
     def read(self, node: Node) -> bool:
         if isinstance(node.value, bool):
             return node.value
-        raise ValueError(f"got {node.described()}; wanted true or false; write one of these words")
+        raise ValueError(f"found {node.describe()}; expected true or false; write one of these words")
 
     def schema(self) -> dict[str, Any]:
         return {"type": "boolean"}
@@ -118,7 +118,7 @@ class Choice:
         if isinstance(node.value, str) and node.value in self.words:
             return node.value
         raise ValueError(
-            f"got {node.described()}; wanted one of {', '.join(self.words)}; {nearest(node.value, self.words)}"
+            f"found {node.describe()}; expected one of {', '.join(self.words)}; {nearest(node.value, self.words)}"
         )
 
     def schema(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Selected:
     def read(self, node: Node) -> Selection:
         if isinstance(node.value, dict):
             raise ValueError(
-                f"found {node.described()}; expected a name, or one name with its options; write one of "
+                f"found {node.describe()}; expected a name, or one name with its options; write one of "
                 f"{', '.join(self.table)}"
             )
         return Selection(Choice(tuple(self.table)).read(node))
@@ -190,7 +190,7 @@ class ModelValue:
 
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str):
-            raise ValueError(f"got {node.described()}; wanted the name of a model; write it like resnet_32_20")
+            raise ValueError(f"found {node.describe()}; expected the name of a model; write it like resnet_32_20")
         models.parse(node.value)
         return node.value
 
@@ -205,15 +205,15 @@ class EpochList:
     def read(self, node: Node) -> tuple[int, ...]:
         if not isinstance(node.value, list):
             raise ValueError(
-                f"got {node.described()}; wanted a list of epochs; write it like [100, 150], or [] for none"
+                f"found {node.describe()}; expected a list of epochs; write it like [100, 150], or [] for none"
             )
         if any(isinstance(entry.value, list) for entry in node.value):
             raise ValueError(
-                f"got {node.described()}; wanted one list; for several, write {{grid: [[100, 150], [60, 120]]}}"
+                f"found {node.describe()}; expected one list; for several, write {{grid: [[100, 150], [60, 120]]}}"
             )
         epochs = [Integer(1, 1_000_000).read(entry) for entry in node.value]
         if any(a is None or b is None or a >= b for a, b in itertools.pairwise(epochs)):
-            raise ValueError(f"got {node.described()}; wanted epochs in ascending order; sort them and drop repeats")
+            raise ValueError(f"found {node.describe()}; expected epochs in ascending order; sort them and drop repeats")
         return tuple(epoch for epoch in epochs if epoch is not None)
 
     def schema(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class FilePath:
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str) or not node.value.strip():
             raise ValueError(
-                f"got {node.described()}; wanted the path of a {self.what}; write it relative to the study file"
+                f"found {node.describe()}; expected the path of a {self.what}; write it relative to the study file"
             )
         try:
             return str(paths.local(node.value, "the path"))
@@ -328,12 +328,17 @@ def _by_optimizer(name: str) -> str:
     return "; ".join([first, *(f"{value} for {key}" for key, value in others)])
 
 
+_IMAGES = Integer(1, 10_000_000, optional=True)
 DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
     "limit_train": Key(
-        Integer(1, 10_000_000, optional=True), "use only so many training images, all classes alike", default_doc="all"
+        Integer(1, 10_000_000, optional=True),
+        "train on at most N images, an equal share of each class",
+        default_doc="all",
     ),
     "limit_test": Key(
-        Integer(1, 10_000_000, optional=True), "use only so many test images, all classes alike", default_doc="all"
+        Integer(1, 10_000_000, optional=True),
+        "test on at most N images, an equal share of each class",
+        default_doc="all",
     ),
     "holdout": Key(Integer(0, 10_000_000), "training images set aside to select the epoch with", 0),
 }
@@ -354,7 +359,7 @@ TRAINING_KEYS: Mapping[str, Key] = {
     "flip": Key(Boolean(), "flip half of the images left to right", True),
     "precision": Key(
         Choice(("auto", "float32", "bfloat16")),
-        "what convolutions reckon in while training: bfloat16 where the device has it (auto), or always this",
+        "compute dtype of convolutions in training: bfloat16 if the device supports it (auto), or always this one",
         "auto",
     ),
     "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
@@ -365,7 +370,8 @@ DERIVED = ("milestones", "lr", "weight_decay")
 
 CACHE_KEY = Key(
     Choice(("auto", "table", "live")),
-    "ask the teacher once about every view and keep the answers (table), at every step (live), or the faster (auto)",
+    "compute the teacher outputs of every view once and store them (table), compute them at every step (live), or "
+    "whichever is faster (auto)",
     "auto",
 )
 
@@ -406,6 +412,8 @@ RESOURCE_KEYS: Mapping[str, Key] = {
     "cpus_per_trial": Key(Integer(1, 1024), "CPU cores of one trial", 1),
     "retries": Key(Integer(0, 1000), "more attempts after a lost worker, a lost machine or too little memory", 2),
     "checkpoint_seconds": Key(
-        Number(0, 1e6), "a checkpoint at the end of an epoch, once so many seconds have passed since the last", 30.0
+        Number(0, 1e6),
+        "write a checkpoint at the end of an epoch if at least N seconds have passed since the last one",
+        30.0,
     ),
 }

@@ -23,7 +23,7 @@ def apply(root: Node, setting: str) -> list[Fault]:
     place = Location(source, 0, 0)
     path, equals, text = (part.strip() for part in setting.partition("="))
     if not equals or not path:
-        return [place.fault("", f"wanted PATH=VALUE; {_FORM}")]
+        return [place.fault("", f"expected PATH=VALUE; {_FORM}")]
     if not _PATH.fullmatch(path):
         return [place.fault("", f"{shorten(path)!r} is not a path of keys; {_FORM}")]
     try:
@@ -67,13 +67,13 @@ def _dead_end(path: str, step: str, node: Node) -> str:
     where = shorten(path) or "the file"
     if not isinstance(node.value, list):
         return (
-            f"{where} is {node.described()}, which has no key {shorten(step)!r}; check the path, or set {where} itself"
+            f"{where} is {node.describe()}, which has no key {shorten(step)!r}; check the path, or set {where} itself"
         )
     if not node.value:
         return f"{where} is an empty list; set {where} itself"
     last = len(node.value) - 1
     have = f"{where}[0]" if not last else f"{where}[0] to {where}[{last}]"
-    return f"{where} is a list, with {have}; got {shorten(step)!r}; name one of its entries, like {where}[0]"
+    return f"{where} is a list, with {have}; found {shorten(step)!r}; name one of its entries, like {where}[0]"
 
 
 def _joined(steps: list[str]) -> str:

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 from orchestrator import losses
@@ -22,9 +23,18 @@ from orchestrator.training.schedules import SCHEDULES
 _ORDER = ("dataset", "model", "weights", "student", "method", *fields.RECIPE_KEYS, *fields.OPTION_KEYS, "seed")
 
 
+class PlanState(StrEnum):
+    """What a storage holds of a planned trial."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    FAILED = "failed"
+    FINISHED = "finished"
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """One trial of a plan. `state` is new, unfinished, failed or finished in the storage that was looked at.
+    """One trial of a plan, with its state in the storage.
 
     `teacher_cache` is the decision: `table`, `live`, or None where no teacher is asked.
     """
@@ -33,7 +43,7 @@ class PlannedTrial:
     role: str
     config: TrialConfig
     teacher_id: str | None
-    state: str
+    state: PlanState
     teacher_cache: str | None
     table: TableKey | None
 
@@ -174,13 +184,13 @@ def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collectio
 
 def _planned(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
     """A trial of which no storage knows yet."""
-    return PlannedTrial(trial_id, role, config, teacher_id, "new", None, None)
+    return PlannedTrial(trial_id, role, config, teacher_id, PlanState.NEW, None, None)
 
 
-def _state(state: State | None) -> str:
+def _state(state: State | None) -> PlanState:
     if state is None:
-        return "new"
-    return state.value if state in (State.FINISHED, State.FAILED) else "unfinished"
+        return PlanState.NEW
+    return PlanState(state.value) if state in (State.FINISHED, State.FAILED) else PlanState.UNFINISHED
 
 
 def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:

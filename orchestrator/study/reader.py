@@ -157,7 +157,7 @@ class _Reader:
             return ""
         if not isinstance(node.value, str) or not re.fullmatch(STUDY_NAME, node.value) or node.value.endswith("."):
             message = (
-                f"got {node.described()}; wanted a safe file name: up to 64 letters, digits, '.', '_' and '-', "
+                f"found {node.describe()}; expected a safe file name: up to 64 letters, digits, '.', '_' and '-', "
                 "starting with a letter or digit and not ending with '.'; rename the study"
             )
             self.faults.append(node.place.fault("study", message))
@@ -187,7 +187,7 @@ class _Reader:
         values = () if is_list else self._axis(key, node, path)
         if is_list or len(values) > 1:
             message = (
-                "got a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
+                "found a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
             )
             self.faults.append(node.place.fault(path, message))
             return None
@@ -209,7 +209,7 @@ class _Reader:
         if node is None:
             return ()
         if not isinstance(node.value, list) or not node.value:
-            message = f"got {node.described()}; wanted a list of experiments; start each with `- method: …`"
+            message = f"found {node.describe()}; expected a list of experiments; start each with `- method: …`"
             self.faults.append(node.place.fault("experiments", message))
             return ()
         found = []
@@ -227,7 +227,7 @@ class _Reader:
         self.warnings += _equal_experiments(found)
         total = sum(map(_size, found))
         if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
-            message = f"got {total:,} trials in all; allowed are {MAX_TRIALS:,}; split the study"
+            message = f"found {total:,} trials in all; at most {MAX_TRIALS:,} are allowed; split the study"
             self.faults.append(node.place.fault("experiments", message))
         return tuple(found)
 
@@ -236,8 +236,8 @@ class _Reader:
         if not self._is_mapping(node, path, allowed):
             return None
         for name in ("method", "dataset", "student"):
-            wanted = fields.STUDENT_KEYS[name].doc
-            self._required(node, name, path, f"every experiment says it: {wanted}")
+            doc = fields.STUDENT_KEYS[name].doc
+            self._required(node, name, path, f"every experiment needs it: {doc}")
         axes: dict[str, Axis] = {}
         teachers: tuple[Teacher, ...] = ()
         known = sorted(self._known(node, allowed, path), key=lambda item: item[0] != "method")
@@ -281,7 +281,9 @@ class _Reader:
                 self.faults.append(value.fault(message))
         if "weights" in axes:
             for name in sorted(set(axes) & ({"seed"} | set(fields.TRAINING_KEYS))):
-                message = f"got {name} beside weights; a teacher from a file is not trained; remove {name} or weights"
+                message = (
+                    f"found {name} next to weights; a teacher from a file is not trained; remove {name} or weights"
+                )
                 self.faults.append(axes[name][0].fault(message))
         return digests
 
@@ -293,14 +295,14 @@ class _Reader:
         if grid is not None:
             node, path = grid, f"{path}.grid"
             if not isinstance(node.value, list):
-                message = f"got {node.described()}; wanted a list of values; write {{grid: [a, b]}}"
+                message = f"found {node.describe()}; expected a list of values; write {{grid: [a, b]}}"
                 self.faults.append(node.place.fault(path, message))
                 return []
         elif natural_list or not isinstance(node.value, list):
             return [(node, path)]
         assert isinstance(node.value, list)
         if not node.value:
-            message = "got an empty list; an axis needs at least one value; add one, or remove the key"
+            message = "found an empty list; an axis needs at least one value; add one, or remove the key"
             self.faults.append(node.place.fault(path, message))
         return [(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
 
@@ -373,7 +375,7 @@ class _Reader:
             return True
         names = list(allowed)
         listed = ", ".join(names if len(names) <= 8 else [*names[:8], "…"])
-        message = f"got {node.described()}; wanted a mapping with the keys {listed}; write `key: value` lines"
+        message = f"found {node.describe()}; expected a mapping with the keys {listed}; write `key: value` lines"
         self.faults.append(node.place.fault(path, message))
         return False
 
@@ -452,7 +454,7 @@ def _size_fault(experiment: Experiment) -> Fault:
     if (count := _teacher_count(experiment)) > 1:
         factors.append(f"{count:,} teacher")
     product = f"{' × '.join(factors)} = {_size(experiment):,} trials"
-    return experiment.value.fault(f"the axes multiply to {product}; allowed are {MAX_TRIALS:,}; shorten an axis")
+    return experiment.value.fault(f"the axes multiply to {product}; at most {MAX_TRIALS:,} are allowed; shorten one")
 
 
 # What only shows where values stand side by side. Axes are compared pair by pair, never as their product.
@@ -557,21 +559,21 @@ def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
         for padding in axes["crop_padding"]:
             if padding.value >= facts.side:
                 message = (
-                    f"got {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
+                    f"found {padding.value}; {dataset.value} has {facts.side} pixels a side; use less than {facts.side}"
                 )
                 yield padding.fault(message)
         for name, most in (("limit_train", facts.train), ("limit_test", facts.test)):
             for limit in axes[name]:
                 if limit.value is not None and limit.value > most:
                     message = (
-                        f"got {limit.value:,}; {dataset.value} has {most:,} such images; use fewer, or remove {name}"
+                        f"found {limit.value:,}; {dataset.value} has {most:,} such images; use fewer, or remove {name}"
                     )
                     yield limit.fault(message)
         for holdout in axes["holdout"]:
             for limit in axes["limit_train"]:
                 images = min(limit.value or facts.train, facts.train)
                 if holdout.value >= images:
-                    message = f"got {holdout.value:,} of {images:,} training images; leave some to train on"
+                    message = f"found {holdout.value:,} of {images:,} training images; leave some to train on"
                     yield holdout.fault(message)
 
 

@@ -23,7 +23,7 @@ def study_schema() -> dict[str, Any]:
         "experiments": {
             "type": "array",
             "minItems": 1,
-            "description": "a list where one value is wanted is an axis, and axes multiply",
+            "description": "a list where one value is expected is an axis, and axes multiply",
             "items": _object(experiment, ["method", "dataset", "student"]),
         },
         "resources": _object(_schemas(fields.RESOURCE_KEYS), [], "what one trial gets"),

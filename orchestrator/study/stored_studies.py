@@ -21,7 +21,7 @@ from orchestrator.records import TableKey, TrialRecord
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
 from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
-from orchestrator.study.plan import Plan, PlannedTrial
+from orchestrator.study.plan import Plan, PlannedTrial, PlanState
 from orchestrator.text import masked, nearest, printable
 
 
@@ -84,7 +84,9 @@ class Launched:
         executor: str,
     ) -> Launched:
         """A launch of this process, of the trials `to_do`. Secrets do not belong in a study file; they are masked."""
-        others = {trial.trial_id for trial in to_do} | {t.trial_id for t in plan.trials if t.state == "finished"}
+        others = {trial.trial_id for trial in to_do} | {
+            t.trial_id for t in plan.trials if t.state is PlanState.FINISHED
+        }
         return cls(
             resource=f"{LAUNCH}{secrets.token_hex(6)}",
             since=since,
@@ -115,7 +117,7 @@ def members(plan: Plan) -> tuple[Member, ...]:
     return tuple(
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
-            trial.state == "finished", trial.config.method, trial.config.dataset, trial.config.student,
+            trial.state is PlanState.FINISHED, trial.config.method, trial.config.dataset, trial.config.student,
             trial.config.teacher.student if trial.config.teacher else None, name,
         )
         for trial, name in zip(plan.trials, names, strict=True)
@@ -123,10 +125,11 @@ def members(plan: Plan) -> tuple[Member, ...]:
 
 
 def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
-    """Notes what a study wants, in place of what its launch before wanted. Raises StorageError."""
+    """Stores the plan of a study, in place of that of its launch before. Raises StorageError."""
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
+        "member_fields": list(Member.__slots__),  # once, as a study may have thousands of members
         "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
         "launched": codec.encode(launched),
     }
@@ -240,14 +243,27 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
     raise KdctlError(f"no study {name!r} in this storage; there is {', '.join(names[:20])}; {nearest(name, names)}")
 
 
+# The order of a member's values in plans of a kdctl that did not store their names; it never changes.
+_FIRST_FIELDS = (
+    "trial_id", "role", "title", "teacher_id", "epochs", "answers", "is_cached",
+    "method", "dataset", "student", "teacher", "name",
+)  # fmt: skip
+
+
+def _member(values: Mapping[str, Any]) -> Member:
+    """A member by the names of its values; what another kdctl stored beside them is left out. Raises TypeError."""
+    return Member(**{name: value for name, value in values.items() if name in Member.__slots__})
+
+
 def _study(data: Any) -> StoredStudy | None:
     try:
-        trials = tuple(Member(*fields) for fields in data["members"])
+        names = data.get("member_fields", _FIRST_FIELDS)
+        trials = tuple(_member(dict(zip(names, values, strict=False))) for values in data["members"])
         launched = codec.decode(Launched, {"settings": [], **data["launched"]})
         if not isinstance(data["study"], str) or launched.since.tzinfo is None:
             return None
         return StoredStudy(data["study"], trials, launched)
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 
@@ -261,8 +277,8 @@ def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
         yield from [(trial_id, codec.decode(TableKey, facts)) for trial_id, facts in trials.items() if facts]
     except (TypeError, KeyError, AttributeError, codec.CodecError):
         raise StorageError(
-            f"{storage.backend.describe(name)} is damaged; wanted the plan of a study, which says what tables it uses; "
-            "launch the study again, or remove that file where nobody needs it"
+            f"{storage.backend.describe(name)} is damaged; expected the plan of a study, which says what tables it "
+            "uses; launch the study again, or remove that file if nobody needs it"
         ) from None
 
 

@@ -68,7 +68,7 @@ def write(path: Path, dataset: str) -> list[Path]:
             written.append(schema)
     except OSError as error:
         raise KdctlError(
-            f"{printable(str(path))} cannot be written ({error.strerror or error}); wanted the name of a file in a "
+            f"{printable(str(path))} cannot be written ({error.strerror or error}); expected the name of a file in a "
             "folder that is there and that you may write; name another"
         ) from None
     return written

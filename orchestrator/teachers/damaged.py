@@ -7,7 +7,7 @@ import hashlib
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import acquire, trial_resource
-from orchestrator.study.plan import Plan
+from orchestrator.study.plan import Plan, PlanState
 
 
 def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
@@ -15,8 +15,8 @@ def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
 
     Returns a sentence for each. A teacher without weights counts as not trained, so the launch trains it again.
     """
-    needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state != "finished"}
-    ready = [trial.trial_id for trial in plan.trials if trial.state == "finished" and trial.trial_id in needed]
+    needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state is not PlanState.FINISHED}
+    ready = [trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED and trial.trial_id in needed]
     removed = []
     for trial_id in ready:
         if _matches_row(trial_id, storage):

@@ -152,7 +152,7 @@ def test_a_damaged_plan_is_told_before_anything_goes(full: Storage, content: byt
     full.backend.write(full.plan("0" * 12), content)
     before = listed(full)
     for act in (find, free):
-        with pytest.raises(StorageError, match="plans/0+.json is damaged; wanted .*; launch the study again"):
+        with pytest.raises(StorageError, match="plans/0+.json is damaged; expected .*; launch the study again"):
             act(full)
     assert listed(full) == before
 

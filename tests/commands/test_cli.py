@@ -357,7 +357,7 @@ def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> N
         (["launch", "nowhere.yaml"], "there is no such file"),
         (["results", "nowhere.yaml"], "there is no such file"),
         (["plan", "study.yaml", "--set", "recipe.epoch=1"], "did you mean epochs?"),
-        (["plan", "study.yaml", "--set", "epochs"], "wanted PATH=VALUE"),
+        (["plan", "study.yaml", "--set", "epochs"], "expected PATH=VALUE"),
         (["check"], "Missing argument 'FILE'"),
         (["check", "study.yaml", "--sett", "a=b"], "Did you mean '--set'?"),
         (["lanch"], "No such command 'lanch'; did you mean launch?"),

@@ -30,7 +30,7 @@ ARCHIVE = {"cifar10": "cifar-10-python", "cifar100": "cifar-100-python"}
 def assert_read(fake: Fake, folder: Path, tmp_path: Path) -> None:
     """Asserts that a data folder gives the images of the likeness, and that `doctor` finds them."""
     storage = prepared(tmp_path / "runs")
-    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).verdict is CheckLevel.OK
+    assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).level is CheckLevel.OK
     prepare_dataset(fake.name, folder, storage)
     for split, wanted in order.canonical(fake.splits).items():
         assert same(stored_split(storage, split, fake.name), wanted)
@@ -187,7 +187,7 @@ def test_a_missing_shard_is_named(cifar10: Fake, empty: Storage) -> None:
     shard(cifar10).unlink()
     refused(cifar10, empty, str(cifar10.folder / "cifar10"), "train-00000-of-00002.parquet is missing")
     found = next(f for f in examine(empty.backend.address, cifar10.folder) if f.check == "cifar10")
-    assert found.verdict is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
+    assert found.level is CheckLevel.WARNING and "but train-00000-of-00002.parquet is missing" in found.found
 
 
 def test_shards_of_several_downloads_are_named(cifar10: Fake, empty: Storage) -> None:

@@ -176,8 +176,8 @@ def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "part"),
     [
-        ("a:\n  <<: 5", "2:7", "got the number 5; `<<` adds the keys of a mapping, or of a list of mappings"),
-        ("a:\n  <<: [{b: 1}, x]", "2:16", "got the text 'x'; `<<` adds"),
+        ("a:\n  <<: 5", "2:7", "found the number 5; `<<` adds the keys of a mapping, or of a list of mappings"),
+        ("a:\n  <<: [{b: 1}, x]", "2:16", "found the text 'x'; `<<` adds"),
         ("a: &x {b: 1}\nc:\n  <<: *x\n  <<: *x", "4:3", "'<<' appears again, first in line 3; write one, like"),
         ("a: &x {<<: *x}", "1:12", "alias *x refers to itself"),
         ("a: b\n\tc", "2:1", "a tab indents this line"),
@@ -284,7 +284,7 @@ def test_a_setting_is_one_place() -> None:
     ],
 )
 def test_a_value_is_described_in_words(text: str, words: str) -> None:
-    assert document.parse(text, "s").described() == words
+    assert document.parse(text, "s").describe() == words
 
 
 @settings(deadline=None, max_examples=400)

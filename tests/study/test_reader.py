@@ -62,14 +62,26 @@ E0 = "experiments[0]"
 
 BROKEN = [
     # What is no study at all.
-    ("a list", "[]", "1:1", "", "got an empty list; wanted a mapping with the keys study, recipe"),
-    ("a number", "5", "1:1", "", "got the number 5; wanted a mapping"),
+    ("a list", "[]", "1:1", "", "found an empty list; expected a mapping with the keys study, recipe"),
+    ("a number", "5", "1:1", "", "found the number 5; expected a mapping"),
     ("no study", base().replace("study: s\n", ""), "1:1", "study", "key 'study' is missing; give the study a name"),
-    ("empty study", base().replace("study: s", "study:"), "1:7", "study", "got nothing; wanted a safe file name"),
+    ("empty study", base().replace("study: s", "study:"), "1:7", "study", "found nothing; expected a safe file name"),
     ("no experiments", "study: s", "1:1", "experiments", "key 'experiments' is missing; list at least one"),
-    ("empty experiments", "study: s\nexperiments: []", "2:14", "experiments", "got an empty list; wanted a list of"),
-    ("one experiment", "study: s\nexperiments: {}", "2:14", "experiments", "got a mapping; wanted a list of"),
-    ("null experiment", "study: s\nexperiments:\n- ", "3:2", E0, "got nothing; wanted a mapping with the keys method"),
+    (
+        "empty experiments",
+        "study: s\nexperiments: []",
+        "2:14",
+        "experiments",
+        "found an empty list; expected a list of",
+    ),
+    ("one experiment", "study: s\nexperiments: {}", "2:14", "experiments", "found a mapping; expected a list of"),
+    (
+        "null experiment",
+        "study: s\nexperiments:\n- ",
+        "3:2",
+        E0,
+        "found nothing; expected a mapping with the keys method",
+    ),
     # Unknown words, with the nearest known one.
     ("unknown part", f"{base()}resource: {{}}", "6:1", "resource", "unknown key; known are study, recipe, experiments"),
     ("unknown key", base("lrr: 1"), "6:3", f"{E0}.lrr", "did you mean lr?"),
@@ -79,14 +91,20 @@ BROKEN = [
     ("unknown resource", resources("gpu_per_trial: 1"), "7:3", "resources.gpu_per_trial", "mean gpus_per_trial?"),
     ("unknown teacher key", logit("teacher: {model: resnet_32_8, epoch: 1}"), "6:33", f"{E0}.teacher.epoch", "epochs?"),
     ("merged key", base("<<: {lrr: 1}"), "6:8", f"{E0}.lrr", "unknown key"),
-    ("merged value", f"x-a: &a\n  lr: fast\n{base('<<: *a')}", "2:7", f"{E0}.lr", "got the text 'fast'"),
-    ("merged nothing", base("<<: 5"), "6:7", "", "got the number 5; `<<` adds the keys of a mapping"),
+    ("merged value", f"x-a: &a\n  lr: fast\n{base('<<: *a')}", "2:7", f"{E0}.lr", "found the text 'fast'"),
+    ("merged nothing", base("<<: 5"), "6:7", "", "found the number 5; `<<` adds the keys of a mapping"),
     ("text at the top", f"epochs: 3\n{base()}", "1:1", "epochs", "did you mean recipe.epochs?"),
     ("anchor at the top", f"common: &c {{lr: 1}}\n{base()}", "1:1", "common", "begins with x-, like x-common"),
     ("x- inside", base("x-a: 1"), "6:3", f"{E0}.x-a", "unknown key"),
-    ("quoted seed", base('seed: "0"'), "6:9", f"{E0}.seed", "got the text '0'; wanted a whole number"),
+    ("quoted seed", base('seed: "0"'), "6:9", f"{E0}.seed", "found the text '0'; expected a whole number"),
     ("unknown method", base().replace("base", "logits"), "3:11", f"{E0}.method", "did you mean logit?"),
-    ("empty method", base().replace("base", ""), "3:10", f"{E0}.method", "got nothing; wanted one of base, logit, st"),
+    (
+        "empty method",
+        base().replace("base", ""),
+        "3:10",
+        f"{E0}.method",
+        "found nothing; expected one of base, logit, st",
+    ),
     ("unknown dataset", base().replace("digits", "cifar-10"), "4:12", f"{E0}.dataset", "did you mean cifar10?"),
     ("depth", base().replace("_8", "_21"), "5:12", f"{E0}.student", "from 8 to 1202 (did you mean resnet_32_20?)"),
     ("too deep", base().replace("_8", "_9999"), "5:12", f"{E0}.student", "did you mean resnet_32_1202?"),
@@ -101,7 +119,7 @@ BROKEN = [
         base("optimizer: {adamw: 3}"),
         "6:22",
         f"{E0}.optimizer.adamw",
-        "wanted a mapping with the keys",
+        "expected a mapping with the keys",
     ),
     ("unknown entry", base("optimizer: {adam: {}}"), "6:15", f"{E0}.optimizer.adam", "did you mean adamw?"),
     ("two entries", base("schedule: {steps: {}, cosine: {}}"), "6:13", f"{E0}.schedule", "one name with its options"),
@@ -113,7 +131,7 @@ BROKEN = [
         f"{E0}.schedule.cosine.warmup",
         "whole number",
     ),
-    ("options swept", recipe("optimizer: {adamw: {beta1: [0.8, 0.9]}}"), "2:14", "recipe.optimizer", "got a list"),
+    ("options swept", recipe("optimizer: {adamw: {beta1: [0.8, 0.9]}}"), "2:14", "recipe.optimizer", "found a list"),
     (
         "option twice",
         logit("teacher: resnet_32_8\n  ce_weight: 0").replace("logit", "{logit: {ce_weight: 1}}"),
@@ -122,35 +140,35 @@ BROKEN = [
         "also stands under method logit",
     ),
     # Wrong types and values.
-    ("lr a word", base("lr: fast"), "6:7", f"{E0}.lr", "got the text 'fast'; wanted a number above 0 to 1e+06"),
-    ("lr quoted", base("lr: '0.1'"), "6:7", f"{E0}.lr", "got the text '0.1'"),
-    ("lr zero", base("lr: 0"), "6:7", f"{E0}.lr", "got the number 0; wanted a number above 0"),
-    ("lr nan", base("lr: .nan"), "6:7", f"{E0}.lr", "got the number nan"),
-    ("lr empty", base("lr:"), "6:6", f"{E0}.lr", "got nothing; wanted a number"),
-    ("momentum", base("momentum: 1.1"), "6:13", f"{E0}.momentum", "wanted a number from 0 to 1"),
-    ("seed yes", base("seed: yes"), "6:9", f"{E0}.seed", "got the text 'yes'; wanted a whole number from 0 to"),
-    ("seed true", base("seed: true"), "6:9", f"{E0}.seed", "got true; wanted a whole number"),
-    ("seed negative", base("seed: -1"), "6:9", f"{E0}.seed", "got the number -1"),
+    ("lr a word", base("lr: fast"), "6:7", f"{E0}.lr", "found the text 'fast'; expected a number above 0 to 1e+06"),
+    ("lr quoted", base("lr: '0.1'"), "6:7", f"{E0}.lr", "found the text '0.1'"),
+    ("lr zero", base("lr: 0"), "6:7", f"{E0}.lr", "found the number 0; expected a number above 0"),
+    ("lr nan", base("lr: .nan"), "6:7", f"{E0}.lr", "found the number nan"),
+    ("lr empty", base("lr:"), "6:6", f"{E0}.lr", "found nothing; expected a number"),
+    ("momentum", base("momentum: 1.1"), "6:13", f"{E0}.momentum", "expected a number from 0 to 1"),
+    ("seed yes", base("seed: yes"), "6:9", f"{E0}.seed", "found the text 'yes'; expected a whole number from 0 to"),
+    ("seed true", base("seed: true"), "6:9", f"{E0}.seed", "found true; expected a whole number"),
+    ("seed negative", base("seed: -1"), "6:9", f"{E0}.seed", "found the number -1"),
     ("seed too large", base(f"seed: {2**63}"), "6:9", f"{E0}.seed", "to 9,223,372,036,854,775,807"),
-    ("epochs 0", base("epochs: 0"), "6:11", f"{E0}.epochs", "wanted a whole number from 1 to 100,000"),
-    ("epochs 1.5", base("epochs: 1.5"), "6:11", f"{E0}.epochs", "got the number 1.5; wanted a whole number"),
-    ("epochs inf", base("epochs: .inf"), "6:11", f"{E0}.epochs", "got the number inf; wanted a whole number"),
-    ("flip a word", base("flip: no"), "6:9", f"{E0}.flip", "got the text 'no'; wanted true or false"),
+    ("epochs 0", base("epochs: 0"), "6:11", f"{E0}.epochs", "expected a whole number from 1 to 100,000"),
+    ("epochs 1.5", base("epochs: 1.5"), "6:11", f"{E0}.epochs", "found the number 1.5; expected a whole number"),
+    ("epochs inf", base("epochs: .inf"), "6:11", f"{E0}.epochs", "found the number inf; expected a whole number"),
+    ("flip a word", base("flip: no"), "6:9", f"{E0}.flip", "found the text 'no'; expected true or false"),
     ("cache", base("teacher_cache: tabel"), "6:18", f"{E0}.teacher_cache", "did you mean table?"),
-    ("milestones a number", base("milestones: 100"), "6:15", f"{E0}.milestones", "wanted a list of epochs"),
+    ("milestones a number", base("milestones: 100"), "6:15", f"{E0}.milestones", "expected a list of epochs"),
     ("milestones down", base("milestones: [9, 5]"), "6:15", f"{E0}.milestones", "in ascending order; sort them"),
     ("milestones twice", base("milestones: [5, 5]"), "6:15", f"{E0}.milestones", "drop repeats"),
-    ("milestones nested", base("milestones: [[5]]"), "6:15", f"{E0}.milestones", "wanted one list; for several"),
-    ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "wanted a number from 0 to 1"),
+    ("milestones nested", base("milestones: [[5]]"), "6:15", f"{E0}.milestones", "expected one list; for several"),
+    ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "expected a number from 0 to 1"),
     ("cpus 0", resources("cpus_per_trial: 0"), "7:19", "resources.cpus_per_trial", "a whole number from 1 to 1,024"),
     # Axes.
     ("recipe list", recipe("lr: [0.1, 1]"), "2:7", "recipe.lr", "the recipe is what every experiment shares"),
     ("recipe grid", recipe("milestones: {grid: [[1]]}"), "2:15", "recipe.milestones", "vary it in an experiment"),
-    ("empty axis", base("lr: []"), "6:7", f"{E0}.lr", "got an empty list; an axis needs at least one value"),
+    ("empty axis", base("lr: []"), "6:7", f"{E0}.lr", "found an empty list; an axis needs at least one value"),
     ("empty grid", base("lr: {grid: []}"), "6:14", f"{E0}.lr.grid", "an axis needs at least one value"),
-    ("grid no list", base("lr: {grid: 1}"), "6:14", f"{E0}.lr.grid", "got the number 1; wanted a list of values"),
-    ("one of an axis", base("lr: [0.1, fast, 1]"), "6:13", f"{E0}.lr[1]", "got the text 'fast'"),
-    ("one of a grid", base("lr: {grid: [0.1, fast]}"), "6:20", f"{E0}.lr.grid[1]", "got the text 'fast'"),
+    ("grid no list", base("lr: {grid: 1}"), "6:14", f"{E0}.lr.grid", "found the number 1; expected a list of values"),
+    ("one of an axis", base("lr: [0.1, fast, 1]"), "6:13", f"{E0}.lr[1]", "found the text 'fast'"),
+    ("one of a grid", base("lr: {grid: [0.1, fast]}"), "6:20", f"{E0}.lr.grid[1]", "found the text 'fast'"),
     ("empty teachers", logit("teacher: []"), "6:12", f"{E0}.teacher", "an axis needs at least one value"),
     # Teachers and methods.
     ("logit alone", logit(), "3:11", f"{E0}.method", "method logit needs a teacher; add `teacher: resnet_32_20`"),
@@ -177,7 +195,7 @@ BROKEN = [
         logit("teacher: {model: resnet_32_8, weights: s.yaml, epochs: 3}"),
         "6:58",
         f"{E0}.teacher.epochs",
-        "got epochs beside weights; a teacher from a file is not trained",
+        "found epochs next to weights; a teacher from a file is not trained",
     ),
     (
         "pooled widths",
@@ -188,18 +206,24 @@ BROKEN = [
         "of the student's and 128 of the teacher's; use match: logits, or a teacher with 64",
     ),
     # Images.
-    ("limit_train", base("limit_train: 1298"), "6:16", f"{E0}.limit_train", "got 1,298; digits has 1,297 such images"),
-    ("limit_test", base("limit_test: 501"), "6:15", f"{E0}.limit_test", "got 501; digits has 500 such images"),
+    (
+        "limit_train",
+        base("limit_train: 1298"),
+        "6:16",
+        f"{E0}.limit_train",
+        "found 1,298; digits has 1,297 such images",
+    ),
+    ("limit_test", base("limit_test: 501"), "6:15", f"{E0}.limit_test", "found 501; digits has 500 such images"),
     ("recipe limit", recipe("limit_test: 501"), "2:15", "recipe.limit_test", "digits has 500 such images"),
-    ("holdout", base("holdout: 1297"), "6:12", f"{E0}.holdout", "got 1,297 of 1,297 training images"),
-    ("holdout of limit", base("holdout: 9", "limit_train: 9"), "6:12", f"{E0}.holdout", "got 9 of 9 training images"),
+    ("holdout", base("holdout: 1297"), "6:12", f"{E0}.holdout", "found 1,297 of 1,297 training images"),
+    ("holdout of limit", base("holdout: 9", "limit_train: 9"), "6:12", f"{E0}.holdout", "found 9 of 9 training images"),
     ("crop", base("crop_padding: 8"), "6:17", f"{E0}.crop_padding", "digits has 8 pixels a side; use less than 8"),
     (
         "teacher's crop",
         logit("teacher: {model: resnet_32_8, crop_padding: 9}"),
         "6:47",
         f"{E0}.teacher.crop_padding",
-        "got 9; digits has 8 pixels a side",
+        "found 9; digits has 8 pixels a side",
     ),
     # Too many trials.
     (
@@ -207,7 +231,7 @@ BROKEN = [
         logit(f"seed: [{SEEDS}]", f"lr: [{SEEDS.replace('0,', '1,', 1)}]", "teacher: [resnet_32_8, resnet_32_14]"),
         "3:3",
         E0,
-        "the axes multiply to 1,000 seed × 1,000 lr × 2 teacher = 2,000,000 trials; allowed are 100,000",
+        "the axes multiply to 1,000 seed × 1,000 lr × 2 teacher = 2,000,000 trials; at most 100,000 are allowed",
     ),
 ]
 
@@ -276,7 +300,7 @@ def test_trials_are_counted_over_all_experiments(tmp_path: Path) -> None:
     text += "- {method: base, dataset: digits, student: resnet_32_8}\n"
     ((place, path, message),) = faults_of(tmp_path, text)
     assert (place, path) == ("3:1", "experiments")
-    assert message == "got 100,001 trials in all; allowed are 100,000; split the study"
+    assert message == "found 100,001 trials in all; at most 100,000 are allowed; split the study"
 
 
 def test_huge_axes_are_not_compared_pair_by_pair(tmp_path: Path) -> None:
@@ -313,12 +337,12 @@ def test_a_safe_study_name_is_taken(tmp_path: Path, name: str) -> None:
 def test_an_unsafe_study_name_is_refused(tmp_path: Path, name: str) -> None:
     ((place, path, message),) = faults_of(tmp_path, base().replace("study: s", f'study: "{name}"'))
     assert (place, path) == ("1:8", "study")
-    assert "wanted a safe file name" in message
+    assert "expected a safe file name" in message
 
 
 def test_a_number_is_no_study_name(tmp_path: Path) -> None:
     ((_, path, message),) = faults_of(tmp_path, base().replace("study: s", "study: 2026"))
-    assert path == "study" and message.startswith("got the number 2026; ")
+    assert path == "study" and message.startswith("found the number 2026; ")
 
 
 @pytest.mark.parametrize(
@@ -495,8 +519,8 @@ def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "path", "part"),
     [
-        ("recipe", "", "wanted PATH=VALUE; write it like recipe.epochs=2"),
-        ("=1", "", "wanted PATH=VALUE"),
+        ("recipe", "", "expected PATH=VALUE; write it like recipe.epochs=2"),
+        ("=1", "", "expected PATH=VALUE"),
         ("]=1", "", "']' is not a path of keys; write it like recipe.epochs=2"),
         ("recipe..epochs=1", "", "'recipe..epochs' is not a path of keys"),
         (".recipe.epochs=1", "", "is not a path of keys"),
@@ -513,20 +537,20 @@ def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
         ("recipe.seed=1", "recipe.seed", "did you mean experiments[0].seed?"),
         ("resources.lr=1", "resources.lr", "did you mean recipe.lr?"),
         ("experiments[0].retries=1", "experiments[0].retries", "did you mean resources.retries?"),
-        ("recipe.epochs=", "recipe.epochs", "got nothing; wanted a whole number"),
-        ("recipe.epochs=fast", "recipe.epochs", "got the text 'fast'"),
+        ("recipe.epochs=", "recipe.epochs", "found nothing; expected a whole number"),
+        ("recipe.epochs=fast", "recipe.epochs", "found the text 'fast'"),
         ("recipe.epochs=[", "", "this is not YAML"),
         ("recipe.epochs=!!int 3", "", "tag 'tag:yaml.org,2002:int' is not allowed"),
         ("recipe.lr=\udcff", "", "this is not UTF-8 text"),
         ("recipe.epoch=2", "recipe.epoch", "did you mean epochs?"),
         ("recipes.epochs=2", "recipes", "did you mean recipe?"),
-        ("experiments[1].seed=1", "", "experiments is a list, with experiments[0]; got '1'; name one of its entries"),
+        ("experiments[1].seed=1", "", "experiments is a list, with experiments[0]; found '1'; name one of its entries"),
         ("experiments[-1].seed=1", "", "is not a path of keys"),
-        ("experiments.seed=1", "", "experiments is a list, with experiments[0]; got 'seed'; name one"),
+        ("experiments.seed=1", "", "experiments is a list, with experiments[0]; found 'seed'; name one"),
         ("study.x=1", "", "study is the text 's', which has no key 'x'; check the path, or set study itself"),
         (f"experiments[{'9' * 5000}]=1", "", "name one of its entries"),
-        ("experiments=5", "experiments", "wanted a list of experiments"),
-        ("experiments[0]=null", "experiments[0]", "got nothing; wanted a mapping"),
+        ("experiments=5", "experiments", "expected a list of experiments"),
+        ("experiments[0]=null", "experiments[0]", "found nothing; expected a mapping"),
         ("experiments[0].student=resnet_32_9", "experiments[0].student", "did you mean resnet_32_8?"),
     ],
 )

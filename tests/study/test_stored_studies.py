@@ -90,7 +90,7 @@ def test_a_damaged_study_is_left_out_but_its_tables_are_missed(place: Storage, t
     assert dict(stored_studies.tables(place, entry.name))
     place.backend.write(entry.name, content)
     assert stored_studies.remembered(place) == []
-    with pytest.raises(StorageError, match="is damaged; wanted the plan of a study"):
+    with pytest.raises(StorageError, match="is damaged; expected the plan of a study"):
         list(stored_studies.tables(place, entry.name))
 
 
@@ -102,3 +102,34 @@ def test_a_plan_of_an_older_kdctl_is_read(place: Storage, tmp_path: Path) -> Non
     place.backend.write(entry.name, json.dumps(facts).encode())
     member = stored_studies.find(place, "one").members[1]
     assert member.title and (member.method, member.dataset, member.student, member.teacher) == ("", "", "", None)
+
+
+def test_members_are_stored_by_name(place: Storage, tmp_path: Path) -> None:
+    plan = planned(tmp_path, "one", 0)
+    stored_studies.remember(place, plan, launched())
+    (file,) = Path(place.backend.address, "plans").iterdir()
+    data = json.loads(file.read_text())
+    data["member_fields"].append("a_field_of_a_later_version")
+    for values in data["members"]:
+        values.append("its value")
+    file.write_text(json.dumps(data))
+    assert stored_studies.find(place, "one").members == stored_studies.members(plan)
+
+
+@pytest.mark.parametrize("fields", [7, 11, 12])
+def test_members_that_an_older_version_stored_without_names_are_read(
+    place: Storage, tmp_path: Path, fields: int
+) -> None:
+    plan = planned(tmp_path, "one", 0)
+    stored_studies.remember(place, plan, launched())
+    (file,) = Path(place.backend.address, "plans").iterdir()
+    data = json.loads(file.read_text())
+    del data["member_fields"]
+    data["members"] = [values[:fields] for values in data["members"]]
+    file.write_text(json.dumps(data))
+    first = stored_studies.members(plan)[0]
+    found = stored_studies.find(place, "one").members[0]
+    assert [getattr(found, name) for name in ("trial_id", "title", "is_cached")] == [
+        first.trial_id, first.title, first.is_cached,
+    ]  # fmt: skip
+    assert found.dataset == ("digits" if fields > 7 else "")
