@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import Any
 
 from orchestrator.catalog import integrity
-from orchestrator.catalog.cleanup import clock
+from orchestrator.catalog.cleanup import read_clock
 from orchestrator.cluster import tokens
 from orchestrator.columns import table, wrapped
 from orchestrator.data.registry import DATASETS
@@ -316,7 +316,7 @@ def _free_space(address: str) -> _Finding:
 
 def _clock(address: str) -> _Finding:
     before = time.time()
-    there = clock(_nearest(address)[0])
+    there = read_clock(_nearest(address)[0])
     here = time.time()
     drift = max(before - there, there - here, 0.0)  # writing may take a while
     if min(there, here) < _NO_EARLIER:
@@ -330,7 +330,7 @@ def _clock(address: str) -> _Finding:
 
 def _files(address: str) -> _Finding:
     backend, is_there = _nearest(address)
-    found = integrity.lacking(Storage(backend)) if is_there else []
+    found = integrity.find_missing(Storage(backend)) if is_there else []
     if not found:
         return _ok("no unknown files, and all finished trials have their weights and epochs")
     facts, _, fix = "; ".join(text.removeprefix("warning: ") for text in found).rpartition("; ")

@@ -105,7 +105,7 @@ def launch(
     to_do = _to_do(plan, skip_failed=skip_failed)
     launched = Launched.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
     on_event(event := start_event(plan, launched))
-    for warning in (*plan.warnings, *damaged, *integrity.foreign(place)):
+    for warning in (*plan.warnings, *damaged, *integrity.find_foreign(place)):
         on_event(Event(EventKind.NOTE, warning))
 
     def train(work: Workload) -> None:

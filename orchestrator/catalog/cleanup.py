@@ -150,7 +150,7 @@ def _leftovers(storage: Storage) -> Iterator[Garbage]:
     claims = storage.backend.list_files(storage.leases)
     if not parts and not claims:
         return
-    now = clock(storage.backend)
+    now = read_clock(storage.backend)
     yield from (Garbage(GarbageKind.PART, entry) for entry in parts if now - entry.modified > STALE)
     yield from (Garbage(GarbageKind.CLAIM, entry) for entry in claims if _is_dead(storage, entry, now))
 
@@ -164,8 +164,8 @@ def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
     return is_gone or now - claim.modified > EXPIRES
 
 
-def clock(backend: StorageBackend) -> float:
-    """What time it is by the clock of a place, in seconds; for that it writes a file and removes it.
+def read_clock(backend: StorageBackend) -> float:
+    """The time by the clock of a storage, in seconds; it writes a file to learn it, and removes that file.
 
     Raises StorageError where it cannot.
     """
@@ -203,8 +203,8 @@ def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
         if not storage.backend.list_files("."):
             return []
         raise StorageError(
-            f"{storage.backend.address!r} is no storage of kdctl, its {MARKER} is missing; wanted one that some launch "
-            "has used; check the folder and its mount, or name another with --storage"
+            f"{storage.backend.address!r} is no storage of kdctl, its {MARKER} is missing; expected one that a "
+            "launch has used; check the folder and its mount, or name another with --storage"
         )
     lease = acquire(storage, "clean")
     if lease is None:
@@ -216,11 +216,11 @@ def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
 
 
 def _others(storage: Storage) -> str:
-    return str(Lease(storage, "clean", None).holder("clean") or "which has just ended")
+    return str(Lease(storage, "clean", None).find_holder("clean") or "which has just ended")
 
 
 def _refuse_launches(storage: Storage, lease: Lease) -> None:
-    live = lease.held("launch-").values()
+    live = lease.find_holders("launch-").values()
     if live:
         raise KdctlError(
             f"storage {storage.backend.address!r} is in use: {', '.join(map(str, live))} launches a study; freeing "
@@ -294,6 +294,6 @@ def total(pieces: Sequence[Garbage]) -> int:
     return sum(piece.entry.size for piece in pieces)
 
 
-def counted(pieces: Sequence[Garbage]) -> str:
+def describe_total(pieces: Sequence[Garbage]) -> str:
     """How many files and how large, in a sentence."""
     return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {format_size(total(pieces))}"

@@ -15,7 +15,7 @@ from orchestrator.text import printable
 _SHOWN = 8  # names in one warning
 
 
-def foreign(storage: Storage) -> list[str]:
+def find_foreign(storage: Storage) -> list[str]:
     """At most one warning, which names the files that kdctl did not write; every reader passes over them.
 
     Raises StorageError where the storage cannot be read.
@@ -23,8 +23,10 @@ def foreign(storage: Storage) -> list[str]:
     return _foreign(storage, _listed(storage))
 
 
-def lacking(storage: Storage, trial_ids: Collection[str] | None = None, *, look_for_weights: bool = True) -> list[str]:
-    """The warning of `foreign`, and others of what finished trials lack: the given ones, or all.
+def find_missing(
+    storage: Storage, trial_ids: Collection[str] | None = None, *, look_for_weights: bool = True
+) -> list[str]:
+    """The warning of `find_foreign`, and others of what finished trials lack: the given ones, or all.
 
     Epochs are always looked for, weights where that is of interest.
     Raises StorageError where the storage cannot be read.

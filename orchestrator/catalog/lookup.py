@@ -36,7 +36,7 @@ class Found:
         return [member.trial_id for member in self.members]
 
 
-def study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
+def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
     """The study in a file, after `settings`; where there is no such file, the one that the storage remembers so.
 
     A file is asked for what it says now, a name for what its last launch wanted. Raises StudyError for a faulty file,

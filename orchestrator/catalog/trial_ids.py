@@ -18,7 +18,7 @@ _LONGEST = 40  # characters of a text that are looked at
 _ALIKE = 0.7  # two ids have up to half of their digits in common by chance
 
 
-def known(storage: Storage) -> dict[str, str]:
+def list_known(storage: Storage) -> dict[str, str]:
     """Every trial that a storage has heard of, with what a person calls it, if that is remembered: `logit digits …`.
 
     Trials of remembered studies come first, in the order of their plans; those that have but a row come after, with
@@ -42,18 +42,18 @@ def resolve(storage: Storage, text: str) -> str:
     text = text.strip().lower()
     if is_trial_id(text) and storage.backend.stat(storage.trial_row(text)):
         return text  # without a look at all the others
-    trials = known(storage)
+    trials = list_known(storage)
     if not trials:
         raise KdctlError(
             f"no trial {printable(text)!r}: {storage.backend.describe('')} holds no trial yet; launch a study with "
             "`kdctl launch FILE`, or name its storage with --storage"
         )
-    titles = partial(titles_of, storage, trials)
+    titles = partial(read_titles, storage, trials)
     return choose(text, list(trials), titles, "trial", "`kdctl plan FILE` lists those of a study")
 
 
-def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]) -> list[str]:
-    """What each is called: as `trials` has it (see `known`), else from its row, else nothing."""
+def read_titles(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]) -> list[str]:
+    """What each is called: as `trials` has it (see `list_known`), else from its row, else nothing."""
     from orchestrator.results import store  # loads Arrow, which a shell's completion need not wait for
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
@@ -62,10 +62,10 @@ def titles_of(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]
     return [found.get(trial_id, "") for trial_id in trial_ids]
 
 
-def choose(text: str, ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]], noun: str, cure: str) -> str:
+def choose(text: str, ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]], noun: str, fix: str) -> str:
     """The one id that is `text` or begins so.
 
-    `titles` is asked for what ids are called where several or none fit; `cure` says what lists them. Raises KdctlError
+    `titles` is asked for what ids are called where several or none fit; `fix` says what lists them. Raises KdctlError
     as `resolve` does.
     """
     found = [known_id for known_id in ids if known_id.startswith(text)]
@@ -79,8 +79,8 @@ def choose(text: str, ids: Sequence[str], titles: Callable[[Sequence[str]], list
         raise KdctlError("\n".join([head, *lines, *more]))
     if near := _nearest(text, ids):
         ((_, title),) = _titled([near], titles)
-        raise KdctlError(f"no {noun} {shown!r}; did you mean {near}{f' ({title})' if title else ''}? {cure}")
-    raise KdctlError(f"no {noun} {shown!r}; wanted an id of 12 hex digits, or its beginning; {cure}")
+        raise KdctlError(f"no {noun} {shown!r}; did you mean {near}{f' ({title})' if title else ''}? {fix}")
+    raise KdctlError(f"no {noun} {shown!r}; expected an id of 12 hex digits, or its beginning; {fix}")
 
 
 def _titled(ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]]) -> list[tuple[str, str]]:

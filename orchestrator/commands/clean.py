@@ -43,7 +43,7 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
     from orchestrator.storage.layout import Storage
 
     plans = [plan_study(file, storage) for file in files]
-    warn(integrity.foreign(Storage.at(storage)))
+    warn(integrity.find_foreign(Storage.at(storage)))
     found = (cleanup.free if yes else cleanup.find)(Storage.at(storage), plans)
     if as_json:
         facts = {"freed": yes, "bytes": cleanup.total(found), "files": [piece.to_json() for piece in found]}
@@ -51,11 +51,11 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
         return
     click.echo(cleanup.text(found, width_of(sys.stdout)))
     if found and not yes and is_terminal():
-        if not confirm(f"Delete {cleanup.counted(found)}?"):
+        if not confirm(f"Delete {cleanup.describe_total(found)}?"):
             click.echo("nothing was deleted", err=True)
             return
         found, yes = cleanup.free(Storage.at(storage), plans), True
     if yes:
-        click.echo(f"deleted {cleanup.counted(found)}", err=True)
+        click.echo(f"deleted {cleanup.describe_total(found)}", err=True)
     elif found:
         click.echo("nothing was deleted; add --yes to delete these files", err=True)

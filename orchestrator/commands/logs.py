@@ -115,4 +115,4 @@ def _is_over(storage: Storage, trial_id: str) -> bool:
 
     row = store.read_trial(storage, trial_id)
     ended = row is not None and row.state is not State.RUNNING
-    return ended and leases.trial_resource(trial_id) not in leases.held(storage)
+    return ended and leases.trial_resource(trial_id) not in leases.list_holders(storage)

@@ -45,7 +45,7 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
     from orchestrator.storage.layout import Storage
 
     found = plan_study(file, storage, settings, on_note=note)
-    warn((*found.warnings, *integrity.foreign(Storage.at(storage))))
+    warn((*found.warnings, *integrity.find_foreign(Storage.at(storage))))
     if not as_json:
         click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
         return

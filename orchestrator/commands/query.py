@@ -80,9 +80,9 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     with run_query(place, _statement(sql)) as answer, _opened(target) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
     if "epochs" in sql.lower():
-        warn(integrity.lacking(place, look_for_weights=False))
+        warn(integrity.find_missing(place, look_for_weights=False))
     else:
-        warn(integrity.foreign(place))
+        warn(integrity.find_foreign(place))
     if left_out:
         click.echo(f"… {left_out:,} more rows; --format csv prints all", err=True)
 

@@ -53,7 +53,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
         )
     place = Storage.at(storage)
     facts: Facts = _facts(study, place, settings)
-    warn(integrity.lacking(place, [member.trial_id for member in facts.members]))
+    warn(integrity.find_missing(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {head(facts)}", err=True)
     if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
@@ -79,7 +79,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
         if last is None:
             return content.gather(storage, "everything in the storage", None, None, now)
         return content.gather(storage, last.name, last.members, content.Source.of(last), now)
-    found = lookup.study(storage, study, settings)
+    found = lookup.find_study(storage, study, settings)
     if found.text is not None:
         words = [word for setting in settings for word in ("--set", setting)]
         command = ("kdctl", "launch", word(study), *words)

@@ -52,10 +52,10 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     from orchestrator.study.stored_studies import Membership, StudyRows
 
     place = Storage.at(storage)
-    found = None if study is None else lookup.study(place, study, settings)
+    found = None if study is None else lookup.find_study(place, study, settings)
     membership = None if found else Membership.of(place)  # before the rows, to which a running launch may add
     rows = stored.read_trials(place, found.trial_ids if found else None)
-    warn(integrity.lacking(place, found.trial_ids if found else None))
+    warn(integrity.find_missing(place, found.trial_ids if found else None))
     if not rows:
         click.echo(_nothing(storage, place, found), err=True)
     parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []

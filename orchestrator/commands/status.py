@@ -53,10 +53,10 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
         status_of_jobs(address, study, as_json=as_json)
         return
     place = Storage.at(storage)
-    found = find(place, lookup.study(place, study).name if study else None)
+    found = find(place, lookup.find_study(place, study).name if study else None)
     others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
     follower = Follower(place, found)
-    warn(integrity.lacking(place, [member.trial_id for member in found.members]))
+    warn(integrity.find_missing(place, [member.trial_id for member in found.members]))
     if watch:
         _watch(follow(follower, place), as_json=as_json)
     else:

@@ -47,7 +47,7 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
         stop_job(address, study, yes)
         return
     place = Storage.at(storage)
-    found = stored_studies.find(place, lookup.study(place, study).name if study else None)
+    found = stored_studies.find(place, lookup.find_study(place, study).name if study else None)
     if _stop(place, found.name, found.launched.resource, yes=yes):
         click.echo(f"resume with:  {shlex.join(stored_studies.command(found))}{storage_words(storage)}", err=True)
 
@@ -57,7 +57,7 @@ def _stop(storage: Storage, name: str, resource: str, *, yes: bool) -> bool:
     from orchestrator.errors import KdctlError
     from orchestrator.storage import stops
 
-    holder = stops.holder(storage, resource)
+    holder = stops.find_holder(storage, resource)
     if holder is None:
         raise KdctlError(f"the last launch of study {name} has already ended; there is nothing to stop")
     if not yes and is_terminal() and not confirm(f"Stop study {name}, {holder}?"):

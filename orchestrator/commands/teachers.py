@@ -44,7 +44,7 @@ def _list_teachers(storage: str, as_json: bool) -> None:
 
     place = Storage.at(storage)
     found = list_teachers(place)
-    warn(integrity.foreign(place))
+    warn(integrity.find_foreign(place))
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return

@@ -15,7 +15,7 @@ from orchestrator.data.registry import DATASETS, FolderDataset
 from orchestrator.errors import DataError
 from orchestrator.records import Dataset, TrialConfig
 from orchestrator.storage.layout import Storage
-from orchestrator.storage.leases import waiting
+from orchestrator.storage.leases import wait_for
 
 
 def prepared_file(config: TrialConfig, storage: Storage) -> str:
@@ -54,7 +54,7 @@ def prepare_dataset(
     if storage.backend.stat(target):
         return
     name = dataset if isinstance(dataset, str) else dataset.facts.digest
-    with waiting(storage, f"dataset-{name}", while_waiting):
+    with wait_for(storage, f"dataset-{name}", while_waiting):
         if storage.backend.stat(target):
             return
         if isinstance(dataset, FolderDataset):

@@ -100,7 +100,7 @@ class TrialController:
         return None
 
     def _is_trained_elsewhere(self, job: Job) -> bool:
-        return self._work.lease.holder(trial_resource(job.trial.trial_id)) is not None
+        return self._work.lease.find_holder(trial_resource(job.trial.trial_id)) is not None
 
     def note(self, job: Job, report: Report) -> None:
         """Takes note of what a trial said."""
@@ -176,7 +176,7 @@ class TrialController:
         if now - self._looked < _LOOK:
             return
         self._looked = now
-        held = self._work.lease.held(trial_resource(""))
+        held = self._work.lease.find_holders(trial_resource(""))
         for job in self._schedule.live_jobs():
             trial_id = job.trial.trial_id
             if trial_resource(trial_id) in held:
@@ -205,7 +205,7 @@ class TrialController:
         if record.state is not State.FAILED:
             return Event(EventKind.ENDED, _describe_end(record), job.trial, record)
         log = tuple(logs.read(self._work.storage, record.trial_id)[-_LAST_LINES:])
-        where = logs.where(self._work.storage, record.trial_id)
+        where = logs.locate(self._work.storage, record.trial_id)
         return Event(EventKind.ENDED, _describe_end(record), job.trial, record, log, where)
 
     def is_live(self, job: Job) -> bool:

@@ -39,7 +39,7 @@ class Follower:
     def read_status(self) -> StudyStatus:
         """The status of the study now. Raises StorageError if the storage cannot be read."""
         # Leases are read before rows: a trial that ends in between has its row by then.
-        held = leases.held(self._storage, self._dead)
+        held = leases.list_holders(self._storage, self._dead)
         for row in self._read(store.read_trials, self._changed(self._storage.trial_rows, self._ids)):
             self._rows[row.trial_id] = row
         unfinished = [trial_id for trial_id in self._ids if not self._is_finished(trial_id)]

@@ -1,4 +1,4 @@
-"""Where a storage lies: what any place must do, and a folder of this machine or of the network, which does it."""
+"""Storage backends: what each of them must do, and the one for a folder, of this machine or of the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKER = "kdctl-storage.json"  # stands in the root of every storage, so that an
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a place. `modified` is in seconds by the clock of the place, whoever wrote it."""
+    """A file of a storage. `modified` is in seconds by the clock of the storage, whichever machine wrote the file."""
 
     name: str
     size: int
@@ -28,9 +28,9 @@ class Entry:
 
 
 class StorageBackend(Protocol):
-    """Files by name, like `results/trials/1f.parquet`; each is there whole or not at all.
+    """Files by name, like `results/trials/1f.parquet`; each exists whole or not at all.
 
-    Every method raises StorageError where the place cannot be reached, read or written.
+    Every method raises StorageError where the storage cannot be reached, read or written.
     """
 
     @property
@@ -41,22 +41,22 @@ class StorageBackend(Protocol):
         """The full name of a file, for a person."""
 
     def prepare(self) -> None:
-        """Makes the place where it is missing, and tries it."""
+        """Makes the storage if it is missing, and tries to write to it."""
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError where there is none."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file, in place of an earlier one."""
+        """Writes a file and replaces an earlier one of this name."""
 
     def stage(self, name: str) -> AbstractContextManager[Path]:
-        """A local file to fill with what is too large for memory; it is at its place when the block ends well."""
+        """A local file to fill with what is too large for memory; it replaces the file when the block succeeds."""
 
     def local_path(self, name: str) -> Path:
         """A local file with this content, to be read or mapped only. Raises FileNotFoundError where there is none."""
 
     def stat(self, name: str) -> Entry | None:
-        """What is known of a file, or None where there is none."""
+        """The size and time of a file, or None where there is none."""
 
     def read_sizes(self, names: Sequence[str]) -> list[int | None]:
         """The size of each file in bytes, None where there is none."""
@@ -65,7 +65,7 @@ class StorageBackend(Protocol):
         """Every whole file below a folder, at any depth, by name; none where there is no such folder."""
 
     def list_unfinished(self) -> list[Entry]:
-        """What writers that died have left unfinished, or live ones are writing."""
+        """Unfinished files: of writers that are still writing, or that died."""
 
     def touch(self, name: str) -> bool:
         """Makes a file's `modified` now; False where there is none."""
@@ -96,8 +96,8 @@ class Folder:
         except OSError as error:
             reason = f"{error.strerror or error}"
             raise StorageError(
-                f"storage {str(self.root)!r} cannot be written ({reason}); wanted a folder with room that you may "
-                "write; free it, or name another with --storage"
+                f"storage {str(self.root)!r} cannot be written ({reason}); expected a folder with free space that "
+                "you may write to; free some space or change its permissions, or name another folder with --storage"
             ) from None
         if not (self.root / MARKER).exists():
             with self._replacing(MARKER) as part:
@@ -175,10 +175,10 @@ class Folder:
 
     def _refuse_if_gone(self) -> None:
         if not (self.root / MARKER).exists():
-            # To go on would be to write into the empty folder below a mount that is gone, where nobody looks for it.
+            # Otherwise files would go into the empty folder below an unmounted file system, where nobody looks.
             raise StorageError(
-                f"storage {self.address!r} is gone: its {MARKER} is not there; mount the folder again, and go on with "
-                "the same command"
+                f"storage {self.address!r} is gone: its {MARKER} is missing; mount the folder again, then continue "
+                "with the same command"
             )
 
     @contextmanager
@@ -194,22 +194,22 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(self.describe(name)) from error
         except IsADirectoryError:
-            raise StorageError(f"{self.describe(name)} is a folder, wanted a file; move it away, then go on") from None
+            raise StorageError(f"{self.describe(name)} is a folder, expected a file; move it away first") from None
         except OSError as error:
             reason = error.strerror or error
-            raise StorageError(f"{self.describe(name)} cannot be read ({reason}); mend it, then go on") from None
+            raise StorageError(f"{self.describe(name)} cannot be read ({reason}); fix that, then continue") from None
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
         try:
             yield
         except IsADirectoryError:
-            raise StorageError(f"{self.describe(name)} is a folder, wanted a file; move it away, then go on") from None
+            raise StorageError(f"{self.describe(name)} is a folder, expected a file; move it away first") from None
         except OSError as error:
             reason = error.strerror or error
             raise StorageError(
-                f"{self.describe(name)} cannot be written ({reason}); make room or fix the folder, then go on with "
-                "the same command"
+                f"{self.describe(name)} cannot be written ({reason}); free some space or fix the folder, then "
+                "continue with the same command"
             ) from None
 
 

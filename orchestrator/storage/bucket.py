@@ -46,7 +46,7 @@ _Failure = (OSError, pa.ArrowException)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A folder of a bucket, or a whole one; `at` makes it, and fulfils what `places.Place` promises."""
+    """A folder of a bucket, or a whole one; `at` makes it, and fulfils the contract of `backend.StorageBackend`."""
 
     kind: str  # s3 or gs
     root: str  # bucket/folder
@@ -66,14 +66,14 @@ class Bucket:
             raise _credentials(kind)
         if kind not in KEYS or not _BUCKET.fullmatch(bucket):
             raise StorageError(
-                f"storage {kind}://… names no bucket that could exist; wanted {kind}://bucket/folder, the bucket in "
+                f"storage {kind}://… names no bucket that could exist; expected {kind}://bucket/folder, the bucket in "
                 "lower-case letters, digits, dots and hyphens"
             )
         parts = folder.strip("/").split("/") if folder.strip("/") else []
         if not path.isprintable() or {"", ".", ".."} & set(parts):
             raise StorageError(
                 f"storage {printable(f'{kind}://{path}')} has a folder that is empty, . or .., or that cannot be "
-                f"printed; wanted {kind}://{bucket}/folder"
+                f"printed; expected {kind}://{bucket}/folder"
             )
         return cls(kind, "/".join([bucket, *parts]), _options(kind, f"{kind}://{path}", query))
 
@@ -116,7 +116,7 @@ class Bucket:
     def _restless(self, name: str) -> StorageError:
         return StorageError(
             f"{printable(self.describe(name))} cannot be read because it is replaced again and again; stop "
-            "whatever writes it, then go on with the same command"
+            "whatever writes it, then continue with the same command"
         )
 
     def _steadily(self, name: str, fetch: Callable[[Entry], T]) -> T:
@@ -242,20 +242,20 @@ class Bucket:
         except _Failure as error:
             reason = printable(first_line(error))
             raise StorageError(
-                f"{printable(self.describe(name))} cannot be {what}{self._way} ({reason}); wanted a bucket that exists "
-                "and lets you read, write and remove; check the bucket, the credentials in the environment and the "
-                "network, then go on with the same command"
+                f"{printable(self.describe(name))} cannot be {what}{self._way} ({reason}); expected a bucket that "
+                "exists and lets you read, write and remove; check the bucket, the credentials in the environment and "
+                "the network, then continue with the same command"
             ) from None
 
 
 def _credentials(kind: str) -> StorageError:
     return StorageError(
-        f"storage {kind}://… holds credentials in its address, which logs and results would show; wanted "
+        f"storage {kind}://… holds credentials in its address, which logs and results would show; expected "
         f"{kind}://bucket/folder alone; put the credentials into the environment or the credential files of the cloud"
     )
 
 
-def _options(kind: str, place: str, query: str) -> tuple[tuple[str, str], ...]:
+def _options(kind: str, location: str, query: str) -> tuple[tuple[str, str], ...]:
     """The options of an address; raises StorageError for other ones, without their values."""
     pairs = parse_qsl(query, keep_blank_values=True)
     if any(_SECRET.search(key) for key, _ in pairs):
@@ -264,18 +264,18 @@ def _options(kind: str, place: str, query: str) -> tuple[tuple[str, str], ...]:
     for key, value in pairs:
         if key not in KEYS[kind]:
             raise StorageError(
-                f"storage {printable(place)} has an option {printable(key)!r} that kdctl does not know; the options "
+                f"storage {printable(location)} has an option {printable(key)!r} that kdctl does not know; the options "
                 f"of {kind}:// are {known}"
             )
         wanted = re.compile("https?") if key == "scheme" else _ENDPOINT
         if not wanted.fullmatch(value):
             raise StorageError(
-                f"storage {printable(place)} has an option {key} that cannot be right; wanted "
+                f"storage {printable(location)} has an option {key} with a value that cannot be right; expected "
                 "http or https as scheme, host:port as endpoint_override and a name as region"
             )
     if len(dict(pairs)) != len(pairs) or bool(query) != bool(pairs):
         raise StorageError(
-            f"storage {printable(place)} has options that are given twice or not as name=value; wanted some of "
+            f"storage {printable(location)} has options that are given twice or not as name=value; expected some of "
             f"{known}, each once"
         )
     return tuple(sorted(pairs))
@@ -339,6 +339,6 @@ def _room(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"no room on this machine for {printable(name)} ({error.strerror or error}); wanted a writable folder for "
-            "temporary files and a cache; make room, or name others in TMPDIR and KDCTL_CACHE"
+            f"no room on this machine for {printable(name)} ({error.strerror or error}); expected a writable folder "
+            "for temporary files and a cache; make room, or name others in TMPDIR and KDCTL_CACHE"
         ) from None

@@ -123,7 +123,7 @@ class Lease:
         facts = {name: getattr(self._me, name) for name in Holder.__slots__} | {"follows": self._follows}
         begun = _clock()
         self._storage.backend.write(self.claim, json.dumps(facts).encode())
-        if self.holder(self._resource):
+        if self.find_holder(self._resource):
             self._storage.backend.delete(self.claim)
             return False
         self._touched = begun  # not before the others were looked at: a beat that only touches looks at none
@@ -134,11 +134,11 @@ class Lease:
         threading.Thread(target=self._live, name=f"lease-{self._resource}", daemon=True).start()
         return self
 
-    def holder(self, resource: str) -> Holder | None:
+    def find_holder(self, resource: str) -> Holder | None:
         """Who else holds a resource now. Dead claims to it are removed."""
         return self._holder(resource, self._claims())
 
-    def held(self, prefix: str) -> dict[str, Holder]:
+    def find_holders(self, prefix: str) -> dict[str, Holder]:
         """Every resource whose name begins so and that somebody else holds now; dead claims to such are removed."""
         claims = self._claims()
         names = {name for name in map(_resource, claims) if name.startswith(prefix)}
@@ -147,7 +147,7 @@ class Lease:
 
     def sweep(self) -> None:
         """Removes every dead claim."""
-        self.held("")
+        self.find_holders("")
 
     def evict(self, resource: str) -> None:
         """Takes a resource away from those who work for this lease; they notice at their next beat."""
@@ -208,7 +208,7 @@ class Lease:
             self._touched = now
             # After a pause the launch, which perhaps stood still too, has two beats to say that it lives.
             if self._follows and not self.is_lost and now - self._woke > 2 * BEAT:
-                self.is_orphaned = self.holder(self._follows) is None
+                self.is_orphaned = self.find_holder(self._follows) is None
 
 
 def trial_resource(trial_id: str) -> str:
@@ -237,7 +237,7 @@ def acquire(storage: Storage, resource: str, follows: str | None = None) -> Leas
 
 
 @contextmanager
-def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[Lease]:
+def wait_for(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[Lease]:
     """Holds a resource, after those who hold it now; `check` is called while it waits, and may raise."""
     while (lease := acquire(storage, resource)) is None:
         check()
@@ -246,7 +246,7 @@ def waiting(storage: Storage, resource: str, check: Callable[[], None]) -> Itera
         yield lease
 
 
-def held(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[str, Holder]:
+def list_holders(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[str, Holder]:
     """Every resource with who holds it, for who only reads: nothing is written, and dead claims stay.
 
     Without a claim of its own a reader does not know the time of the storage. Where by the clock of this machine a

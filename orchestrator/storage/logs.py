@@ -82,6 +82,6 @@ def append(storage: Storage, trial_id: str, text: str) -> None:
         log.flush()
 
 
-def where(storage: Storage, trial_id: str) -> str:
+def locate(storage: Storage, trial_id: str) -> str:
     """Where a trial's log is, for a person."""
     return storage.backend.describe(storage.log(trial_id))

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.layout import Storage
-from orchestrator.storage.leases import BEAT, Holder, held
+from orchestrator.storage.leases import BEAT, Holder, list_holders
 
 PATIENCE = 60.0  # seconds for a launch to stop: an epoch's step, a checkpoint, and the end of Ray
 
@@ -24,15 +24,15 @@ def is_requested(storage: Storage, resource: str) -> bool:
     return storage.backend.stat(storage.stop(resource)) is not None
 
 
-def holder(storage: Storage, resource: str) -> Holder | None:
+def find_holder(storage: Storage, resource: str) -> Holder | None:
     """The process whose launch holds this lease now; None where it has ended. Raises StorageError."""
-    return held(storage).get(resource)
+    return list_holders(storage).get(resource)
 
 
 def wait(storage: Storage, resource: str) -> bool:
     """Waits until a launch has ended; False where that takes longer than `PATIENCE`. Raises StorageError."""
     deadline = time.monotonic() + PATIENCE
-    while holder(storage, resource):
+    while find_holder(storage, resource):
         if time.monotonic() > deadline:
             return False
         time.sleep(BEAT / 4)

@@ -20,7 +20,7 @@ from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.models.base import Classifier
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
-from orchestrator.storage.leases import Lease, table_resource, waiting
+from orchestrator.storage.leases import Lease, table_resource, wait_for
 from orchestrator.teachers._chunks import Chunks
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
 from orchestrator.teachers.weights import load_teacher
@@ -113,7 +113,7 @@ def _build(
             check()
             chunks.build(outputs.compute, check, lambda: _is_whole(key, expected, storage))
             # A worker that was suspended, or whose chunks another removed as wrong, starts again with what there is.
-            with suppress(LeaseLost), waiting(storage, table_resource(key), check) as lease:
+            with suppress(LeaseLost), wait_for(storage, table_resource(key), check) as lease:
                 if not _is_whole(key, expected, storage) and not chunks.missing():
                     _join(chunks, expected, model, data, lease)
                     chunks.delete()

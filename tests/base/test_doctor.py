@@ -110,7 +110,7 @@ def test_no_check_raises(name: str, empty: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(doctor, place, fails)
     for place in ("_own_folder", "_token"):
         monkeypatch.setattr(doctor, place, fails)
-    for place in ("_nearest", "clock", "find_spec"):
+    for place in ("_nearest", "read_clock", "find_spec"):
         monkeypatch.setattr(doctor, place, fails)
     monkeypatch.setattr(Folder, "stat", fails)
     assert found(name, empty).level is CheckLevel.BAD and found(name, empty).fix
@@ -315,14 +315,14 @@ def test_free_space_is_checked(empty: Path, monkeypatch: pytest.MonkeyPatch, fre
 
 @pytest.mark.parametrize(("drift", "level"), [(0, "ok"), (8, "ok"), (-8, "ok"), (12, "warning"), (-3600, "warning")])
 def test_clocks_are_compared(empty: Path, monkeypatch: pytest.MonkeyPatch, drift: float, level: str) -> None:
-    clock = doctor.clock
-    monkeypatch.setattr(doctor, "clock", lambda place: clock(place) + drift)
+    clock = doctor.read_clock
+    monkeypatch.setattr(doctor, "read_clock", lambda place: clock(place) + drift)
     result = found("clock", empty)
     assert result.level == level and bool(result.fix) is (level != "ok")
 
 
 def test_a_clock_that_was_never_set_is_bad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "clock", lambda place: 3600.0)
+    monkeypatch.setattr(doctor, "read_clock", lambda place: 3600.0)
     result = found("clock", empty)
     assert result.level is CheckLevel.BAD and "1970-01-01 01:00 UTC at the storage" in result.found
 

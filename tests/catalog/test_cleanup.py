@@ -268,18 +268,18 @@ def test_a_damaged_claim_goes_when_it_is_old(empty: Storage) -> None:
 
 
 def test_the_clock_is_the_storages(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleanup, "clock", lambda place: time.time() + 2 * cleanup.STALE)
+    monkeypatch.setattr(cleanup, "read_clock", lambda place: time.time() + 2 * cleanup.STALE)
     (folder(empty) / ".part-x").touch()
     assert by_kind(find(empty)) == {GarbageKind.PART: [".part-x"]}
     monkeypatch.undo()
-    assert abs(cleanup.clock(empty.backend) - time.time()) < 5
+    assert abs(cleanup.read_clock(empty.backend) - time.time()) < 5
     assert {path.name for path in folder(empty).iterdir() if path.is_file()} == {MARKER, ".part-x"}
 
 
-def test_a_place_that_keeps_nothing_has_no_clock(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_keeps_nothing_has_no_clock(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Folder, "stat", lambda self, name: None)
     with pytest.raises(StorageError, match="is not there after it was written; expected .*; fix it"):
-        cleanup.clock(empty.backend)
+        cleanup.read_clock(empty.backend)
 
 
 # Freeing.
@@ -296,7 +296,7 @@ def test_what_was_shown_goes_and_nothing_else(full: Storage) -> None:
 def test_a_folder_that_is_no_storage_is_refused(full: Storage) -> None:
     full.backend.delete(MARKER)
     before = listed(full)
-    with pytest.raises(StorageError, match="is no storage of kdctl, its .* missing; wanted .*--storage"):
+    with pytest.raises(StorageError, match="is no storage of kdctl, its .* missing; expected .*--storage"):
         free(full)
     assert listed(full) == before
 

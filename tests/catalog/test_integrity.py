@@ -76,12 +76,12 @@ def test_foreign_files_are_named_once_and_change_nothing(here: Path) -> None:
         assert done.stderr.count("not kdctl's and passed over") == 1, words
         if words[0] != "status":  # whose clock ticks
             assert done.stdout == before[tuple(words)], words
-    (text,) = integrity.foreign(Storage.at("runs"))
+    (text,) = integrity.find_foreign(Storage.at("runs"))
     assert f"{len(names)} files are" in text and f"and {len(names) - 8} more" in text
     assert "trial" in run("doctor").stdout and "not kdctl's" in run("doctor").stdout
     for name in names:
         Path("runs", name).unlink()
-    assert integrity.lacking(Storage.at("runs")) == []
+    assert integrity.find_missing(Storage.at("runs")) == []
 
 
 def test_missing_epochs_are_named_and_the_advice_works(here: Path) -> None:
@@ -111,7 +111,7 @@ def test_missing_weights_are_named_and_the_advice_works(here: Path) -> None:
     for words in (["results"], ["report"], ["status"]):
         assert f"trial {trial_id} is finished, but the weights are missing (trials/{trial_id}/wei" in run(*words).stderr
     assert run("launch", "s.yaml", "--inline").exit_code == 0
-    assert integrity.lacking(Storage.at("runs")) == []
+    assert integrity.find_missing(Storage.at("runs")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 damaged"])
@@ -133,7 +133,7 @@ def test_damaged_files_are_named_and_the_advice_works(here: Path, content: bytes
     assert run("query", "FROM epochs").exit_code == 0 and run("report").exit_code == 0
     row.unlink()
     assert run("launch", "s.yaml", "--inline").exit_code == 0
-    assert epochs.exists() and integrity.lacking(Storage.at("runs")) == []
+    assert epochs.exists() and integrity.find_missing(Storage.at("runs")) == []
 
 
 def test_a_folder_in_place_of_a_row_is_named(here: Path) -> None:
@@ -142,7 +142,9 @@ def test_a_folder_in_place_of_a_row_is_named(here: Path) -> None:
     row.mkdir()
     for words in (["results", "s.yaml"], ["launch", "s.yaml", "--inline"]):
         error = run(*words).exception
-        assert isinstance(error, StorageError) and f"{row.name} is a folder, wanted a file; move it away" in str(error)
+        assert isinstance(error, StorageError) and f"{row.name} is a folder, expected a file; move it away" in str(
+            error
+        )
     row.rmdir()
     assert run("launch", "s.yaml", "--inline").exit_code == 0 and len(rows()) == 2
 

@@ -36,43 +36,44 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 
 def test_a_file_and_its_name_mean_the_same(storage: Storage) -> None:
-    found = lookup.study(storage, "tiny")
-    assert found == lookup.study(storage, "study.yaml")
+    found = lookup.find_study(storage, "tiny")
+    assert found == lookup.find_study(storage, "study.yaml")
     assert (found.name, len(found.trial_ids), found.members[1].title) == ("tiny", 2, "base digits resnet_32_8 seed 1")
 
 
 def test_a_file_says_what_it_says_now(storage: Storage) -> None:
     Path("study.yaml").write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"))
-    assert len(lookup.study(storage, "study.yaml").members) == 3 and len(lookup.study(storage, "tiny").members) == 2
-    assert len(lookup.study(storage, "study.yaml", ["experiments[0].seed=5"]).members) == 1
+    assert len(lookup.find_study(storage, "study.yaml").members) == 3
+    assert len(lookup.find_study(storage, "tiny").members) == 2
+    assert len(lookup.find_study(storage, "study.yaml", ["experiments[0].seed=5"]).members) == 1
 
 
 def test_a_file_wins_over_a_name_and_a_name_over_a_folder(storage: Storage) -> None:
     Path("tiny").mkdir()
-    assert len(lookup.study(storage, "tiny").members) == 2
+    assert len(lookup.find_study(storage, "tiny").members) == 2
     Path("tiny").rmdir()
     Path("tiny").write_text(STUDY.replace("tiny", "other"))
-    assert lookup.study(storage, "tiny").name == "other"
+    assert lookup.find_study(storage, "tiny").name == "other"
 
 
 def test_a_folder_and_a_faulty_file_are_told_as_ever(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="this is a folder"):
-        lookup.study(storage, "runs")
+        lookup.find_study(storage, "runs")
     Path("bad.yaml").write_text("study: 1")
     with pytest.raises(KdctlError, match="bad.yaml:1:8: study"):
-        lookup.study(storage, "bad.yaml")
+        lookup.find_study(storage, "bad.yaml")
 
 
 def test_a_pipe_is_a_file(storage: Storage) -> None:
     os.mkfifo("pipe")
     threading.Thread(target=lambda: Path("pipe").write_text(STUDY)).start()
-    assert lookup.study(storage, "pipe").name == "tiny"
+    assert lookup.find_study(storage, "pipe").name == "tiny"
 
 
 @pytest.mark.parametrize("text", ["tyni", "study.yml", "studdy.yaml", "x" * 5000, "nowhere/\x1b[31m.yaml"])
 def test_neither_names_both_possibilities(storage: Storage, text: str) -> None:
     with pytest.raises(KdctlError, match="there is no such file, and no study of this name in .*runs") as caught:
-        lookup.study(storage, text)
+        lookup.find_study(storage, text)
     assert "which remembers tiny; " in str(caught.value) and "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 500
     guesses = {
@@ -85,10 +86,10 @@ def test_neither_names_both_possibilities(storage: Storage, text: str) -> None:
 
 def test_a_storage_that_remembers_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(KdctlError, match="has no studies; name another storage with --storage, or check the path"):
-        lookup.study(Storage.at(tmp_path / "none"), "tiny")
+        lookup.find_study(Storage.at(tmp_path / "none"), "tiny")
     assert not (tmp_path / "none").exists()
 
 
 def test_settings_need_a_file(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="name its file, which was study.yaml"):
-        lookup.study(storage, "tiny", ["recipe.epochs=1"])
+        lookup.find_study(storage, "tiny", ["recipe.epochs=1"])

@@ -57,7 +57,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def test_rows_and_remembered_trials_are_known(storage: Storage) -> None:
-    found = trial_ids.known(storage)
+    found = trial_ids.list_known(storage)
     (study,) = stored_studies.remembered(storage)
     assert list(found)[:2] == [member.trial_id for member in study.members]
     assert list(found.values()) == ["base digits resnet_32_8 seed 0", "base digits resnet_32_8 seed 1", "", ""]
@@ -66,14 +66,14 @@ def test_rows_and_remembered_trials_are_known(storage: Storage) -> None:
 
 def test_what_is_no_row_is_no_trial(storage: Storage) -> None:
     storage.backend.write(f"{storage.trial_rows}/notes.parquet", b"")
-    assert "notes" not in trial_ids.known(storage)
+    assert "notes" not in trial_ids.list_known(storage)
 
 
 def test_a_trial_is_found_by_its_id_or_beginning(storage: Storage) -> None:
-    for trial_id in trial_ids.known(storage):
+    for trial_id in trial_ids.list_known(storage):
         assert trial_ids.resolve(storage, trial_id) == trial_id
         assert trial_ids.resolve(storage, f" {trial_id.upper()}\n") == trial_id
-    first = next(iter(trial_ids.known(storage)))
+    first = next(iter(trial_ids.list_known(storage)))
     assert trial_ids.resolve(storage, first[:5]) == first
 
 
@@ -95,7 +95,9 @@ def test_the_nearest_is_told(storage: Storage) -> None:
 
 
 def test_what_is_like_none_gets_no_guess(storage: Storage) -> None:
-    with pytest.raises(KdctlError, match="no trial 'digits'; wanted an id of 12 hex digits, or its beginning; `kdctl"):
+    with pytest.raises(
+        KdctlError, match="no trial 'digits'; expected an id of 12 hex digits, or its beginning; `kdctl"
+    ):
         trial_ids.resolve(storage, "digits")
 
 

@@ -40,7 +40,7 @@ def test_a_study_and_its_plan_carry_the_text_that_was_read(tmp_path: Path) -> No
     with pipe() as name:
         assert plan_study(name, tmp_path).text == TEXT
     with pipe() as name:
-        assert lookup.study(Storage.at(tmp_path), name).text == TEXT
+        assert lookup.find_study(Storage.at(tmp_path), name).text == TEXT
 
 
 def test_a_text_that_is_given_is_not_read_again() -> None:

@@ -285,7 +285,7 @@ def test_looks_at_the_leases_are_rare(
 ) -> None:
     now, looks = 1000.0, 0
 
-    def held(prefix: str) -> dict[str, object]:
+    def find_holders(prefix: str) -> dict[str, object]:
         nonlocal looks
         looks += 1
         return {}
@@ -293,7 +293,7 @@ def test_looks_at_the_leases_are_rare(
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr(module, "_LOOK", 5.0)
     played = stage(make_config())
-    monkeypatch.setattr(played.work.lease, "held", held)
+    monkeypatch.setattr(played.work.lease, "find_holders", find_holders)
     for _ in range(100):
         now += 0.5
         played.controller.look_after_silent()

@@ -82,7 +82,7 @@ def run(
         except Interrupted:
             done.is_interrupted = True
         assert work.started.is_set()
-    assert leases.held(storage) == {}, "a lease is left"
+    assert leases.list_holders(storage) == {}, "a lease is left"
     return done
 
 

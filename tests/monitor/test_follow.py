@@ -125,8 +125,8 @@ def test_a_reader_sees_who_holds_what_and_writes_nothing(folder: Storage) -> Non
     assert lease
     before = folder.backend.list_files("")
     with lease:
-        (held,) = leases.held(folder).items()
-    assert held[0] == "launch-x" and held[1].pid == os.getpid() and leases.held(folder) == {}
+        (held,) = leases.list_holders(folder).items()
+    assert held[0] == "launch-x" and held[1].pid == os.getpid() and leases.list_holders(folder) == {}
     assert {entry.name for entry in before} >= {lease.claim}
 
 
@@ -145,7 +145,7 @@ def test_disagreeing_clocks_are_detected_by_a_second_read(
             os.utime(folder.backend.local_path(name), (1002, 1002))
 
     monkeypatch.setattr("time.sleep", wait)
-    assert list(leases.held(folder)) == held
+    assert list(leases.list_holders(folder)) == held
 
 
 # One way to change a status.

@@ -1,4 +1,4 @@
-"""What every place promises, asked of a folder and of a bucket on a real server; then what can happen to folders."""
+"""What every storage backend promises, on a folder and on a bucket of a real server, and faults of folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.storage.bucket import Bucket
 
 @pytest.fixture(params=["folder", "bucket"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> StorageBackend:
-    """An empty place that is prepared."""
+    """An empty storage that is prepared."""
     made: StorageBackend = Folder(tmp_path / "root")
     if request.param == "bucket":
         made = Bucket.at(request.getfixturevalue("s3_address"))
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def packed(backend: StorageBackend) -> str:
-    """A place as an argument of another process."""
+    """A backend as an argument of another process."""
     return base64.b64encode(pickle.dumps(backend)).decode()
 
 
@@ -191,7 +191,7 @@ def test_preparing_again_changes_nothing(backend: StorageBackend) -> None:
     assert backend.list_unfinished() == []
 
 
-def test_a_place_is_plain_data(backend: StorageBackend) -> None:
+def test_a_backend_is_plain_data(backend: StorageBackend) -> None:
     again = pickle.loads(pickle.dumps(backend))
     assert again == backend and hash(again) == hash(backend) and again.address == backend.address
     assert backend.describe("a/b").endswith("/a/b")
@@ -275,7 +275,7 @@ def test_a_mount_that_is_gone_is_not_written_below(folder: Folder, is_empty: boo
 def test_a_root_that_cannot_be(tmp_path: Path, is_file: bool) -> None:
     (tmp_path / "file").write_text("")
     root = tmp_path / "file" if is_file else tmp_path / "file" / "below"
-    with pytest.raises(StorageError, match="cannot be written .*wanted a folder .*--storage"):
+    with pytest.raises(StorageError, match="cannot be written .*expected a folder .*--storage"):
         Folder(root).prepare()
 
 
@@ -293,7 +293,7 @@ except StorageError as error:
 def test_a_file_that_may_not_grow(folder: Folder) -> None:
     folder.write("a/b", b"old")
     with start(LIMITED, packed(folder)) as writer:
-        assert "a/b cannot be written (File too large); make room" in writer.communicate()[0]
+        assert "a/b cannot be written (File too large); free some space" in writer.communicate()[0]
     assert folder.read("a/b") == b"old"
     assert folder.list_unfinished() == []
 

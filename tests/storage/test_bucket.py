@@ -99,7 +99,7 @@ def test_addresses(address: str, normal: str) -> None:
             "gs://bkt/a?region=eu-west-1",
             "'region' that kdctl does not know; the options of gs:// are endpoint_override,",
         ),
-        ("s3://bkt/a?scheme=ftp", "option scheme that cannot be right; wanted http or https"),
+        ("s3://bkt/a?scheme=ftp", "option scheme with a value that cannot be right; expected http or https"),
         ("s3://bkt/a?endpoint_override=http://localhost:9000", "host:port as endpoint_override"),
         ("s3://bkt/a?region=", "name as region"),
         ("s3://bkt/a?region=a&region=b", "given twice"),
@@ -140,7 +140,7 @@ def test_secrets_are_refused_and_not_repeated(address: str) -> None:
 
 
 def test_a_bucket_that_does_not_exist(s3_server: Server, s3_environment: None) -> None:
-    with pytest.raises(StorageError, match="NO_SUCH_BUCKET.*wanted a bucket that exists"):
+    with pytest.raises(StorageError, match="NO_SUCH_BUCKET.*expected a bucket that exists"):
         at(s3_server, "kdctl-no-such").prepare()
 
 
@@ -261,7 +261,7 @@ def test_a_copy_is_fetched_once_and_replaced_with_its_file(
     assert copies(tmp_path) == [backend.local_path("a/x.bin")]
 
 
-def test_equal_names_of_two_places_are_kept_apart(s3_server: Server, s3_environment: None) -> None:
+def test_equal_names_in_two_buckets_are_kept_apart(s3_server: Server, s3_environment: None) -> None:
     one, other = (at(s3_server, s3_server.make_bucket()) for _ in range(2))
     one.write("a", b"1")
     other.write("a", b"2")

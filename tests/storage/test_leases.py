@@ -22,7 +22,7 @@ from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.storage import leases
 from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
-from orchestrator.storage.leases import Lease, acquire, waiting
+from orchestrator.storage.leases import Lease, acquire, wait_for
 
 FAST = "leases.EXPIRES, leases.BEAT = 1.0, 0.1"
 
@@ -145,7 +145,7 @@ def test_waiting_comes_after_the_holder_and_asks_meanwhile(storage: Storage) -> 
         asked.append(claims(storage))
         first.release()
 
-    with waiting(storage, "x", check):
+    with wait_for(storage, "x", check):
         assert acquire(storage, "x") is None
     assert asked == [["x"]] and claims(storage) == []
 
@@ -155,7 +155,7 @@ def test_what_the_check_of_a_wait_raises_ends_it(storage: Storage) -> None:
         raise KeyboardInterrupt
 
     with taken(storage, "x") as first:
-        with pytest.raises(KeyboardInterrupt), waiting(storage, "x", check):
+        with pytest.raises(KeyboardInterrupt), wait_for(storage, "x", check):
             raise AssertionError("two holders")
         first.check()
     assert claims(storage) == []
@@ -164,13 +164,13 @@ def test_what_the_check_of_a_wait_raises_ends_it(storage: Storage) -> None:
 # Enters and leaves a resource over and over; every step is a line of one log, written at once.
 RACER = """
 import os, sys
-from orchestrator.storage.leases import waiting
+from orchestrator.storage.leases import wait_for
 from orchestrator.storage.layout import Storage
 storage, log = Storage.at(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
 print("ready", flush=True)
 sys.stdin.read()
 for turn in range(int(sys.argv[3])):
-    with waiting(storage, "x", lambda: None):
+    with wait_for(storage, "x", lambda: None):
         os.write(log, f"enter {os.getpid()}\\n".encode())
         os.fsync(log)
         os.write(log, f"leave {os.getpid()}\\n".encode())
@@ -374,12 +374,12 @@ def test_held_is_what_others_hold(storage: Storage) -> None:
     with taken(storage, "launch-1") as launch, taken(storage, "trial-a"), taken(storage, "trial-b"):
         elsewhere(storage, "trial-c", 1, host="far")
         elsewhere(storage, "trial-d", leases.EXPIRES + 1)
-        found = launch.held("trial-")
+        found = launch.find_holders("trial-")
         assert list(found) == ["trial-a", "trial-b", "trial-c"]
         assert str(found["trial-a"]) == f"process {os.getpid()} on {found['trial-a'].host}"
         assert str(found["trial-c"]) == "process 1 on far"
-        assert launch.held("launch-") == {}, "its own is nobody else's"
-        assert launch.holder("trial-b") and launch.holder("trial-d") is None
+        assert launch.find_holders("launch-") == {}, "its own is nobody else's"
+        assert launch.find_holder("trial-b") and launch.find_holder("trial-d") is None
         assert claims(storage) == ["launch-1", "trial-a", "trial-b", "trial-c"], "dead claims are gone"
 
 
@@ -428,12 +428,12 @@ def test_a_damaged_claim_is_somebodys_until_it_is_old(storage: Storage, text: st
     lease = Lease(storage, "mine", None)
     assert lease.take()
     name = claim_of(storage, "x", text, 0)
-    found = lease.holder("x")
+    found = lease.find_holder("x")
     # Of one that is whole, and names a process of this machine, the system says whether it lives.
     assert (found is not None) == (storage.backend.stat(name) is not None)
     assert found is not None or FACTS["machine"] in json.loads(text)["machine"]
     claim_of(storage, "x", text, leases.EXPIRES + 1)
-    assert lease.holder("x") is None
+    assert lease.find_holder("x") is None
     assert storage.backend.stat(name) is None
     lease.release()
 
@@ -443,7 +443,7 @@ def test_odd_files_among_claims_hurt_nobody(storage: Storage, name: str) -> None
     storage.backend.write(name, b"?")
     with taken(storage, "y") as lease:
         lease.sweep()
-        lease.held("")
+        lease.find_holders("")
         assert storage.backend.stat(name)
         grow_old(storage, name, leases.EXPIRES + 5)
         lease.sweep()
@@ -500,7 +500,7 @@ def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
         for _ in range(3):
             with pytest.raises(LeaseLost):
                 first.check()
-        assert second.holder("x") is None
+        assert second.find_holder("x") is None
         assert claims(storage) == ["x"]
 
 

@@ -35,7 +35,7 @@ from orchestrator.models.base import Classifier
 from orchestrator.models.family import Widths
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, read_json, write_json
-from orchestrator.storage.leases import waiting
+from orchestrator.storage.leases import wait_for
 from orchestrator.teachers import _chunks, outputs, tables, weights
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
 from orchestrator.training import loop
@@ -395,7 +395,7 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
     def check() -> None:
         raise KeyboardInterrupt
 
-    with waiting(taught.storage, f"table-{key.teacher_id}-{key.name}", check), pytest.raises(KeyboardInterrupt):
+    with wait_for(taught.storage, f"table-{key.teacher_id}-{key.name}", check), pytest.raises(KeyboardInterrupt):
         tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     with pytest.raises(KeyboardInterrupt):  # as is who builds
         tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)

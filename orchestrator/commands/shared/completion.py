@@ -93,10 +93,10 @@ def _studies_in_storage(context: click.Context) -> Iterator[Item]:
 @_quietly
 def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Ids of trials, each with its title."""
-    from orchestrator.catalog.trial_ids import known
+    from orchestrator.catalog.trial_ids import list_known
 
     storage = _storage(context)
-    found = known(storage) if storage else {}
+    found = list_known(storage) if storage else {}
     return [CompletionItem(trial_id, help=title or None) for trial_id, title in found.items()]
 
 

@@ -24,7 +24,7 @@ def file_argument(command: Command) -> Command:
 
 
 def study_argument(command: Command) -> Command:
-    """`[STUDY]`, for commands that only read: a study file, or a name that the storage remembers (`lookup.study`)."""
+    """`[STUDY]`, for commands that only read: a study file, or a name in the storage (`lookup.find_study`)."""
     return click.argument("study", metavar="[STUDY]", required=False, shell_complete=completion.studies)(command)
 
 
