@@ -27,9 +27,9 @@ from orchestrator.commands.shared.options import (
 def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
     """List the files in a storage that no launch needs any more, and delete them after confirmation.
 
-    Results, weights and datasets are always kept. A teacher's table is kept as long as an unfinished trial needs it: of
-    the last launch of each study, or of a study FILE. Without a terminal, or with --json, files are deleted only with
-    --yes.
+    Results, weights and datasets are always kept. A teacher's table is kept as long as an
+    unfinished trial needs it. The trials that count are those of each study's last launch, and
+    those of each study FILE. Without a terminal, or with --json, files are deleted only with --yes.
 
     \b
     Examples:

@@ -35,7 +35,8 @@ _MOST_LISTED = 100  # trials that are listed if none is given
 def logs(trial: str | None, storage: str, address: str | None, lines: int | None, follow: bool) -> None:
     """Print the log of a TRIAL; the beginning of its id is enough.
 
-    With --address it is the log of a study that was submitted to that cluster, given by its name or the id of its job.
+    With --address, print instead the log of a study that was submitted to that cluster; TRIAL is
+    then the study's name or the id of its job.
 
     \b
     Examples:

@@ -44,12 +44,12 @@ class _Query(click.Command):
     "--format",
     "form",
     type=click.Choice(_FORMATS),
-    help="Output format; default: that of the file ending of --output, else table.",
+    help="Output format; by default given by the ending of --output, or else table.",
 )
 @json_option
-@click.option("--output", metavar="FILE", help="Write to a file, all or nothing.")
+@click.option("--output", metavar="FILE", help="Write to a file, either completely or not at all.")
 def query(sql: str, storage: str, form: str | None, as_json: bool, output: str | None) -> None:
-    """Run an SQL query over the views trials, epochs, summary and results; - reads it from standard input.
+    """Run an SQL query over the views trials, epochs, summary and results; SQL can be - for standard input.
 
     \b
     trials   one row per trial in any state, with the studies that it belongs to
@@ -59,7 +59,7 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     results  the tables of `kdctl results`: one row per study and setting, metrics as columns
 
     The SQL dialect is DuckDB's. A query can read only these views; it also works while a study is
-    running. `DESCRIBE trials` lists the columns of a view. The format table shows at most 100 rows,
+    running. `DESCRIBE trials` lists the columns of a view. `--format table` shows at most 100 rows,
     6 digits of a float and 120 characters of a cell; the other formats are complete.
 
     \b

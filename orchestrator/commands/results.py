@@ -33,7 +33,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     one line per setting: mean and sample standard deviation over its n finished runs, which differ
     only in their seeds. acc is the best test accuracy of all epochs in %; it is optimistic, because
     the epoch is chosen on the test set. "last epoch" is the test accuracy after the last epoch.
-    "selected" is that of the epoch with the best accuracy on held-out training images. Differences
+    "selected" is the test accuracy of the epoch that was best on held-out training images. Differences
     are paired: each run against the base run with the same seed. json and markdown also contain the
     individual runs; csv has one row per run and no means.
 

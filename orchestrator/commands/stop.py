@@ -31,7 +31,7 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
     """Stop a running STUDY; running trials write a checkpoint first.
 
     STUDY is a study file or a study's name; without it, the study that was launched last. The study may run on any
-    machine that uses the storage. With --address it is a study that was submitted to that cluster.
+    machine that uses the storage. With --address, STUDY is one that was submitted to that cluster.
 
     \b
     Examples:
