@@ -20,7 +20,7 @@ _free: list[Any] = []  # streams that exist and that no thread uses
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Gives this thread its own CUDA stream: the default stream cannot be captured, and all threads on it take turns."""
+    """Gives this thread its own CUDA stream: the default one cannot be captured, and all threads on it take turns."""
     if device.type != "cuda":
         yield
         return
