@@ -113,7 +113,7 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
 
 
 def deeper(name: str, blocks: int) -> str | None:
-    """The model of the same family with so many more blocks in each stage; None where there is none.
+    """The model of the same family with `blocks` more blocks in each stage; None where there is none.
 
     Raises ValueError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""Work on fixed tensors, which a GPU repeats as one CUDA graph: after a few runs no kernel waits for Python."""
+"""Captures a step that always uses the same tensors as a CUDA graph: after a few runs no kernel waits for Python."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from orchestrator.text import first_line
 
 _WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and allocate their workspaces
-STREAMS = 32  # PyTorch has so many; after these it hands out the first ones again, to whoever has them still
-_capturing = threading.Lock()  # one capture at a time in a process
+STREAMS = 32  # PyTorch's own limit; after these it hands out the first ones again, even while they are in use
+_capturing = threading.Lock()  # only one capture at a time in a process
 _taking = threading.Lock()
-_free: list[Any] = []  # streams that were made, and that nobody has
+_free: list[Any] = []  # streams that exist and that no thread uses
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Gives this thread a CUDA stream of its own: the default one cannot be captured, and serialises all who use it."""
+    """Gives this thread its own CUDA stream: the default one cannot be captured, and all threads on it take turns."""
     if device.type != "cuda":
         yield
         return
@@ -37,11 +37,11 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 class GraphedStep:
-    """A piece of work without arguments or result that always touches the same tensors.
+    """A function without arguments or result that always reads and writes the same tensors.
 
-    On the CPU a call runs it. On a GPU the first few calls run it, then one is captured, and the others replay that;
-    a work whose capture fails goes on as it began, and `failure` says why. What is captured shares the memory of
-    `pool`, so pieces of one pool must not run side by side, nor leave anything in it for one another.
+    On the CPU every call runs it. On a GPU the first few calls run it, the next one is captured as a graph, and later
+    calls replay the graph. If the capture fails, calls continue to run the function, and `failure` says why. Graphs of
+    one `pool` share its memory: they must not run at the same time, nor leave data in it for each other.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
@@ -52,7 +52,7 @@ class GraphedStep:
         self.failure: str | None = None
 
     def __call__(self) -> None:
-        """Does the work once; on a GPU it is only queued by then."""
+        """Runs or replays the function once; on a GPU it is only queued when this returns."""
         if self._runs_left == 0 and self._graph is None and self.failure is None:
             self._capture()
         if self._graph is not None:
@@ -63,7 +63,7 @@ class GraphedStep:
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on meanwhile, also with calls that would break a capture of theirs.
+        # Other threads continue meanwhile, also with calls that would break a capture in their own thread.
         recording = torch.cuda.graph(
             graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
         )

@@ -134,7 +134,7 @@ class TrainingState:
     def _optimizer_layout(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, str, Tensor]]:
         """The optimizer's state as stored: name → parameter, key, and a tensor of the shape that is expected.
 
-        Optimizers make their state in the first step, all parameters alike: a tensor of the parameter's shape or a
+        Optimizers create their state in the first step, in the same way for all parameters: a tensor of its shape or a
         scalar for each key.
         """
         keys = {name.split(".")[1] for name in tensors if name.startswith(_OPTIMIZER)}
@@ -160,7 +160,7 @@ def _current_name(name: str) -> str:
 def compute_dtype(precision: str, device: torch.device) -> str:
     """What convolutions compute in: `float32`, or `bfloat16` where `precision` says so or leaves it to the device.
 
-    Raises ResourceError where a device is asked for what it lacks.
+    Raises ResourceError where the device does not support what `precision` requires.
     """
     if precision == "float32" or (precision == "auto" and not supports_bfloat16(device)):
         return "float32"
