@@ -391,7 +391,7 @@ def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path
     (key,) = list(own.tables())
     np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
     code, out, err = run("teachers", "--storage", own.backend.address, "verify", key.teacher_id)
-    assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it anew" in err
+    assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it again" in err
     assert run("teachers", "--storage", trained.backend.address, "verify", key.teacher_id)[0] == 0
 
 
