@@ -29,7 +29,7 @@ from orchestrator.storage.leases import acquire
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan, PlannedTrial, PlanState, make_plan, with_stored_state
 from orchestrator.study.reader import load_study
-from orchestrator.study.stored_studies import Launched
+from orchestrator.study.stored_studies import Launch
 from orchestrator.teachers.damaged import drop_damaged
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def plan_study(
     """
     place = Storage.at(storage)
     plan = make_plan(load_study(study_file, settings, text, open_weights=True, on_note=on_note))
-    if warning := stored_studies.other_file(place, plan):
+    if warning := stored_studies.warn_of_other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
     return with_stored_state(plan, store.read_states(place, trial_ids), list(place.tables()))
@@ -103,7 +103,7 @@ def launch(
     place = Storage.at(storage)
     plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), place)
     to_do = _to_do(plan, skip_failed=skip_failed)
-    launched = Launched.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
+    launched = Launch.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
     on_event(event := start_event(plan, launched))
     for warning in (*plan.warnings, *damaged, *integrity.find_foreign(place)):
         on_event(Event(EventKind.NOTE, warning))
@@ -147,7 +147,7 @@ def _train(
     plan: Plan,
     to_do: Sequence[PlannedTrial],
     storage: Storage,
-    launched: Launched,
+    launched: Launch,
     on_event: EventListener,
     train: Callable[[Workload], None],
 ) -> list[TrialRecord]:
@@ -157,7 +157,7 @@ def _train(
             with _workload(plan, to_do, storage, launched, on_event) as work:
                 train(work)
         else:  # its name is printed, and means this plan from now on
-            stored_studies.remember(storage, plan, launched)
+            stored_studies.store_plan(storage, plan, launched)
     except Interrupted:
         with suppress(StorageError):
             on_event(end_event(plan, _rows(plan, storage), launched.since))
@@ -169,7 +169,7 @@ def _train(
 
 @contextmanager
 def _workload(
-    plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched, on_event: EventListener
+    plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch, on_event: EventListener
 ) -> Iterator[Workload]:
     """What an executor is to train, once the images are prepared; within, signals and `kdctl stop` end it early."""
     storage.prepare()
@@ -185,7 +185,7 @@ def _workload(
     work = Workload(jobs, ready, storage, plan.resources, lease)
     with lease, stopping(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
         lease.sweep()
-        stored_studies.remember(storage, plan, launched)
+        stored_studies.store_plan(storage, plan, launched)
         for name, dataset in sorted(_datasets(plan, to_do).items()):
             if not is_prepared(dataset, storage):
                 on_event(Event(EventKind.PREPARING, f"decoding {name}"))
@@ -194,7 +194,7 @@ def _workload(
 
 
 @contextmanager
-def _listening(storage: Storage, launched: Launched, stop: Callable[[], None]) -> Iterator[None]:
+def _listening(storage: Storage, launched: Launch, stop: Callable[[], None]) -> Iterator[None]:
     """While this lasts, anyone who sees the storage can ask the launch to stop, see `stops`."""
     ended = threading.Event()
     thread = stops.listen(storage, launched.resource, stop, ended)

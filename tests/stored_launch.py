@@ -17,7 +17,7 @@ from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan, PlannedTrial
 from orchestrator.study.reader import Resources
-from orchestrator.study.stored_studies import Launched, StoredStudy
+from orchestrator.study.stored_studies import Launch, StoredStudy
 
 SINCE = datetime.now(UTC) - timedelta(minutes=10)
 TEACHER = planned(0)
@@ -30,8 +30,8 @@ def remember(
 ) -> StoredStudy:
     """A study that the storage remembers."""
     plan = Plan(name, "study.yaml", tuple(trials), Resources())
-    launched = Launched("launch-abc", since, "node-1", "ray", "study.yaml", "", (), "data")
-    stored_studies.remember(storage, plan, launched)
+    launched = Launch("launch-abc", since, "node-1", "ray", "study.yaml", "", (), "data")
+    stored_studies.store_plan(storage, plan, launched)
     return stored_studies.find(storage, name)
 
 

@@ -136,7 +136,7 @@ def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """The tables that a trial of some plan will ask, as it is not finished."""
     wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
     for entry in filter(lambda entry: storage.is_ours(entry.name), storage.backend.list_files(storage.plans)):
-        wanted += stored_studies.tables(storage, entry.name)
+        wanted += stored_studies.read_table_keys(storage, entry.name)
     states = store.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
     return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
 

@@ -42,7 +42,7 @@ def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Fou
     A file is asked for what it says now, a name for what its last launch wanted. Raises StudyError for a faulty file,
     and KdctlError where there is neither, or where there are settings for a remembered one.
     """
-    known = {} if _is_file(text) else {stored.name: stored for stored in stored_studies.remembered(storage)}
+    known = {} if _is_file(text) else {stored.name: stored for stored in stored_studies.list_studies(storage)}
     if text in known and not settings:
         return Found(text, known[text].members)
     if text in known:
@@ -58,7 +58,7 @@ def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Fou
 
 def other_settings(storage: Storage, found: Found) -> str | None:
     """Why no trial of a study has a row, where that is so as it was launched with other settings; None elsewhere."""
-    if found.name not in {stored.name for stored in stored_studies.remembered(storage)}:
+    if found.name not in {stored.name for stored in stored_studies.list_studies(storage)}:
         return None
     return (
         f"study {found.name} was launched with {storage.backend.describe('')}, but with other settings: none of these "

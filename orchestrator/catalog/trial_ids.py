@@ -26,7 +26,7 @@ def list_known(storage: Storage) -> dict[str, str]:
     """
     titles = {
         member.trial_id: member.title
-        for study in reversed(stored_studies.remembered(storage))
+        for study in reversed(stored_studies.list_studies(storage))
         for member in study.members
     }
     names = (entry.name for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name))

@@ -57,9 +57,9 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
 def _which_trial(place: Storage) -> str:
     """An error about the missing argument that lists the trials of the last study."""
     from orchestrator.columns import table, width_of
-    from orchestrator.study.stored_studies import remembered
+    from orchestrator.study.stored_studies import list_studies
 
-    found = next(iter(remembered(place)), None)
+    found = next(iter(list_studies(place)), None)
     if found is None:
         where = place.backend.describe("")
         return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name another --storage"

@@ -82,11 +82,11 @@ def _plan_text(plan: Plan, width: int | None) -> str:
 
 def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
-    from orchestrator.study.short_names import all_settings, names, short_ids, varying
+    from orchestrator.study.short_names import all_settings, find_varying, names, short_ids
 
     configs = [trial.config for trial in plan.trials]
     settings = all_settings(configs)
-    varies = list(dict.fromkeys(["method", *varying(settings)]))
+    varies = list(dict.fromkeys(["method", *find_varying(settings)]))
     own = [
         (*(found.get(name, "-") for name in varies), str(c.seed)) for found, c in zip(settings, configs, strict=True)
     ]
@@ -110,10 +110,10 @@ def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[t
 
 def _common(plan: Plan) -> list[str]:
     """One line with the settings that all trials share, without those at their default."""
-    from orchestrator.study.short_names import all_settings, default, varying
+    from orchestrator.study.short_names import all_settings, default, find_varying
 
     settings = all_settings(trial.config for trial in plan.trials)
-    varies = set(varying(settings))
+    varies = set(find_varying(settings))
     found = {name: value for own in settings for name, value in own.items() if name not in varies}
     own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
     usual = {name for name, value in found.items() if value in (default(name), own.get(name))}

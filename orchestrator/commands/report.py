@@ -75,7 +75,7 @@ def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Fact
     if study is None:
         if settings:
             raise click.UsageError("--set overrides a key of a study file; name the file, or remove --set")
-        last = next(iter(stored_studies.remembered(storage)), None)
+        last = next(iter(stored_studies.list_studies(storage)), None)
         if last is None:
             return content.gather(storage, "everything in the storage", None, None, now)
         return content.gather(storage, last.name, last.members, content.Source.of(last), now)

@@ -42,7 +42,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
     from orchestrator.catalog import integrity, lookup
     from orchestrator.monitor.follow import Follower, follow
     from orchestrator.storage.layout import Storage
-    from orchestrator.study.stored_studies import find, remembered
+    from orchestrator.study.stored_studies import find, list_studies
 
     if address and watch:
         raise click.UsageError(
@@ -54,7 +54,7 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
         return
     place = Storage.at(storage)
     found = find(place, lookup.find_study(place, study).name if study else None)
-    others = [] if study else [other.name for other in remembered(place) if other.name != found.name]
+    others = [] if study else [other.name for other in list_studies(place) if other.name != found.name]
     follower = Follower(place, found)
     warn(integrity.find_missing(place, [member.trial_id for member in found.members]))
     if watch:

@@ -71,15 +71,15 @@ def find(name: str, folder: Path) -> list[Copy]:
     named = [("python", layout.python), ("binary", layout.binary)]
     copies = list(_parquet(name, folder))
     with suppress(OSError):  # a folder that nobody may read has nothing for us
-        copies += [Copy(kind, place) for kind, part in named for place in _below(name, folder, part, Path.is_dir)]
+        copies += [Copy(kind, place) for kind, part in named for place in _find_below(name, folder, part, Path.is_dir)]
         for kind, _ in named:
             for suffix in _SUFFIXES:
                 archive = f"{layout.archives}-{kind}{suffix}"
-                copies += [Copy(kind, place) for place in _below(name, folder, archive, Path.is_file)]
+                copies += [Copy(kind, place) for place in _find_below(name, folder, archive, Path.is_file)]
     return sorted(copies, key=lambda copy: bool(copy.lacks))
 
 
-def _below(name: str, folder: Path, part: str, is_there: Callable[[Path], bool]) -> Iterator[Path]:
+def _find_below(name: str, folder: Path, part: str, is_there: Callable[[Path], bool]) -> Iterator[Path]:
     places = [folder / part, folder / name / part, *([folder] if folder.name == part else [])]
     return (place for place in places if is_there(place))
 

@@ -46,7 +46,7 @@ def decode_square(raw: bytes, size: int | None) -> Pixels:
     if size is None and width != height:
         raise ValueError(f"is {width}×{height}, expected a square")
     try:
-        return _pixels(image) if size is None else _resized(image, size)
+        return _pixels(image) if size is None else _resize(image, size)
     except ValueError as error:
         raise ValueError(f"{error}; {_REPLACE}") from None
 
@@ -67,7 +67,7 @@ def _pixels(image: Any) -> Pixels:
         raise ValueError(f"cannot be decoded ({_reason(error)})") from None
 
 
-def _resized(image: Any, size: int) -> Pixels:
+def _resize(image: Any, size: int) -> Pixels:
     pixels = _pixels(image)
     height, width = pixels.shape[:2]
     short = min(width, height)

@@ -40,8 +40,8 @@ def read(dataset: str, folder: Path | None) -> Splits:
     faults = []
     for copy in copies:
         try:
-            splits = order.canonical(_read(copy, dataset))
-            order.check(dataset, DATASETS[dataset], splits, _fix(dataset))
+            splits = order.sort_splits(_read(copy, dataset))
+            order.check(dataset, DATASETS[dataset], splits, _describe_fix(dataset))
             return splits
         except DataError as error:
             faults.append(str(error))
@@ -62,7 +62,7 @@ def locate(dataset: str, folder: Path) -> tuple[str, str]:
     )
 
 
-def _fix(dataset: str) -> str:
+def _describe_fix(dataset: str) -> str:
     return (
         f"put whole files there ({_cifar_layouts.describe_expected(dataset)}), or remove them and launch where there "
         "is a network, which downloads them"
@@ -71,7 +71,7 @@ def _fix(dataset: str) -> str:
 
 def _read(copy: Copy, name: str) -> Splits:
     if copy.lacks:
-        raise DataError(f"{copy.place}: {copy.lacks}; {_fix(name)}")
+        raise DataError(f"{copy.place}: {copy.lacks}; {_describe_fix(name)}")
     if copy.kind == "parquet":
         return {split: _read_shards(paths, name) for split, paths in copy.shards.items()}
     if copy.kind == "binary":
@@ -89,12 +89,12 @@ def _read_shards(paths: Sequence[Path], name: str) -> tuple[Pixels, Labels]:
                     images = np.stack(list(pool.map(lambda raw: decode(raw, side), images)))
             parts.append(images)
         except parquet.UnreadableFile as error:
-            raise DataError(f"{path}: {error}; {_fix(name)}") from None
+            raise DataError(f"{path}: {error}; {_describe_fix(name)}") from None
         except ValueError as error:
-            raise DataError(f"{path}: an image in it {error}; {_fix(name)}") from None
+            raise DataError(f"{path}: an image in it {error}; {_describe_fix(name)}") from None
         labels += found
     if len({part.shape[1:] for part in parts}) > 1:
-        raise DataError(f"{paths[0].parent}: its shards have images of several sizes; {_fix(name)}")
+        raise DataError(f"{paths[0].parent}: its shards have images of several sizes; {_describe_fix(name)}")
     return np.concatenate(parts), np.array(labels, np.int64)
 
 
@@ -104,7 +104,7 @@ def _read_torchvision(name: str, place: Path) -> Splits:
 
     builder = getattr(datasets, LAYOUTS[name].builder)  # for its lists of files; it reads them with a bare pickle.load
     side = DATASETS[name].side
-    files = _files_of(place, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
+    files = _open_files(place, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
     splits = {}
     for split, listed in (("train", builder.train_list), ("test", builder.test_list)):
         batches = [_read_batch(place / file, files(file), md5, name, 3 * side * side) for file, md5 in listed]
@@ -117,20 +117,20 @@ def _read_binary(name: str, place: Path) -> Splits:
     """The files of the binary version: of each image its labels, then its red, green and blue pixels."""
     layout, side = LAYOUTS[name], DATASETS[name].side
     head = layout.binary_labels
-    files = _files_of(place, {file for files in layout.binary_files.values() for file in files}, name)
+    files = _open_files(place, {file for files in layout.binary_files.values() for file in files}, name)
     width = head + 3 * side * side
     splits = {}
     for split, names in layout.binary_files.items():
         raw = b"".join(files(file) for file in names)
         if len(raw) % width:
-            raise DataError(f"{place}: the {split} files are not whole ({len(raw):,} bytes); {_fix(name)}")
+            raise DataError(f"{place}: the {split} files are not whole ({len(raw):,} bytes); {_describe_fix(name)}")
         rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
         pixels = rows[:, head:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
         splits[split] = (pixels, rows[:, head - 1].astype(np.int64))
     return splits
 
 
-def _files_of(place: Path, files: set[str], name: str) -> Callable[[str], bytes]:
+def _open_files(place: Path, files: set[str], name: str) -> Callable[[str], bytes]:
     """Gives the content of a file by its name: of a folder, or of an archive, from which nothing is extracted."""
     inside = None if place.is_dir() else _unpack(place, files, name)
 
@@ -141,7 +141,7 @@ def _files_of(place: Path, files: set[str], name: str) -> Callable[[str], bytes]
             return inside[file]
         except (OSError, KeyError) as error:
             reason = f"it has no {file}" if isinstance(error, KeyError) else first_line(error)
-            raise DataError(f"{place}: a file is missing or damaged ({reason}); {_fix(name)}") from None
+            raise DataError(f"{place}: a file is missing or damaged ({reason}); {_describe_fix(name)}") from None
 
     return content
 
@@ -158,7 +158,7 @@ def _unpack(archive: Path, files: set[str], name: str) -> dict[str, bytes]:
                     found[file] = stream.read() if stream else b""
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
-            f"{archive} is damaged or cut off ({first_line(error)}); download it again, or {_fix(name)}"
+            f"{archive} is damaged or cut off ({first_line(error)}); download it again, or {_describe_fix(name)}"
         ) from None
     return found
 
@@ -167,11 +167,11 @@ def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tupl
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != md5:
         reason = f"{path.name} has the MD5 {found}, expected {md5}"
-        raise DataError(f"{path.parent}: a file is missing or damaged ({reason}); {_fix(name)}")
+        raise DataError(f"{path.parent}: a file is missing or damaged ({reason}); {_describe_fix(name)}")
     try:
         return parse_batch(raw, width)
     except Exception as error:  # a damaged pickle raises errors of a dozen types
-        raise DataError(f"{path} is not a batch of CIFAR images ({first_line(error)}); {_fix(name)}") from None
+        raise DataError(f"{path} is not a batch of CIFAR images ({first_line(error)}); {_describe_fix(name)}") from None
 
 
 def _download(name: str, folder: Path) -> None:

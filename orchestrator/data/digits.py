@@ -24,7 +24,7 @@ def read(dataset: str, folder: Path | None) -> Splits:
     grey = np.rint(raw.images * (255 / 16)).astype(np.uint8)
     pixels, labels = order.sort_images(np.repeat(grey[..., None], 3, axis=3), raw.target.astype(np.int64))
     test = DATASETS[dataset].test
-    splits = order.canonical({"train": (pixels[test:], labels[test:]), "test": (pixels[:test], labels[:test])})
+    splits = order.sort_splits({"train": (pixels[test:], labels[test:]), "test": (pixels[:test], labels[:test])})
     order.check(dataset, DATASETS[dataset], splits, "reinstall scikit-learn, which ships them")
     return splits
 

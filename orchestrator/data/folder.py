@@ -35,7 +35,7 @@ _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first tha
 _EXPECTED = "expected train/CLASS/*.png and test/CLASS/*.png (or val for test) in it, a folder for each class"
 _MOST_BYTES = 16 << 30  # of all pixels; they are held in memory as a whole
 _FORMAT = 1  # of a kept measurement; raise it where the same files would be measured otherwise
-_SETTLED = 2.0  # seconds since the last change of a file, from which on another change would show in its time
+_MIN_AGE = 2.0  # seconds since the last change of a file, from which on another change would show in its time
 _NAME_LENGTH = 40
 
 Progress: TypeAlias = Callable[[int, int], None]  # images read, of how many
@@ -58,12 +58,12 @@ def measure(path: Path, size: int | None, progress: Progress = lambda done, of: 
     of another structure and for an image that cannot be used.
     """
     listing = _list(path)
-    kept = _kept_at(path, size)
-    facts = _recall(kept, listing)
+    kept = _measurement_file(path, size)
+    facts = _load_measurement(kept, listing)
     if facts is None:
-        facts = _facts(_read(path, listing, size, progress), listing.classes)
-        if kept and time.time() - listing.changed > _SETTLED:
-            _keep(kept, listing, facts)
+        facts = _measure_splits(_read(path, listing, size, progress), listing.classes)
+        if kept and time.time() - listing.changed > _MIN_AGE:
+            _save_measurement(kept, listing, facts)
     return FolderDataset(str(path), size, f"{_plain_name(path)}-{facts.digest[:8]}", facts)
 
 
@@ -72,15 +72,15 @@ def read(dataset: FolderDataset) -> Splits:
     path = Path(dataset.path)
     listing = _list(path)
     splits = _read(path, listing, dataset.size)
-    if (facts := _facts(splits, listing.classes)) != dataset.facts:
+    if (facts := _measure_splits(splits, listing.classes)) != dataset.facts:
         raise DataError(
-            f"{_shown(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
+            f"{_show(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
             f"{dataset.facts.digest}; launch again, which measures them again"
         )
     return splits
 
 
-def _shown(path: Path) -> str:
+def _show(path: Path) -> str:
     return printable(str(path))
 
 
@@ -97,12 +97,12 @@ def _list(path: Path) -> _Listing:
         if not path.is_dir():
             found = "it is not a folder" if path.exists() else "there is no such folder"
             raise DataError(
-                f"{_shown(path)}: {found}; name the folder that has train/ and test/ in it, relative to the study file"
+                f"{_show(path)}: {found}; name the folder that has train/ and test/ in it, relative to the study file"
             )
         return _list_splits(path)
     except OSError as error:
         raise DataError(
-            f"{_shown(Path(error.filename or path))} cannot be read ({error.strerror or error}); make it readable, or "
+            f"{_show(Path(error.filename or path))} cannot be read ({error.strerror or error}); make it readable, or "
             "name another folder"
         ) from None
 
@@ -112,18 +112,18 @@ def _list_splits(path: Path) -> _Listing:
     for split, names in _SPLIT_FOLDERS.items():
         place = next((path / name for name in names if (path / name).is_dir()), None)
         if place is None:
-            raise DataError(f"{_shown(path)} has {_few(_folders(path))}, and no {names[0]}/; {_EXPECTED}")
+            raise DataError(f"{_show(path)} has {_list_names(_folders(path))}, and no {names[0]}/; {_EXPECTED}")
         named[split] = _folders(place)
         files[split] = [
             (file, number) for number, name in enumerate(named[split]) for file in _images_of_class(place / name)
         ]
     if len(named["train"]) < 2:
-        raise DataError(f"{_shown(path / 'train')} has {_few(named['train'])}; {_EXPECTED}, at least two")
+        raise DataError(f"{_show(path / 'train')} has {_list_names(named['train'])}; {_EXPECTED}, at least two")
     if named["train"] != named["test"]:
         only = {split: sorted(set(named[split]) - set(named[other])) for split, other in _PAIRS}
-        differing = ", ".join(f"{_few(names)} only in {split}" for split, names in only.items() if names)
-        raise DataError(f"{_shown(path)}: its splits have different classes: {differing}; give both the same folders")
-    return _Listing(len(named["train"]), files, *_stamp(path, files))
+        differing = ", ".join(f"{_list_names(names)} only in {split}" for split, names in only.items() if names)
+        raise DataError(f"{_show(path)}: its splits have different classes: {differing}; give both the same folders")
+    return _Listing(len(named["train"]), files, *_digest_files(path, files))
 
 
 _PAIRS = (("train", "test"), ("test", "train"))
@@ -133,7 +133,7 @@ def _folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _few(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:6])
     return (
         f"{'folder' if len(names) == 1 else 'folders'} {shown}{', …' if len(names) > 6 else ''}"
@@ -148,13 +148,13 @@ def _images_of_class(folder: Path) -> list[Path]:
     for file in found:
         if file.suffix.lower() in _OTHER_IMAGES:
             raise DataError(
-                f"{_shown(file)} has a format that kdctl does not read; expected {', '.join(_SUFFIXES)}; save it as "
+                f"{_show(file)} has a format that kdctl does not read; expected {', '.join(_SUFFIXES)}; save it as "
                 "PNG, or remove it"
             )
     images = [file for file in found if file.suffix.lower() in _SUFFIXES]
     if not images:
         raise DataError(
-            f"{_shown(folder)} has no image; expected files that end in {', '.join(_SUFFIXES)}; add some, or remove "
+            f"{_show(folder)} has no image; expected files that end in {', '.join(_SUFFIXES)}; add some, or remove "
             "the folder"
         )
     return images
@@ -177,7 +177,7 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
 # What was measured before.
 
 
-def _stamp(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, float]:
+def _digest_files(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, float]:
     sha, changed = hashlib.sha256(), 0.0
     for split, found in files.items():
         for file, number in found:
@@ -188,7 +188,7 @@ def _stamp(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, f
     return sha.hexdigest(), changed
 
 
-def _kept_at(path: Path, size: int | None) -> Path | None:
+def _measurement_file(path: Path, size: int | None) -> Path | None:
     try:
         own = folders.own()
     except KdctlError:  # there is no place to keep anything
@@ -197,7 +197,7 @@ def _kept_at(path: Path, size: int | None) -> Path | None:
     return own / "image-folders" / f"{name[:32]}.json"
 
 
-def _recall(kept: Path | None, listing: _Listing) -> Dataset | None:
+def _load_measurement(kept: Path | None, listing: _Listing) -> Dataset | None:
     try:
         data = json.loads(kept.read_bytes()) if kept else {}
         return Dataset.from_json(data["facts"]) if data["files"] == listing.digest else None
@@ -205,7 +205,7 @@ def _recall(kept: Path | None, listing: _Listing) -> Dataset | None:
         return None
 
 
-def _keep(kept: Path, listing: _Listing, facts: Dataset) -> None:
+def _save_measurement(kept: Path, listing: _Listing, facts: Dataset) -> None:
     part = kept.with_suffix(f".{os.getpid()}")
     try:
         folders.make(kept.parent)
@@ -228,17 +228,17 @@ def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = 
     side = size
     for split, files in listing.files.items():
         pixels: Pixels | None = None
-        for place, (file, image) in enumerate(_decoded([file for file, _ in files], size)):
+        for place, (file, image) in enumerate(_decode_all([file for file, _ in files], size)):
             side, first = side or len(image), first or file
             if len(image) != side:
                 raise DataError(
-                    f"{_shown(path)}: its images have different sizes: {_shown(first)} is {side}×{side}, "
-                    f"{_shown(file)} is {len(image)}×{len(image)}; {_set_size(side)}"
+                    f"{_show(path)}: its images have different sizes: {_show(first)} is {side}×{side}, "
+                    f"{_show(file)} is {len(image)}×{len(image)}; {_set_size(side)}"
                 )
             if pixels is None:
                 if total * side * side * 3 > _MOST_BYTES:
                     raise DataError(
-                        f"{_shown(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
+                        f"{_show(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
                         f"memory; {_set_size(64)}"
                     )
                 pixels = np.empty((len(files), side, side, 3), np.uint8)
@@ -246,14 +246,14 @@ def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = 
             progress(done := done + 1, total)
         assert pixels is not None  # no class is empty
         splits[split] = (pixels, np.array([number for _, number in files], np.int64))
-    return order.canonical(splits)
+    return order.sort_splits(splits)
 
 
 def _set_size(side: int) -> str:
     return f"write `dataset: {{folder: PATH, size: {side}}}`, which resizes every image and cuts out its middle"
 
 
-def _decoded(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pixels]]:
+def _decode_all(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pixels]]:
     """Every image with its file, in order, a part of them at a time. Raises DataError at one that cannot be used."""
     from orchestrator.data._decode import decode_square
 
@@ -261,24 +261,24 @@ def _decoded(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pi
         try:
             return decode_square(file.read_bytes(), size)
         except OSError as error:
-            return DataError(f"{_shown(file)} cannot be read ({error.strerror or error}); make it readable")
+            return DataError(f"{_show(file)} cannot be read ({error.strerror or error}); make it readable")
         except ValueError as error:
-            text = f"{_shown(file)} {printable(str(error))}"
+            text = f"{_show(file)} {printable(str(error))}"
             return DataError(f"{text}; {_set_size(32)}" if text.endswith("expected a square") else text)
 
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        for start in range(0, len(files), _AT_ONCE):
-            part = files[start : start + _AT_ONCE]
+        for start in range(0, len(files), _BATCH):
+            part = files[start : start + _BATCH]
             for file, image in zip(part, pool.map(decode, part), strict=True):
                 if isinstance(image, DataError):
                     raise image
                 yield file, image
 
 
-_AT_ONCE = 256  # images that are decoded before the next are looked at, so that few wait in memory
+_BATCH = 256  # images that are decoded before the next are looked at, so that few wait in memory
 
 
-def _facts(splits: Splits, classes: int) -> Dataset:
+def _measure_splits(splits: Splits, classes: int) -> Dataset:
     from orchestrator.data import order
 
     pixels, _ = splits["train"]
@@ -295,8 +295,8 @@ def _statistics(pixels: Pixels) -> tuple[tuple[float, float, float], tuple[float
     import numpy as np
 
     counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(pixels), _AT_ONCE):
-        part = pixels[start : start + _AT_ONCE].reshape(-1, 3)
+    for start in range(0, len(pixels), _BATCH):
+        part = pixels[start : start + _BATCH].reshape(-1, 3)
         counts += np.stack([np.bincount(part[:, channel], minlength=256) for channel in range(3)])
     means, stds = [], []
     for own in counts.tolist():

@@ -18,7 +18,7 @@ Splits: TypeAlias = Mapping[str, tuple[Pixels, Labels]]  # train and test
 SPLITS = ("train", "test")
 
 
-def canonical(splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
+def sort_splits(splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
     """The same images in an order that depends on nothing but themselves: not on the layout, nor on how it was made.
 
     Within a class images are sorted by the SHA-256 of their pixels, which mixes them; then one of each class is taken

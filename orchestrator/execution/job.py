@@ -12,7 +12,7 @@ from orchestrator.machine import commits
 from orchestrator.records import Failure, State, TrialRecord
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
-from orchestrator.study.stored_studies import Launched
+from orchestrator.study.stored_studies import Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Job:
         )
 
 
-def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launched) -> list[Job]:
+def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch) -> list[Job]:
     """The jobs of a launch, in the order of its plan, whose places they keep as their numbers."""
     chosen = {trial.trial_id for trial in to_do}
     commit = commits.of_folder(Path(plan.source).absolute().parent)

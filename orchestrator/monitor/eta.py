@@ -53,12 +53,12 @@ def estimate(status: StudyStatus, now: datetime) -> Eta | None:
 
 def _builds_table(status: StudyStatus, trial: TrialStatus) -> bool:
     """Whether a table has to be built before this trial trains, which takes an unknown time."""
-    if trial.member.answers != "table" or trial.progress.epoch or trial.is_hit:
+    if trial.member.teacher_mode != "table" or trial.progress.epoch or trial.is_hit:
         return False
     return not any(
         other.progress.epoch or other.stage is Stage.FINISHED or other.is_hit
         for other in status.students_of(trial.member.teacher_id)
-        if other.member.answers == "table"
+        if other.member.teacher_mode == "table"
     )
 
 
@@ -116,8 +116,8 @@ def _work_keys(member: Member) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
     A plan that an older version stored names none of these; then the id stands for them, as nothing is comparable.
     """
     dataset, student = member.dataset or member.trial_id, member.student or member.trial_id
-    teacher = member.teacher if member.answers == "live" else None
-    work = (member.method, dataset, student, member.answers or "", teacher or "")
+    teacher = member.teacher if member.teacher_mode == "live" else None
+    work = (member.method, dataset, student, member.teacher_mode or "", teacher or "")
     unit = "unknown" if _cost(member) == _UNKNOWN_COST else "counted"  # the two are never compared
     return work, (unit, dataset, student), (unit, dataset)
 
@@ -129,7 +129,7 @@ def _cost(member: Member) -> float:
     """
     try:
         cost = 3 * models.multiply_adds(member.student)
-        return cost + (models.multiply_adds(member.teacher) if member.teacher and member.answers == "live" else 0)
+        return cost + (models.multiply_adds(member.teacher) if member.teacher and member.teacher_mode == "live" else 0)
     except ValueError:
         return _UNKNOWN_COST
 

@@ -11,10 +11,10 @@ from orchestrator.monitor.events import Event, EventKind, EventListener, LaunchS
 from orchestrator.records import State, TrialRecord
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan
-from orchestrator.study.stored_studies import Launched
+from orchestrator.study.stored_studies import Launch
 
 
-def start_event(plan: Plan, launched: Launched) -> Event:
+def start_event(plan: Plan, launched: Launch) -> Event:
     """The first event of a launch."""
     members = stored_studies.members(plan)
     finished = sum(member.is_cached for member in members)

@@ -55,7 +55,7 @@ class Node:
     """A value of the document. `value` is a scalar, a list of nodes, or a dict from key to node."""
 
     value: Scalar | list[Node] | dict[str, Node]
-    place: Location
+    location: Location
     keys: dict[str, Location] = field(default_factory=dict)  # of a mapping: where each key stands
     weight: int = 1  # nodes below it, itself included, with aliases followed
 
@@ -107,7 +107,7 @@ def read_text(path: Path) -> str:
             raise StudyError([whole.fault("", "the file is not UTF-8 text but UTF-16; save it as UTF-8")]) from None
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
-        raise StudyError([_place_after(source, before).fault("", message)]) from None
+        raise StudyError([_location_after(source, before).fault("", message)]) from None
 
 
 def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
@@ -119,7 +119,7 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
     builder = _Builder(source, text)
     if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
         raise StudyError(
-            [_place_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
+            [_location_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
         )
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -127,14 +127,14 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
     except yaml.reader.ReaderError as error:
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[0])
         # The error's own position counts bytes or characters, as the parser at hand does.
-        place = _place_after(source, text.partition(chr(character))[0])
+        location = _location_after(source, text.partition(chr(character))[0])
         message = f"character U+{character:04X} is not allowed in YAML; remove it"
-        raise StudyError([*builder.faults, place.fault("", message)]) from None
+        raise StudyError([*builder.faults, location.fault("", message)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Location(source, mark.line + 1, mark.column + 1) if mark else Location(source, 1, 1)
+        location = Location(source, mark.line + 1, mark.column + 1) if mark else Location(source, 1, 1)
         message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
-        fault = builder.tab(place.line, place.line) or place.fault("", message)
+        fault = builder.tab(location.line, location.line) or location.fault("", message)
         raise StudyError([*builder.faults, fault]) from None
     if faults is not None and builder.root is not None:
         faults += builder.faults
@@ -152,10 +152,10 @@ def parse_setting(text: str, source: str) -> Node:
         node = parse(text, source) if text.strip() else Node(None, Location(source, 0, 0))
     except StudyError as error:
         raise StudyError(Fault(source, 0, 0, fault.path, fault.message) for fault in error.faults) from None
-    place = Location(source, 0, 0)
+    location = Location(source, 0, 0)
     for part in _walk(node):
-        part.place = place
-        part.keys = dict.fromkeys(part.keys, place)
+        part.location = location
+        part.keys = dict.fromkeys(part.keys, location)
     return node
 
 
@@ -166,7 +166,7 @@ def _walk(node: Node) -> Iterator[Node]:
             yield from _walk(child)
 
 
-def scalar(text: str) -> Scalar:
+def parse_scalar(text: str) -> Scalar:
     """What a plain scalar means in the core schema of YAML 1.2."""
     if _NULL.fullmatch(text):
         return None
@@ -183,7 +183,7 @@ def scalar(text: str) -> Scalar:
     return text
 
 
-def _place_after(source: str, before: str) -> Location:
+def _location_after(source: str, before: str) -> Location:
     return Location(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
@@ -213,37 +213,37 @@ class _Builder:
 
     def take(self, event: Any) -> None:
         """One event of the parser. Raises StudyError where going on would be of no use."""
-        place = Location(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
+        location = Location(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
         if getattr(event, "tag", None) not in (None, "!"):
             self.faults.append(
-                place.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data")
+                location.fault("", f"tag {shorten(event.tag)!r} is not allowed; a study file is plain data")
             )
         match event:
             case yaml.DocumentStartEvent():
                 self._documents += 1
                 if self._documents > 1:
-                    self._stop(place, "a second document starts here; a study file holds one: remove this `---`")
+                    self._stop(location, "a second document starts here; a study file holds one: remove this `---`")
             case yaml.ScalarEvent():
-                self._take_scalar(event, place)
+                self._take_scalar(event, location)
             case yaml.AliasEvent():
-                self._add(self._target(str(event.anchor), place), None, None, place)
+                self._add(self._target(str(event.anchor), location), None, None, location)
             case yaml.SequenceStartEvent():
-                self._push(Node([], place), event.anchor, place)
+                self._push(Node([], location), event.anchor, location)
             case yaml.MappingStartEvent():
-                self._push(Node({}, place), event.anchor, place)
+                self._push(Node({}, location), event.anchor, location)
             case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
                 self._merge(self._open[-1])
                 closed = self._open.pop()
                 self._add(closed.node, closed.anchor, None)
 
-    def _take_scalar(self, event: yaml.ScalarEvent, place: Location) -> None:
+    def _take_scalar(self, event: yaml.ScalarEvent, location: Location) -> None:
         plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
-        if plain and event.value == _MERGE and self._expect_merged(place):
+        if plain and event.value == _MERGE and self._expect_merged(location):
             return
         # The next line of a plain scalar may begin with a tab, but whoever wrote it meant another value.
-        if plain and event.end_mark and (fault := self.tab(place.line + 1, event.end_mark.line + 1)):
+        if plain and event.end_mark and (fault := self.tab(location.line + 1, event.end_mark.line + 1)):
             self.faults.append(fault)
-        self._add(Node(scalar(event.value) if plain else event.value, place), event.anchor, event.value)
+        self._add(Node(parse_scalar(event.value) if plain else event.value, location), event.anchor, event.value)
 
     def tab(self, first: int, last: int) -> Fault | None:
         """The first tab in the indentation of these lines, which YAML allows in none."""
@@ -255,25 +255,25 @@ class _Builder:
 
     # Merge keys, as YAML 1.1 has them: https://yaml.org/type/merge.html
 
-    def _expect_merged(self, place: Location) -> bool:
+    def _expect_merged(self, location: Location) -> bool:
         """Whether a `<<` here is a key, whose value is then merged."""
         parent = self._open[-1] if self._open else None
         if parent is None or not isinstance(parent.node.value, dict) or parent.key is not None or parent.is_merging:
             return False
         if parent.merge:
             message = f"key '<<' appears again, first in line {parent.merge.line}; write one, like `<<: [*a, *b]`"
-            self.faults.append(place.fault("", message))
-        parent.is_merging, parent.merge = True, place
+            self.faults.append(location.fault("", message))
+        parent.is_merging, parent.merge = True, location
         return True
 
-    def _take_merged(self, parent: _Open, node: Node, place: Location) -> None:
+    def _take_merged(self, parent: _Open, node: Node, location: Location) -> None:
         sources = node.value if isinstance(node.value, list) else [node]
         if wrong := next((source for source in sources if not isinstance(source.value, dict)), None):
             message = (
                 f"found {wrong.describe()}; `<<` adds the keys of a mapping, or of a list of mappings; "
                 "write `<<: *name`, and `&name` before that mapping"
             )
-            self.faults.append((place if wrong is node else wrong.place).fault("", message))
+            self.faults.append((location if wrong is node else wrong.location).fault("", message))
         parent.merged += [source for source in sources if isinstance(source.value, dict)]
         parent.is_merging = False
 
@@ -286,20 +286,20 @@ class _Builder:
                 opened.node.keys[name] = source.keys[name]
                 self._weigh(opened.node, source.value[name])
 
-    def _push(self, node: Node, anchor: str | None, place: Location) -> None:
+    def _push(self, node: Node, anchor: str | None, location: Location) -> None:
         if len(self._open) >= MAX_DEPTH:
-            self._stop(place, f"more than {MAX_DEPTH} levels deep; a study file needs 5")
+            self._stop(location, f"more than {MAX_DEPTH} levels deep; a study file needs 5")
         self._open.append(_Open(node, anchor))
 
-    def _target(self, anchor: str, place: Location) -> Node:
+    def _target(self, anchor: str, location: Location) -> Node:
         if anchor in self._anchors:
             return self._anchors[anchor]
         inside = any(opened.anchor == anchor for opened in self._open)
         what = "refers to itself" if inside else "refers to nothing"
-        self._stop(place, f"alias *{shorten(anchor)} {what}; write the value out")
+        self._stop(location, f"alias *{shorten(anchor)} {what}; write the value out")
         raise AssertionError("unreachable")
 
-    def _add(self, node: Node, anchor: str | None, text: str | None, place: Location | None = None) -> None:
+    def _add(self, node: Node, anchor: str | None, text: str | None, location: Location | None = None) -> None:
         """Puts a whole node where it belongs. `text` is the source text of a scalar, `place` that of an alias."""
         if anchor:
             self._anchors[anchor] = node
@@ -308,12 +308,12 @@ class _Builder:
             return
         parent = self._open[-1]
         if parent.is_merging:
-            self._take_merged(parent, node, place or node.place)
+            self._take_merged(parent, node, location or node.location)
             return
         if isinstance(parent.node.value, list):
             parent.node.value.append(node)
         elif parent.key is None:
-            parent.key = self._key(node, text, parent.node, place or node.place)
+            parent.key = self._key(node, text, parent.node, location or node.location)
             return
         else:
             assert isinstance(parent.node.value, dict)
@@ -325,21 +325,21 @@ class _Builder:
         parent.weight += node.weight
         if parent.weight > MAX_NODES:
             message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
-            self._stop(parent.place, message)
+            self._stop(parent.location, message)
 
-    def _key(self, node: Node, text: str | None, parent: Node, place: Location) -> str:
+    def _key(self, node: Node, text: str | None, parent: Node, location: Location) -> str:
         if text is None:
             text = node.value if isinstance(node.value, str) else None
         if text is None:
-            self.faults.append(place.fault("", f"a key is {node.describe()}; keys are plain words"))
+            self.faults.append(location.fault("", f"a key is {node.describe()}; keys are plain words"))
             text = f"?{len(parent.keys)}"
         if text in parent.keys:
             first = parent.keys[text].line
             message = f"key {shorten(text)!r} appears again, first in line {first}; keep one of them"
-            self.faults.append(place.fault("", message))
+            self.faults.append(location.fault("", message))
         else:
-            parent.keys[text] = place
+            parent.keys[text] = location
         return text
 
-    def _stop(self, place: Location, message: str) -> None:
-        raise StudyError([*self.faults, place.fault("", message)])
+    def _stop(self, location: Location, message: str) -> None:
+        raise StudyError([*self.faults, location.fault("", message)])

@@ -284,14 +284,14 @@ _IMAGE_SIZE = Integer(1, 4096)
 class Key:
     """A key with its meaning; `default_doc` says in words what holds where the key is missing."""
 
-    kind: ValueType
+    value_type: ValueType
     doc: str
     default: Any = None
     default_doc: str = ""
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of one value, with the default where it is a fixed one."""
-        schema = {**self.kind.schema(), "description": self.doc}
+        schema = {**self.value_type.schema(), "description": self.doc}
         if self.default is not None:
             schema["default"] = _plain(self.default)
         return schema
@@ -322,7 +322,7 @@ def option_key(option: Option) -> Key:
     return Key(Number(option.least, option.most, exclusive=option.exclusive), option.doc, option.default)
 
 
-def _by_optimizer(name: str) -> str:
+def _describe_optimizer_defaults(name: str) -> str:
     """The default of a setting that each optimizer has its own of, in words."""
     (_, first), *others = ((key, f"{getattr(facts, name):g}") for key, facts in OPTIMIZERS.items())
     return "; ".join([first, *(f"{value} for {key}" for key, value in others)])
@@ -346,9 +346,9 @@ DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the e
 TRAINING_KEYS: Mapping[str, Key] = {
     "epochs": Key(Integer(1, 100_000), "passes over the training set", 200),
     "batch_size": Key(Integer(1, 1_000_000), "images in a batch", 128),
-    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate", 0.1, _by_optimizer("lr")),
+    "lr": Key(Number(0, 1e6, exclusive=True), "learning rate", 0.1, _describe_optimizer_defaults("lr")),
     "momentum": Key(Number(0, 1), "momentum of SGD", 0.9),
-    "weight_decay": Key(Number(0, 1e6), "weight decay", 1e-4, _by_optimizer("weight_decay")),
+    "weight_decay": Key(Number(0, 1e6), "weight decay", 1e-4, _describe_optimizer_defaults("weight_decay")),
     "milestones": Key(
         EpochList(),
         "epochs after which lr is multiplied by gamma",

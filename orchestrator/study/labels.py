@@ -17,11 +17,11 @@ from orchestrator.study import fields
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 
-_OF_TEACHER = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
+_TEACHER_SETTINGS = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
 _TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
 # Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
 _TABLES = ("optimizer", "schedule")  # settings that have options of their own
-_PLACED = {
+_HANDLED = {
     *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
     "teacher_answers", "arithmetic",
 }  # fmt: skip
@@ -66,17 +66,21 @@ def title(trial: TrialConfig | TrialRecord) -> str:
 
 def _label(method: str, recipe: Mapping[str, Any]) -> str:
     """Options first, then the recipe in the order of its keys, then the teacher."""
-    facts, own, teacher = losses.METHODS.get(method), _filled(recipe), recipe.get("teacher")
+    facts, own, teacher = losses.METHODS.get(method), _fill(recipe), recipe.get("teacher")
     defaults: Mapping[str, Any] = facts.defaults() if facts else {}
-    options = {**defaults, **_given(recipe.get("options") or {})}
-    parts = [method, *_differing(options, defaults, defaults), *_unknown(options, defaults, "options.")]
-    parts += [*_differing(own, _defaults(own), fields.RECIPE_KEYS), *_weights(recipe), *_unknown(recipe, _PLACED)]
-    return " ".join([*parts, *(_of_teacher(teacher, own) if teacher else ())])
+    options = {**defaults, **_drop_none(recipe.get("options") or {})}
+    parts = [method, *_format_differences(options, defaults, defaults), *_format_unknown(options, defaults, "options.")]
+    parts += [
+        *_format_differences(own, _defaults(own), fields.RECIPE_KEYS),
+        *_format_weights(recipe),
+        *_format_unknown(recipe, _HANDLED),
+    ]
+    return " ".join([*parts, *(_format_teacher(teacher, own) if teacher else ())])
 
 
-def _of_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
+def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
     """What a teacher was trained with where that is not what its student is trained with."""
-    own = _filled(recipe)
+    own = _fill(recipe)
     expected = {**_defaults(own), "limit_test": student["limit_test"]}
     if not own["weights"]:
         defaults, same = _defaults(own), {name: own[name].name == student[name].name for name in _TABLES}
@@ -87,15 +91,15 @@ def _of_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterat
         if not same["optimizer"]:
             expected |= {name: defaults[name] for name in ("lr", "weight_decay")}
     for part in (
-        *_differing(own, expected, _OF_TEACHER), *_weights(recipe), *_unknown(recipe, _PLACED),
-        *_unknown(recipe.get("options") or {}, (), "options."),
+        *_format_differences(own, expected, _TEACHER_SETTINGS), *_format_weights(recipe),
+        *_format_unknown(recipe, _HANDLED), *_format_unknown(recipe.get("options") or {}, (), "options."),
     ):  # fmt: skip
         yield f"teacher.{part}"
 
 
-def _filled(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _fill(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of a recipe, and the weights; what is not given is at its default."""
-    given = _given(recipe)
+    given = _drop_none(recipe)
     weights = given.get("weights")
     epochs = given.get("epochs", 0 if weights else fields.RECIPE_KEYS["epochs"].default)
     milestones = tuple(given.get("milestones", fields.default_milestones(epochs)))
@@ -124,32 +128,32 @@ def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "milestones": fields.default_milestones(own["epochs"]) if has_milestones else ()}
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_none(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _differing(own: Mapping[str, Any], expected: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
-    yield from (f"{name}={_text(own[name])}" for name in names if own[name] != expected[name])
+def _format_differences(own: Mapping[str, Any], expected: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
+    yield from (f"{name}={_format(own[name])}" for name in names if own[name] != expected[name])
 
 
-def _weights(recipe: Mapping[str, Any]) -> Iterator[str]:
+def _format_weights(recipe: Mapping[str, Any]) -> Iterator[str]:
     if weights := recipe.get("weights"):
-        yield f"weights={_text(weights[:_DIGITS])}"
+        yield f"weights={_format(weights[:_DIGITS])}"
 
 
-def _unknown(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:
+def _format_unknown(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:
     """What another version of kdctl stored: always shown, as its default is not known here."""
     yield from (
-        f"{prefix}{name}={_text(value)}" for name, value in sorted(_given(settings).items()) if name not in known
+        f"{prefix}{name}={_format(value)}" for name, value in sorted(_drop_none(settings).items()) if name not in known
     )
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     """A value without spaces, alike for equal values alone."""
     if value is None:
         return "all"  # images
     if isinstance(value, tuple):
-        return ",".join(map(_text, value)) or "none"
+        return ",".join(map(_format, value)) or "none"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     if isinstance(value, fields.Selection) or (isinstance(value, str) and _PLAIN.fullmatch(value)):

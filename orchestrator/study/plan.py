@@ -126,17 +126,17 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
         for teacher in experiment.teachers:
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
     ids = {config: config.trial_id() for config in teachers}
-    trials = [_planned("teacher", config, trial_id, None) for config, trial_id in ids.items()]
+    trials = [_plan_trial("teacher", config, trial_id, None) for config, trial_id in ids.items()]
     for config in configs:
         if config not in ids:
             teacher_id = ids[config.teacher] if config.teacher else None
-            trials.append(_planned("student", config, config.trial_id(teacher_id), teacher_id))
+            trials.append(_plan_trial("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_without_base(configs))
     plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
     return with_stored_state(plan, states or {}, tables)
 
 
-_LISTED = 5  # settings, or seeds of one, in a warning
+_LIMIT = 5  # settings, or seeds of one, in a warning
 
 
 def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
@@ -150,22 +150,25 @@ def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
             name = f"{labels.of_config(base)} · {base.dataset} · {base.student}"
             missing.setdefault(name, set()).add(base.seed)
     if missing:
-        listed = "; ".join(_few([f"{name} · seed {', '.join(_few(sorted(own)))}" for name, own in missing.items()]))
+        listed = "; ".join(_limit([f"{name} · seed {', '.join(_limit(sorted(own)))}" for name, own in missing.items()]))
         yield (
             "warning: without these runs the difference of their students to base stays unknown: "
             f"{listed}; add them to the experiments with `method: base`"
         )
 
 
-def _few(values: Sequence[object]) -> list[str]:
-    return [*map(str, values[:_LISTED]), *([f"{len(values) - _LISTED:,} more"] if len(values) > _LISTED else [])]
+def _limit(values: Sequence[object]) -> list[str]:
+    return [
+        *map(str, values[:_LIMIT]),
+        *([f"{len(values) - _LIMIT:,} more"] if len(values) > _LIMIT else []),
+    ]
 
 
 def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
     """The same trials beside what a storage holds, see `make_plan`.
 
     A table costs one forward pass a view of an image and some for its check, a live teacher one an epoch of an image:
-    a table pays where the students that share it have epochs enough to come, see `_pays`.
+    a table pays where the students that share it have epochs enough to come, see `_table_pays`.
     """
     wanted = [_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
     to_come: Counter[TableKey] = Counter()
@@ -175,14 +178,14 @@ def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collectio
     trials = []
     for trial, key in zip(plan.trials, wanted, strict=True):
         config = trial.config
-        decision = _decision(config, key, to_come, tables) if config.teacher else None
+        decision = _decide_teacher_mode(config, key, to_come, tables) if config.teacher else None
         state = _state(states.get(trial.trial_id))
         table = key if decision == "table" else None
         trials.append(PlannedTrial(trial.trial_id, trial.role, config, trial.teacher_id, state, decision, table))
     return replace(plan, trials=tuple(trials))
 
 
-def _planned(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
+def _plan_trial(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
     """A trial of which no storage knows yet."""
     return PlannedTrial(trial_id, role, config, teacher_id, PlanState.NEW, None, None)
 
@@ -256,9 +259,9 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         teacher_cache=settings["teacher_cache"] if teacher else None,
         folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
         optimizer=optimizer.name,
-        optimizer_options=_changed(optimizer, trainer.options),
+        optimizer_options=_changed_options(optimizer, trainer.options),
         schedule=schedule.name,
-        schedule_options=_changed(schedule, SCHEDULES[schedule.name].options),
+        schedule_options=_changed_options(schedule, SCHEDULES[schedule.name].options),
     )
 
 
@@ -269,7 +272,7 @@ def _options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str,
     return tuple(sorted({**options, **{name: beside[name] for name in beside if name in options}}.items()))
 
 
-def _changed(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
+def _changed_options(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
     """The options that are not at their defaults."""
     return tuple((name, value) for name, value in selection.options if value != known[name].default)
 
@@ -284,22 +287,22 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
 
 
-def _decision(
+def _decide_teacher_mode(
     config: TrialConfig, key: TableKey | None, to_come: Counter[TableKey], tables: Collection[TableKey]
 ) -> str:
     if key is None:
         return "live"
     if config.teacher_cache != "auto":
         return str(config.teacher_cache)
-    return "table" if key in tables or _pays(key, to_come[key]) else "live"
+    return "table" if key in tables or _table_pays(key, to_come[key]) else "live"
 
 
 # What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. Larger
 # batches and a folded teacher outweigh views and files.
-_BUILT = 0.8
-_CHECKED = 1000  # answers that a table's check asks for
+_BUILD_COST = 0.8
+_CHECK_COST = 1000  # answers that a table's check asks for
 
 
-def _pays(key: TableKey, epochs: int) -> bool:
+def _table_pays(key: TableKey, epochs: int) -> bool:
     """Whether building a table takes less than asking live in so many epochs."""
-    return epochs * key.images > _BUILT * (key.views * key.images + _CHECKED)
+    return epochs * key.images > _BUILD_COST * (key.views * key.images + _CHECK_COST)

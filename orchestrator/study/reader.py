@@ -20,12 +20,12 @@ from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
 from orchestrator.study import document, fields
+from orchestrator.study._overrides import apply
 from orchestrator.study.document import Location, Node
 from orchestrator.study.fields import ImageFolder, Key
-from orchestrator.study.overrides import apply
 from orchestrator.text import nearest, printable, shorten
 
-_MOMENT = 1.0  # seconds
+_NOTE_AFTER = 1.0  # seconds
 MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")
 NOTE = "x-"  # what top-level keys begin with that are read for their anchors alone
@@ -37,12 +37,12 @@ class Value:
     """A checked value with its place, for faults that only show beside other values."""
 
     value: Any
-    place: Location
+    location: Location
     path: str
 
     def fault(self, message: str) -> Fault:
         """A fault at this value."""
-        return self.place.fault(self.path, message)
+        return self.location.fault(self.path, message)
 
 
 Axis = tuple[Value, ...]  # one value or several; a single one is an axis of length 1
@@ -160,7 +160,7 @@ class _Reader:
                 f"found {node.describe()}; expected a safe file name: up to 64 letters, digits, '.', '_' and '-', "
                 "starting with a letter or digit and not ending with '.'; rename the study"
             )
-            self.faults.append(node.place.fault("study", message))
+            self.faults.append(node.location.fault("study", message))
             return ""
         return node.value
 
@@ -175,21 +175,21 @@ class _Reader:
                 for name, child in self._known(node, fields.RECIPE_KEYS, "recipe")
                 if (value := self._shared(fields.RECIPE_KEYS[name], child, f"recipe.{name}"))
             }
-        place = node.place if node is not None else root.place
-        recipe = {name: Value(key.default, place, f"recipe.{name}") for name, key in fields.RECIPE_KEYS.items()}
+        location = node.location if node is not None else root.location
+        recipe = {name: Value(key.default, location, f"recipe.{name}") for name, key in fields.RECIPE_KEYS.items()}
         for name in fields.DERIVED:  # their defaults follow from other settings of each trial, see `plan`
             del recipe[name]
         return recipe | got
 
     def _shared(self, key: Key, node: Node, path: str) -> Value | None:
-        natural = isinstance(key.kind, fields.EpochList)
+        natural = isinstance(key.value_type, fields.EpochList)
         is_list = _grid(node) is not None or (isinstance(node.value, list) and not natural)
         values = () if is_list else self._axis(key, node, path)
         if is_list or len(values) > 1:
             message = (
                 "found a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
             )
-            self.faults.append(node.place.fault(path, message))
+            self.faults.append(node.location.fault(path, message))
             return None
         return values[0] if values else None
 
@@ -210,7 +210,7 @@ class _Reader:
             return ()
         if not isinstance(node.value, list) or not node.value:
             message = f"found {node.describe()}; expected a list of experiments; start each with `- method: …`"
-            self.faults.append(node.place.fault("experiments", message))
+            self.faults.append(node.location.fault("experiments", message))
             return ()
         found = []
         for index, child in enumerate(node.value):
@@ -228,7 +228,7 @@ class _Reader:
         total = sum(map(_size, found))
         if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
             message = f"found {total:,} trials in all; at most {MAX_TRIALS:,} are allowed; split the study"
-            self.faults.append(node.place.fault("experiments", message))
+            self.faults.append(node.location.fault("experiments", message))
         return tuple(found)
 
     def _experiment(self, node: Node, path: str) -> Experiment | None:
@@ -249,7 +249,7 @@ class _Reader:
             else:
                 axes[name] = self._axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
         assert isinstance(node.value, dict)
-        return Experiment(axes, teachers, Value(None, node.place, path), "teacher" in node.value)
+        return Experiment(axes, teachers, Value(None, node.location, path), "teacher" in node.value)
 
     def _teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
         entries = self._entries(node, path)
@@ -257,7 +257,7 @@ class _Reader:
         return tuple(teacher for teacher in found if teacher)
 
     def _teacher(self, node: Node, path: str) -> Teacher | None:
-        value = Value(None, node.place, path)
+        value = Value(None, node.location, path)
         if isinstance(node.value, str):
             model = self._value(fields.TEACHER_KEYS["model"], node, path)
             return Teacher({"model": (model,)}, value) if model else None
@@ -296,34 +296,34 @@ class _Reader:
             node, path = grid, f"{path}.grid"
             if not isinstance(node.value, list):
                 message = f"found {node.describe()}; expected a list of values; write {{grid: [a, b]}}"
-                self.faults.append(node.place.fault(path, message))
+                self.faults.append(node.location.fault(path, message))
                 return []
         elif natural_list or not isinstance(node.value, list):
             return [(node, path)]
         assert isinstance(node.value, list)
         if not node.value:
             message = "found an empty list; an axis needs at least one value; add one, or remove the key"
-            self.faults.append(node.place.fault(path, message))
+            self.faults.append(node.location.fault(path, message))
         return [(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
 
     def _axis(self, key: Key, node: Node, path: str) -> Axis:
-        entries = self._entries(node, path, natural_list=isinstance(key.kind, fields.EpochList))
-        if isinstance(key.kind, fields.Selected):
+        entries = self._entries(node, path, natural_list=isinstance(key.value_type, fields.EpochList))
+        if isinstance(key.value_type, fields.Selected):
             return tuple(value for child, child_path in entries for value in self._selections(key, child, child_path))
         found = (self._value(key, child, child_path) for child, child_path in entries)
         return tuple(value for value in found if value)
 
     def _selections(self, key: Key, node: Node, path: str) -> Iterator[Value]:
         """The entries of a table that a node names: as many as the axes of its options multiply to."""
-        assert isinstance(key.kind, fields.Selected)
+        assert isinstance(key.value_type, fields.Selected)
         if not isinstance(node.value, dict) or len(node.value) != 1:
             value = self._value(key, node, path)
             yield from (value,) if value else ()
             return
-        for name, child in self._known(node, key.kind.table, path):
-            options, where = key.kind.table[name].options, f"{path}.{name}"
+        for name, child in self._known(node, key.value_type.table, path):
+            options, where = key.value_type.table[name].options, f"{path}.{name}"
             if not options:
-                self.faults.append(child.place.fault(where, f"{name} has no options; write its name alone"))
+                self.faults.append(child.location.fault(where, f"{name} has no options; write its name alone"))
             elif self._is_mapping(child, where, options):
                 axes = {
                     option: self._axis(fields.option_key(options[option]), value, f"{where}.{option}")
@@ -331,25 +331,25 @@ class _Reader:
                 }
                 for values in itertools.product(*axes.values()):
                     chosen = tuple((option, value.value) for option, value in zip(axes, values, strict=True))
-                    yield Value(fields.Selection(name, chosen), node.place, path)
+                    yield Value(fields.Selection(name, chosen), node.location, path)
 
     def _option(self, name: str, node: Node, path: str, methods: Axis) -> Axis:
         """An option that stands beside the methods of its experiment."""
         owners = (losses.METHODS[method.value.name].options for method in methods)
-        keys = {key.kind: key for key in (fields.option_key(own[name]) for own in owners if name in own)}
+        keys = {key.value_type: key for key in (fields.option_key(own[name]) for own in owners if name in own)}
         if len(keys) > 1:
             message = (
                 f"its methods mean different things by {name}; write it under each: `method: {{NAME: {{{name}: …}}}}`"
             )
-            self.faults.append(node.place.fault(path, message))
+            self.faults.append(node.location.fault(path, message))
         return self._axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
 
     def _value(self, key: Key, node: Node, path: str) -> Value | None:
         try:
-            found = key.kind.read(node)
-            return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.place, path)
+            found = key.value_type.read(node)
+            return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.location, path)
         except (ValueError, DataError) as error:
-            self.faults.append(node.place.fault(path, str(error)))
+            self.faults.append(node.location.fault(path, str(error)))
             return None
 
     def _measure(self, folder: ImageFolder) -> FolderDataset:
@@ -376,7 +376,7 @@ class _Reader:
         names = list(allowed)
         listed = ", ".join(names if len(names) <= 8 else [*names[:8], "…"])
         message = f"found {node.describe()}; expected a mapping with the keys {listed}; write `key: value` lines"
-        self.faults.append(node.place.fault(path, message))
+        self.faults.append(node.location.fault(path, message))
         return False
 
     def _known(self, node: Node, allowed: Iterable[str], path: str) -> Iterator[tuple[str, Node]]:
@@ -394,7 +394,7 @@ class _Reader:
         assert isinstance(node.value, dict)
         if name not in node.value:
             where = f"{path}.{name}".lstrip(".")
-            self.faults.append(node.place.fault(where, f"key {name!r} is missing; {cure}"))
+            self.faults.append(node.location.fault(where, f"key {name!r} is missing; {cure}"))
         return node.value.get(name)
 
 
@@ -404,7 +404,7 @@ def _progress(folder: str, on_note: Callable[[str], None]) -> Callable[[int, int
 
     def progress(done: int, of: int) -> None:
         nonlocal is_said
-        if not is_said and done < of and time.monotonic() - start > _MOMENT:
+        if not is_said and done < of and time.monotonic() - start > _NOTE_AFTER:
             is_said = True
             on_note(f"measuring the {of:,} images in {printable(folder)}, once")
 

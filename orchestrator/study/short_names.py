@@ -40,7 +40,7 @@ def all_settings(configs: Iterable[TrialConfig]) -> list[Mapping[str, str]]:
     return found
 
 
-def varying(trials: Iterable[Mapping[str, str]]) -> list[str]:
+def find_varying(trials: Iterable[Mapping[str, str]]) -> list[str]:
     """The settings that differ between some of the trials that have them, in the order of a label."""
     values: dict[str, set[str]] = defaultdict(set)
     for settings in trials:
@@ -56,7 +56,7 @@ def names(configs: Sequence[TrialConfig]) -> list[str]:
     by_method: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for settings in {id(settings): settings for settings in trials}.values():
         by_method[settings["method"]].append(settings)
-    shown = {method: ["method", *varying(of)] for method, of in by_method.items()}
+    shown = {method: ["method", *find_varying(of)] for method, of in by_method.items()}
     return [
         " ".join([*_words(settings, shown[settings["method"]]), f"seed {config.seed}"])
         for settings, config in zip(trials, configs, strict=True)

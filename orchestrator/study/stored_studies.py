@@ -29,8 +29,8 @@ from orchestrator.text import masked, nearest, printable
 class Member:
     """A trial of a study as a reader of the storage needs it before it has a row.
 
-    `answers` is how the plan asks its teacher: table, live, or None without one. `is_cached` says whether it was
-    finished before the launch. What follows is empty where an older kdctl stored the plan.
+    `teacher_mode` is where its teacher outputs come from: `table`, `live`, or None without a teacher. `is_cached` says
+    whether it was finished before the launch. The fields after that are empty if an older kdctl stored the plan.
     """
 
     trial_id: str
@@ -38,7 +38,7 @@ class Member:
     title: str
     teacher_id: str | None
     epochs: int
-    answers: str | None
+    teacher_mode: str | None
     is_cached: bool
     method: str = ""
     dataset: str = ""
@@ -53,7 +53,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
+class Launch:
     """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
 
     `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
@@ -82,7 +82,7 @@ class Launched:
         settings: Sequence[str],
         data: Path,
         executor: str,
-    ) -> Launched:
+    ) -> Launch:
         """A launch of this process, of the trials `to_do`. Secrets do not belong in a study file; they are masked."""
         others = {trial.trial_id for trial in to_do} | {
             t.trial_id for t in plan.trials if t.state is PlanState.FINISHED
@@ -108,7 +108,7 @@ class StoredStudy:
 
     name: str
     members: tuple[Member, ...]
-    launched: Launched
+    launched: Launch
 
 
 def members(plan: Plan) -> tuple[Member, ...]:
@@ -124,12 +124,17 @@ def members(plan: Plan) -> tuple[Member, ...]:
     )  # fmt: skip
 
 
-def remember(storage: Storage, plan: Plan, launched: Launched) -> None:
+_STORED_NAMES = {"teacher_mode": "answers"}  # fields of Member that plans store under another name
+
+
+def store_plan(storage: Storage, plan: Plan, launched: Launch) -> None:
     """Stores the plan of a study, in place of that of its launch before. Raises StorageError."""
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
-        "member_fields": list(Member.__slots__),  # once, as a study may have thousands of members
+        "member_fields": [
+            _STORED_NAMES.get(name, name) for name in Member.__slots__
+        ],  # once, as a study may have thousands of members
         "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
         "launched": codec.encode(launched),
     }
@@ -146,7 +151,7 @@ def path_of(file: str) -> str:
     return masked(str(path)) if path.is_file() and "KDCTL_COMMAND" not in os.environ else ""
 
 
-def other_file(storage: Storage, plan: Plan) -> str | None:
+def warn_of_other_file(storage: Storage, plan: Plan) -> str | None:
     """A warning where the storage remembers a study of this name from another file; None for one edited or moved."""
     last = _study(read_json(storage, storage.plan(_digest(plan.study))))
     path = path_of(plan.source)
@@ -163,7 +168,7 @@ def other_file(storage: Storage, plan: Plan) -> str | None:
     )
 
 
-def remembered(storage: Storage) -> list[StoredStudy]:
+def list_studies(storage: Storage) -> list[StoredStudy]:
     """Every study of a storage, the one that was launched last first; damaged ones are left out."""
     found = [
         _study(read_json(storage, entry.name))
@@ -190,7 +195,7 @@ class Membership:
     @classmethod
     def of(cls, storage: Storage) -> Membership:
         """That of the studies that a storage remembers."""
-        plans = {study.name: tuple(member.trial_id for member in study.members) for study in remembered(storage)}
+        plans = {study.name: tuple(member.trial_id for member in study.members) for study in list_studies(storage)}
         return cls(dict(sorted(plans.items())))
 
     @cached_property
@@ -231,7 +236,7 @@ def find(storage: Storage, name: str | None = None) -> StoredStudy:
     """A study by its name, or the one that was launched last. Raises KdctlError where there is none."""
     if name is not None and (study := _study(read_json(storage, storage.plan(_digest(name))))):
         return study
-    known = remembered(storage)
+    known = list_studies(storage)
     if not known:
         raise KdctlError(
             f"{storage.backend.describe('')} holds no study yet; launch one with `kdctl launch FILE`, or name its "
@@ -252,14 +257,15 @@ _FIRST_FIELDS = (
 
 def _member(values: Mapping[str, Any]) -> Member:
     """A member by the names of its values; what another kdctl stored beside them is left out. Raises TypeError."""
-    return Member(**{name: value for name, value in values.items() if name in Member.__slots__})
+    stored = {name: _STORED_NAMES.get(name, name) for name in Member.__slots__}
+    return Member(**{name: values[key] for name, key in stored.items() if key in values})
 
 
 def _study(data: Any) -> StoredStudy | None:
     try:
         names = data.get("member_fields", _FIRST_FIELDS)
         trials = tuple(_member(dict(zip(names, values, strict=False))) for values in data["members"])
-        launched = codec.decode(Launched, {"settings": [], **data["launched"]})
+        launched = codec.decode(Launch, {"settings": [], **data["launched"]})
         if not isinstance(data["study"], str) or launched.since.tzinfo is None:
             return None
         return StoredStudy(data["study"], trials, launched)
@@ -267,7 +273,7 @@ def _study(data: Any) -> StoredStudy | None:
         return None
 
 
-def tables(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
+def read_table_keys(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
     """The trials of a remembered study that ask a table, each with its key; `name` is that of its file.
 
     Raises StorageError where the file is damaged: without it nobody knows which tables are of use.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.codec import CodecError, decode, encode
 from orchestrator.records import TableKey
-from orchestrator.study.stored_studies import Launched
+from orchestrator.study.stored_studies import Launch
 
 
 class Colour(StrEnum):
@@ -112,7 +112,7 @@ def test_the_text_of_stored_values_stays() -> None:
     assert json.dumps(encode(TableKey("t", "logits", 4, True, 100))) == (
         '{"teacher_id": "t", "answers": "logits", "crop_padding": 4, "flip": true, "images": 100}'
     )
-    launched = Launched("launch-1", OUTER.when, "host", "ray", "a.yaml", "study: a", ("seed=1",), "data", ("x",))
+    launched = Launch("launch-1", OUTER.when, "host", "ray", "a.yaml", "study: a", ("seed=1",), "data", ("x",))
     assert json.dumps(encode(launched)) == (
         '{"resource": "launch-1", "since": "2024-01-02T03:04:05.000006+00:00", "host": "host", "executor": "ray", '
         '"file": "a.yaml", "text": "study: a", "settings": ["seed=1"], "data": "data", "left": ["x"], "path": "", '

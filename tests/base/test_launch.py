@@ -405,7 +405,7 @@ def test_a_launch_with_nothing_to_do_is_known_by_its_name(study: Path, storage: 
     assert train(study, storage).is_complete
     study.write_text(STUDY.replace("study: tiny", "study: other"))
     assert train(study, storage).trained == 0
-    assert {found.name for found in stored_studies.remembered(storage)} == {"tiny", "other"}
+    assert {found.name for found in stored_studies.list_studies(storage)} == {"tiny", "other"}
 
 
 def test_what_is_left_is_remembered(study: Path, storage: Storage) -> None:

@@ -30,8 +30,8 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     storage = Storage.at("runs")
     storage.prepare()
     Path("study.yaml").write_text(STUDY)
-    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    stored_studies.remember(storage, make_plan(load_study("study.yaml")), launched)
+    launched = stored_studies.Launch("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.store_plan(storage, make_plan(load_study("study.yaml")), launched)
     return storage
 
 

@@ -50,8 +50,8 @@ def storage(tmp_path: Path, write: Write) -> Storage:
 def remember(storage: Storage, file: Path) -> None:
 
     plan = plan_study(file, storage.backend.address)
-    stored_studies.remember(
-        storage, plan, stored_studies.Launched.of(plan, [], datetime.now(UTC), (), Path("d"), "inline")
+    stored_studies.store_plan(
+        storage, plan, stored_studies.Launch.of(plan, [], datetime.now(UTC), (), Path("d"), "inline")
     )
 
 
@@ -92,7 +92,7 @@ def test_a_file_of_another_machine_is_another_where_its_path_and_text_are(storag
 def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Write) -> None:
     found = stored_studies.find(storage, "one")
     assert asdict(found.launched)["path"].endswith("a/s.yaml")
-    stored_studies.remember(
+    stored_studies.store_plan(
         storage, plan_study(write("a/s.yaml", 1), storage.backend.address), replace(found.launched, path="")
     )
     name = storage.plan(stored_studies._digest("one"))

@@ -49,8 +49,8 @@ def storage(tmp_path: Path) -> Storage:
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     (tmp_path / "study.yaml").write_text(STUDY)
-    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    stored_studies.remember(storage, make_plan(load_study(tmp_path / "study.yaml")), launched)
+    launched = stored_studies.Launch("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.store_plan(storage, make_plan(load_study(tmp_path / "study.yaml")), launched)
     for trial_id in ("aaaaaaaaaa00", "aaaaaaaaaa11"):
         store.write_trial(storage, replace(ROW, trial_id=trial_id))
     return storage
@@ -58,7 +58,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def test_rows_and_remembered_trials_are_known(storage: Storage) -> None:
     found = trial_ids.list_known(storage)
-    (study,) = stored_studies.remembered(storage)
+    (study,) = stored_studies.list_studies(storage)
     assert list(found)[:2] == [member.trial_id for member in study.members]
     assert list(found.values()) == ["base digits resnet_32_8 seed 0", "base digits resnet_32_8 seed 1", "", ""]
     assert set(found) - {member.trial_id for member in study.members} == {"aaaaaaaaaa00", "aaaaaaaaaa11"}

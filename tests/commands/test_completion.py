@@ -57,8 +57,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def remember(storage: Storage) -> None:
     storage.prepare()
     plan = make_plan(load_study("study.yaml"))
-    launched = stored_studies.Launched("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
-    stored_studies.remember(storage, plan, launched)
+    launched = stored_studies.Launch("launch-1", datetime.now(UTC), "host", "inline", "study.yaml", STUDY, (), "data")
+    stored_studies.store_plan(storage, plan, launched)
     store.write_trial(storage, replace(ROW, trial_id=plan.trials[0].trial_id))
 
 
@@ -165,7 +165,7 @@ def test_nonsense_is_no_error(offered: Offer) -> None:
 
 def test_a_storage_that_hangs_is_not_waited_for(place: Path) -> None:
     script = "import time\nfrom orchestrator.study import stored_studies\n"
-    script += "stored_studies.remembered = lambda storage: time.sleep(600)\n"
+    script += "stored_studies.list_studies = lambda storage: time.sleep(600)\n"
     script += "from orchestrator.cli import main\nmain()"
     asked = {completion.VARIABLE: "bash_complete", "COMP_WORDS": "kdctl results ti", "COMP_CWORD": "2"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, env={**os.environ, **asked})

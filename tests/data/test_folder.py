@@ -104,7 +104,7 @@ def change(path: Path) -> None:
 
 
 def test_images_are_read_once_until_a_file_changes(flowers: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "_SETTLED", -1.0)
+    monkeypatch.setattr(image_folder, "_MIN_AGE", -1.0)
     first = measure(flowers, None)
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "_read", None)

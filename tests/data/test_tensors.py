@@ -67,8 +67,8 @@ def test_canonical_order_does_not_depend_on_the_order_of_reading(labels: list[in
     if twins:  # one image several times over, under several labels
         pixels[:] = pixels[0]
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    before = order.canonical({"train": (pixels, numbers)})["train"]
-    after = order.canonical({"train": (pixels[shuffled], numbers[shuffled])})["train"]
+    before = order.sort_splits({"train": (pixels, numbers)})["train"]
+    after = order.sort_splits({"train": (pixels[shuffled], numbers[shuffled])})["train"]
     assert same(before, after)
     assert pairs(before) == pairs((pixels, numbers))  # none lost, none given another label
 
@@ -81,7 +81,7 @@ def pairs(split: Arrays) -> Counter[tuple[bytes, int]]:
 @given(classes=st.integers(1, 5), each=st.integers(1, 6), seed=st.integers(0, 2**32))
 def test_every_prefix_holds_every_class_alike(classes: int, each: int, seed: int) -> None:
     split = random_split(list(range(classes)) * each, seed=seed)
-    _, labels = order.canonical({"test": split})["test"]
+    _, labels = order.sort_splits({"test": split})["test"]
     for count in range(1, len(labels) + 1):
         found = np.bincount(labels[:count], minlength=classes)
         assert found.max() - found.min() <= 1
@@ -264,7 +264,7 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 def make_fake(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     splits = {"train": random_split([*range(10)] * 2, 32), "test": random_split([*range(10)], 32, seed=1)}
-    digest = order.digest(order.canonical(splits))
+    digest = order.digest(order.sort_splits(splits))
     facts = replace(DATASETS[name], classes=10, train=20, test=10, digest=digest)
     fake = Fake(name, facts, splits, folder)
     monkeypatch.setitem(DATASETS, name, facts)
@@ -312,7 +312,7 @@ def test_both_layouts_give_the_same_images(fake: Fake, tmp_path: Path) -> None:
         storage = prepared(tmp_path / layout / "runs")
         prepare_dataset(fake.name, part.folder, storage)
         found.append(storage.backend.read(storage.dataset(fake.name, fake.facts.digest)))
-        for split, wanted in order.canonical(fake.splits).items():
+        for split, wanted in order.sort_splits(fake.splits).items():
             assert same(stored_split(storage, split, fake.name), wanted)
     assert found[0] == found[1] == found[2]
 
@@ -665,7 +665,7 @@ def test_rows_may_be_stored_by_column(cifar10: Fake, empty: Storage, monkeypatch
     assert raw != python2(batch)
     accepted(cifar10, monkeypatch, raw)
     prepare_dataset("cifar10", cifar10.folder, empty)
-    assert same(stored_split(empty, "train"), order.canonical(cifar10.splits)["train"])
+    assert same(stored_split(empty, "train"), order.sort_splits(cifar10.splits)["train"])
 
 
 Damage = Callable[[bytes], bytes]
@@ -714,7 +714,7 @@ def test_damage_that_no_checksum_shows_is_refused_or_changes_nothing(damage: Dam
         except DataError:
             return
         assert len(damage(whole)) == len(whole)  # what is cut off is always refused
-        assert same(stored_split(storage, "train"), order.canonical(fake.splits)["train"])
+        assert same(stored_split(storage, "train"), order.sort_splits(fake.splits)["train"])
 
 
 def test_no_data_folder(cifar10: Fake, empty: Storage) -> None:
@@ -749,7 +749,7 @@ def test_download(cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(DOWNLOAD, download)
     prepare_dataset("cifar10", cifar10.folder, empty)
-    assert same(stored_split(empty, "train"), order.canonical(cifar10.splits)["train"])
+    assert same(stored_split(empty, "train"), order.sort_splits(cifar10.splits)["train"])
     assert list(cifar10.folder.iterdir()) == [cifar10.layout]
 
 

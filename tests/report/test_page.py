@@ -154,13 +154,13 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, made_up:
 
 
 def remember(storage: Storage, name: str = "made up") -> None:
-    launched = stored_studies.Launched("x", START, "here", "inline", "study.yaml", "study: made up\n", (), "data")
+    launched = stored_studies.Launch("x", START, "here", "inline", "study.yaml", "study: made up\n", (), "data")
     kept = stored_studies.StoredStudy(name, tuple(map(member, study())), launched)
     facts_of = {
         "study": name,
         "trials": {},
         "members": [[getattr(one, field) for field in stored_studies.Member.__slots__] for one in kept.members],
-        "launched": {field: getattr(launched, field) for field in stored_studies.Launched.__slots__}
+        "launched": {field: getattr(launched, field) for field in stored_studies.Launch.__slots__}
         | {"since": START.isoformat()},
     }
     stored_studies.write_json(storage, storage.plan(stored_studies._digest(name)), facts_of)

@@ -1,4 +1,4 @@
-"""The YAML door: what plain text means, where it stands, and that bad text is refused quickly and with a place."""
+"""The YAML door: what plain text means, where it stands, and that bad text is refused quickly and with a location."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ YAML_LIKE = st.lists(
 
 
 def plain(node: Node) -> Any:
-    """The values alone, without their places."""
+    """The values alone, without their locations."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
@@ -94,7 +94,7 @@ def test_nan_is_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "part"),
+    ("text", "location", "part"),
     [
         ("a: 1\nb: 2\na: 3", "3:1", "key 'a' appears again, first in line 1"),
         ("x:\n  - {lr: 1, lr: 2}", "2:13", "key 'lr' appears again, first in line 2"),
@@ -119,9 +119,9 @@ def test_nan_is_a_number() -> None:
         ("- " * 100_000, "1:81", "more than 40 levels deep"),
     ],
 )
-def test_bad_text_is_refused_at_its_place(text: str, place: str, part: str) -> None:
+def test_bad_text_is_refused_at_its_location(text: str, location: str, part: str) -> None:
     fault = fault_of(text)
-    assert f"{fault.line}:{fault.column}" == place
+    assert f"{fault.line}:{fault.column}" == location
     assert part in fault.message
 
 
@@ -131,15 +131,15 @@ def test_every_duplicate_and_tag_is_reported_at_once() -> None:
     assert [(fault.line, fault.column) for fault in caught.value.faults] == [(2, 1), (2, 4), (3, 1)]
 
 
-def test_places_count_from_one_in_characters() -> None:
+def test_locations_count_from_one_in_characters() -> None:
     root = document.parse("é: {ü: 5}\nb:\n  - x\n", "s.yaml")
     assert isinstance(root.value, dict)
     inner, outer = root.value["é"], root.value["b"]
     assert isinstance(inner.value, dict) and isinstance(outer.value, list)
-    assert inner.value["ü"].place == Location("s.yaml", 1, 8)
+    assert inner.value["ü"].location == Location("s.yaml", 1, 8)
     assert inner.keys == {"ü": Location("s.yaml", 1, 5)}
     assert root.keys["b"] == Location("s.yaml", 2, 1)
-    assert outer.value[0].place == Location("s.yaml", 3, 5)
+    assert outer.value[0].location == Location("s.yaml", 3, 5)
 
 
 def test_an_alias_is_the_anchored_value() -> None:
@@ -174,7 +174,7 @@ def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "part"),
+    ("text", "location", "part"),
     [
         ("a:\n  <<: 5", "2:7", "found the number 5; `<<` adds the keys of a mapping, or of a list of mappings"),
         ("a:\n  <<: [{b: 1}, x]", "2:16", "found the text 'x'; `<<` adds"),
@@ -184,10 +184,10 @@ def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
         ("a:\n - x\n \t- y", "3:2", "a tab indents this line"),
     ],
 )
-def test_a_wrong_merge_and_a_tab_have_their_place(text: str, place: str, part: str) -> None:
+def test_a_wrong_merge_and_a_tab_have_their_location(text: str, location: str, part: str) -> None:
     fault = fault_of(text)
     assert part in fault.message
-    assert f"{fault.line}:{fault.column}" == place
+    assert f"{fault.line}:{fault.column}" == location
 
 
 @pytest.mark.parametrize("text", ["a: 'b\n\tc'", "a: |\n b\n \tc", "a: [\n\t1]", "a: 1\t# tab"])
@@ -211,18 +211,18 @@ def test_exploding_aliases_are_refused_quickly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "place", "part"),
+    ("raw", "location", "part"),
     [
         (b"study: caf\xe9\n", "1:11", "the file is not UTF-8 text (byte 0xe9); save it as UTF-8"),
         ("é: 1\nü: ".encode() + b"\xff", "2:4", "byte 0xff"),
     ],
 )
-def test_a_file_that_is_not_utf8_names_the_byte(tmp_path: Path, raw: bytes, place: str, part: str) -> None:
+def test_a_file_that_is_not_utf8_names_the_byte(tmp_path: Path, raw: bytes, location: str, part: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_bytes(raw)
     with pytest.raises(StudyError) as caught:
         document.read(path)
-    assert str(caught.value).startswith(f"{path}:{place}: ")
+    assert str(caught.value).startswith(f"{path}:{location}: ")
     assert part in str(caught.value)
 
 
@@ -260,7 +260,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         assert part in fault.message
 
 
-def test_a_setting_is_one_place() -> None:
+def test_a_setting_is_one_location() -> None:
     node = document.parse_setting("{a: [1, x]}", "--set k=…")
     assert plain(node) == {"a": [1, "x"]}
     assert node.keys == {"a": Location("--set k=…", 0, 0)}

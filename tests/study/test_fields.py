@@ -137,7 +137,7 @@ def test_all_that_a_schema_cannot_say_is_that_epochs_ascend() -> None:
 def test_a_default_is_a_value_of_its_kind(key: fields.Key) -> None:
     if key.default is not None:
         written = key.default.name if isinstance(key.default, fields.Selection) else key.default
-        assert read(key.kind, written) == key.default
+        assert read(key.value_type, written) == key.default
         assert key.schema()["default"] == written
 
 
@@ -162,7 +162,7 @@ def test_no_two_tables_mean_different_things_by_one_key() -> None:
     everything = [item for known in TABLES.values() for item in known.items()]
     shared = {name for name, _ in everything if sum(name == other for other, _ in everything) > 1}
     assert "epochs" in shared
-    kinds = {name: {key.kind for other, key in everything if other == name} for name in shared}
+    kinds = {name: {key.value_type for other, key in everything if other == name} for name in shared}
     assert {name: len(found) for name, found in kinds.items()} == dict.fromkeys(shared, 1)
 
 

@@ -79,7 +79,7 @@ def test_logs_without_a_trial_lists_them(sweep: Plan, tmp_path: Path) -> None:
     storage.prepare()
     words = ("logs", "--storage", storage.backend.address)
     assert "holds no study yet" in CliRunner().invoke(cli, words).stderr
-    launched = stored_studies.Launched("launch-abc", WHEN, "node-1", "ray", "study.yaml", "", (), "data")
-    stored_studies.remember(storage, sweep, launched)
+    launched = stored_studies.Launch("launch-abc", WHEN, "node-1", "ray", "study.yaml", "", (), "data")
+    stored_studies.store_plan(storage, sweep, launched)
     found = CliRunner().invoke(cli, words)
     assert found.exit_code == 2 and f"{sweep.trials[1].trial_id}  st temperature=2 lr=0.05 seed 0" in found.stderr

@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     known: set[str] = set()
     launches = [plan_of(folder, "sweep", "recipe.epochs=7"), *(plan_of(folder, name) for name in STUDIES)]
     for day, plan in enumerate(launches, 1):
-        stored_studies.remember(storage, plan, launched(day))
+        stored_studies.store_plan(storage, plan, launched(day))
         for no, trial in enumerate(plan.trials, 1):
             if trial.trial_id not in known:
                 store.write_trial(storage, row(trial, no, plan.study))
@@ -194,7 +194,7 @@ def test_rows_of_a_study_whose_plan_is_not_known_belong_to_it(folder: Path, tmp_
     membership = stored_studies.Membership.of(storage)
     parts = [(part.study, [one.trial_id for one in part.rows]) for part in membership.split(store.read_trials(storage))]
     assert parts == [("old", [rows[0].trial_id]), ("older", [rows[1].trial_id])]
-    stored_studies.remember(storage, plan, launched())
+    stored_studies.store_plan(storage, plan, launched())
     parts = [
         (part.study, len(part.rows)) for part in stored_studies.Membership.of(storage).split(store.read_trials(storage))
     ]

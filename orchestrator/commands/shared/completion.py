@@ -83,10 +83,10 @@ def studies(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _studies_in_storage(context: click.Context) -> Iterator[Item]:
-    from orchestrator.study.stored_studies import remembered
+    from orchestrator.study.stored_studies import list_studies
 
     if storage := _storage(context):
-        for study in remembered(storage):
+        for study in list_studies(storage):
             yield CompletionItem(study.name, help=f"study of {len(study.members)} trials, {study.launched.file}")
 
 
@@ -103,10 +103,10 @@ def trials(context: click.Context, incomplete: str) -> Iterable[Item]:
 @_quietly
 def teachers(context: click.Context, incomplete: str) -> Iterable[Item]:
     """Ids of teachers that have a row in the storage."""
-    from orchestrator.study.stored_studies import remembered
+    from orchestrator.study.stored_studies import list_studies
 
     storage = _storage(context)
-    members = [member for study in remembered(storage) for member in study.members] if storage else []
+    members = [member for study in list_studies(storage) for member in study.members] if storage else []
     titles = {member.trial_id: member.title for member in members if member.role == "teacher"}
     return [
         CompletionItem(trial_id, help=title)

@@ -20,20 +20,20 @@ _FORM = "write it like recipe.epochs=2 or experiments[0].seed=[0,1]"
 def apply(root: Node, setting: str) -> list[Fault]:
     """Puts one `--set` into the document; returns what is wrong with it."""
     source = f"--set {shorten(setting)}"
-    place = Location(source, 0, 0)
+    location = Location(source, 0, 0)
     path, equals, text = (part.strip() for part in setting.partition("="))
     if not equals or not path:
-        return [place.fault("", f"expected PATH=VALUE; {_FORM}")]
+        return [location.fault("", f"expected PATH=VALUE; {_FORM}")]
     if not _PATH.fullmatch(path):
-        return [place.fault("", f"{shorten(path)!r} is not a path of keys; {_FORM}")]
+        return [location.fault("", f"{shorten(path)!r} is not a path of keys; {_FORM}")]
     try:
         new = document.parse_setting(text, source)
     except StudyError as error:
         return list(error.faults)
-    return _put(root, re.findall(_NAME, path), new, place)
+    return _put(root, re.findall(_NAME, path), new, location)
 
 
-def _put(root: Node, steps: list[str], new: Node, place: Location) -> list[Fault]:
+def _put(root: Node, steps: list[str], new: Node, location: Location) -> list[Fault]:
     """Walks down to the key, and makes each missing mapping on the way."""
     target = root
     for depth, step in enumerate(steps, 1):
@@ -46,14 +46,14 @@ def _put(root: Node, steps: list[str], new: Node, place: Location) -> list[Fault
             at = int(step)
             child = value[at]
         else:
-            return [place.fault("", _dead_end(_joined(steps[: depth - 1]), step, target))]
+            return [location.fault("", _describe_dead_end(_join(steps[: depth - 1]), step, target))]
         if depth == len(steps):
             child = new
-            target.keys[step] = place
+            target.keys[step] = location
         elif child is None or child.value is None:
             # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
-            child = Node({}, place)
-            target.keys.setdefault(step, place)
+            child = Node({}, location)
+            target.keys.setdefault(step, location)
         else:
             # An alias shares its nodes with the anchor, which this setting is not about.
             child = replace(child, value=copy.copy(child.value), keys=dict(child.keys))
@@ -62,7 +62,7 @@ def _put(root: Node, steps: list[str], new: Node, place: Location) -> list[Fault
     return []
 
 
-def _dead_end(path: str, step: str, node: Node) -> str:
+def _describe_dead_end(path: str, step: str, node: Node) -> str:
     """Why a path does not go on with a step."""
     where = shorten(path) or "the file"
     if not isinstance(node.value, list):
@@ -76,5 +76,5 @@ def _dead_end(path: str, step: str, node: Node) -> str:
     return f"{where} is a list, with {have}; found {shorten(step)!r}; name one of its entries, like {where}[0]"
 
 
-def _joined(steps: list[str]) -> str:
+def _join(steps: list[str]) -> str:
     return "".join(f"[{step}]" if step.isdecimal() else f".{step}" for step in steps).lstrip(".")
