@@ -241,7 +241,7 @@ def draw_comparisons(found: Sequence[Pair]) -> Iterator[Figure]:
         base = next((row for row in rows if row.slot == _charts.BASE), None)
         if base:
             rules.append(Rule(base.label, _charts.BASE, base.note, base.mean))
-        caption = "Mark: mean; bar: its 95 % confidence interval (Student's t), absent for a single run; dots: individual runs."
+        caption = "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots: runs."
         yield Figure(
             f"standing-{pair.slug}", pair.title, caption + _describe_omitted(len(shown), len(entries)),
             (_charts.draw_dots(words, rows, rules),),

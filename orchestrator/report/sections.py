@@ -209,7 +209,7 @@ def _without_base(entries: Sequence[Comparison]) -> Iterator[str]:
         missing = sorted({row.seed for row in entry.group.rows} - of_base)
         if entry.table.teacher and missing:
             listed = ", ".join([*map(str, missing[:10]), *(["…"] if len(missing) > 10 else [])])
-            yield f"{entry.group.label}: there is no base run of the same training with seed {listed}, so these seeds have no difference."
+            yield f"{entry.group.label}: no base run of the same training has seed {listed}, so no difference there."
 
 
 def _of(done: int, count: int) -> Cell:

@@ -263,7 +263,8 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     assert 200_000 < len(text.encode()) < LIMIT
     assert len(asked) < 1000  # no epochs are read but those that are drawn
     assert (
-        " settings, those with the best last epoch; kdctl query prints the others" in text and "(kdctl query prints the others)" in text
+        " settings, those with the best last epoch; kdctl query prints the others" in text
+        and "(kdctl query prints the others)" in text
     )
     assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
 
