@@ -21,8 +21,8 @@ from orchestrator.launch import plan_study
 from orchestrator.markdown import escape, format_table
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
-from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, other_settings
-from orchestrator.results.summary import Group, tables
+from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, Published, describe_differences
+from orchestrator.results.summary import Group, group_tables
 from orchestrator.results.tables import PUBLISHED_COLUMNS
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
@@ -101,7 +101,7 @@ def section(wanted: Published, study: Study) -> str:
 
 def _has(wanted: Published, trial: PlannedTrial) -> bool:
     config, teacher = trial.config, trial.config.teacher
-    return wanted.is_of(config.method, config.dataset, config.student, teacher.student if teacher else None)
+    return wanted.matches(config.method, config.dataset, config.student, teacher.student if teacher else None)
 
 
 def _listed(wanted: Published) -> str:
@@ -154,7 +154,7 @@ def _means(wanted: Published, trials: Sequence[PlannedTrial], study: Study) -> I
 
 def _groups(trials: Sequence[PlannedTrial], study: Study) -> list[Group]:
     rows = [study.rows[trial.trial_id] for trial in trials if trial.trial_id in study.rows]
-    return [group for table in tables(rows) for group in table.groups]
+    return [group for table in group_tables(rows) for group in table.groups]
 
 
 def _mean(group: Group, column: str) -> str:
@@ -169,7 +169,7 @@ def _remarks(trials: Sequence[PlannedTrial], study: Study) -> Iterator[str]:
     counts = Counter(study.state(trial) for trial in trials)
     yield f"- {len(trials)} runs: " + ", ".join(f"{counts[state]} {state}" for state in _states(counts))
     found = dict.fromkeys(
-        text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := other_settings(row))
+        text for trial in trials if (row := study.rows.get(trial.trial_id)) and (text := describe_differences(row))
     )
     yield from (f"- settings that differ from the closest ones: {escape(text)}" for text in found)
 

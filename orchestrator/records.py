@@ -149,7 +149,7 @@ class TrialConfig:
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
         data = self._flat()
-        data["options"] = _counted(self.method, data["options"])
+        data["options"] = _options_in_id(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
         if self.folder:
@@ -171,7 +171,7 @@ _OPTIONS = ("options", "optimizer_options", "schedule_options")
 _LATER: Mapping[str, Any] = {field.name: field.default for field in fields(TrialConfig)[_FIELDS_OF_VERSION_2:]}
 
 
-def _counted(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
     facts = losses.METHODS.get(method)
     defaults = facts.defaults() if facts else {}

@@ -43,7 +43,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
     from orchestrator.catalog import integrity, lookup
     from orchestrator.machine.paths import local
     from orchestrator.report.page import FORMATS, render, write
-    from orchestrator.report.sections import head
+    from orchestrator.report.sections import describe_progress
     from orchestrator.storage.layout import Storage
 
     path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
@@ -55,7 +55,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
     facts: Facts = _facts(study, place, settings)
     warn(integrity.find_missing(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
-    click.echo(f"study {facts.name}: {head(facts)}", err=True)
+    click.echo(f"study {facts.name}: {describe_progress(facts)}", err=True)
     if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
         click.echo(f"{reason}; `kdctl report {facts.name}` writes the report of its last launch", err=True)
     click.echo(path)

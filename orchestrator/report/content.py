@@ -1,4 +1,4 @@
-"""What a report tells of: a study's trials in the order of its plan, what came of each, and how to run it again."""
+"""The data of a report: a study's trials in the order of its plan, their results, and how to run it again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MISSING = "not started"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The study file behind a report: its text, and the words of the command line that launches it.
+    """The study file of a report: its text, and the command line that launches it.
 
-    `commit` holds the file as it was launched, or as it is where it was not; None where that is not certain.
+    `commit` contains the file as launched, or as it is now if it never was; None if that is not certain.
     """
 
     command: tuple[str, ...]
@@ -35,14 +35,14 @@ class Source:
 
     @classmethod
     def of(cls, study: StoredStudy) -> Source:
-        """That of a study's last launch."""
+        """The source of a study's last launch."""
         launched = study.launched
         return cls(tuple(stored_studies.command(study)), launched.text, launched.since, launched.host, launched.commit)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report tells of, at one moment. `members` are the trials wanted, `rows` those begun, by id."""
+    """The data of a report at one moment. `members` are the planned trials, `rows` those that started, by id."""
 
     name: str
     members: tuple[Member, ...]
@@ -58,11 +58,11 @@ class Facts:
 
     @cached_property
     def teacher_ids(self) -> frozenset[str]:
-        """The trials that taught others of this report."""
+        """The trials that are teachers of others in this report."""
         return frozenset(member.teacher_id for member in self.members if member.teacher_id)
 
     def state(self, member: Member) -> str:
-        """The state of its row, or that it has none."""
+        """The state of a trial; `MISSING` if it has no row."""
         row = self.rows.get(member.trial_id)
         return row.state.value if row else MISSING
 
@@ -84,16 +84,16 @@ class Facts:
 def gather(
     storage: Storage, name: str, members: Sequence[Member] | None, source: Source | None, now: datetime
 ) -> Facts:
-    """Reads what a report tells of; `members` None is everything that the storage holds.
+    """Reads the data of a report; with `members` None, of everything in the storage.
 
-    Raises KdctlError where there is nothing to tell of, StorageError where a row is damaged.
+    Raises KdctlError if there is no trial, StorageError if a row is damaged.
     """
-    wanted = None if members is None else [member.trial_id for member in members]
-    rows = store.read_trials(storage, wanted)
+    trial_ids = None if members is None else [member.trial_id for member in members]
+    rows = store.read_trials(storage, trial_ids)
     for row in rows:
         if not _is_sound(row):
-            shown = storage.backend.describe(storage.trial_row(row.trial_id))
-            raise StorageError(f"{shown} holds a damaged row; launch its study again, which trains this trial again")
+            path = storage.backend.describe(storage.trial_row(row.trial_id))
+            raise StorageError(f"{path} holds a damaged row; launch its study again, which trains this trial again")
     if members is None:
         rows.sort(key=lambda row: (row.study, row.no))
         members = [_member(row) for row in rows]
@@ -106,7 +106,7 @@ def gather(
 
 
 def _is_sound(row: TrialRecord) -> bool:
-    """Whether a row has what every row of kdctl's has, in whatever state."""
+    """Whether a row names known models and a known dataset, as every row that kdctl writes does."""
     try:
         for model in filter(None, (row.student, row.teacher)):
             models.parse(model)
@@ -117,7 +117,7 @@ def _is_sound(row: TrialRecord) -> bool:
 
 
 def _member(row: TrialRecord) -> Member:
-    """A trial of which only its row is known."""
+    """The member for a row that belongs to no stored study."""
     answers = row.recipe.get("teacher_answers")
     is_cached = row.state is State.FINISHED
     title, work = labels.title(row), (row.method, row.dataset, row.student, row.teacher)

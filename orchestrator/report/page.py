@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nobody for anything, or as Markdown with SVG files beside it."""
+"""The report as one self-contained HTML file, or as Markdown with SVG files next to it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ from markupsafe import Markup
 from orchestrator import markdown
 from orchestrator.errors import KdctlError
 from orchestrator.files import write_file
-from orchestrator.report import charts
-from orchestrator.report.charts import Chart, cut
+from orchestrator.report import _charts
+from orchestrator.report._charts import Chart, cut
+from orchestrator.report._figures import Figure
 from orchestrator.report.content import Facts
-from orchestrator.report.figures import Figure
-from orchestrator.report.sections import Code, Section, Table, Text, caution, head, sections
+from orchestrator.report.sections import (
+    Code,
+    Section,
+    Table,
+    Text,
+    build_sections,
+    describe_incomplete,
+    describe_progress,
+)
 from orchestrator.text import looking_once, masked, printable
 
 FORMATS = {"html": ".html", "markdown": ".md"}
-MARK = "kdctl report"  # stands near the top of every file that is ours, in one of these forms
+MARK = "kdctl report"  # near the top of every file that kdctl report wrote, in one of these forms
 _MARKS = tuple(text.encode() for text in (f"<!-- {MARK} -->", f'<meta name="generator" content="{MARK}">'))
-MAX_TEXT = 600  # characters of a text from outside
+MAX_TEXT = 600  # characters of an external text
 MAX_CODE = 60_000  # of a study file
 
 
@@ -36,22 +44,22 @@ def render(facts: Facts, form: str, stem: str = "report") -> dict[str, str]:
     Raises StorageError where epochs cannot be read.
     """
     with looking_once():
-        found = sections(facts)
-        return _html(facts, found, stem) if form == "html" else _markdown(facts, found, stem)
+        found = build_sections(facts)
+        return _render_html(facts, found, stem) if form == "html" else _render_markdown(facts, found, stem)
 
 
-def _shown(text: str) -> str:
+def _format_text(text: str) -> str:
     return cut(" ".join(text.split()) if "\n" in text else text, MAX_TEXT)
 
 
-def _lines(text: str) -> str:
-    """A file's text, line by line as `text.printable` has it."""
-    text = masked(text)  # as a whole too: a secret may have lines
+def _format_lines(text: str) -> str:
+    """A file's text, made printable line by line."""
+    text = masked(text)  # also as a whole: a secret may span several lines
     shown = "\n".join(printable(line.expandtabs(4)) for line in text[:MAX_CODE].splitlines())
     return shown + "\n… (cut)" if len(text) > MAX_CODE else shown
 
 
-# HTML. Everything goes through the template, which escapes it; what is markup already is named here.
+# HTML. The template escapes everything except what the filters here return as markup.
 
 
 @cache
@@ -62,7 +70,13 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"shown": _shown, "lines": _lines, "digest": _digest, "own": Markup, "drawn": _drawn}
+    environment.filters |= {
+        "text": _format_text,
+        "lines": _format_lines,
+        "digest": _digest,
+        "raw": Markup,
+        "draw": _draw,
+    }
     kinds = {"text_block": Text, "code_block": Code, "figure_block": Figure}
     environment.tests |= {name: _is_a(kind) for name, kind in kinds.items()}
     return environment
@@ -72,24 +86,24 @@ def _is_a(kind: type) -> Callable[[object], bool]:
     return lambda block: isinstance(block, kind)
 
 
-def _drawn(chart: Chart) -> Markup:
+def _draw(chart: Chart) -> Markup:
     return Markup(chart.inline())  # noqa: S704 - made by ElementTree, which escapes every text
 
 
 def _digest(text: str) -> str:
-    """What a Content-Security-Policy names an inline script or style by."""
+    """The SHA-256 by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _part(name: str) -> str:
+def _read_template(name: str) -> str:
     return resources.files("orchestrator.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _html(facts: Facts, found: list[Section], stem: str) -> dict[str, str]:
+def _render_html(facts: Facts, found: list[Section], stem: str) -> dict[str, str]:
     template = _environment().get_template("report.html")
     text = template.render(
-        name=facts.name, head=head(facts), caution=caution(facts), sections=found,
-        style=charts.STYLE + _part("report.css"), script=_part("report.js"),
+        name=facts.name, head=describe_progress(facts), caution=describe_incomplete(facts), sections=found,
+        style=_charts.STYLE + _read_template("report.css"), script=_read_template("report.js"),
         version=_version(), written=f"{facts.now:%Y-%m-%d %H:%M}",
     )  # fmt: skip
     return {f"{stem}.html": text}
@@ -102,66 +116,67 @@ def _version() -> str:
 # Markdown.
 
 
-def _markdown(facts: Facts, found: list[Section], stem: str) -> dict[str, str]:
+def _render_markdown(facts: Facts, found: list[Section], stem: str) -> dict[str, str]:
     files: dict[str, str] = {}
-    parts = [f"<!-- {MARK} -->\n# {_escaped(facts.name)}", _escaped(head(facts))]
-    parts += [f"> {_escaped(caution(facts))}"] if caution(facts) else []
+    parts = [f"<!-- {MARK} -->\n# {_escape(facts.name)}", _escape(describe_progress(facts))]
+    parts += [f"> {_escape(describe_incomplete(facts))}"] if describe_incomplete(facts) else []
     for section in found:
         parts.append(f"## {section.title}")
-        parts += [_block(block, stem, files) for block in section.blocks]
+        parts += [_render_block(block, stem, files) for block in section.blocks]
     parts.append(f"Written by kdctl {_version()} on {facts.now:%Y-%m-%d %H:%M} UTC.")
     return {**files, f"{stem}.md": "\n\n".join(parts) + "\n"}
 
 
-def _escaped(text: str) -> str:
-    return markdown.escape(_shown(text))
+def _escape(text: str) -> str:
+    return markdown.escape(_format_text(text))
 
 
-def _block(block: Text | Table | Figure | Code, stem: str, files: dict[str, str]) -> str:
+def _render_block(block: Text | Table | Figure | Code, stem: str, files: dict[str, str]) -> str:
     if isinstance(block, Text):
-        return _escaped(block.text)
+        return _escape(block.text)
     if isinstance(block, Code):
-        text = _lines(block.text)
+        text = _format_lines(block.text)
         fence = "`" * (max(map(len, re.findall("`+", text)), default=2) + 1)
         fence = fence if len(fence) >= 3 else "```"
-        return f"### {_escaped(block.title)}\n\n{fence}yaml\n{text}\n{fence}"
+        return f"### {_escape(block.title)}\n\n{fence}yaml\n{text}\n{fence}"
     if isinstance(block, Figure):
-        return _figure(block, stem, files)
-    rows = [[_cell(cell.text, cell.small, is_marked=cell.is_marked) for cell in row] for row in block.rows]
-    table = markdown.format_table(list(map(_escaped, block.header)), rows)
-    body = "\n\n".join([table, *map(_escaped, block.notes)])
+        return _render_figure(block, stem, files)
+    rows = [[_render_cell(cell.text, cell.small, is_marked=cell.is_marked) for cell in row] for row in block.rows]
+    table = markdown.format_table(list(map(_escape, block.header)), rows)
+    body = "\n\n".join([table, *map(_escape, block.notes)])
     if block.folded:
-        return f"<details><summary>{_escaped(block.folded)}</summary>\n\n{body}\n\n</details>"
-    return f"### {_escaped(block.title)}\n\n{body}"
+        return f"<details><summary>{_escape(block.folded)}</summary>\n\n{body}\n\n</details>"
+    return f"### {_escape(block.title)}\n\n{body}"
 
 
-def _cell(text: str, small: str, *, is_marked: bool) -> str:
-    shown = f"**{_escaped(text)}**" if is_marked else _escaped(text)
-    return f"{shown} ({_escaped(small)})" if small else shown
+def _render_cell(text: str, small: str, *, is_marked: bool) -> str:
+    shown = f"**{_escape(text)}**" if is_marked else _escape(text)
+    return f"{shown} ({_escape(small)})" if small else shown
 
 
-def _figure(figure: Figure, stem: str, files: dict[str, str]) -> str:
+def _render_figure(figure: Figure, stem: str, files: dict[str, str]) -> str:
     names = [f"{stem}-{figure.name}-{number}.svg" for number in range(1, len(figure.charts) + 1)]
     files.update(zip(names, (chart.standalone() for chart in figure.charts), strict=True))
     images = " ".join(
-        f"![{_escaped(chart.words.title)}](<{name}>)" for chart, name in zip(figure.charts, names, strict=True)
+        f"![{_escape(chart.words.title)}](<{name}>)" for chart, name in zip(figure.charts, names, strict=True)
     )
-    return f"### {_escaped(figure.title)}\n\n{images}\n\n{_escaped(figure.caption)}"
+    return f"### {_escape(figure.title)}\n\n{images}\n\n{_escape(figure.caption)}"
 
 
 # Files.
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Writes files, each whole or not at all; earlier ones of ours are replaced.
+    """Writes each file atomically; files of earlier reports are replaced.
 
-    Raises KdctlError for a file that is not ours, before anything is written, and where a file cannot be written.
+    Raises KdctlError, before anything is written, if kdctl report did not write an existing file, and for a file that
+    cannot be written.
     """
     for name in files:
         if not _is_ours(folder / name):
             raise KdctlError(
-                f"{folder / name} is there and was not written by kdctl report; name another file with --output, or "
-                "move that one away"
+                f"{folder / name} exists and was not written by kdctl report; name another file with --output, or "
+                "move this one"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +189,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file may be replaced: it is not there, or has our mark near its top."""
+    """Whether a file may be replaced: it does not exist, or has the mark of a report near its top."""
     try:
         with path.open("rb") as file:
             top = file.read(400)

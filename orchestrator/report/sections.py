@@ -10,26 +10,34 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import figures
+from orchestrator.report import _figures
+from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
-from orchestrator.report.figures import MORE, Figure, Pair
-from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, other_settings
-from orchestrator.results.summary import DIFFERENCE, Compared, Group, PairTable, Statistic, compare_to_base, tables
-from orchestrator.results.tables import PUBLISHED_COLUMNS, data_cut
+from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, describe_differences
+from orchestrator.results.summary import (
+    DIFFERENCE,
+    Comparison,
+    Group,
+    PairTable,
+    Statistic,
+    compare_to_base,
+    group_tables,
+)
+from orchestrator.results.tables import PUBLISHED_COLUMNS, describe_subset
 
-# What bounds the size of a page. Texts from outside are cut where they are written, see `page`.
+# Limits on the size of a page. `page` cuts external texts.
 MAX_TABLES = 40
 MAX_SETTINGS = 300  # rows over all tables of settings
 MAX_INLINE = 40  # rows of one of them
 MAX_LISTED = 1_000  # single runs, over all tables of runs
 MAX_UNFINISHED = 200
 MAX_IDS = 2_000
-_PRINTED = 40  # rows up to which a folded table is on paper too
+_PRINTED = 40  # rows up to which a folded table is printed on paper
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell: a text, what stands small beside it, what it sorts by where that is a number, and a mark."""
+    """One cell: its text, a small text next to it, the number to sort by if there is one, and whether it is bold."""
 
     text: str
     small: str = ""
@@ -39,7 +47,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells below a header; `folded` is the line it hides behind, `notes` follow it."""
+    """Rows of cells below a header; `folded` is the summary line of a folded table, `notes` follow the table."""
 
     title: str
     header: tuple[str, ...]
@@ -54,13 +62,13 @@ class Table:
 
     @property
     def is_printed(self) -> bool:
-        """Whether it is on paper though it is folded on a screen."""
+        """Whether it is printed on paper although it is folded on a screen."""
         return len(self.rows) <= _PRINTED
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A text as it stands in a file."""
+    """The text of a file."""
 
     title: str
     text: str
@@ -82,58 +90,59 @@ class Section:
     blocks: tuple[Text | Table | Figure | Code, ...]
 
 
-def shares(wanted: Sequence[int], total: int) -> list[int]:
-    """How many of `total` rows each table gets: all that it has, or as many as any other that has more."""
-    given, left = [0] * len(wanted), total
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+def share_rows(lengths: Sequence[int], total: int) -> list[int]:
+    """How many of `total` rows each table gets: all its rows, or the same number as every other longer table."""
+    given, left = [0] * len(lengths), total
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     for number, index in enumerate(order):
-        given[index] = min(wanted[index], left // (len(order) - number))
+        given[index] = min(lengths[index], left // (len(order) - number))
         left -= given[index]
     return given
 
 
-def sections(facts: Facts) -> list[Section]:
+def build_sections(facts: Facts) -> list[Section]:
     """The whole report. Raises StorageError where epochs cannot be read."""
-    found = figures.pairs(facts.ordered)
+    found = _figures.group_pairs(facts.ordered)
     made = [
         Section("results", "Results", tuple(_results(facts))),
-        Section("teacher", "Student against teacher and base", tuple(_standings(found))),
-        Section("curves", "Learning curves", tuple(figures.learning_curves(facts, found))),
+        Section("teacher", "Student against teacher and base", tuple(_comparisons(found))),
+        Section("curves", "Learning curves", tuple(_figures.draw_learning_curves(facts, found))),
         Section("cost", "Accuracy against cost", tuple(_costs(facts, found))),
         Section("unfinished", "Trials that did not finish", tuple(_unfinished(facts))),
-        Section("again", "How to reproduce this", tuple(_again(facts))),
+        Section("again", "How to reproduce this", tuple(_reproduction(facts))),
     ]
     return [section for section in made if section.blocks]
 
 
-def head(facts: Facts) -> str:
-    """One line on how far the study is."""
+def describe_progress(facts: Facts) -> str:
+    """The progress of the study in one line."""
     total, done = len(facts.members), facts.finished
     others = [f"{count:,} {state}" for state, count in sorted(facts.counts.items()) if state != State.FINISHED.value]
     return f"{done:,} of {total:,} trials finished" + (f"; {', '.join(others)}" if others else "")
 
 
-def caution(facts: Facts) -> str:
-    """What to keep in mind while a study is not whole; empty where it is."""
+def describe_incomplete(facts: Facts) -> str:
+    """A note for a study that is not complete; empty if it is."""
     if facts.finished == len(facts.members):
         return ""
     return (
-        "This study is not complete: means are over the runs that finished so far, and n says how many those are. "
-        "Launch it again to go on, and write this report again."
+        "This study is not complete: means are over the n runs that have finished so far. "
+        "Launch it again to continue, then write this report again."
     )
 
 
 _READING = (
     Text(
-        "Best epoch: the highest test accuracy of all epochs. It is picked on the test set, as is customary, so it "
-        "flatters. Last epoch: the accuracy after the last epoch, with no pick. Selected: the accuracy at "
-        "the epoch that was best on held-out training images, where a study holds some out."
+        "Best epoch: the highest test accuracy of all epochs. The epoch is chosen on the test set, as is "
+        "customary, so this accuracy is optimistic. Last epoch: the test accuracy after the last epoch; nothing is "
+        "chosen on the test set. Selected: the test accuracy at the epoch with the best accuracy on held-out training "
+        "images, if the study holds some out."
     ),
     Text(
         "Figures are mean ± sample standard deviation (n − 1) over n finished runs, which differ in their seeds alone; "
-        "runs that failed are in no mean. The difference to base is that of the last epoch, between runs with the same "
-        "seed, with the 95 % confidence interval of its mean (Student's t): an interval that holds 0 shows no "
-        "difference. Base is the same training without a teacher."
+        "failed runs are not part of any mean. The difference to base is that of the last epoch between runs with the "
+        "same seed, with the 95 % confidence interval of its mean (Student's t): an interval that contains 0 shows no "
+        "significant difference. Base is the same training without a teacher."
     ),
 )
 
@@ -144,28 +153,28 @@ _NOTE_COLUMN = "lab note (another experiment), best epoch, %"
 
 
 def _results(facts: Facts) -> Iterator[Text | Table]:
-    found = tables(facts.ordered)
+    found = group_tables(facts.ordered)
     if not found:
-        yield Text("No trial has begun yet.")
+        yield Text("No trial has started yet.")
         return
     yield from _READING
-    entries: dict[tuple[str, str, str | None], list[Compared]] = {}
+    entries: dict[tuple[str, str, str | None], list[Comparison]] = {}
     for entry in compare_to_base(found):
         entries.setdefault((entry.table.dataset, entry.table.student, entry.table.teacher), []).append(entry)
     shown = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
     runs = [[row for group in table.groups for row in group.rows] for table in shown]
-    listed = shares([len(own) for own in runs], MAX_LISTED)
-    settings = shares([min(len(table.groups), MAX_INLINE) for table in shown], MAX_SETTINGS)
+    listed = share_rows([len(own) for own in runs], MAX_LISTED)
+    settings = share_rows([min(len(table.groups), MAX_INLINE) for table in shown], MAX_SETTINGS)
     for table, own, few, many in zip(shown, runs, listed, settings, strict=True):
         yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
         if few:
             yield _runs_table(table, own[:few], len(own))
     if len(found) > len(shown):
-        yield Text(f"And {len(found) - len(shown):,} more tables that are not on this page: {MORE}.")
+        yield Text(f"This page leaves out {len(found) - len(shown):,} more tables; {MORE} prints them.")
 
 
-def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -> Table:
-    kept = figures.choose(entries, limit)
+def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int) -> Table:
+    kept = _figures.choose_settings(entries, limit)
     columns = [("best epoch, %", "acc"), ("last epoch, %", "last_acc")]
     columns += [
         (name, column)
@@ -187,18 +196,20 @@ def _settings_table(table: PairTable, entries: Sequence[Compared], limit: int) -
         rows.append(tuple(cells))
     notes = [*_notes(table, [entry.group for entry in kept]), *list(_without_base(kept))[:10]]
     if len(kept) < len(entries):
-        notes.append(f"{len(kept)} of {len(entries):,} settings, the best of the last epoch; the others: {MORE}.")
+        notes.append(
+            f"{len(kept)} of {len(entries):,} settings, those with the best last epoch; {MORE} prints the others."
+        )
     return Table(table.name, tuple(header), tuple(rows), tuple(notes))
 
 
-def _without_base(entries: Sequence[Compared]) -> Iterator[str]:
-    """Which settings have a difference to base on some of their seeds alone, or on none."""
+def _without_base(entries: Sequence[Comparison]) -> Iterator[str]:
+    """Which settings lack a base run, and so a difference to base, on some of their seeds."""
     for entry in entries:
         of_base = {row.seed for row in entry.base.rows} if entry.base else set()
         missing = sorted({row.seed for row in entry.group.rows} - of_base)
         if entry.table.teacher and missing:
             listed = ", ".join([*map(str, missing[:10]), *(["…"] if len(missing) > 10 else [])])
-            yield f"{entry.group.label}: no base run of the same training on seed {listed}, so no difference there."
+            yield f"{entry.group.label}: no base run of the same training has seed {listed}, so no difference there."
 
 
 def _of(done: int, count: int) -> Cell:
@@ -212,7 +223,7 @@ def _mean(found: Statistic | None, digits: int = 2) -> Cell:
     return Cell(f"{found.mean:,.{digits}f}{spread}", f"n={found.n}", found.mean)
 
 
-def _difference(entry: Compared) -> Cell:
+def _difference(entry: Comparison) -> Cell:
     return _signed(entry.difference(DIFFERENCE))
 
 
@@ -228,7 +239,7 @@ def _signed(found: Statistic | None) -> Cell:
 def _published(table: PairTable, group: Group, *, any_method: bool = False) -> Statistic | None:
     method = "logit" if any_method else group.method
     own = (method, table.dataset, table.student, table.teacher)
-    return next((published.statistic for published in PUBLISHED if published.is_of(*own)), None)
+    return next((published.statistic for published in PUBLISHED if published.matches(*own)), None)
 
 
 def _published_cell(table: PairTable, group: Group) -> Cell:
@@ -239,16 +250,18 @@ def _published_cell(table: PairTable, group: Group) -> Cell:
 def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
     if any(_published(table, group) for group in groups):
         yield (
-            "The lab note's figures come from another experiment, so what separates them from ours has many possible "
-            f"causes: {'; '.join(DIFFERENCES)}. Its runs belong to none of our seeds. Closest setting of kdctl: "
+            "The lab note's figures come from another experiment, so a difference to ours has many possible causes: "
+            f" {'; '.join(DIFFERENCES)}. Its seeds are not ours. The closest setting of kdctl is "
             f"{CLOSEST}."
         )
     texts = dict.fromkeys(
         f"Settings that differ from the lab note's as well ({group.label}): {text}."
         for group in groups
-        if _published(table, group) and (text := other_settings(group.rows[0]))
+        if _published(table, group) and (text := describe_differences(group.rows[0]))
     )
-    texts |= dict.fromkeys(f"{text[0].upper()}{text[1:]}." for group in groups if (text := data_cut(group.rows[0])))
+    texts |= dict.fromkeys(
+        f"{text[0].upper()}{text[1:]}." for group in groups if (text := describe_subset(group.rows[0]))
+    )
     yield from list(texts)[:10]
 
 
@@ -263,7 +276,7 @@ def _runs_table(table: PairTable, rows: Sequence[TrialRecord], count: int) -> Ta
         for no, row in enumerate(rows, 1)
     )  # fmt: skip
     some = (
-        f"{len(rows):,} of {count:,} runs (the others: {MORE})"
+        f"{len(rows):,} of {count:,} runs ({MORE} prints the others)"
         if len(rows) < count
         else f"{count:,} run{'s' * (count > 1)}"
     )
@@ -287,29 +300,30 @@ def _moment(value: datetime) -> str:
 # Student against teacher and base.
 
 
-def _standings(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
+def _comparisons(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
     taught = [pair for pair in found if any(entry.table.teacher for entry in pair.entries)]
     if not taught:
         return
     yield Text(
-        "All accuracies here are those after the last epoch, of students, base and teachers alike: these are the "
-        "weights that teach. The gap closed is the mean difference of student and base over that of teacher and base, "
-        "both on the seeds that student and base share; it says nothing where the teacher is not clearly better than "
-        "base, so it stands only where the 95 % interval of the teacher's lead is above 0. Bars end at 0 and 100 %."
+        "All accuracies here are test accuracies after the last epoch, for students, base and teachers alike, because "
+        "a teacher teaches with its last weights. The gap closed is the mean difference between student and base, "
+        "divided by that between teacher and base, on the seeds that student and base share. It is meaningful only if "
+        "the teacher is clearly better than base, so it is given only if the 95 % interval of teacher − base is above "
+        "0. Bars are cut off at 0 and 100 %."
     )
-    yield from figures.standings(found)
-    for pair in taught[: figures.MAX_PAIRS]:
+    yield from _figures.draw_comparisons(found)
+    for pair in taught[: _figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.table.teacher]
-        rows = tuple(_standing(pair, entry) for entry in figures.choose(entries, figures.MAX_SERIES))
-        yield Table(f"The gap to the teacher, {pair.title}", _STANDING, rows)
+        rows = tuple(_comparison(pair, entry) for entry in _figures.choose_settings(entries, _figures.MAX_SERIES))
+        yield Table(f"The gap to the teacher, {pair.title}", _COMPARISON_HEADER, rows)
 
 
-_STANDING = (
+_COMPARISON_HEADER = (
     "setting", "student, %", "base, %", "teacher, %", "student − base", "teacher − base", "gap closed", "agreement, %",
 )  # fmt: skip
 
 
-def _standing(pair: Pair, entry: Compared) -> tuple[Cell, ...]:
+def _comparison(pair: Pair, entry: Comparison) -> tuple[Cell, ...]:
     group, base = entry.group, entry.base
     teachers = {row.teacher_id: row.teacher_acc for row in group.finished if row.teacher_acc is not None}
     lead = _lead(group, base) if base else None
@@ -321,14 +335,14 @@ def _standing(pair: Pair, entry: Compared) -> tuple[Cell, ...]:
 
 
 def _lead(group: Group, base: Group) -> Statistic | None:
-    """What the teacher is ahead of base, over the seeds that student and base share."""
+    """The difference between teacher and base on the seeds that student and base share."""
     teachers, bases = group.by_seed("teacher_acc"), base.by_seed("last_acc")
     both = sorted(teachers.keys() & bases.keys() & group.by_seed("last_acc").keys())
     return Statistic.over([teachers[seed] - bases[seed] for seed in both])
 
 
-def _gap_closed(entry: Compared, lead: Statistic | None) -> Cell:
-    """The share of the teacher's lead over base that the student has made up."""
+def _gap_closed(entry: Comparison, lead: Statistic | None) -> Cell:
+    """The percentage of the teacher's lead over base that the student gained."""
     ours = entry.difference(DIFFERENCE)
     interval = lead.interval() if lead else None
     if ours is None or lead is None or interval is None or interval[0] <= 0:
@@ -344,27 +358,28 @@ def _costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Text | Figure | Tabl
     if not facts.counts[State.FINISHED.value]:
         return
     yield Text(
-        "Seconds are the wall time of a run, tests included, and what else ran on the device counts in. Those of a "
-        "student do not hold its teacher's, which is trained once for all who ask it: the table adds it once a row."
+        "Seconds are the wall time of a run including evaluation; other jobs on the same device make it longer. A "
+        "student's time excludes that of its teacher, which is trained once for all its students. The table gives the "
+        "teachers' time in a column of its own."
     )
-    yield from figures.costs(facts, found)
+    yield from _figures.draw_costs(facts, found)
     rows = []
-    for pair in found[: figures.MAX_PAIRS]:
+    for pair in found[: _figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.group.finished]
-        for entry in figures.choose(entries, figures.MAX_SERIES):
+        for entry in _figures.choose_settings(entries, _figures.MAX_SERIES):
             rows.append(_cost(facts, pair, entry))
     header = (
-        "student", "setting", "parameters", "seconds a run", "seconds, all runs", "seconds, teacher once",
+        "student", "setting", "parameters", "seconds per run", "seconds, all runs", "seconds, teachers",
         "images/s", "last epoch, %",
     )  # fmt: skip
     yield Table("What it cost", header, tuple(rows))
 
 
-def _cost(facts: Facts, pair: Pair, entry: Compared) -> tuple[Cell, ...]:
+def _cost(facts: Facts, pair: Pair, entry: Comparison) -> tuple[Cell, ...]:
     group = entry.group
     params = group.statistic("params")
     spent = [row.seconds for row in group.finished if row.seconds is not None]
-    name = f"{pair.label(entry)}{' (taught)' if any(r.trial_id in facts.teacher_ids for r in group.rows) else ''}"
+    name = f"{pair.label(entry)}{' (teacher)' if any(r.trial_id in facts.teacher_ids for r in group.rows) else ''}"
     return (
         Cell(pair.title), Cell(name), Cell(f"{params.mean:,.0f}", value=params.mean) if params else Cell("-"),
         _mean(group.statistic("seconds"), 1), Cell(f"{sum(spent):,.1f}", value=sum(spent)),
@@ -379,7 +394,7 @@ def _cost_of_teachers(facts: Facts, group: Group) -> Cell:
         return Cell("-", "no teacher")
     known = [row.seconds for one in ids if (row := facts.rows.get(one)) and row.seconds is not None]
     if len(known) < len(ids):
-        return Cell("-", "not known here")
+        return Cell("-", "not in this study")
     return Cell(f"{sum(known):,.1f}", f"{len(ids)} teacher{'s' * (len(ids) > 1)}", sum(known))
 
 
@@ -401,23 +416,23 @@ def _unfinished(facts: Facts) -> Iterator[Text | Table]:
         failure = row.failure.value if row and row.failure else ""
         rows.append((Cell(member.title), Cell(state, failure, is_marked=state == "failed"), Cell(reason), Cell(log)))
     hidden = len(left) - len(rows)
-    notes = (f"And {hidden:,} more: {MORE}.",) if hidden else ()
-    yield Text("They are in no mean. Launching the study again tries them again, from their last checkpoint.")
+    notes = (f"And {hidden:,} more; {MORE} prints them.",) if hidden else ()
+    yield Text("They are not part of any mean. Launching the study again retries them from their last checkpoints.")
     yield Table("Trials that did not finish", ("trial", "state", "reason", "log"), tuple(rows), notes)
 
 
 # How to reproduce it.
 
 
-def _again(facts: Facts) -> Iterator[Text | Table | Code]:
+def _reproduction(facts: Facts) -> Iterator[Text | Table | Code]:
     pairs = [*_launch_facts(facts), *_machine_facts(facts.ordered)]
     yield Table(
         "Facts of this study", ("what", "value"), tuple((Cell(name), Cell(text)) for name, text in pairs if text)
     )
     yield Text(
-        "Launching the same file trains what is missing. A trial's id is made from everything that can change its "
-        "result: the same id is the same training. On the CPU and one kind of processor it gives the same figures to "
-        "the last bit; elsewhere sums are rounded in another order."
+        "Launching the same file trains the trials that are missing. A trial's id is computed from everything that can "
+        "change its result, so the same id means the same training. On the CPU, with the same kind of processor, it "
+        "gives bit-for-bit the same results; on other devices rounding may differ."
     )
     if facts.source:
         yield Code("The study file", facts.source.text)
@@ -426,14 +441,14 @@ def _again(facts: Facts) -> Iterator[Text | Table | Code]:
         for member in facts.members[:MAX_IDS]
     )
     hidden = len(facts.members) - len(rows)
-    notes = (f"And {hidden:,} more: {MORE}.",) if hidden else ()
+    notes = (f"And {hidden:,} more; {MORE} prints them.",) if hidden else ()
     header = ("trial id", "trial", "state", "teacher's id")
     yield Table("Trials", header, rows, notes, folded=f"Ids of {len(rows):,} trials")
 
 
 def _launch_facts(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "study", facts.name
-    yield "trials", head(facts)
+    yield "trials", describe_progress(facts)
     if facts.source:
         yield "command", shlex.join(facts.source.command)
         if facts.source.launched:
@@ -448,9 +463,9 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
         return
     ends = [row.end_time for row in rows if row.end_time]
     first = f"{_moment(min(row.start_time for row in rows))} UTC"
-    yield "trained", f"{first} to {_moment(max(ends))} UTC, pauses included" if ends else f"since {first}"
+    yield "trained", f"{first} to {_moment(max(ends))} UTC, including pauses" if ends else f"since {first}"
     seconds = [row.seconds for row in rows if row.state is State.FINISHED and row.seconds is not None]
-    yield "training time", f"{sum(seconds) / 3600:,.2f} h, the sum over {len(seconds):,} finished trials"
+    yield "training time", f"{sum(seconds) / 3600:,.2f} h, summed over {len(seconds):,} finished trials"
     for name, column in (
         ("device", "device"), ("machine", "host"), ("kdctl", "kdctl_version"), ("torch", "torch_version"),
         ("Ray", "ray_version"),
@@ -458,13 +473,13 @@ def _machine_facts(rows: Sequence[TrialRecord]) -> Iterator[tuple[str, str]]:
         values = [getattr(row, column) for row in rows]
         yield name, describe_values(values) if any(values) else ""
     recipes = [row.recipe for row in rows]
-    yield "convolutions computed in", describe_values(_word(recipe.get("arithmetic")) for recipe in recipes)
+    yield "compute dtype", describe_values(_word(recipe.get("arithmetic")) for recipe in recipes)
     yield (
-        "teachers' answers",
+        "teacher mode",
         describe_values(_word(recipe["teacher_answers"]) for recipe in recipes if recipe.get("teacher_answers")),
     )
     if resumed := sum(row.resumed > 0 for row in rows):
-        yield "resumed", f"{resumed:,} trials went on from a checkpoint"
+        yield "resumed", f"{resumed:,} trials continued from a checkpoint"
 
 
 def _word(value: Any) -> str | None:
@@ -472,7 +487,7 @@ def _word(value: Any) -> str | None:
 
 
 def describe_values(values: Iterable[str | None], limit: int = 12) -> str:
-    """What trials have in common, or how many have what; `none` is where it is unknown or unused."""
+    """The value that all trials share, or each value with its count; `none` if it is unknown or unused."""
     found = Counter("none" if value is None else value for value in values)
     if len(found) == 1:
         return next(iter(found))

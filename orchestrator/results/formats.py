@@ -1,4 +1,4 @@
-"""Rows of any kind as text: an aligned table for a terminal, Markdown, CSV and JSON."""
+"""Rows of any query as text: an aligned table for a terminal, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ from orchestrator import markdown
 from orchestrator.text import printable
 
 FORMATS = ("table", "markdown", "csv", "tsv", "json")
-MAX_ROWS = 100  # that a table for a terminal shows
-MAX_WIDTH = 120  # of its cells, in characters
-NULL = "-"  # in tables and Markdown; nothing in CSV, null in JSON
+MAX_ROWS = 100  # in a table for a terminal
+MAX_WIDTH = 120  # of a cell in such a table, in characters
+NULL = "-"  # in tables and Markdown; CSV has an empty field, JSON null
 
-_DIGITS = 6  # significant ones of a float, where a person reads it
-_EXACT = 1e15  # from here on floats are sparser than whole numbers
+_DIGITS = 6  # significant digits of a float in tables and Markdown
+_EXACT = 1e15  # above this, not every whole number is a float
 
 Columns = Sequence[Sequence[Any]]  # the values of some rows, column by column
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """The columns of some rows: their names, each once, and which of them hold numbers."""
+    """The columns of some rows: their unique names, and which of them hold numbers."""
 
     names: Sequence[str]
     numeric: Sequence[bool]
 
 
 def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, is_terminal: bool = False) -> int:
-    """Writes rows, batch after batch, in one of `FORMATS`; no terminal obeys what they hold.
+    """Writes rows, batch after batch, in one of `FORMATS`; control characters are escaped for a terminal.
 
-    Gives the number of rows that were left out, which only a table does.
+    Returns the number of rows left out; only a table leaves rows out.
     """
     rows = chain.from_iterable(zip(*batch, strict=True) for batch in batches)
     names, numeric = heading.names, heading.numeric
     if form in ("csv", "tsv", "json"):
-        lines = _json(names, rows) if form == "json" else _csv(names, rows, "\t" if form == "tsv" else ",")
+        lines = (
+            _format_json(names, rows) if form == "json" else _format_csv(names, rows, "\t" if form == "tsv" else ",")
+        )
         visible = {**_VISIBLE, ord("\t"): "\t"} if form == "tsv" else _VISIBLE
         out.writelines((line.translate(visible) for line in lines) if is_terminal else lines)
         return 0
     shown = list(islice(rows, MAX_ROWS)) if form == "table" else list(rows)
-    grid = (_aligned if form == "table" else _markdown)(names, numeric, shown)
+    grid = (_align if form == "table" else _format_markdown)(names, numeric, shown)
     out.writelines(f"{line}\n" for line in grid)
     return sum(1 for _ in rows)
 
@@ -57,57 +59,61 @@ def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, 
 # For programs: every digit, every character.
 
 
-def _csv(names: Sequence[str], rows: Iterable[Sequence[Any]], separator: str) -> Iterator[str]:
+def _format_csv(names: Sequence[str], rows: Iterable[Sequence[Any]], separator: str) -> Iterator[str]:
     """RFC 4180 with plain line feeds; NULL is an empty field, and an empty text a quoted one."""
-    yield separator.join(map(_quoted, names)) + "\n"
+    yield separator.join(map(_quote, names)) + "\n"
     for row in rows:
-        line = separator.join("" if value is None else _field(value) for value in row)
-        yield (line or '""') + "\n"  # a line with nothing on it would be none
+        line = separator.join("" if value is None else _format_field(value) for value in row)
+        yield (line or '""') + "\n"  # an empty line would not be a row
 
 
-def _field(value: Any) -> str:
-    return str(value) if type(value) in (int, float) else _quoted(exact(value))
+def _format_field(value: Any) -> str:
+    return str(value) if type(value) in (int, float) else _quote(format_exact(value))
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     is_safe = text and text == text.strip() and not any(c in text for c in ',"\n\r\t')
     return text if is_safe else '"' + text.replace('"', '""') + '"'
 
 
-def _json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """An array with an object a row and a line."""
-    keys = [f"{_json_text(name)}: " for name in names]
+def _format_json(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """An array with one object per row, each on its own line."""
+    keys = [f"{_format_json_text(name)}: " for name in names]
     separator = "[\n"
     for row in rows:
-        yield separator + "{" + ", ".join(map(str.__add__, keys, map(_json_value, row))) + "}"
+        yield separator + "{" + ", ".join(map(str.__add__, keys, map(_format_json_value, row))) + "}"
         separator = ",\n"
     yield "[]\n" if separator == "[\n" else "\n]\n"
 
 
-# What a terminal would obey, or turn around, and json leaves as it is.
-_OBEYED = (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: f"\\u{code:04x}" for code in _OBEYED}
+# Characters that control a terminal or the direction of text, and that json does not escape.
+_CONTROLS = (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS}
 _VISIBLE = {**{code: f"\\u{code:04x}" for code in range(0x20) if chr(code) != "\n"}, **_ESCAPES}
 
 
-def _json_text(text: str) -> str:
+def _format_json_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).translate(_ESCAPES)
 
 
-def _json_value(value: Any) -> str:
+def _format_json_value(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "null"  # JSON has no other word for what is no number
+        return "null"  # JSON has no NaN and no infinity
     if isinstance(value, (bool, int, float, Decimal)):
-        return exact(value)
+        return format_exact(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_json_text(str(key))}: {_json_value(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_format_json_text(str(key))}: {_format_json_value(inner)}" for key, inner in value.items())
+            + "}"
+        )
     if isinstance(value, list) or (isinstance(value, tuple) and len(value) == 2):  # an entry of a map
-        return "[" + ", ".join(map(_json_value, value)) + "]"
-    return _json_text(exact(value))
+        return "[" + ", ".join(map(_format_json_value, value)) + "]"
+    return _format_json_text(format_exact(value))
 
 
-def exact(value: Any) -> str:
-    """A value as text that says all of it: times as ISO 8601, bytes in hex, lists and structs as JSON."""
+def format_exact(value: Any) -> str:
+    """A value as text, without loss: times as ISO 8601, bytes in hex, lists and structs as JSON."""
     match value:
         case str():
             return value
@@ -118,18 +124,18 @@ def exact(value: Any) -> str:
         case datetime() | date() | time():
             return value.isoformat()
         case timedelta():
-            return _duration(0, value.days, value.seconds * 1_000_000 + value.microseconds)
+            return _format_duration(0, value.days, value.seconds * 1_000_000 + value.microseconds)
         case bytes():
             return value.hex()
         case list() | dict():
-            return _json_value(value)
-        case (int(months), int(days), int(nanoseconds)):  # how Arrow has an interval
-            return _duration(months, days, nanoseconds // 1000)
+            return _format_json_value(value)
+        case (int(months), int(days), int(nanoseconds)):  # Arrow's form of an interval
+            return _format_duration(months, days, nanoseconds // 1000)
     return str(value)
 
 
-def _duration(months: int, days: int, microseconds: int) -> str:
-    """As DuckDB shows it, `2 days 03:04:05`, months as months."""
+def _format_duration(months: int, days: int, microseconds: int) -> str:
+    """Like DuckDB, `2 days 03:04:05`, with months kept as months."""
     sign, left = ("-" if microseconds < 0 else ""), abs(microseconds)
     seconds, fraction = divmod(left, 1_000_000)
     clock = f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
@@ -138,66 +144,68 @@ def _duration(months: int, days: int, microseconds: int) -> str:
     return " ".join([*parts, clock] if microseconds or not parts else parts)
 
 
-# For people: six digits, nothing that a terminal obeys.
+# For people: six digits, control characters escaped.
 
 
-def _aligned(names: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    columns = [list(map(_shortened, column)) for column in _readable(names, rows)]
-    for place, column in enumerate(columns):
+def _align(names: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    columns = [list(map(_shorten, column)) for column in _format_columns(names, rows)]
+    for index, column in enumerate(columns):
         width = max(map(cell_len, column))
-        columns[place] = [_padded(cell, width, numeric[place]) for cell in column]
+        columns[index] = [_pad(cell, width, numeric[index]) for cell in column]
     return ("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def _shortened(cell: str) -> str:
+def _shorten(cell: str) -> str:
     return cell if cell_len(cell) <= MAX_WIDTH else set_cell_size(cell, MAX_WIDTH - 1).rstrip() + "…"
 
 
-def _padded(cell: str, width: int, to_the_right: bool) -> str:
+def _pad(cell: str, width: int, align_right: bool) -> str:
     room = " " * (width - cell_len(cell))
-    return room + cell if to_the_right else cell + room
+    return room + cell if align_right else cell + room
 
 
-def _markdown(names: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    columns = [list(map(markdown.escape, column)) for column in _readable(names, rows)]
+def _format_markdown(names: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    columns = [list(map(markdown.escape, column)) for column in _format_columns(names, rows)]
     header, *lines = zip(*columns, strict=True)
     return iter(markdown.format_table(header, lines, numeric).split("\n"))
 
 
-def _readable(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[list[str]]:
-    """Each column as its name and its cells."""
-    safe = lru_cache(10_000)(printable)  # it takes a while, and most texts of a column are alike
+def _format_columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[list[str]]:
+    """Each column as a list: its name, then its cells."""
+    safe = lru_cache(10_000)(printable)  # it is slow, and most texts of a column repeat
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     for name, column in zip(names, columns, strict=True):
-        number = _floats(column)
-        cells = (NULL if value is None else number(value) or safe(_in_words(value)) for value in column)
+        number = _float_formatter(column)
+        cells = (NULL if value is None else number(value) or safe(_format_value(value)) for value in column)
         yield [safe(name), *cells]
 
 
-def _in_words(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds").removesuffix("+00:00")
-    return exact(value)
+    return format_exact(value)
 
 
-def _floats(column: Sequence[Any]) -> Callable[[Any], str]:
-    """How to show the floats of a column: with as many decimals as the one that needs most of them."""
+def _float_formatter(column: Sequence[Any]) -> Callable[[Any], str]:
+    """A function that formats the floats of a column, with as many decimals as the float that needs the most."""
     floats = [value for value in column if isinstance(value, float)]
-    decimals = max((len(_significant(value).partition(".")[2]) for value in floats if _is_common(value)), default=0)
+    decimals = max(
+        (len(_format_significant(value).partition(".")[2]) for value in floats if _is_common(value)), default=0
+    )
 
-    def shown(value: Any) -> str:
+    def format_float(value: Any) -> str:
         if not isinstance(value, float):
             return ""
         return f"{value:.{decimals}f}" if _is_common(value) else f"{value:.{_DIGITS}g}"
 
-    return shown
+    return format_float
 
 
 def _is_common(value: float) -> bool:
-    """Whether it is written without an exponent."""
+    """Whether a float is written without an exponent."""
     return math.isfinite(value) and (value == 0 or 1e-4 <= abs(value) < _EXACT)
 
 
-def _significant(value: float) -> str:
+def _format_significant(value: float) -> str:
     text = f"{value:.{_DIGITS}g}"
     return "" if "e" in text else text

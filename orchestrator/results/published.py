@@ -1,6 +1,6 @@
-"""The four tables of a lab note: their figures, how that experiment differs from ours, and which settings come closest.
+"""The four tables of a lab note: its results, how its experiment differs from ours, and which settings come closest.
 
-No run of kdctl repeats the note's experiment, so its figures are shown beside ours and never as a target.
+No run of kdctl repeats the note's experiment, so its results are shown next to ours and never as a target.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Published:
         assert found, "a table of the note has runs"
         return found
 
-    def is_of(self, method: str, dataset: str, student: str, teacher: str | None) -> bool:
-        """Whether runs of such a pair are shown beside this table."""
+    def matches(self, method: str, dataset: str, student: str, teacher: str | None) -> bool:
+        """Whether the runs of such a pair are shown next to this table."""
         own = ("logit", self.dataset, self.student, self.teacher)
         return (method, dataset, student, teacher) == own
 
@@ -50,8 +50,8 @@ DIFFERENCES = (
     "it dropped the last, smaller batch of every epoch and of the test: 9,984 of the 10,000 test images count",
 )
 
-# These settings come closest to the note's, for teachers and students alike. They stand here and not in a study file:
-# whoever edits a study file must not change what its runs are compared with.
+# These settings come closest to the note's, for teachers and students alike. They are here and not in a study file,
+# because editing a study file must not change what its runs are compared with.
 RECIPE: Mapping[str, Any] = {
     "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
     "gamma": 0.1, "crop_padding": 4, "flip": True, "limit_train": None, "limit_test": None, "holdout": 0,
@@ -61,21 +61,21 @@ OPTIONS: Mapping[str, Any] = {"ce_weight": 1.0, "match": "pooled"}
 CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the recipe of experiments.yaml"
 
 
-def other_settings(row: TrialRecord) -> str:
-    """The settings of a run, or of its teacher, that differ from the closest ones; empty where none does."""
+def describe_differences(row: TrialRecord) -> str:
+    """The settings of a run, or of its teacher, that differ from the closest ones; empty if none does."""
     recipe = row.recipe
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
-    found = list(_unlike({**RECIPE, **OPTIONS}, own, ""))
-    return "; ".join(found + list(_unlike(RECIPE, recipe.get("teacher") or {}, "teacher.")))
+    found = list(_compare({**RECIPE, **OPTIONS}, own, ""))
+    return "; ".join(found + list(_compare(RECIPE, recipe.get("teacher") or {}, "teacher.")))
 
 
-def _unlike(wanted: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for name, value in wanted.items():
+def _compare(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in closest.items():
         if own.get(name) != value:
-            yield f"{prefix}{name} {_value(own.get(name))}, not {_value(value)}"
+            yield f"{prefix}{name} {_format_value(own.get(name))}, not {_format_value(value)}"
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return " and ".join(map(str, value)) or "none"
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -18,13 +18,13 @@ from orchestrator.results.formats import Heading
 from orchestrator.results.store import (
     EPOCH_COLUMNS,
     TRIAL_COLUMNS,
-    epochs_table,
+    read_epochs_table,
     read_trials,
-    table_of,
-    trials_table,
+    read_trials_table,
+    to_table,
     types_of,
 )
-from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
+from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, summarize_metrics, summarize_results
 from orchestrator.storage.layout import Storage
 from orchestrator.study.stored_studies import Membership
 from orchestrator.text import printable
@@ -49,7 +49,7 @@ _SQL_TYPES = {
 _BATCH = 50_000  # rows that are handed on at once
 # DuckDB opens no file, loads nothing, asks nobody, and reads no variable of this program. One after another, as
 # nothing of this kind can be set once it may not reach outside.
-_LOCKED = (
+_SETTINGS = (
     "enable_progress_bar = false",  # it would stand among the data
     "temp_directory = ''",
     f"memory_limit = '{MEMORY}'",
@@ -110,18 +110,18 @@ def run_query(storage: Storage, sql: str) -> Iterator[QueryResult]:
     with closing(duckdb.connect(":memory:")) as connection, ThreadPoolExecutor(1) as worker:
         _lock(connection)
         _refuse_all_but_select(connection, sql)
-        _fill(connection, storage, _mentioned(connection, sql))
+        _create_views(connection, storage, _find_views(connection, sql))
         try:
-            reader = _ask(worker, lambda: connection.sql(sql).to_arrow_reader(_BATCH))
-            schema = parquet.rename_columns(reader.schema, _unique(reader.schema.names))
-            batches = iter(lambda: _ask(worker, lambda: next(reader, None)), None)
+            reader = _run(worker, lambda: connection.sql(sql).to_arrow_reader(_BATCH))
+            schema = parquet.rename_columns(reader.schema, _make_unique(reader.schema.names))
+            batches = iter(lambda: _run(worker, lambda: next(reader, None)), None)
             yield QueryResult(schema, (batch.rename_columns(schema.names) for batch in batches))
         except BaseException:
             connection.interrupt()
             raise
 
 
-def _ask(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
+def _run(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
     try:
         return worker.submit(question).result()
     except (duckdb.Error, parquet.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
@@ -129,7 +129,7 @@ def _ask(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
 
 
 def _lock(connection: duckdb.DuckDBPyConnection) -> None:
-    for setting in _LOCKED:
+    for setting in _SETTINGS:
         connection.execute(f"SET {setting}")
 
 
@@ -149,7 +149,7 @@ def _refuse_all_but_select(connection: duckdb.DuckDBPyConnection, sql: str) -> N
     raise QueryError(f"found {found}; expected one SELECT over the views {_VIEWS}: a query only reads")
 
 
-def _mentioned(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+def _find_views(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
     """The views that a statement reads. To be asked while there are none: DuckDB tells the names that it misses."""
     try:
         names = connection.get_table_names(sql)
@@ -158,36 +158,36 @@ def _mentioned(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
     return {name.lower() for name in names} & set(VIEWS)
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, storage: Storage, wanted: set[str]) -> None:
+def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage, wanted: set[str]) -> None:
     """Makes the views. One that is not wanted has its columns, and refuses to be read rather than look empty."""
-    tables = _tables(storage, wanted)
+    tables = _read_tables(storage, wanted)
     for name, columns in VIEWS.items():
         if name in tables:
             connection.register(name, tables[name])
         else:
-            connection.execute(_unread(name, types_of(columns)))
+            connection.execute(_unread_view(name, types_of(columns)))
     connection.execute("SET lock_configuration = true")
 
 
-def _tables(storage: Storage, wanted: set[str]) -> dict[str, parquet.Table]:
+def _read_tables(storage: Storage, wanted: set[str]) -> dict[str, parquet.Table]:
     tables: dict[str, parquet.Table] = {}
     if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
-        tables["epochs"] = epochs_table(storage)
+        tables["epochs"] = read_epochs_table(storage)
     if not wanted & {"trials", "summary", "results"}:
         return tables
     membership = Membership.of(storage)  # before the rows, which may belong to a study that begins meanwhile
     if wanted & {"summary", "results"}:
         rows = read_trials(storage)
-        tables["trials"] = _with_studies(table_of(rows), membership)
-        for name, describe in (("summary", summaries), ("results", outcomes)):
+        tables["trials"] = _add_studies(to_table(rows), membership)
+        for name, describe in (("summary", summarize_metrics), ("results", summarize_results)):
             lines = (line for part in membership.split(rows) for line in describe(part.rows, part.study))
             tables[name] = parquet.table_of(types_of(VIEWS[name]), lines)
     else:
-        tables["trials"] = _with_studies(trials_table(storage), membership)
+        tables["trials"] = _add_studies(read_trials_table(storage), membership)
     return tables
 
 
-def _with_studies(trials: parquet.Table, membership: Membership) -> parquet.Table:
+def _add_studies(trials: parquet.Table, membership: Membership) -> parquet.Table:
     """The trials, each with the studies that it belongs to."""
     held = (parquet.values(trials.column(name)) for name in ("trial_id", "study"))
     return parquet.append_column(
@@ -195,14 +195,14 @@ def _with_studies(trials: parquet.Table, membership: Membership) -> parquet.Tabl
     )
 
 
-def _unread(name: str, types: Mapping[str, str]) -> str:
+def _unread_view(name: str, types: Mapping[str, str]) -> str:
     # Each column is made from the complaint, so that no optimiser finds the view empty without asking for it.
     columns = ", ".join(f'CAST(e AS {_SQL_TYPES[kind]}) AS "{column}"' for column, kind in types.items())
     complaint = f"{name} was not read; name it in the statement itself, not in a text that it runs"
     return f"CREATE VIEW {name} AS SELECT {columns} FROM (SELECT error('{complaint}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def _make_unique(names: Sequence[str]) -> list[str]:
     """A name for each column of its own: acc, acc_1, …"""
     taken: list[str] = []
     for name in names:

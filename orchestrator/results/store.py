@@ -71,7 +71,7 @@ def read_epochs(storage: Storage, trial_ids: Collection[str] | None = None) -> l
     return _read(storage, storage.epoch_rows, trial_ids, EPOCH_COLUMNS, dict)
 
 
-def epoch_columns(
+def read_epoch_columns(
     storage: Storage, trial_ids: Collection[str], names: Collection[str]
 ) -> dict[str, dict[str, list[Any]]]:
     """Some columns of the epochs of each of the given trials that has any: trial id → column → values.
@@ -80,31 +80,31 @@ def epoch_columns(
     """
     types = {name: EPOCH_COLUMNS[name][0] for name in names}
     found: dict[str, dict[str, list[Any]]] = {}
-    for name, content in _contents(storage, _names(storage, storage.epoch_rows, trial_ids)):
-        with _naming(storage, name):
+    for name, content in _read_contents(storage, _list_names(storage, storage.epoch_rows, trial_ids)):
+        with _name_in_errors(storage, name):
             found[PurePosixPath(name).stem] = parquet.columns(parquet.table_from_parquet(content, types))
     return found
 
 
-def trials_table(storage: Storage) -> parquet.Table:
+def read_trials_table(storage: Storage) -> parquet.Table:
     """The rows of all trials as an Arrow table with the columns of `TRIAL_COLUMNS`.
 
     Raises StorageError that names a damaged file.
     """
-    return _joined(_tables(storage, storage.trial_rows, None, TRIAL_COLUMNS), TRIAL_COLUMNS)
+    return _join(_read_tables(storage, storage.trial_rows, None, TRIAL_COLUMNS), TRIAL_COLUMNS)
 
 
-def table_of(rows: Iterable[TrialRecord]) -> parquet.Table:
+def to_table(rows: Iterable[TrialRecord]) -> parquet.Table:
     """Rows that are at hand as such a table."""
     return parquet.table_of(types_of(TRIAL_COLUMNS), [row.to_row() for row in rows])
 
 
-def epochs_table(storage: Storage) -> parquet.Table:
+def read_epochs_table(storage: Storage) -> parquet.Table:
     """The epochs of all trials as an Arrow table with the columns of `EPOCH_COLUMNS`.
 
     Raises StorageError that names a damaged file.
     """
-    return _joined(_tables(storage, storage.epoch_rows, None, EPOCH_COLUMNS), EPOCH_COLUMNS)
+    return _join(_read_tables(storage, storage.epoch_rows, None, EPOCH_COLUMNS), EPOCH_COLUMNS)
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -114,7 +114,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     """
     states: dict[str, State] = {}
     sizes: dict[str, int | None] = {}
-    for name, content in _contents(storage, _names(storage, storage.trial_rows, trial_ids)):
+    for name, content in _read_contents(storage, _list_names(storage, storage.trial_rows, trial_ids)):
         trial_id = PurePosixPath(name).stem
         try:
             row = parquet.from_parquet(content, {"state": "string", "recipe": "string", "weights_bytes": "int"})[0]
@@ -130,7 +130,7 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     return states
 
 
-def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
+def _list_names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
     if trial_ids is not None and len(trial_ids) <= _FEW:
         return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
     names = [entry.name for entry in storage.backend.list_files(folder) if storage.is_ours(entry.name)]
@@ -140,21 +140,21 @@ def _names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> 
     return [name for name in (f"{folder}/{trial_id}.parquet" for trial_id in trial_ids) if name in found]
 
 
-def _contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
+def _read_contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
     """Each file that there is with its content; a bucket answers slowly, but many questions at once."""
     if len(names) <= 1:
-        contents: Iterable[bytes | None] = (_content(storage, name) for name in names)
-        yield from _present(names, contents)
+        contents: Iterable[bytes | None] = (_read_content(storage, name) for name in names)
+        yield from _drop_missing(names, contents)
         return
     with ThreadPoolExecutor(16) as pool:
-        yield from _present(names, pool.map(partial(_content, storage), names))
+        yield from _drop_missing(names, pool.map(partial(_read_content, storage), names))
 
 
-def _present(names: list[str], contents: Iterable[bytes | None]) -> Iterable[tuple[str, bytes]]:
+def _drop_missing(names: list[str], contents: Iterable[bytes | None]) -> Iterable[tuple[str, bytes]]:
     return ((name, content) for name, content in zip(names, contents, strict=True) if content is not None)
 
 
-def _content(storage: Storage, name: str) -> bytes | None:
+def _read_content(storage: Storage, name: str) -> bytes | None:
     try:
         return storage.backend.read(name)
     except FileNotFoundError:  # it never was there, or went while we looked
@@ -168,44 +168,46 @@ def _read(
     columns: Mapping[str, tuple[str, str]],
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
-    tables = _tables(storage, folder, trial_ids, columns)
+    tables = _read_tables(storage, folder, trial_ids, columns)
     try:  # all at once takes half the time
-        return list(map(make, parquet.rows(_joined(tables, columns))))
+        return list(map(make, parquet.rows(_join(tables, columns))))
     except parquet.UnreadableFile:
-        return [row for name, table in tables.items() for row in _made(storage, name, table, make)]
+        return [row for name, table in tables.items() for row in _make_records(storage, name, table, make)]
 
 
-def _made(storage: Storage, name: str, table: parquet.Table, make: Callable[[dict[str, Any]], _Row]) -> list[_Row]:
-    with _naming(storage, name):
+def _make_records(
+    storage: Storage, name: str, table: parquet.Table, make: Callable[[dict[str, Any]], _Row]
+) -> list[_Row]:
+    with _name_in_errors(storage, name):
         return list(map(make, parquet.rows(table)))
 
 
-def _tables(
+def _read_tables(
     storage: Storage, folder: str, trial_ids: Collection[str] | None, columns: Mapping[str, tuple[str, str]]
 ) -> dict[str, parquet.Table]:
     """The table in each file."""
     types, tables = types_of(columns), {}
-    for name, content in _contents(storage, _names(storage, folder, trial_ids)):
-        with _naming(storage, name):
+    for name, content in _read_contents(storage, _list_names(storage, folder, trial_ids)):
+        with _name_in_errors(storage, name):
             tables[name] = parquet.table_from_parquet(content, types)
             if parquet.distinct_values(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
                 raise parquet.UnreadableFile("holds rows of another trial")
     return tables
 
 
-def _joined(tables: Mapping[str, parquet.Table], columns: Mapping[str, tuple[str, str]]) -> parquet.Table:
+def _join(tables: Mapping[str, parquet.Table], columns: Mapping[str, tuple[str, str]]) -> parquet.Table:
     return parquet.join(list(tables.values()), types_of(columns))
 
 
 @contextmanager
-def _naming(storage: Storage, name: str) -> Iterator[None]:
+def _name_in_errors(storage: Storage, name: str) -> Iterator[None]:
     try:
         yield
     except parquet.UnreadableFile as error:
-        raise StorageError(f"{storage.backend.describe(name)} {error}; {_advice(storage, name)}") from None
+        raise StorageError(f"{storage.backend.describe(name)} {error}; {_advise(storage, name)}") from None
 
 
-def _advice(storage: Storage, name: str) -> str:
+def _advise(storage: Storage, name: str) -> str:
     """What to do about a damaged file."""
     trial_id = PurePosixPath(name).stem
     again = "launch its study again, which trains this trial again, from its last checkpoint where there is one"

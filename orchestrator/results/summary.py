@@ -134,7 +134,7 @@ class PairTable:
         return ", ".join(f"{label} {statistic.mean:.1f}" if statistic else f"{label} -" for label, statistic in means)
 
 
-def tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
+def group_tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
     """Rows sorted into tables, and within a table into groups that differ in their seeds alone. Raises StorageError."""
     pairs: dict[tuple[str, str, str | None], list[TrialRecord]] = {}
     for row in rows:
@@ -143,7 +143,7 @@ def tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """A group of some table, and the group without a teacher that it is to be compared with, where there is one."""
 
     table: PairTable
@@ -155,7 +155,7 @@ class Compared:
         return self.group.difference(self.base, column) if self.base else None
 
 
-def compare_to_base(found: Sequence[PairTable]) -> list[Compared]:
+def compare_to_base(found: Sequence[PairTable]) -> list[Comparison]:
     """Every group of some tables beside its `base`: the same student, data and training, without a teacher."""
     bases = {
         (table.dataset, table.student, group.label): group
@@ -164,7 +164,7 @@ def compare_to_base(found: Sequence[PairTable]) -> list[Compared]:
         if group.method == "base"
     }
     return [
-        Compared(
+        Comparison(
             table, group, None if group.method == "base" else bases.get((table.dataset, table.student, group.base))
         )
         for table in found
@@ -172,7 +172,7 @@ def compare_to_base(found: Sequence[PairTable]) -> list[Compared]:
     ]
 
 
-def by_table(found: Sequence[PairTable]) -> list[tuple[PairTable, list[Compared]]]:
+def compare_by_table(found: Sequence[PairTable]) -> list[tuple[PairTable, list[Comparison]]]:
     """The tables, each with its groups beside their bases."""
     entries = iter(compare_to_base(found))
     return [(table, [next(entries) for _ in table.groups]) for table in found]
@@ -221,12 +221,12 @@ RESULT_COLUMNS: Mapping[str, tuple[str, str]] = {
 DIFFERENCE = "last_acc"  # what is compared with base, in `results` and in the report
 
 
-def summaries(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
+def summarize_metrics(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows with the columns of `SUMMARY_COLUMNS`; a metric that no run of a group has is left out.
 
     `rows` are all of one study. Raises StorageError where one is damaged.
     """
-    for entry in compare_to_base(tables(rows)):
+    for entry in compare_to_base(group_tables(rows)):
         for metric in METRICS:
             own = entry.group.statistic(metric)
             if own is None:
@@ -236,12 +236,12 @@ def summaries(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator
             yield dict(zip(SUMMARY_COLUMNS, values, strict=True))
 
 
-def outcomes(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
+def summarize_results(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows with the columns of `RESULT_COLUMNS`: every group of one study, in its order, also without finished runs.
 
     Raises StorageError where a row is damaged.
     """
-    for entry in compare_to_base(tables(rows)):
+    for entry in compare_to_base(group_tables(rows)):
         group = entry.group
         n, *own = _figures(group.statistic("acc"))
         last, selected = (_figures(group.statistic(column))[1:3] for column in ("last_acc", "selected_acc"))
@@ -250,7 +250,7 @@ def outcomes(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[
         yield dict(zip(RESULT_COLUMNS, values, strict=True))
 
 
-def _names(entry: Compared, study: str | None) -> tuple[str | None, ...]:
+def _names(entry: Comparison, study: str | None) -> tuple[str | None, ...]:
     table, group = entry.table, entry.group
     return study, table.dataset, table.student, table.teacher, group.method, group.label
 
@@ -261,7 +261,7 @@ def _figures(found: Statistic | None) -> tuple[float | None, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Named:
+class _Setting:
     """A row's setting, that of its base, and what its convolutions were computed in, where that is known."""
 
     label: str
@@ -280,21 +280,21 @@ class _Named:
         return "bfloat16" if self.precision == "bfloat16" else "float32"
 
 
-def _named(row: TrialRecord) -> _Named:
+def _setting_of(row: TrialRecord) -> _Setting:
     recipe = labels.recipe_of(row)
     dtype = recipe.get("arithmetic")
     if dtype is None and row.state is State.FINISHED:
         dtype = "float32"  # of a kdctl that knew nothing else, or nothing was trained
-    return _Named(labels.of_row(row), labels.base_of_row(row), str(recipe.get("precision")), dtype)
+    return _Setting(labels.of_row(row), labels.base_of_row(row), str(recipe.get("precision")), dtype)
 
 
 def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
     """Rows with one label and one dtype; a run that has not begun to compute joins the only group of its setting."""
-    known: dict[tuple[Any, ...], _Named] = {}
+    known: dict[tuple[Any, ...], _Setting] = {}
     found = []
     for row in rows:
         key = (row.method, id(row.recipe), row.nepoch, row.lr, row.batch_size, row.state is State.FINISHED)
-        found.append(known.get(key) or known.setdefault(key, _named(row)))
+        found.append(known.get(key) or known.setdefault(key, _setting_of(row)))
     dtypes: dict[str, set[str]] = {}
     for named in found:
         if named.dtype:

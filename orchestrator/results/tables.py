@@ -16,12 +16,12 @@ from orchestrator.records import State, TrialRecord
 from orchestrator.results.store import TRIAL_COLUMNS
 from orchestrator.results.summary import (
     DIFFERENCE,
-    Compared,
+    Comparison,
     Group,
     PairTable,
     Statistic,
-    by_table,
-    tables,
+    compare_by_table,
+    group_tables,
 )
 from orchestrator.study.stored_studies import StudyRows
 
@@ -66,8 +66,8 @@ def _blocks(
         if len(parts) > 1:
             name = f"Study {part.study}" if part.study else "In no study's last plan"
             blocks.append(f"{study_mark}{name}")
-        found = tables(part.rows)
-        for table, entries in by_table(found):
+        found = group_tables(part.rows)
+        for table, entries in compare_by_table(found):
             lines = [bullet + line for line in _notes(table)]
             body = [f"{heading}{_heading(table)}", grid(*_settings_grid(entries))]
             body += [grid(*_runs_grid(table))] if runs else []
@@ -79,7 +79,7 @@ def _heading(table: PairTable) -> str:
     return table.title if len(table.groups) == 1 else table.name  # each of several has its mean below
 
 
-def _settings_grid(entries: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+def _settings_grid(entries: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """A line a setting; columns that none of them has are left out."""
     header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
     rows = [[entry.group.label, _count(entry.group), *_means(entry)] for entry in entries]
@@ -92,7 +92,7 @@ def _count(group: Group) -> str:
     return str(done) if done == count else f"{done} of {count}"
 
 
-def _means(entry: Compared) -> Iterator[str]:
+def _means(entry: Comparison) -> Iterator[str]:
     acc, last, selected = (entry.group.statistic(column) for column in ("acc", "last_acc", "selected_acc"))
     difference = entry.difference(DIFFERENCE)
     yield from (_spread(acc), _interval(acc, ".2f"), _spread(last), _spread(selected))
@@ -122,7 +122,7 @@ def _ordered(table: PairTable) -> list[TrialRecord]:
 
 def _notes(table: PairTable) -> Iterator[str]:
     """What part of the data was used, and what did not finish."""
-    yield from dict.fromkeys(cut for group in table.groups if (cut := data_cut(group.rows[0])))
+    yield from dict.fromkeys(cut for group in table.groups if (cut := describe_subset(group.rows[0])))
     for row in _ordered(table):
         if row.state is not State.FINISHED:
             # An error's text may have lines; a list's entry has one.
@@ -130,7 +130,7 @@ def _notes(table: PairTable) -> Iterator[str]:
             yield f"{row.trial_id} seed {row.seed} {row.state}{reason}"
 
 
-def data_cut(row: TrialRecord) -> str:
+def describe_subset(row: TrialRecord) -> str:
     """What part of the dataset was used, where that is not all of it; empty where it is."""
     facts, recipe = stored_facts(row.dataset, row.recipe), row.recipe
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
@@ -169,16 +169,20 @@ def _render_csv(parts: Sequence[StudyRows]) -> str:
 
 def _groups(parts: Sequence[StudyRows]) -> Iterator[tuple[StudyRows, PairTable, Group]]:
     for part in parts:
-        for table in tables(part.rows):
+        for table in group_tables(part.rows):
             yield from ((part, table, group) for group in table.groups)
 
 
 def _render_json(parts: Sequence[StudyRows]) -> str:
-    data = [_table_json(part, table, entries) for part in parts for table, entries in by_table(tables(part.rows))]
+    data = [
+        _table_json(part, table, entries)
+        for part in parts
+        for table, entries in compare_by_table(group_tables(part.rows))
+    ]
     return json.dumps({"tables": data}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Compared]) -> dict[str, Any]:
+def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Comparison]) -> dict[str, Any]:
     return {
         "study": part.study,
         "title": table.title,
@@ -189,7 +193,7 @@ def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Compared]) 
     }
 
 
-def _group_json(entry: Compared) -> dict[str, Any]:
+def _group_json(entry: Comparison) -> dict[str, Any]:
     group = entry.group
     return {
         "label": group.label,

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reported import HOSTILE
 
-from orchestrator.report import charts
-from orchestrator.report.charts import ChartText, Curve, CurveRun, Point, Row, Rule, Scale
+from orchestrator.report import _charts
+from orchestrator.report._charts import ChartText, Curve, CurveRun, Point, Row, Rule, Scale
 
 SVG = "{http://www.w3.org/2000/svg}"
 WORDS = ChartText("a title", "a description", "epoch", "acc, %")
 NUMBERS = st.floats(-1e6, 1e6)
 
 
-def drawn(chart: charts.Chart) -> ElementTree.Element:
+def drawn(chart: _charts.Chart) -> ElementTree.Element:
     """The chart as a reader of its file has it."""
     return ElementTree.fromstring(chart.standalone())
 
@@ -40,12 +40,12 @@ def texts(root: ElementTree.Element) -> list[str]:
     ],
 )
 def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
-    assert charts.ticks(low, high) == pytest.approx(wanted)
+    assert _charts.choose_ticks(low, high) == pytest.approx(wanted)
 
 
 @given(NUMBERS, st.floats(1e-3, 1e6))
 def test_ticks_are_within_at_one_distance_and_few(low: float, span: float) -> None:
-    found = charts.ticks(low, low + span)
+    found = _charts.choose_ticks(low, low + span)
     assert 1 <= len(found) <= 7
     assert all(low - span * 1e-6 <= value <= low + span * (1 + 1e-6) for value in found)
     steps = [after - before for before, after in pairwise(found)]
@@ -57,7 +57,7 @@ def test_ticks_are_within_at_one_distance_and_few(low: float, span: float) -> No
     [(1, 10, [1, 2, 5, 10]), (1, 1e6, [10.0**power for power in range(7)]), (30, 60, [50])],
 )
 def test_ticks_of_a_log_scale(low: float, high: float, wanted: list[float]) -> None:
-    assert charts.log_ticks(low, high) == pytest.approx(wanted)
+    assert _charts.choose_log_ticks(low, high) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_ticks_of_a_log_scale(low: float, high: float, wanted: list[float]) -> N
     [(98.5, "98.5"), (0.1 + 0.2, "0.3"), (1000, "1000"), (272_474, "272k"), (1_700_000, "1.7M"), (2e9, "2G")],
 )
 def test_numbers_are_short(value: float, wanted: str) -> None:
-    assert charts.short(value) == wanted
+    assert _charts.format_number(value) == wanted
 
 
 @given(st.integers(0, 5000), st.integers(2, 200))
 def test_a_line_is_thinned_evenly_and_keeps_its_ends(count: int, limit: int) -> None:
-    kept = charts.thin(count, limit)
+    kept = _charts.thin(count, limit)
     assert len(kept) == min(count, limit) == len(set(kept))
     assert kept == sorted(kept)
     if count:
@@ -80,15 +80,15 @@ def test_a_line_is_thinned_evenly_and_keeps_its_ends(count: int, limit: int) -> 
 
 @given(st.lists(st.floats(0, 200), max_size=8))
 def test_labels_keep_apart_in_their_order(wanted: list[float]) -> None:
-    found = charts.spread(wanted, 13, 0, 200)
+    found = _charts.spread(wanted, 13, 0, 200)
     order = sorted(range(len(wanted)), key=lambda index: (wanted[index], index))
     assert all(found[b] - found[a] >= 13 - 1e-6 for a, b in pairwise(order))
     assert all(-1e-6 <= place <= 200 + 1e-6 for place in found)
 
 
 def test_labels_that_have_room_stay_where_they_are() -> None:
-    assert charts.spread([20, 100, 60], 13, 0, 200) == [20, 100, 60]
-    assert charts.spread([100, 100], 10, 0, 100) == [90, 100]
+    assert _charts.spread([20, 100, 60], 13, 0, 200) == [20, 100, 60]
+    assert _charts.spread([100, 100], 10, 0, 100) == [90, 100]
 
 
 def test_a_scale_is_linear_and_clamps() -> None:
@@ -100,8 +100,8 @@ def test_a_scale_is_linear_and_clamps() -> None:
 
 
 def test_a_path_has_gaps_where_values_are_missing() -> None:
-    assert charts.path([(1, 2), (3, 4.25), None, (5, 6)]) == "M1,2L3,4.2M5,6"
-    assert charts.path([]) == ""
+    assert _charts.format_path([(1, 2), (3, 4.25), None, (5, 6)]) == "M1,2L3,4.2M5,6"
+    assert _charts.format_path([]) == ""
 
 
 CURVE = Curve(
@@ -115,7 +115,7 @@ def paths(root: ElementTree.Element, css: str) -> list[ElementTree.Element]:
 
 
 def test_a_curve_is_drawn_with_its_mean_band_and_runs() -> None:
-    root = drawn(charts.curves(WORDS, [CURVE], [Rule("teacher", charts.TEACHER, "95.00 (n=1)", 25.0)]))
+    root = drawn(_charts.draw_curves(WORDS, [CURVE], [Rule("teacher", _charts.TEACHER, "95.00 (n=1)", 25.0)]))
     [line] = paths(root, "line")
     points = [tuple(map(float, pair.split(","))) for pair in re.findall(r"[\d.]+,[\d.]+", line.get("d", ""))]
     assert len(points) == 3
@@ -131,13 +131,13 @@ def test_a_curve_is_drawn_with_its_mean_band_and_runs() -> None:
 
 
 def test_a_curve_from_an_epoch_on_has_no_runs() -> None:
-    root = drawn(charts.curves(WORDS, [CURVE], start=2))
+    root = drawn(_charts.draw_curves(WORDS, [CURVE], start=2))
     assert [line.get("data-y") for line in paths(root, "line")] == ["20.00 30.00"]
     assert not paths(root, "run")
 
 
 def test_ticks_of_epochs_are_whole() -> None:
-    root = drawn(charts.curves(WORDS, [Curve("a", 1, "", (1.0, 2.0), (1.0, 2.0))]))
+    root = drawn(_charts.draw_curves(WORDS, [Curve("a", 1, "", (1.0, 2.0), (1.0, 2.0))]))
     frame = next(group for group in root.iter(f"{SVG}g") if group.get("class") == "frame")
     middle = [text.text for text in frame.iter(f"{SVG}text") if text.get("text-anchor") == "middle"]
     assert middle == ["1", "2", "epoch"]
@@ -145,13 +145,13 @@ def test_ticks_of_epochs_are_whole() -> None:
 
 def test_a_long_curve_has_no_more_points_than_are_seen() -> None:
     x = tuple(map(float, range(1, 5001)))
-    [line] = paths(drawn(charts.curves(WORDS, [Curve("a", 1, "", x, x)])), "line")
-    assert line.get("d", "").count("L") == charts.POINTS - 1
+    [line] = paths(drawn(_charts.draw_curves(WORDS, [Curve("a", 1, "", x, x)])), "line")
+    assert line.get("d", "").count("L") == _charts.POINTS - 1
 
 
 def test_points_have_bars_marks_and_a_legend() -> None:
     points = [Point("a", 2, "1 s", 1.0, 90.0, 0.1, 1.0), Point("b", 0, "100 s", 100.0, 95.0)]
-    root = drawn(charts.scatter(WORDS, points, is_log=True))
+    root = drawn(_charts.draw_scatter(WORDS, points, is_log=True))
     assert len([line for line in root.iter(f"{SVG}line") if line.get("class") == "bar"]) == 2
     assert {"a: 1 s", "b: 100 s", "a", "b"} <= set(texts(root))
     assert len(paths(root, "mark")) == 4
@@ -159,12 +159,12 @@ def test_points_have_bars_marks_and_a_legend() -> None:
 
 def test_labels_of_points_do_not_lie_on_each_other() -> None:
     points = [Point(f"same {index}", 2, "", 1.0 + index / 1000, 90.0) for index in range(5)]
-    found = [text for text in texts(drawn(charts.scatter(WORDS, points))) if text.startswith("same")]
+    found = [text for text in texts(drawn(_charts.draw_scatter(WORDS, points))) if text.startswith("same")]
     assert len(found) < 10 and {f"same {index}" for index in range(5)} == set(found)  # the legend has them all
 
 
 def test_rows_have_their_interval_and_their_runs() -> None:
-    root = drawn(charts.dots(WORDS, [Row("logit", 2, "91.0 (n=2)", (90.0, 92.0), 91.0, 89.0, 93.0)]))
+    root = drawn(_charts.draw_dots(WORDS, [Row("logit", 2, "91.0 (n=2)", (90.0, 92.0), 91.0, 89.0, 93.0)]))
     circles = [float(circle.get("cx", "")) for circle in root.iter(f"{SVG}circle")]
     [bar] = [line for line in root.iter(f"{SVG}line") if line.get("class") == "bar"]
     assert float(bar.get("x1", "")) < circles[0] < circles[1] < float(bar.get("x2", ""))
@@ -176,32 +176,32 @@ def test_hostile_names_are_text(text: str) -> None:
     words = ChartText(text, text, text, text)
     curve = Curve(text, 2, text, (1.0, 2.0), (1.0, 2.0), runs=(CurveRun(text, (1.0, 2.0)),))
     for chart in (
-        charts.curves(words, [curve], [Rule(text, 0, text, 1.0)]),
-        charts.scatter(words, [Point(text, 2, text, 1.0, 1.0)]),
-        charts.dots(words, [Row(text, 2, text, (1.0,), 1.0, 1.0, 1.0)]),
+        _charts.draw_curves(words, [curve], [Rule(text, 0, text, 1.0)]),
+        _charts.draw_scatter(words, [Point(text, 2, text, 1.0, 1.0)]),
+        _charts.draw_dots(words, [Row(text, 2, text, (1.0,), 1.0, 1.0, 1.0)]),
     ):
         root = drawn(chart)
         known = {"svg", "title", "desc", "style", "g", "path", "line", "rect", "circle", "text"}
         assert {element.tag.removeprefix(SVG) for element in root.iter()} <= known
         assert not any(name.startswith("on") for element in root.iter() for name in element.attrib)
-        assert root.findtext(f"{SVG}title") == charts.cut(text, 200)
+        assert root.findtext(f"{SVG}title") == _charts.cut(text, 200)
         assert "\u202e" not in chart.inline()
 
 
 @given(st.text(), st.integers(4, 50))
 def test_any_text_is_cut_and_fits_into_xml(text: str, limit: int) -> None:
-    assert len(charts.cut(text, limit)) <= limit
-    assert drawn(charts.dots(ChartText(text, text, text, ""), [])).get("role") == "img"
+    assert len(_charts.cut(text, limit)) <= limit
+    assert drawn(_charts.draw_dots(ChartText(text, text, text, ""), [])).get("role") == "img"
 
 
 def test_a_long_text_says_that_it_was_cut() -> None:
-    assert charts.cut("abcdef", 4) == "abc…"
-    assert charts.cut("abcd", 4) == "abcd"
+    assert _charts.cut("abcdef", 4) == "abc…"
+    assert _charts.cut("abcd", 4) == "abcd"
 
 
 def test_the_same_numbers_give_the_same_text() -> None:
-    assert charts.curves(WORDS, [CURVE]).standalone() == charts.curves(WORDS, [CURVE]).standalone()
-    chart = charts.curves(WORDS, [CURVE])
+    assert _charts.draw_curves(WORDS, [CURVE]).standalone() == _charts.draw_curves(WORDS, [CURVE]).standalone()
+    chart = _charts.draw_curves(WORDS, [CURVE])
     assert chart.standalone() and "<style>" not in chart.inline()  # a page has the style once
 
 
@@ -212,7 +212,7 @@ def luminance(colour: str) -> float:
 
 
 def test_all_colours_of_text_can_be_read_in_light_and_dark() -> None:
-    schemes = [dict(re.findall(r"--(\w+):(#\w{6})", block)) for block in re.findall(r":root\{[^}]*\}", charts.STYLE)]
+    schemes = [dict(re.findall(r"--(\w+):(#\w{6})", block)) for block in re.findall(r":root\{[^}]*\}", _charts.STYLE)]
     assert len(schemes) == 2 and schemes[0].keys() == schemes[1].keys()
     for scheme in schemes:
         for name in scheme.keys() - {"paper", "rule"}:

@@ -86,7 +86,7 @@ def test_hostile_text_is_never_markup(text: str, form: str, tmp_path: Path) -> N
 def test_a_fence_holds_whatever_text(made_up: Facts, text: str) -> None:
     source = replace(made_up.source, text=text) if made_up.source else None
     files: dict[str, str] = {}
-    block = page._block(page.Code("file", source.text if source else ""), "x", files)
+    block = page._render_block(page.Code("file", source.text if source else ""), "x", files)
     fence = block.split("\n")[2].removesuffix("yaml")
     assert block.endswith("\n" + fence) and fence not in "\n".join(block.split("\n")[3:-1])
 
@@ -133,7 +133,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path, made_up: Fa
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
     mine = tmp_path / "report.html"
     mine.write_text("my own notes")
-    with pytest.raises(KdctlError, match=r"report\.html is there and was not written by kdctl report"):
+    with pytest.raises(KdctlError, match=r"report\.html exists and was not written by kdctl report"):
         page.write(tmp_path, files)
     assert mine.read_text() == "my own notes"
 
@@ -145,7 +145,7 @@ def test_every_file_has_the_mark(made_up: Facts) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path, made_up: Facts) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(KdctlError, match=r"cannot be written|is there"):
+    with pytest.raises(KdctlError, match=r"cannot be written|exists"):
         page.write(tmp_path / "file", page.render(made_up, "html"))
     assert not list(tmp_path.glob(".report*"))
 
@@ -211,7 +211,7 @@ def test_a_study_file_is_reported_before_anything_ran(
     )
     assert run(monkeypatch, "a.yaml", "--set", "recipe.epochs=3") == 0
     text = (here / "report.html").read_text()
-    assert "kdctl launch a.yaml --set recipe.epochs=3" in text and "No trial has begun yet." in text
+    assert "kdctl launch a.yaml --set recipe.epochs=3" in text and "No trial has started yet." in text
     assert "0 of 1 trials finished; 1 not started" in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     content = storage.backend.read(storage.trial_epochs(rows[0].trial_id))
     monkeypatch.setattr(store, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
     monkeypatch.setattr(Folder, "list_files", lambda *_: [])
-    monkeypatch.setattr(store, "_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
+    monkeypatch.setattr(store, "_list_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
     asked = []
     monkeypatch.setattr(Folder, "read", lambda _self, name: asked.append(name) or content)
     own = facts(storage, rows)
@@ -263,7 +263,8 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     assert 200_000 < len(text.encode()) < LIMIT
     assert len(asked) < 1000  # no epochs are read but those that are drawn
     assert (
-        " settings, the best of the last epoch; the others: kdctl query" in text and "(the others: kdctl query)" in text
+        " settings, those with the best last epoch; kdctl query prints the others" in text
+        and "(kdctl query prints the others)" in text
     )
     assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
 

@@ -10,11 +10,11 @@ from reported import SETTING, TEACHER, facts, fill, member, row, study, teacher
 
 from orchestrator.errors import KdctlError, StorageError
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import figures, sections
+from orchestrator.report import _figures, sections
+from orchestrator.report._figures import Figure
 from orchestrator.report.content import Facts, gather
-from orchestrator.report.figures import Figure
 from orchestrator.report.sections import Section, Table, Text
-from orchestrator.results.published import DIFFERENCES, OPTIONS, PUBLISHED, RECIPE, other_settings
+from orchestrator.results.published import DIFFERENCES, OPTIONS, PUBLISHED, RECIPE, describe_differences
 from orchestrator.storage.layout import Storage
 
 
@@ -26,9 +26,9 @@ def storage(tmp_path: Path) -> Storage:
     return made
 
 
-def told(storage: Storage, rows: list[TrialRecord]) -> dict[str, Section]:
+def build(storage: Storage, rows: list[TrialRecord]) -> dict[str, Section]:
     fill(storage, rows)
-    return {section.name: section for section in sections.sections(facts(storage, rows))}
+    return {section.name: section for section in sections.build_sections(facts(storage, rows))}
 
 
 def table(section: Section, title: str) -> Table:
@@ -40,7 +40,7 @@ def cells(found: Table, row: int) -> dict[str, tuple[str, str]]:
 
 
 def test_means_and_paired_differences_stand_beside_their_n(storage: Storage) -> None:
-    found = cells(table(told(storage, study())["results"], "ResNet20>>8/Digits"), 0)
+    found = cells(table(build(storage, study())["results"], "ResNet20>>8/Digits"), 0)
     assert found["setting"] == (f"logit {SETTING}", "")
     assert found["finished"] == ("3 of 3", "")
     assert found["best epoch, %"] == found["last epoch, %"] == ("93.00 ± 1.00", "n=3")  # 92, 93, 94
@@ -48,7 +48,7 @@ def test_means_and_paired_differences_stand_beside_their_n(storage: Storage) -> 
 
 
 def test_a_failed_run_is_in_no_mean_and_in_the_list(storage: Storage) -> None:
-    found = told(storage, study())
+    found = build(storage, study())
     assert cells(table(found["results"], "ResNet20>>8/Digits"), 1)["last epoch, %"] == ("-", "")
     [line] = table(found["unfinished"], "Trials that did not finish").rows
     assert [cell.text for cell in line][1:3] == ["failed", "the mean training loss is nan"]
@@ -56,32 +56,32 @@ def test_a_failed_run_is_in_no_mean_and_in_the_list(storage: Storage) -> None:
 
 
 def test_the_gap_closed_is_that_of_paired_means(storage: Storage) -> None:
-    gap = cells(table(told(storage, study())["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
+    gap = cells(table(build(storage, study())["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
     assert gap["teacher, %"] == ("95.00", "n=1")  # one teacher, though three were taught
     assert gap["teacher − base"][0] == "+3.00"  # 95 less the mean of 91, 92 and 93
     assert gap["gap closed"] == ("33 %", "n=3")
 
 
-def test_no_gap_is_told_where_the_teacher_is_not_clearly_better(storage: Storage) -> None:
+def test_no_gap_is_given_unless_the_teacher_is_clearly_better(storage: Storage) -> None:
     rows = [replace(one, teacher_acc=92.0) if one.teacher_id else one for one in study()]
-    gap = cells(table(told(storage, rows)["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
+    gap = cells(table(build(storage, rows)["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
     assert gap["teacher − base"][0] == "+0.00"
     assert gap["gap closed"] == ("-", "")
 
 
 def test_a_teacher_costs_once(storage: Storage) -> None:
-    found = table(told(storage, study())["cost"], "What it cost")
+    found = table(build(storage, study())["cost"], "What it cost")
     by_setting = {cells(found, index)["setting"][0]: cells(found, index) for index in range(len(found.rows))}
     assert by_setting[f"logit {SETTING}"]["seconds, all runs"] == ("30.0", "")
-    assert by_setting[f"logit {SETTING}"]["seconds, teacher once"] == ("40.0", "1 teacher")
-    assert by_setting[f"base {SETTING} (taught)"]["seconds a run"] == ("40.0", "n=1")
-    assert by_setting[f"base {SETTING}"]["seconds, teacher once"] == ("-", "no teacher")
+    assert by_setting[f"logit {SETTING}"]["seconds, teachers"] == ("40.0", "1 teacher")
+    assert by_setting[f"base {SETTING} (teacher)"]["seconds per run"] == ("40.0", "n=1")
+    assert by_setting[f"base {SETTING}"]["seconds, teachers"] == ("-", "no teacher")
 
 
-def test_a_teacher_of_another_study_costs_what_nobody_here_knows(storage: Storage) -> None:
-    found = table(told(storage, [one for one in study() if one.trial_id != TEACHER])["cost"], "What it cost")
+def test_the_cost_of_another_studys_teacher_is_unknown(storage: Storage) -> None:
+    found = table(build(storage, [one for one in study() if one.trial_id != TEACHER])["cost"], "What it cost")
     costs = {cells(found, index)["setting"][0]: cells(found, index) for index in range(len(found.rows))}
-    assert costs[f"logit {SETTING}"]["seconds, teacher once"] == ("-", "not known here")
+    assert costs[f"logit {SETTING}"]["seconds, teachers"] == ("-", "not in this study")
 
 
 def published_runs(match: str = "pooled", **overrides: object) -> list[TrialRecord]:
@@ -103,8 +103,8 @@ def published_runs(match: str = "pooled", **overrides: object) -> list[TrialReco
 def test_the_notes_figures_are_marked_as_another_experiment(
     storage: Storage, runs: list[TrialRecord], said: str | None
 ) -> None:
-    assert other_settings(runs[0]) == (said or "")
-    found = table(told(storage, runs)["results"], "ResNet20>>20/Cifar10")
+    assert describe_differences(runs[0]) == (said or "")
+    found = table(build(storage, runs)["results"], "ResNet20>>20/Cifar10")
     shown = cells(found, 0)["lab note (another experiment), best epoch, %"]
     assert shown == ("92.51 ± 0.02", "n=3, another experiment")
     assert str(PUBLISHED[0].statistic) == "92.51 ± 0.02 (n=3)"
@@ -120,38 +120,41 @@ def test_curves_are_means_over_finished_runs(storage: Storage) -> None:
     rows = study()
     rows.append(row(30, "logit", 10.0, seed=9, state=State.STOPPED))
     fill(storage, rows)
-    found = {figure.name: figure for figure in figures.learning_curves(facts(storage, rows), figures.pairs(rows))}
+    found = {
+        figure.name: figure
+        for figure in _figures.draw_learning_curves(facts(storage, rows), _figures.group_pairs(rows))
+    }
     assert set(found) == {"curves-digits-resnet-32-8", "curves-digits-resnet-32-20"}
     svg = found["curves-digits-resnet-32-8"].charts[0].inline()
     assert (
         'data-y="84.00 85.00 86.00 87.00 88.00 89.00 90.00 91.00 92.00 93.00"' in svg
     )  # the mean of logit, without 10
     assert "run open" in svg and "seed 9 (00000000001e)" in svg
-    assert "dashed ones did not finish" in found["curves-digits-resnet-32-8"].caption
+    assert "dashed runs did not finish" in found["curves-digits-resnet-32-8"].caption
 
 
-def test_a_study_under_way_is_told_as_such(storage: Storage) -> None:
+def test_a_running_study_is_marked_as_incomplete(storage: Storage) -> None:
     rows = study()[:2]
     fill(storage, rows)
     own = facts(storage, rows, [member(row(77, "logit"), "logit digits, to come")])
-    assert sections.head(own) == "2 of 3 trials finished; 1 not started"
-    assert "not complete" in sections.caution(own)
-    found = {section.name: section for section in sections.sections(own)}
+    assert sections.describe_progress(own) == "2 of 3 trials finished; 1 not started"
+    assert "not complete" in sections.describe_incomplete(own)
+    found = {section.name: section for section in sections.build_sections(own)}
     [line] = table(found["unfinished"], "Trials that did not finish").rows
     assert [cell.text for cell in line] == ["logit digits, to come", "not started", "-", "-"]
 
 
-def test_a_study_of_which_nothing_has_begun_has_a_report(storage: Storage) -> None:
+def test_a_study_without_started_trials_has_a_report(storage: Storage) -> None:
     own = facts(storage, [], [member(row(1))])
-    found = {section.name: section for section in sections.sections(own)}
+    found = {section.name: section for section in sections.build_sections(own)}
     assert list(found) == ["results", "unfinished", "again"]
-    assert found["results"].blocks == (Text("No trial has begun yet."),)
+    assert found["results"].blocks == (Text("No trial has started yet."),)
 
 
 def test_a_finished_study_needs_no_caution(storage: Storage) -> None:
     rows = [teacher(), row(1)]
     fill(storage, rows)
-    assert sections.caution(facts(storage, rows)) == ""
+    assert sections.describe_incomplete(facts(storage, rows)) == ""
 
 
 def test_an_empty_storage_is_one_message(storage: Storage) -> None:
@@ -162,7 +165,7 @@ def test_an_empty_storage_is_one_message(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("change", [{"recipe": "[]"}, {"recipe": "{"}, {"dataset": "mnist"}, {"student": "vgg_1"}])
-def test_a_row_that_is_none_of_ours_is_named(storage: Storage, change: dict[str, str]) -> None:
+def test_a_row_that_kdctl_did_not_write_is_named(storage: Storage, change: dict[str, str]) -> None:
     record = replace(row(1), **change)
     fill(storage, [record])
     with pytest.raises(StorageError, match=r"000000000001\.parquet holds a damaged row"):
@@ -181,32 +184,34 @@ def test_of_many_settings_the_base_and_the_best_are_drawn(storage: Storage) -> N
     rows = many(30)
     fill(storage, rows)
     own = facts(storage, rows)
-    [pair] = figures.pairs(own.ordered)
-    shown = figures.choose(pair.entries, 4)
+    [pair] = _figures.group_pairs(own.ordered)
+    shown = _figures.choose_settings(pair.entries, 4)
     assert [entry.group.method for entry in shown] == ["base", "logit", "logit", "logit"]
     assert [entry.group.rows[0].acc for entry in shown[1:]] == pytest.approx([50.27, 50.28, 50.29])
-    [figure] = figures.standings([pair])
-    assert "Shown are 6 of 31 settings" in figure.caption and "kdctl query" in figure.caption
+    [figure] = _figures.draw_comparisons([pair])
+    assert "This figure shows 6 of 31 settings" in figure.caption and "kdctl query" in figure.caption
 
 
-def test_bounds_are_kept_and_told(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_kept_and_reported(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MAX_SETTINGS", 5), ("MAX_LISTED", 8), ("MAX_UNFINISHED", 2), ("MAX_IDS", 3)):
         monkeypatch.setattr(sections, name, value)
     rows = [*many(30), *(row(100 + no, acc=None, state=State.FAILED, error="x") for no in range(4))]
-    found = told(storage, rows)
+    found = build(storage, rows)
     blocks = [block for block in found["results"].blocks if isinstance(block, Table)]
     assert sum(len(block.rows) for block in blocks if not block.folded) <= 5
     assert sum(len(block.rows) for block in blocks if block.folded) == 8
     assert any(
-        "settings, the best of the last epoch; the others: kdctl query" in note for b in blocks for note in b.notes
+        "settings, those with the best last epoch; kdctl query prints the others" in note
+        for b in blocks
+        for note in b.notes
     )
-    assert any("4 of 30 runs (the others: kdctl query)" in block.folded for block in blocks)
-    assert table(found["unfinished"], "Trials that did not finish").notes == ("And 2 more: kdctl query.",)
+    assert any("4 of 30 runs (kdctl query prints the others)" in block.folded for block in blocks)
+    assert table(found["unfinished"], "Trials that did not finish").notes == ("And 2 more; kdctl query prints them.",)
     assert len(table(found["again"], "Trials").rows) == 3
 
 
 def test_how_to_run_it_again_is_all_there(storage: Storage) -> None:
-    section = told(storage, study())["again"]
+    section = build(storage, study())["again"]
     found = {line[0].text: line[1].text for line in table(section, "Facts of this study").rows}
     assert found["command"] == "kdctl launch study.yaml --set recipe.epochs=10"
     assert found["trials"] == "7 of 8 trials finished; 1 failed"
@@ -223,7 +228,7 @@ def test_unlike_values_are_counted() -> None:
 
 def test_names_of_figures_are_unique(storage: Storage) -> None:
     rows = [*study(), *published_runs()]
-    found = told(storage, rows)
+    found = build(storage, rows)
     names = [block.name for section in found.values() for block in section.blocks if isinstance(block, Figure)]
     assert len(names) == len(set(names)) >= 5
 
@@ -247,4 +252,4 @@ def test_facts_keep_the_order_of_the_plan(storage: Storage) -> None:
     ],
 )
 def test_no_table_takes_the_room_of_another(wanted: list[int], total: int, given: list[int]) -> None:
-    assert sections.shares(wanted, total) == given
+    assert sections.share_rows(wanted, total) == given

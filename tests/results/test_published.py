@@ -170,11 +170,11 @@ def test_nothing_is_called_comparable() -> None:
 
 def test_only_what_is_matched_separates_the_study_file_from_the_closest_settings(tmp_path: Path) -> None:
     assert len(STUDENTS) == 12 and len(TEACHERS) == 4
-    assert {published.other_settings(row(trial)) for trial in STUDENTS} == {"match logits, not pooled"}
+    assert {published.describe_differences(row(trial)) for trial in STUDENTS} == {"match logits, not pooled"}
     study = tmp_path / "pooled.yaml"
     study.write_text(STUDY.read_text().replace("method: logit", "method: logit\n    match: pooled"))
     pooled = [trial for trial in plan_study(study, "no-such-storage").trials if trial.role == "student"]
-    assert {published.other_settings(row(trial)) for trial in pooled} == {""}
+    assert {published.describe_differences(row(trial)) for trial in pooled} == {""}
 
 
 BROKEN = """\
@@ -242,21 +242,21 @@ def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], said
     own = record.recipe
     nepoch = recipe.get("epochs", 200)
     student = replace(record, recipe={**own, **recipe}, nepoch=nepoch)
-    assert published.other_settings(student) == f"{said}; match logits, not pooled"
+    assert published.describe_differences(student) == f"{said}; match logits, not pooled"
     taught = replace(record, recipe={**own, "teacher": {**own["teacher"], **recipe}})
-    assert published.other_settings(taught) == f"match logits, not pooled; teacher.{said}"
+    assert published.describe_differences(taught) == f"match logits, not pooled; teacher.{said}"
 
 
 def test_the_options_of_the_method_count() -> None:
     record = row(STUDENTS[0])
     own = {**record.recipe, "options": {"ce_weight": 0.0, "match": "pooled"}}
-    assert published.other_settings(replace(record, recipe=own)) == "ce_weight 0.0, not 1.0"
+    assert published.describe_differences(replace(record, recipe=own)) == "ce_weight 0.0, not 1.0"
 
 
 def test_how_a_trial_was_run_does_not_count() -> None:
     record = row(STUDENTS[0])
     own = {**record.recipe, "teacher_answers": "live", "teacher_cache": "live"}
-    assert published.other_settings(replace(record, recipe=own)) == "match logits, not pooled"
+    assert published.describe_differences(replace(record, recipe=own)) == "match logits, not pooled"
 
 
 def test_settings_have_means_of_their_own(runs: Storage, tmp_path: Path) -> None:

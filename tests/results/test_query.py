@@ -33,7 +33,7 @@ from orchestrator.records import State
 from orchestrator.results import query, store
 from orchestrator.results.formats import FORMATS, MAX_ROWS, MAX_WIDTH, Heading, write
 from orchestrator.results.query import QueryError, run_query
-from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, outcomes, summaries
+from orchestrator.results.summary import RESULT_COLUMNS, SUMMARY_COLUMNS, summarize_metrics, summarize_results
 from orchestrator.storage.layout import Storage
 
 Ask = Callable[..., list[dict[str, Any]]]
@@ -80,8 +80,8 @@ def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     rows = store.read_trials(filled)
     assert ask(filled, "FROM trials ORDER BY trial_id") == [{**row.to_row(), "studies": ["s"]} for row in rows]
     assert ask(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
-    assert ask(filled, "FROM summary") == list(summaries(rows, "s"))
-    assert ask(filled, "FROM results") == list(outcomes(rows, "s"))
+    assert ask(filled, "FROM summary") == list(summarize_metrics(rows, "s"))
+    assert ask(filled, "FROM results") == list(summarize_results(rows, "s"))
 
 
 def test_a_mean_is_a_mean(filled: Storage) -> None:
@@ -139,7 +139,7 @@ def test_only_what_a_statement_names_is_read(filled: Storage, monkeypatch: pytes
 def test_a_view_that_was_not_read_does_not_look_empty(filled: Storage) -> None:
     assert ask(filled, "SELECT count(*) AS n FROM query('FROM epochs')") == [{"n": 6}]
     with duckdb.connect() as connection:
-        query._fill(connection, filled, {"trials"})
+        query._create_views(connection, filled, {"trials"})
         assert len(connection.sql("FROM trials").fetchall()) == 4
         for sql in (
             "FROM epochs",
@@ -286,7 +286,7 @@ def test_what_is_locked_stays_so_whatever_runs(filled: Storage, tmp_path: Path) 
     """Past the check of the statement, DuckDB itself refuses."""
     with duckdb.connect() as connection:
         query._lock(connection)
-        query._fill(connection, filled, {"trials"})
+        query._create_views(connection, filled, {"trials"})
         for sql in (outside(sql, tmp_path) for sql in REFUSED):
             if re.match("COPY|EXPORT|IMPORT|ATTACH|INSTALL|LOAD|SET (?!VAR)|RESET", sql):
                 with pytest.raises(duckdb.Error):

@@ -328,11 +328,11 @@ def test_epochs_by_column_are_those_by_row(storage: Storage) -> None:
     epochs = [EpochRecord(n, 0.1, 1.0, 1.0, None, 50.0, 0.5, 40.0 + n, None, 1.0, 9.0) for n in (1, 2)]
     store.write_epochs(storage, "a", epochs)
     store.write_epochs(storage, "b", epochs[:1])
-    found = store.epoch_columns(storage, ["a", "b", "none"], ["epoch", "test_acc"])
+    found = store.read_epoch_columns(storage, ["a", "b", "none"], ["epoch", "test_acc"])
     assert found == {"a": {"epoch": [1, 2], "test_acc": [41.0, 42.0]}, "b": {"epoch": [1], "test_acc": [41.0]}}
     file(storage, storage.trial_epochs("b")).write_bytes(b"no Parquet")
     with pytest.raises(StorageError, match=r"b\.parquet is not a whole Parquet file"):
-        store.epoch_columns(storage, ["a", "b"], ["epoch"])
+        store.read_epoch_columns(storage, ["a", "b"], ["epoch"])
 
 
 def test_a_row_without_rows_is_not_done(storage: Storage) -> None:

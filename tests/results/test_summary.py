@@ -15,7 +15,14 @@ from test_tables import row
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import summary
-from orchestrator.results.summary import METRICS, SUMMARY_COLUMNS, Statistic, compare_to_base, summaries, tables
+from orchestrator.results.summary import (
+    METRICS,
+    SUMMARY_COLUMNS,
+    Statistic,
+    compare_to_base,
+    group_tables,
+    summarize_metrics,
+)
 
 TEACHER = {"seed": 0, "epochs": 200, "options": {}, "teacher": None}
 NUMBERS = st.floats(-1e6, 1e6)
@@ -40,7 +47,7 @@ def base(seed: int, acc: float | None, **settings: Any) -> TrialRecord:
 
 def found(rows: list[TrialRecord], metric: str = "acc") -> dict[str, dict[str, Any]]:
     """The rows of `summary` of one metric by their setting."""
-    return {line["setting"]: line for line in summaries(rows) if line["metric"] == metric}
+    return {line["setting"]: line for line in summarize_metrics(rows) if line["metric"] == metric}
 
 
 # One group.
@@ -84,7 +91,7 @@ def test_what_is_no_number_counts_for_nothing() -> None:
     rows = [base(0, 90.0), base(1, math.inf), base(2, math.nan), base(3, None), base(4, 92.0)]
     assert found(rows)["base"]["n"] == 2 and found(rows)["base"]["runs"] == 5
     assert found(rows)["base"]["mean"] == 91.0
-    assert tables(rows)[0].groups[0].by_seed("acc") == {0: 90.0, 4: 92.0}
+    assert group_tables(rows)[0].groups[0].by_seed("acc") == {0: 90.0, 4: 92.0}
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.FINISHED])
@@ -94,13 +101,13 @@ def test_only_finished_runs_count(state: State) -> None:
 
 
 def test_a_metric_that_no_run_has_has_no_row() -> None:
-    assert {line["metric"] for line in summaries([base(0, 90.0)])} == {"acc", "last_acc"}
-    assert list(summaries([base(0, 90.0, state=State.FAILED)])) == []
-    assert list(summaries([])) == []
+    assert {line["metric"] for line in summarize_metrics([base(0, 90.0)])} == {"acc", "last_acc"}
+    assert list(summarize_metrics([base(0, 90.0, state=State.FAILED)])) == []
+    assert list(summarize_metrics([])) == []
 
 
 def test_a_row_has_every_column() -> None:
-    lines = list(summaries([base(0, 90.0), base(1, 91.0), student(0, 92.0), student(1, 92.5)]))
+    lines = list(summarize_metrics([base(0, 90.0), base(1, 91.0), student(0, 92.0), student(1, 92.5)]))
     assert all(list(line) == list(SUMMARY_COLUMNS) for line in lines)
     kinds = {"string": (str, type(None)), "int": (int, type(None)), "float": (float, type(None))}
     assert all(isinstance(line[name], kinds[kind]) for line in lines for name, (kind, _) in SUMMARY_COLUMNS.items())
@@ -148,14 +155,14 @@ def test_what_has_not_begun_to_compute_joins_the_only_group_of_its_setting() -> 
     assert found([waiting, *rows[1:]])["base bfloat16"]["runs"] == 3
     both = found([waiting, *rows])
     assert (both["base"]["runs"], both["base bfloat16"]["runs"]) == (2, 2)
-    assert [group.label for group in tables([waiting])[0].groups] == ["base"]
+    assert [group.label for group in group_tables([waiting])[0].groups] == ["base"]
     # A finished row without a dtype is of a kdctl that knew one alone.
     assert found([base(0, 90.0), *rows[1:]])["base"]["n"] == 1
 
 
 def test_values_that_mean_the_same_are_one_setting() -> None:
     rows = [student(0, 1.0, lr=lr, flip=flip) for lr in (1, 1.0, 0.1) for flip in (True, None, False)]
-    labels = [group.label for group in tables(rows)[0].groups]
+    labels = [group.label for group in group_tables(rows)[0].groups]
     assert len(labels) == len(set(labels)) == 4
     assert "logit flip=false teacher.flip=true" in labels and "logit lr=1 teacher.lr=0.1" in labels
 
@@ -172,11 +179,11 @@ SETTINGS = st.fixed_dictionaries(
 @given(st.lists(SETTINGS, max_size=8))
 def test_groups_are_a_partition_with_a_name_each(settings: list[dict[str, Any]]) -> None:
     rows = [student(seed, float(seed), **own) for seed, own in enumerate(settings)]
-    groups = [group for table in tables(rows) for group in table.groups]
+    groups = [group for table in group_tables(rows) for group in table.groups]
     assert sorted(member.seed for group in groups for member in group.rows) == list(range(len(rows)))
     assert len({group.label for group in groups}) == len(groups)
     for group in groups:
-        alone = {tables([member])[0].groups[0].label for member in group.rows}
+        alone = {group_tables([member])[0].groups[0].label for member in group.rows}
         assert alone == {group.label}, "the name of a setting depends on what else there is"
 
 
@@ -239,9 +246,9 @@ def test_each_setting_finds_its_own_base_among_several() -> None:
         for make, acc in ((base, 0.0), (student, 5.0))
         for seed in (0, 1)
     ]
-    bases = [entry.base and entry.base.label for entry in compare_to_base(tables(rows))]
+    bases = [entry.base and entry.base.label for entry in compare_to_base(group_tables(rows))]
     assert bases == [None, None, "base lr=1", "base lr=2"]
-    assert {line["diff"] for line in summaries(rows) if line["method"] == "logit"} == {5.0}
+    assert {line["diff"] for line in summarize_metrics(rows) if line["method"] == "logit"} == {5.0}
 
 
 def test_seeds_that_nobody_shares_are_no_difference() -> None:
@@ -264,7 +271,7 @@ def test_thousands_of_settings_take_work_in_proportion() -> None:
         before = sys.gettrace()
         sys.settrace(tracer)
         try:
-            assert sum(1 for _ in summary.summaries(rows)) == 4 * count
+            assert sum(1 for _ in summary.summarize_metrics(rows)) == 4 * count
         finally:
             sys.settrace(before)
         return ran

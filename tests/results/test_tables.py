@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import State, TrialRecord
-from orchestrator.results.summary import Statistic, tables
+from orchestrator.results.summary import Statistic, group_tables
 from orchestrator.results.tables import FORMATS, PUBLISHED_COLUMNS, render, render_studies
 from orchestrator.study.stored_studies import StudyRows
 
@@ -88,13 +88,13 @@ def test_a_bar_in_a_cell_is_escaped_in_markdown_alone() -> None:
 
 
 def test_the_deviation_is_that_of_a_sample() -> None:
-    found = tables([row(0, 1.0), row(1, 2.0), row(2, 4.0)])[0].groups[0].statistic("acc")
+    found = group_tables([row(0, 1.0), row(1, 2.0), row(2, 4.0)])[0].groups[0].statistic("acc")
     assert found == Statistic(pytest.approx(7 / 3), pytest.approx((7 / 3) ** 0.5), 3)  # (16+1+25)/9 over n-1 = 2
     assert str(found) == "2.33 ± 1.53 (n=3)"
 
 
 def test_a_single_run_has_no_deviation() -> None:
-    group = tables([row(0, 91.0)])[0].groups[0]
+    group = group_tables([row(0, 91.0)])[0].groups[0]
     assert group.statistic("acc") == Statistic(91.0, None, 1)
     assert "±" not in shown([row(0, 91.0)])
 
@@ -120,7 +120,7 @@ def test_settings_split_groups_and_seeds_do_not() -> None:
     slow, fast = ({"lr": lr, "teacher": {"seed": 0}} for lr in (0.01, 0.1))
     other_teacher = {"lr": 0.1, "teacher": {"seed": 5}}
     rows = [row(0, 80.0, recipe=slow), row(1, 90.0, recipe=fast), row(2, 91.0, recipe=other_teacher)]
-    (table,) = tables(rows)
+    (table,) = group_tables(rows)
     assert [(group.label, len(group.rows)) for group in table.groups] == [
         ("logit lr=0.01 teacher.lr=0.1", 1),
         ("logit", 2),
@@ -131,7 +131,10 @@ def test_settings_split_groups_and_seeds_do_not() -> None:
 
 def test_settings_of_the_teacher_split_groups() -> None:
     rows = [row(seed, recipe={"teacher": {"seed": 0, "epochs": 10 * seed}}) for seed in (1, 2)]
-    assert [group.label for group in tables(rows)[0].groups] == ["logit teacher.epochs=10", "logit teacher.epochs=20"]
+    assert [group.label for group in group_tables(rows)[0].groups] == [
+        "logit teacher.epochs=10",
+        "logit teacher.epochs=20",
+    ]
 
 
 def test_titles_name_the_pair_and_the_dataset() -> None:
@@ -146,7 +149,7 @@ def test_titles_name_the_pair_and_the_dataset() -> None:
         "ResNet110>>20/Cifar100 (71.8)", "ResNet20/Cifar10 (92.0)", "ResNet20>>8/Digits (-)",
         "WRN-40-2>>ResNet20/Cifar10 (92.5)", "WRN-40-2>>40-1/Cifar10 (75.0)",
     ]  # fmt: skip
-    assert [table.title for table in tables(rows)] == titles
+    assert [table.title for table in group_tables(rows)] == titles
 
 
 def test_numbers_are_shown_as_they_were_set() -> None:

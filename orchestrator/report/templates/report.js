@@ -10,7 +10,7 @@
   };
   const hide = () => { tip.hidden = true; };
 
-  // The names of lines and marks are their titles; while this script tells them, the browser need not.
+  // The names of lines and marks are their titles. This script shows them, so the browser must not do so as well.
   const take = (element) => {
     const title = element.querySelector(":scope > title");
     const text = title ? title.textContent : "";
@@ -49,7 +49,7 @@
       cursor.setAttribute("visibility", "hidden");
       for (const line of lines) line.path.classList.remove("on");
     };
-    const tell = (x, y, clientX, clientY) => {
+    const describe = (x, y, clientX, clientY) => {
       const text = [];
       let closest = null;
       for (const line of lines) {
@@ -76,12 +76,12 @@
     const move = (event) => {
       const box = svg.getBoundingClientRect(), one = scale();
       place = nearest(all, (event.clientX - box.left) / one);
-      tell(all[place], (event.clientY - box.top) / one, event.clientX, event.clientY);
+      describe(all[place], (event.clientY - box.top) / one, event.clientX, event.clientY);
     };
     const step = (by) => {
       place = Math.max(0, Math.min(all.length - 1, place + by));
       const box = svg.getBoundingClientRect();
-      tell(all[place], -100, box.left + all[place] * scale(), box.top + 20);
+      describe(all[place], -100, box.left + all[place] * scale(), box.top + 20);
     };
     clear();
     svg.setAttribute("tabindex", "0");

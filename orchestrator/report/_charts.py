@@ -1,4 +1,4 @@
-"""Charts as SVG: numbers in, the same text out every time. Light and dark, by colour and by shape, names as text."""
+"""Charts as SVG, deterministic: light and dark colours, series that differ in colour and shape, labels as text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from orchestrator.text import printable
 
 WIDTH = 460.0  # px of a chart as drawn; a page scales it
-POINTS = 120  # of a line: more than the eye finds on so many pixels
-TEACHER = 0  # slots of the palette: what every method is measured against is grey or ink, not a colour
+POINTS = 120  # of a line; on this width the eye cannot see more
+TEACHER = 0  # slots of the palette: the references that methods are compared with are black or grey, not coloured
 BASE = 1
 METHODS = (2, 3, 4, 5, 6)
 
@@ -19,7 +19,7 @@ _LEFT, _TOP, _HEIGHT, _AXIS = 50.0, 12.0, 230.0, 42.0
 _ROW = 17.0  # px of a line of text
 _LETTER = 6.6  # px of a letter, a little more than most
 
-# Slots of Paul Tol's and Okabe-Ito's kind, darkened or lightened until text in them can be read: 4.5 to 1 and more.
+# Colours like those of Paul Tol and Okabe-Ito, darkened or lightened so that text has a contrast of at least 4.5 to 1.
 _LIGHT = {
     "paper": "#ffffff", "ink": "#1b1f24", "soft": "#57606a", "rule": "#d4d9df", "accent": "#0b5c9e",
     "c0": "#1b1f24", "c1": "#6a737d", "c2": "#0b6bb0", "c3": "#b84300", "c4": "#00775a",
@@ -37,7 +37,7 @@ def _variables(colours: dict[str, str]) -> str:
     return ":root{" + "".join(f"--{name}:{value};" for name, value in colours.items()) + "}"
 
 
-# For a page that holds charts, and inside of each that stands alone. Paper is light.
+# Used by a page with charts and inside each standalone chart. Printed pages use the light colours.
 STYLE = (
     f"{_variables(_LIGHT)}\n@media screen and (prefers-color-scheme:dark){{{_variables(_DARK)}}}\n"
     + "".join(f".k{slot}{{--c:var(--c{slot})}}" for slot in range(7))
@@ -72,7 +72,7 @@ class CurveRun:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A mean over runs with its band, and the runs. `slot` is its place in the palette, `note` follows its label."""
+    """A mean over runs with its band, and the runs. `slot` is its index in the palette, `note` follows its label."""
 
     label: str
     slot: int
@@ -86,7 +86,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A value that others are measured against, drawn as a line across the chart."""
+    """A reference value, drawn as a line across the chart."""
 
     label: str
     slot: int
@@ -109,7 +109,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A mean with its interval and the runs behind it; `note` stands at its end."""
+    """A mean with its interval and the runs behind it; `note` is printed at the right end."""
 
     label: str
     slot: int
@@ -122,7 +122,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ChartText:
-    """What a chart says beside its data. `description` is for who cannot see it."""
+    """The texts of a chart. `description` is for readers who cannot see the chart."""
 
     title: str
     description: str
@@ -133,7 +133,7 @@ class ChartText:
 # Scales.
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def choose_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers from `low` to `high`: a step of 1, 2 or 5 times a power of ten."""
     span = high - low
     if not (math.isfinite(span) and span > 0):
@@ -145,15 +145,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from `low` to `high`, the powers alone where that would be many."""
+def choose_log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten from `low` to `high`, or only the powers if there are more than 6."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     found = [value for value in found if low * 0.999 <= value <= high * 1.001]
     return found if len(found) <= 6 else [value for value in found if f"{value:e}".startswith("1.0")]
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """A number for an axis: 1.2M, 45k, 98.5."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
@@ -162,31 +162,31 @@ def short(value: float) -> str:
 
 
 def thin(count: int, limit: int = POINTS) -> list[int]:
-    """Which of so many points are drawn: all, or `limit` at even distances, first and last included."""
+    """The indices of the points to draw: all `count`, or `limit` evenly spaced ones with the first and the last."""
     if count <= limit:
         return list(range(count))
     return [round(index * (count - 1) / (limit - 1)) for index in range(limit)]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places as near as may be to those wanted, in their order, `gap` apart and, while there is room, within bounds."""
-    order = sorted(range(len(wanted)), key=lambda index: (wanted[index], index))
-    places: list[float] = []
+def spread(desired: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the desired ones, in their order, at least `gap` apart and within bounds if they fit."""
+    order = sorted(range(len(desired)), key=lambda index: (desired[index], index))
+    positions: list[float] = []
     for index in order:
-        places.append(max(wanted[index], places[-1] + gap) if places else max(wanted[index], low))
+        positions.append(max(desired[index], positions[-1] + gap) if positions else max(desired[index], low))
     limit = high
-    for number in range(len(places) - 1, -1, -1):
-        places[number] = limit = min(places[number], limit)
+    for number in range(len(positions) - 1, -1, -1):
+        positions[number] = limit = min(positions[number], limit)
         limit -= gap
-    found = [0.0] * len(wanted)
-    for index, place in zip(order, places, strict=True):
-        found[index] = place
+    found = [0.0] * len(desired)
+    for index, position in zip(order, positions, strict=True):
+        found[index] = position
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Values from `low` to `high`, at pixels from `start` to `end`; others at the nearer end."""
+    """Maps values from `low` to `high` to pixels from `start` to `end`; values outside go to the nearer end."""
 
     low: float
     high: float
@@ -197,7 +197,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False) -> Scale:
-        """One that has room around the values; without any it is 0 to 1."""
+        """A scale with a margin around the values; 0 to 1 if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         low, high = min(finite, default=0.0), max(finite, default=1.0)
         if is_log:
@@ -212,15 +212,15 @@ class Scale:
         share = min(max((own - low) / (high - low), 0.0), 1.0)
         return self.start + share * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
+    def choose_ticks(self) -> list[float]:
         """Round numbers within it."""
-        found = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        found = choose_log_ticks(self.low, self.high) if self.is_log else choose_ticks(self.low, self.high)
         return [value for value in found if value == round(value)] if self.is_whole else found
 
 
 def cut(text: str, limit: int) -> str:
-    """A text from outside as it may be shown: of at most `limit` characters, with a mark where it was longer."""
-    # Before it is made printable as well, as that looks at every character; it may make one into several.
+    """External text made printable and cut to `limit` characters; an ellipsis marks a cut."""
+    # Also cut before making it printable, which looks at every character and may turn one into several.
     shown = printable(text[: 4 * limit])
     return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
 
@@ -240,7 +240,7 @@ class Chart:
                 "viewBox": f"0 0 {WIDTH:g} {height:g}", "width": f"{WIDTH:g}", "height": f"{height:g}",
             },
         )  # fmt: skip
-        _titled(self.root, words.title)
+        _add_title(self.root, words.title)
         SubElement(self.root, "desc").text = cut(words.description, 600)
 
     def inline(self) -> str:
@@ -248,7 +248,7 @@ class Chart:
         return tostring(self.root, encoding="unicode")
 
     def standalone(self) -> str:
-        """A file of its own, with the mark of who wrote it."""
+        """The content of an SVG file, marked as written by kdctl."""
         style = Element("style")
         style.text = STYLE
         self.root.insert(0, style)
@@ -258,40 +258,40 @@ class Chart:
             self.root.remove(style)
 
 
-def _titled(parent: Element, text: str) -> None:
+def _add_title(parent: Element, text: str) -> None:
     SubElement(parent, "title").text = cut(text, 200)
 
 
 def _add(parent: Element, tag: str, css: str, **attributes: float | str) -> Element:
-    values = {name.rstrip("_").replace("_", "-"): _number(value) for name, value in attributes.items()}
+    values = {name.rstrip("_").replace("_", "-"): _format_coordinate(value) for name, value in attributes.items()}
     return SubElement(parent, tag, {"class": css, **values} if css else values)
 
 
-def _number(value: float | str) -> str:
+def _format_coordinate(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
 
 
-def _text(parent: Element, css: str, x: float, y: float, text: str, anchor: str = "start") -> None:
+def _draw_text(parent: Element, css: str, x: float, y: float, text: str, anchor: str = "start") -> None:
     _add(parent, "text", css, x=x, y=y, text_anchor=anchor).text = printable(text)
 
 
-def _line(parent: Element, css: str, x1: float, y1: float, x2: float, y2: float) -> Element:
+def _draw_line(parent: Element, css: str, x1: float, y1: float, x2: float, y2: float) -> Element:
     return _add(parent, "line", css, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def path(points: Iterable[tuple[float, float] | None]) -> str:
+def format_path(points: Iterable[tuple[float, float] | None]) -> str:
     """The path through points; None is a gap."""
     found, letter = [], "M"
     for point in points:
         if point is None:
             letter = "M"
             continue
-        found.append(f"{letter}{_number(point[0])},{_number(point[1])}")
+        found.append(f"{letter}{_format_coordinate(point[0])},{_format_coordinate(point[1])}")
         letter = "L"
     return "".join(found)
 
 
-# Paths of markers around 0, about 9 px: told apart without colour.
+# Paths of markers around 0, about 9 px wide, distinguishable without colour.
 _MARKS = (
     "M0,-6L1.6,-1.8L6,-1.8L2.5,1L3.8,5.4L0,2.8L-3.8,5.4L-2.5,1L-6,-1.8L-1.6,-1.8Z",
     "M-4.5,0A4.5,4.5 0 1 0 4.5,0A4.5,4.5 0 1 0 -4.5,0Z",
@@ -303,62 +303,66 @@ _MARKS = (
 )
 
 
-def _mark(parent: Element, slot: int, x: float, y: float) -> Element:
-    return _add(parent, "path", "mark", d=_MARKS[slot], transform=f"translate({_number(x)},{_number(y)})")
+def _draw_mark(parent: Element, slot: int, x: float, y: float) -> Element:
+    return _add(
+        parent, "path", "mark", d=_MARKS[slot], transform=f"translate({_format_coordinate(x)},{_format_coordinate(y)})"
+    )
 
 
-def _frame(chart: Chart, x: Scale, y: Scale, *, with_y: bool = True) -> None:
+def _draw_frame(chart: Chart, x: Scale, y: Scale, *, with_y: bool = True) -> None:
     """Axes with their ticks and names; `y` counts from the bottom up."""
     frame = _add(chart.root, "g", "frame")
     if with_y:
-        for value in y.ticks():
-            _line(frame, "grid", x.start, y(value), x.end, y(value))
-            _text(frame, "soft", x.start - 6, y(value) + 4, short(value), "end")
-        _text(frame, "soft", x.start - 6, _TOP + 1, cut(chart.words.y, 8), "end")
-    for value in x.ticks():
-        _line(frame, "axis" if with_y else "grid", x(value), y.start, x(value), y.start + 4 if with_y else y.end)
-        _text(frame, "soft", x(value), y.start + 17, short(value), "middle")
-    _line(frame, "axis", x.start, y.start, x.end, y.start)
-    _text(frame, "soft", (x.start + x.end) / 2, y.start + 34, cut(chart.words.x, 60), "middle")
+        for value in y.choose_ticks():
+            _draw_line(frame, "grid", x.start, y(value), x.end, y(value))
+            _draw_text(frame, "soft", x.start - 6, y(value) + 4, format_number(value), "end")
+        _draw_text(frame, "soft", x.start - 6, _TOP + 1, cut(chart.words.y, 8), "end")
+    for value in x.choose_ticks():
+        _draw_line(frame, "axis" if with_y else "grid", x(value), y.start, x(value), y.start + 4 if with_y else y.end)
+        _draw_text(frame, "soft", x(value), y.start + 17, format_number(value), "middle")
+    _draw_line(frame, "axis", x.start, y.start, x.end, y.start)
+    _draw_text(frame, "soft", (x.start + x.end) / 2, y.start + 34, cut(chart.words.x, 60), "middle")
 
 
-def _legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *, is_line: bool) -> None:
+def _draw_legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *, is_line: bool) -> None:
     for number, (label, slot, note) in enumerate(entries):
         group = _add(chart.root, "g", f"legend k{slot}")
         y = top + number * _ROW
         if is_line:
-            _line(group, "line", 8, y, 34, y).set("stroke-dasharray", _DASHES[slot])
+            _draw_line(group, "line", 8, y, 34, y).set("stroke-dasharray", _DASHES[slot])
         else:
-            _mark(group, slot, 21, y)
-        _text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
+            _draw_mark(group, slot, 21, y)
+        _draw_text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
 
 
-def curves(words: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
-    """Lines with bands over x from `start` on. The runs are drawn where the whole x is."""
+def draw_curves(words: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
+    """Lines with bands over x from `start` on. Single runs are drawn only if the whole range of x is."""
     legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, r.note) for r in rules]
     chart = Chart(words, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
-    pieces = [_piece(curve, start) for curve in found]
+    pieces = [_select_points(curve, start) for curve in found]
     at = [value for piece in pieces for value in piece.x]
     x = Scale(min(at, default=0.0), max(at, default=1.0) + 0.01, _LEFT, WIDTH - 118, is_whole=True)
     values = [value for piece in pieces for value in _values(piece)] + [rule.value for rule in rules]
     y = Scale.over(values, _TOP + _HEIGHT, _TOP + 8)
-    _frame(chart, x, y)
+    _draw_frame(chart, x, y)
     for rule in rules:
         group = _add(chart.root, "g", f"rule k{rule.slot}")
-        _line(group, "line", x.start, y(rule.value), x.end, y(rule.value)).set("stroke-dasharray", _DASHES[rule.slot])
+        _draw_line(group, "line", x.start, y(rule.value), x.end, y(rule.value)).set(
+            "stroke-dasharray", _DASHES[rule.slot]
+        )
     for piece in sorted(pieces, key=lambda piece: piece.slot):
         _draw_curve(chart, piece, x, y)
     ends = [(rule.label, rule.slot, y(rule.value)) for rule in rules]
     ends += [(curve.label, curve.slot, y(curve.mean[-1])) for curve in pieces if curve.mean and curve.mean[-1]]
-    _direct_labels(chart, ends, x.end + 6, y)
-    _legend(chart, legend, _TOP + _HEIGHT + _AXIS + 6, is_line=True)
+    _draw_end_labels(chart, ends, x.end + 6, y)
+    _draw_legend(chart, legend, _TOP + _HEIGHT + _AXIS + 6, is_line=True)
     return chart
 
 
-def _piece(curve: Curve, start: float) -> Curve:
-    """What is drawn of a curve: from `start` on, at most `POINTS` points."""
-    wanted = [index for index, value in enumerate(curve.x) if value >= start]
-    kept = [wanted[index] for index in thin(len(wanted))]
+def _select_points(curve: Curve, start: float) -> Curve:
+    """The part of a curve to draw: from `start` on, at most `POINTS` points."""
+    visible = [index for index, value in enumerate(curve.x) if value >= start]
+    kept = [visible[index] for index in thin(len(visible))]
 
     def of(values: Sequence[float | None]) -> tuple[float | None, ...]:
         return tuple(values[index] for index in kept if index < len(values))
@@ -376,7 +380,7 @@ def _values(curve: Curve) -> Iterable[float]:
 
 def _draw_curve(chart: Chart, curve: Curve, x: Scale, y: Scale) -> None:
     group = _add(chart.root, "g", f"series k{curve.slot}", data_x=" ".join(f"{value:g}" for value in curve.x))
-    group.set("data-at", " ".join(_number(x(value)) for value in curve.x))
+    group.set("data-at", " ".join(_format_coordinate(x(value)) for value in curve.x))
 
     def line(values: Sequence[float | None]) -> list[tuple[float, float] | None]:
         pairs = zip(curve.x, values, strict=False)
@@ -384,52 +388,54 @@ def _draw_curve(chart: Chart, curve: Curve, x: Scale, y: Scale) -> None:
 
     upper, lower = [p for p in line(curve.high) if p], [p for p in line(curve.low) if p]
     if len(upper) > 1:
-        _add(group, "path", "band", d=path([*upper, *reversed(lower)]) + "Z")
+        _add(group, "path", "band", d=format_path([*upper, *reversed(lower)]) + "Z")
     for run in curve.runs:
-        drawn = _add(group, "path", "run" if run.counts else "run open", d=path(line(run.y)), data_y=_listed(run.y))
-        _titled(drawn, f"{curve.label}, {run.name}")
+        drawn = _add(
+            group, "path", "run" if run.counts else "run open", d=format_path(line(run.y)), data_y=_format_values(run.y)
+        )
+        _add_title(drawn, f"{curve.label}, {run.name}")
     if curve.mean:
-        mean = _add(group, "path", "line", d=path(line(curve.mean)), data_y=_listed(curve.mean))
+        mean = _add(group, "path", "line", d=format_path(line(curve.mean)), data_y=_format_values(curve.mean))
         mean.set("stroke-dasharray", _DASHES[curve.slot])
-        _titled(mean, f"{curve.label}, mean, {curve.note}")
+        _add_title(mean, f"{curve.label}, mean, {curve.note}")
 
 
-def _listed(values: Sequence[float | None]) -> str:
-    """Values for a page's script, to two decimals as the tables have them."""
+def _format_values(values: Sequence[float | None]) -> str:
+    """Values for the page's script, with two decimals as in the tables."""
     return " ".join("-" if value is None else f"{value:.2f}" for value in values)
 
 
-def _direct_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: float, y: Scale) -> None:
-    places = spread([end for _, _, end in ends], 13, y.end, y.start)
-    for (label, slot, _), place in zip(ends, places, strict=True):
-        _text(_add(chart.root, "g", f"label k{slot}"), "own small", x, place + 4, cut(label, 19))
+def _draw_end_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: float, y: Scale) -> None:
+    positions = spread([end for _, _, end in ends], 13, y.end, y.start)
+    for (label, slot, _), position in zip(ends, positions, strict=True):
+        _draw_text(_add(chart.root, "g", f"label k{slot}"), "own small", x, position + 4, cut(label, 19))
 
 
-def scatter(words: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
+def draw_scatter(words: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
     """Means in two dimensions with error bars; a log scale of x on request."""
     chart = Chart(words, "scatter", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(points))
     reach = [value for p in points for value in (p.x - p.x_error, p.x + p.x_error) if value > 0 or not is_log]
     x = Scale.over(reach, _LEFT, WIDTH - 16, is_log=is_log)
     y = Scale.over((value for p in points for value in (p.y - p.y_error, p.y + p.y_error)), _TOP + _HEIGHT, _TOP + 8)
-    _frame(chart, x, y)
+    _draw_frame(chart, x, y)
     taken: list[tuple[float, float, float]] = []
     for point in points:
         group = _add(chart.root, "g", f"point k{point.slot}", data_tip=cut(f"{point.label}: {point.note}", 200))
         at_x, at_y = x(point.x), y(point.y)
         if point.y_error:
-            _line(group, "bar", at_x, y(point.y - point.y_error), at_x, y(point.y + point.y_error))
+            _draw_line(group, "bar", at_x, y(point.y - point.y_error), at_x, y(point.y + point.y_error))
         if point.x_error:
-            _line(group, "bar", x(point.x - point.x_error), at_y, x(point.x + point.x_error), at_y)
-        _titled(_mark(group, point.slot, at_x, at_y), f"{point.label}: {point.note}")
+            _draw_line(group, "bar", x(point.x - point.x_error), at_y, x(point.x + point.x_error), at_y)
+        _add_title(_draw_mark(group, point.slot, at_x, at_y), f"{point.label}: {point.note}")
         taken.append((at_x - 7, at_x + 7, at_y))
     for point in points:
         _label_point(chart, point, x(point.x), y(point.y), taken)
-    _legend(chart, [(p.label, p.slot, p.note) for p in points], _TOP + _HEIGHT + _AXIS + 6, is_line=False)
+    _draw_legend(chart, [(p.label, p.slot, p.note) for p in points], _TOP + _HEIGHT + _AXIS + 6, is_line=False)
     return chart
 
 
 def _label_point(chart: Chart, point: Point, x: float, y: float, taken: list[tuple[float, float, float]]) -> None:
-    """Writes a label beside its point where nothing is; the legend has it anyhow."""
+    """Writes a label next to its point if there is room; the legend always has it."""
     text = cut(point.label, 24)
     width = len(text) * _LETTER
     for left, anchor, at in ((x + 9, "start", x + 9), (x - 9 - width, "end", x - 9)):
@@ -437,25 +443,25 @@ def _label_point(chart: Chart, point: Point, x: float, y: float, taken: list[tup
             left > other_end or left + width < other or abs(y - at_y) > 12 for other, other_end, at_y in taken
         )
         if is_free and left >= _LEFT and left + width <= WIDTH:
-            _text(_add(chart.root, "g", f"label k{point.slot}"), "own", at, y + 4, text, anchor)
+            _draw_text(_add(chart.root, "g", f"label k{point.slot}"), "own", at, y + 4, text, anchor)
             taken.append((left, left + width, y))
             return
 
 
-def dots(words: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
-    """A row for each mean: its runs as dots, its interval as a bar. Rules run from top to bottom."""
+def draw_dots(words: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
+    """A row for each mean: its runs as dots, its interval as a bar. Reference lines run from top to bottom."""
     pitch, top = 38.0, 8.0
     bottom = top + pitch * len(rows) + 6
     chart = Chart(words, "dots", bottom + _AXIS + 8 + _ROW * len(rules))
     values = [value for row in rows for value in (row.low, row.high, *row.values)]
     x = Scale.over([*values, *(rule.value for rule in rules)], 10, WIDTH - 10)
-    _frame(chart, x, Scale(0, 1, bottom, top), with_y=False)
+    _draw_frame(chart, x, Scale(0, 1, bottom, top), with_y=False)
     for rule in rules:
         group = _add(chart.root, "g", f"rule k{rule.slot}")
-        _line(group, "line", x(rule.value), top, x(rule.value), bottom).set("stroke-dasharray", _DASHES[rule.slot])
+        _draw_line(group, "line", x(rule.value), top, x(rule.value), bottom).set("stroke-dasharray", _DASHES[rule.slot])
     for number, row in enumerate(rows):
         _draw_row(chart, row, x, top + number * pitch)
-    _legend(chart, [(rule.label, rule.slot, rule.note) for rule in rules], bottom + _AXIS + 6, is_line=True)
+    _draw_legend(chart, [(rule.label, rule.slot, rule.note) for rule in rules], bottom + _AXIS + 6, is_line=True)
     return chart
 
 
@@ -463,7 +469,7 @@ def _draw_row(chart: Chart, row: Row, x: Scale, top: float) -> None:
     group = _add(chart.root, "g", f"row k{row.slot}", data_tip=cut(f"{row.label}: {row.note}", 200))
     middle = top + 27
     label = cut(row.label, max(62 - len(row.note), 8))
-    # Rules run behind the words, not through them.
+    # Reference lines pass behind the text, not through it.
     _add(group, "rect", "paper", x=10, y=top + 3, width=len(label) * _LETTER, height=13)
     _add(
         group,
@@ -474,9 +480,9 @@ def _draw_row(chart: Chart, row: Row, x: Scale, top: float) -> None:
         width=len(row.note) * _LETTER,
         height=13,
     )
-    _text(group, "own", 10, top + 14, label)
-    _text(group, "", WIDTH - 10, top + 14, row.note, "end")
+    _draw_text(group, "own", 10, top + 14, label)
+    _draw_text(group, "", WIDTH - 10, top + 14, row.note, "end")
     for value in row.values:
         _add(group, "circle", "dot", cx=x(value), cy=middle, r=3)
-    _line(group, "bar", x(row.low), middle, x(row.high), middle)
-    _titled(_mark(group, row.slot, x(row.mean), middle), f"{row.label}: {row.note}")
+    _draw_line(group, "bar", x(row.low), middle, x(row.high), middle)
+    _add_title(_draw_mark(group, row.slot, x(row.mean), middle), f"{row.label}: {row.note}")
