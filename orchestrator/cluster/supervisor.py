@@ -223,7 +223,8 @@ def _describe_end(code: int) -> str:
     logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
     return (
         f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_explain(code)}; see what ends "
-        f"its processes (memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"
+        f"its processes (memory, `kdctl doctor`, Ray's logs in {logs}), "
+        "then go on with the same command, or with --inline"
     )
 
 
