@@ -27,7 +27,7 @@ MAX_SHOWN = 100  # faults in one message
 
 
 class KdctlError(Exception):
-    """An error with a message for the user: what we got, what we wanted, what to do."""
+    """An error with a message for the user: what was found, what was expected, how to fix it."""
 
     exit_code = EXIT_USAGE
     failure = "error"  # its class where it ends a trial, see `records.Failure`
@@ -94,7 +94,7 @@ class RayLost(KdctlError):
 
 
 class TeacherError(KdctlError):
-    """Teacher weights that do not fit, or a teacher table that does not say what the teacher says."""
+    """Teacher weights that do not fit, or a teacher table that does not match its teacher."""
 
     exit_code = EXIT_TRIALS
     failure = "teacher"

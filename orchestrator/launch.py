@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import executors
 from orchestrator.catalog import integrity
-from orchestrator.cluster.signals import stopping
+from orchestrator.cluster.signals import handle_stops
 from orchestrator.cluster.supervisor import end_in_time, is_supervised
 from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import Interrupted, StorageError
@@ -183,7 +183,7 @@ def _workload(
     ready = frozenset(trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED)
     jobs = make_jobs(plan, to_do, storage, launched)
     work = Workload(jobs, ready, storage, plan.resources, lease)
-    with lease, stopping(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
+    with lease, handle_stops(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
         lease.sweep()
         stored_studies.store_plan(storage, plan, launched)
         for name, dataset in sorted(_datasets(plan, to_do).items()):

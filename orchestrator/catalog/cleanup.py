@@ -278,22 +278,22 @@ def _has_row(storage: Storage, piece: Garbage) -> bool:
 # Showing.
 
 
-def text(pieces: Sequence[Garbage], width: int | None = None) -> str:
+def format_garbage(pieces: Sequence[Garbage], width: int | None = None) -> str:
     """How many files of each kind and how large, on a terminal of `width` columns or a page of any width."""
     rows = []
     for kind, title in _TITLES.items():
         sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
         if sizes:
             rows.append((title, f"{len(sizes):,}", format_size(sum(sizes))))
-    rows.append(("in all", f"{len(pieces):,}", format_size(total(pieces))))
+    rows.append(("in all", f"{len(pieces):,}", format_size(count_bytes(pieces))))
     return table(("what", "files", "size"), rows, width)
 
 
-def total(pieces: Sequence[Garbage]) -> int:
+def count_bytes(pieces: Sequence[Garbage]) -> int:
     """Their size in bytes."""
     return sum(piece.entry.size for piece in pieces)
 
 
 def describe_total(pieces: Sequence[Garbage]) -> str:
     """How many files and how large, in a sentence."""
-    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {format_size(total(pieces))}"
+    return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {format_size(count_bytes(pieces))}"

@@ -56,7 +56,7 @@ def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Fou
     return Found(plan.study, stored_studies.members(plan), plan.text)
 
 
-def other_settings(storage: Storage, found: Found) -> str | None:
+def describe_other_settings(storage: Storage, found: Found) -> str | None:
     """Why no trial of a study has a row, where that is so as it was launched with other settings; None elsewhere."""
     if found.name not in {stored.name for stored in stored_studies.list_studies(storage)}:
         return None

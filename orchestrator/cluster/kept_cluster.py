@@ -30,7 +30,7 @@ from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
 from orchestrator.files import write_file
 from orchestrator.machine import folders, limits
-from orchestrator.machine.processes import session, started
+from orchestrator.machine.processes import list_session, read_start_time
 from orchestrator.text import printable
 
 LOOPBACK = "127.0.0.1"
@@ -93,7 +93,7 @@ Memory = TypeVar("Memory", KeptCluster, LiveDashboard)
 # How to log in.
 
 
-def command(*words: str) -> str:
+def format_command(*words: str) -> str:
     """A kdctl command as this user can type it."""
     script = Path(sys.executable).with_name("kdctl")
     if not script.is_file():
@@ -107,17 +107,17 @@ def command(*words: str) -> str:
     return " ".join((shlex.quote(typed), *words))
 
 
-def login(dashboard: str) -> str:
+def describe_login(dashboard: str) -> str:
     """One line: where a dashboard is and how to log in; never the token itself."""
     if not tokens.has_tokens():
         return f"dashboard: http://{dashboard}"
-    return f"dashboard: http://{dashboard} — log in with the token that `{command('dashboard', 'token')}` prints"
+    return f"dashboard: http://{dashboard} — log in with the token that `{format_command('dashboard', 'token')}` prints"
 
 
 # Asking a dashboard.
 
 
-def ask(dashboard: str, path: str) -> Any:
+def fetch(dashboard: str, path: str) -> Any:
     """What a dashboard answers, JSON as plain data. Raises OSError where it does not answer, or refuses."""
     host, _, port = dashboard.rpartition(":")
     known = tokens.read_token()
@@ -134,23 +134,23 @@ def ask(dashboard: str, path: str) -> Any:
         raise OSError(f"the dashboard answers strangely ({type(error).__name__})") from None
 
 
-def answers(dashboard: str) -> bool:
+def is_answering(dashboard: str) -> bool:
     """Whether a dashboard can be logged in to, and shows something."""
     try:
-        ask(dashboard, _ASKED)
+        fetch(dashboard, _ASKED)
     except OSError:
         return False
     return True
 
 
-def busy_with(kept: KeptCluster) -> list[str]:
+def list_programs(kept: KeptCluster) -> list[str]:
     """The programs that run on a kept cluster, as their users typed them. Raises OSError where it does not answer."""
-    jobs = ask(kept.dashboard, "/api/jobs/")
+    jobs = fetch(kept.dashboard, "/api/jobs/")
     found = [job for job in jobs if job.get("status") in ("RUNNING", "PENDING")]
-    return [printable(_typed(str(job.get("entrypoint") or job.get("submission_id")))) for job in found]
+    return [printable(_format_entrypoint(str(job.get("entrypoint") or job.get("submission_id")))) for job in found]
 
 
-def _typed(entrypoint: str) -> str:
+def _format_entrypoint(entrypoint: str) -> str:
     words = entrypoint.partition("orchestrator.cli ")[2] or entrypoint.partition("orchestrator/cli.py ")[2]
     return f"kdctl {words}" if words else entrypoint
 
@@ -169,7 +169,7 @@ def _file(name: str) -> Path:
 
 def _start_of(pid: int) -> str | None:
     """When a living process started; None where there is none."""
-    return started(pid) or None
+    return read_start_time(pid) or None
 
 
 def _write(file: Path, content: KeptCluster | LiveDashboard) -> None:
@@ -187,7 +187,7 @@ def _read(file: Path, kind: type[Memory]) -> Memory | None:
         return None
 
 
-def show(study: str, dashboard: str) -> None:
+def remember_dashboard(study: str, dashboard: str) -> None:
     """Remembers where the dashboard of this process's launch is."""
     with suppress(OSError, ResourceError):  # it is only for `kdctl dashboard`
         _write(
@@ -196,13 +196,13 @@ def show(study: str, dashboard: str) -> None:
         )
 
 
-def hide() -> None:
-    """Forgets what `show` remembered."""
+def forget_dashboard() -> None:
+    """Forgets what `remember_dashboard` remembered."""
     with suppress(OSError, ResourceError):
         _file(f"dashboard-{os.getpid()}").unlink(missing_ok=True)
 
 
-def shown() -> list[LiveDashboard]:
+def list_dashboards() -> list[LiveDashboard]:
     """The dashboards of the launches that run; those of launches that died are forgotten."""
     found = []
     of_this_machine = re.compile(rf"dashboard-\d+-{re.escape(socket.gethostname())}")
@@ -217,7 +217,7 @@ def shown() -> list[LiveDashboard]:
     return found
 
 
-def kept(say: Say) -> KeptCluster | None:
+def find_kept(say: Say) -> KeptCluster | None:
     """The cluster that `kdctl up` keeps; one that died is cleared away, which `say` tells."""
     file = _file("cluster")
     one = _read(file, KeptCluster)
@@ -227,45 +227,45 @@ def kept(say: Say) -> KeptCluster | None:
         return one if one.is_up else None
     _clear(one)
     say(
-        "the cluster that `kdctl up` started is gone (the machine started anew, or its processes were ended); "
-        f"start it again with `{command('up')}`"
+        "the cluster that `kdctl up` started is gone (the machine was restarted, or its processes were ended); "
+        f"start it again with `{format_command('up')}`"
     )
     return None
 
 
 def _clear(one: KeptCluster) -> None:
     """Ends what is left of a cluster, and forgets it."""
-    if _is_ours(one):
+    if _is_same_session(one):
         end_session(one.pid)
     _forget_address(one.address)
     _file("cluster").unlink(missing_ok=True)
 
 
-def _is_ours(one: KeptCluster) -> bool:
+def _is_same_session(one: KeptCluster) -> bool:
     """Whether the session with the leader's number is still that of the cluster: another one may have got it."""
     if _start_of(one.pid) == one.started:
         return True
-    left = set(map(str, session(one.pid)))
+    left = set(map(str, list_session(one.pid)))
     return any(pid in left and _start_of(int(pid)) == started for pid, started in one.members.items())
 
 
 # Ray remembers one address a machine for `--address auto`, and leaves it there after the cluster's end.
 
 
-def _current() -> Path:
+def _address_file() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # noqa: S108 - Ray's own
 
 
 def _forget_address(address: str) -> None:
     with suppress(OSError):
-        if _current().read_text().strip() == address:
-            _current().unlink()
+        if _address_file().read_text().strip() == address:
+            _address_file().unlink()
 
 
-def _another() -> str | None:
+def _find_foreign_cluster() -> str | None:
     """The address of a cluster here that somebody else started with `ray start`, where one answers."""
     with suppress(OSError, ValueError):
-        host, _, port = (address := _current().read_text().strip()).rpartition(":")
+        host, _, port = (address := _address_file().read_text().strip()).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
         return address
     return None
@@ -299,11 +299,11 @@ def up(say: Say) -> tuple[KeptCluster, bool]:
     It listens on the loopback address alone and asks for Ray's token. Raises ResourceError where it cannot be started.
     """
     with _alone():
-        if found := kept(say):
+        if found := find_kept(say):
             return found, False
         if left := _read(_file("cluster"), KeptCluster):  # of an `up` that was killed
             _clear(left)
-        if another := _another():
+        if another := _find_foreign_cluster():
             raise ResourceError(
                 f"a Ray cluster that kdctl did not start is up here at {another}; join it with "
                 f"`kdctl launch FILE --address {another}`, or end it with `ray stop`, then try again"
@@ -327,7 +327,7 @@ def _start() -> KeptCluster:
     try:
         _write(_file("cluster"), kept)
         _wait(process, kept, log)
-        kept = replace(kept, members={str(pid): _start_of(pid) or "" for pid in session(process.pid)})
+        kept = replace(kept, members={str(pid): _start_of(pid) or "" for pid in list_session(process.pid)})
         _write(_file("cluster"), kept)
     except BaseException:
         end_session(process.pid)
@@ -369,7 +369,7 @@ def _wait(process: subprocess.Popen[bytes], kept: KeptCluster, log: Path) -> Non
     deadline = time.monotonic() + _COMING_UP
     while not _has_node(kept.dashboard):
         if process.poll() is not None:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
             raise ResourceError(f"Ray could not be started: {printable(lines[-1])} (all of it: {log})")
         if time.monotonic() > deadline:
             raise ResourceError(f"Ray did not answer within {_COMING_UP:g} s; see {log}")
@@ -379,8 +379,8 @@ def _wait(process: subprocess.Popen[bytes], kept: KeptCluster, log: Path) -> Non
 def _has_node(dashboard: str) -> bool:
     """Whether a cluster can train: its dashboard comes before the process that starts workers."""
     with suppress(OSError, KeyError, TypeError):
-        nodes = ask(dashboard, "/nodes?view=summary")["data"]["summary"]
-        return any(node["raylet"]["state"] == "ALIVE" for node in nodes) and answers(dashboard)
+        nodes = fetch(dashboard, "/nodes?view=summary")["data"]["summary"]
+        return any(node["raylet"]["state"] == "ALIVE" for node in nodes) and is_answering(dashboard)
     return False
 
 
@@ -391,6 +391,6 @@ def down(one: KeptCluster) -> None:
             with suppress(ProcessLookupError):
                 os.kill(one.pid, signal.SIGTERM)
             deadline = time.monotonic() + _GOING_DOWN
-            while session(one.pid) and time.monotonic() < deadline:
+            while list_session(one.pid) and time.monotonic() < deadline:
                 time.sleep(0.1)
         _clear(one)

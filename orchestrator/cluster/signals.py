@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.cluster.supervisor import STOPS, has_parent, not_ignored
+from orchestrator.cluster.supervisor import STOPS, drop_ignored, has_parent
 from orchestrator.errors import EXIT_INTERRUPTED
 
 
 @contextmanager
-def stopping(ask: Callable[[str], None]) -> Iterator[None]:
+def handle_stops(ask: Callable[[str], None]) -> Iterator[None]:
     """While this lasts, a first signal calls `ask` with its name; a second one ends the process.
 
     Under a supervisor it is the supervisor that ends this process: whoever signals both, as Ray does to stop a job,
@@ -38,7 +38,7 @@ def stopping(ask: Callable[[str], None]) -> Iterator[None]:
         asked = True
         ask(signal.Signals(number).name)
 
-    earlier = {number: signal.signal(number, hear) for number in not_ignored(STOPS)}
+    earlier = {number: signal.signal(number, hear) for number in drop_ignored(STOPS)}
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_TRIALS
-from orchestrator.machine.processes import session
+from orchestrator.machine.processes import list_session
 
 _PARENT = "KDCTL_SUPERVISOR"  # environment variable of the child: its parent's pid
 _PIPE = "KDCTL_SUPERVISOR_PIPE"  # and the descriptor through which it announces its end
@@ -47,14 +47,14 @@ def has_parent() -> bool:
     return os.environ.get(_PARENT) == str(os.getppid())
 
 
-def not_ignored(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+def drop_ignored(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
     """Those signals that this process does not ignore: `nohup` and a shell's `&` start a program with some ignored."""
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def follow_parent() -> None:
     """Lets a supervisor's child stop, as after SIGTERM, when its parent dies."""
-    number = next(iter(not_ignored((signal.SIGTERM, *STOPS))), signal.SIGKILL)
+    number = next(iter(drop_ignored((signal.SIGTERM, *STOPS))), signal.SIGKILL)
     if sys.platform == "linux":
         import ctypes  # every other command does without
 
@@ -75,7 +75,7 @@ def announce_end(code: int) -> None:
             os.write(int(os.environ.get(_PIPE, "")), bytes([code]))
 
 
-def study_text() -> str | None:
+def read_study_text() -> str | None:
     """The text of the study file as the supervisor of this process read it; None without one."""
     descriptor = os.environ.get(_STUDY, "")
     if not (has_parent() and descriptor.isdecimal()):
@@ -96,8 +96,8 @@ def supervise(
 ) -> int:
     """Runs `kdctl` with these arguments in a child, again where Ray takes it down; returns its exit code.
 
-    `study` is the text of the study file, which a child gets from `study_text`. `say_how_to_resume` is called where a
-    child was stopped before it could do so itself.
+    `study` is the text of the study file, which a child gets from `read_study_text`. `say_how_to_resume` is called
+    if a child was stopped before it could do so itself.
     """
     with tempfile.TemporaryFile() as file:
         file.write(study.encode("utf-8", "surrogatepass"))
@@ -123,8 +123,8 @@ class _Supervisor:
         self.was_hasty = False  # whether a child that was to stop had to be killed
 
     def run(self) -> int:
-        earlier = {number: signal.signal(number, self._hear) for number in not_ignored(STOPS)}
-        if not_ignored([signal.SIGTSTP]):
+        earlier = {number: signal.signal(number, self._hear) for number in drop_ignored(STOPS)}
+        if drop_ignored([signal.SIGTSTP]):
             earlier[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stand_still)
         try:
             return self._run()
@@ -143,10 +143,10 @@ class _Supervisor:
                 return EXIT_INTERRUPTED
             left = _RESTARTS if time.monotonic() - start > _LONG else left - 1
             if left < 0:
-                self._say(_give_up(code))
+                self._say(_describe_end(code))
                 return EXIT_TRIALS
             seconds = 2.0 ** (_RESTARTS - 1 - left)
-            self._say(f"Ray was lost ({_how(code)}); starting again in {seconds:g} s from the last checkpoints")
+            self._say(f"Ray was lost ({_explain(code)}); starting again in {seconds:g} s from the last checkpoints")
             time.sleep(seconds)
             if self._first:
                 return EXIT_INTERRUPTED
@@ -201,7 +201,7 @@ class _Supervisor:
 
     def _stand_still(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-Z: the child's session, which no terminal reaches, stops and goes on together with this process."""
-        pids = session(self._child.pid) if self._child else []
+        pids = list_session(self._child.pid) if self._child else []
         start = time.monotonic()
         for order in (signal.SIGSTOP, signal.SIGCONT):
             for pid in pids:
@@ -212,18 +212,19 @@ class _Supervisor:
         self._kill_at += time.monotonic() - start
 
 
-def _how(code: int) -> str:
+def _explain(code: int) -> str:
     """How a child was lost."""
     if code < 0:
         return f"signal {-code} ended the launch"
     return "its processes died" if code == EXIT_LOST else "its library ended the launch"
 
 
-def _give_up(code: int) -> str:
+def _describe_end(code: int) -> str:
     logs = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: S108 - Ray's own
     return (
-        f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_how(code)}; see what ends its processes "
-        f"(memory, `kdctl doctor`, Ray's logs in {logs}), then go on with the same command, or with --inline"
+        f"Ray was lost {_RESTARTS + 1} times in a row, the last time because {_explain(code)}; see what ends "
+        f"its processes (memory, `kdctl doctor`, Ray's logs in {logs}), "
+        "then go on with the same command, or with --inline"
     )
 
 
@@ -248,7 +249,7 @@ def clear_session() -> None:
 def end_session(leader: int, but: int | None = None) -> None:
     """Kills what is left of a session; Ray's agents would stay for a minute."""
     deadline = time.monotonic() + _KILLING
-    while (pids := set(session(leader)) - {but}) and time.monotonic() < deadline:
+    while (pids := set(list_session(leader)) - {but}) and time.monotonic() < deadline:
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

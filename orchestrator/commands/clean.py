@@ -46,10 +46,10 @@ def clean(files: Sequence[str], storage: str, as_json: bool, yes: bool) -> None:
     warn(integrity.find_foreign(Storage.at(storage)))
     found = (cleanup.free if yes else cleanup.find)(Storage.at(storage), plans)
     if as_json:
-        facts = {"freed": yes, "bytes": cleanup.total(found), "files": [piece.to_json() for piece in found]}
+        facts = {"freed": yes, "bytes": cleanup.count_bytes(found), "files": [piece.to_json() for piece in found]}
         click.echo(json.dumps(facts, indent=1))
         return
-    click.echo(cleanup.text(found, width_of(sys.stdout)))
+    click.echo(cleanup.format_garbage(found, width_of(sys.stdout)))
     if found and not yes and is_terminal():
         if not confirm(f"Delete {cleanup.describe_total(found)}?"):
             click.echo("nothing was deleted", err=True)

@@ -32,18 +32,20 @@ def up() -> None:
       kdctl up && kdctl launch experiments.yaml && kdctl down --yes
     """
     from orchestrator.cluster import kept_cluster
-    from orchestrator.cluster.signals import stopping
+    from orchestrator.cluster.signals import handle_stops
 
-    with stopping(_interrupted):
+    with handle_stops(_interrupted):
         found, is_new = kept_cluster.up(_say)
     click.echo(
         f"started a Ray cluster at {found.address}"
         if is_new
         else f"a Ray cluster is already running at {found.address}"
     )
-    click.echo(kept_cluster.login(found.dashboard))
+    click.echo(kept_cluster.describe_login(found.dashboard))
     click.echo(
-        f"`{kept_cluster.command('launch', 'FILE')}` joins it, `{kept_cluster.command('down')}` shuts it down", err=True
+        f"`{kept_cluster.format_command('launch', 'FILE')}` joins it, "
+        f"`{kept_cluster.format_command('down')}` shuts it down",
+        err=True,
     )
 
 
@@ -67,7 +69,7 @@ def down(yes: bool) -> None:
     """
     from orchestrator.cluster import kept_cluster
 
-    found = kept_cluster.kept(_say)
+    found = kept_cluster.find_kept(_say)
     if found is None:
         click.echo("no cluster of `kdctl up` is running here; there is nothing to shut down", err=True)
         return
@@ -94,7 +96,7 @@ def _question(found: KeptCluster) -> str | None:
     from orchestrator.cluster import kept_cluster
 
     try:
-        programs = kept_cluster.busy_with(found)
+        programs = kept_cluster.list_programs(found)
     except OSError as error:
         return f"the cluster at {found.address} does not answer what runs on it ({error}); shut it down?"
     if not programs:
@@ -118,14 +120,14 @@ def dashboard(context: click.Context) -> None:
         return
     from orchestrator.cluster import kept_cluster
 
-    kept = kept_cluster.kept(_say)
+    kept = kept_cluster.find_kept(_say)
     if kept:
-        click.echo(f"cluster of `kdctl up`: {kept_cluster.login(kept.dashboard)}")
-    shown = [one for one in kept_cluster.shown() if not kept or one.dashboard != kept.dashboard]
+        click.echo(f"cluster of `kdctl up`: {kept_cluster.describe_login(kept.dashboard)}")
+    shown = [one for one in kept_cluster.list_dashboards() if not kept or one.dashboard != kept.dashboard]
     for one in shown:
-        click.echo(f"launch of {one.study}, process {one.pid}: {kept_cluster.login(one.dashboard)}")
+        click.echo(f"launch of {one.study}, process {one.pid}: {kept_cluster.describe_login(one.dashboard)}")
     if not kept and not shown:
-        start = kept_cluster.command("up")
+        start = kept_cluster.format_command("up")
         click.echo(f"no dashboard is running here; a launch on Ray starts one, and so does `{start}`", err=True)
         sys.exit(EXIT_TRIALS)
 
@@ -145,7 +147,9 @@ def token() -> None:
 
     known = tokens.read_token()
     if known is None:
-        raise ResourceError(f"there is no token yet; `{kept_cluster.command('up')}` or a launch on Ray creates one")
+        raise ResourceError(
+            f"there is no token yet; `{kept_cluster.format_command('up')}` or a launch on Ray creates one"
+        )
     _say("anyone who has this token can run programs as you; keep it secret, and paste it only into the dashboard")
     click.echo(known)
 

@@ -101,7 +101,7 @@ def _submit(file: str, address: str, as_json: bool, options: dict[str, Any]) -> 
 
 def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Launches in this process, shows progress, and prints the results."""
-    from orchestrator.cluster.supervisor import clear_session, is_supervised, study_text
+    from orchestrator.cluster.supervisor import clear_session, is_supervised, read_study_text
     from orchestrator.launch import launch as run
     from orchestrator.machine.streams import reserved_stdout
     from orchestrator.monitor.sinks import event_sink
@@ -109,7 +109,7 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
     with reserved_stdout() as stdout:
         try:
             with event_sink(as_json=as_json, quiet=quiet, stdout=stdout) as on_event:
-                result = run(file, storage=storage, on_event=on_event, text=study_text(), **options)
+                result = run(file, storage=storage, on_event=on_event, text=read_study_text(), **options)
         finally:
             if is_supervised():
                 clear_session()
@@ -121,7 +121,7 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 
 def _print_results(result: LaunchResult, storage: str) -> None:
     from orchestrator import columns
-    from orchestrator.cluster.kept_cluster import command
+    from orchestrator.cluster.kept_cluster import format_command
     from orchestrator.machine.paths import local
     from orchestrator.results.tables import render
     from orchestrator.storage.layout import Storage
@@ -130,8 +130,8 @@ def _print_results(result: LaunchResult, storage: str) -> None:
     is_bucket = "://" in storage
     folder = Storage.at(storage).backend.describe("results") if is_bucket else local(storage, "storage") / "results"
     click.echo(f"Parquet: {folder}/trials/*.parquet (one row per trial), {folder}/epochs/*.parquet (one row per epoch)")
-    click.echo(f"Query:   {command('query', _query(result.plan.study))}{storage_words(storage)}")
-    click.echo(f"Report:  {command('report', result.plan.study)}{storage_words(storage)}")
+    click.echo(f"Query:   {format_command('query', _query(result.plan.study))}{storage_words(storage)}")
+    click.echo(f"Report:  {format_command('report', result.plan.study)}{storage_words(storage)}")
 
 
 def _query(study: str) -> str:

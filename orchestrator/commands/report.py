@@ -56,7 +56,7 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
     warn(integrity.find_missing(place, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {describe_progress(facts)}", err=True)
-    if not facts.rows and (reason := lookup.other_settings(place, lookup.Found(facts.name, facts.members))):
+    if not facts.rows and (reason := lookup.describe_other_settings(place, lookup.Found(facts.name, facts.members))):
         click.echo(f"{reason}; `kdctl report {facts.name}` writes the report of its last launch", err=True)
     click.echo(path)
 

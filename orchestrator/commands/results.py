@@ -67,7 +67,7 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
 def _nothing(storage: str, place: Storage, found: Found | None) -> str:
     from orchestrator.catalog import lookup
 
-    reason = lookup.other_settings(place, found) if found else None
+    reason = lookup.describe_other_settings(place, found) if found else None
     if found and reason:
         return f"{reason}; `kdctl results {found.name}` prints the results of its last launch"
     return f"no trials in {storage}; launch a study first, or name another storage with --storage"

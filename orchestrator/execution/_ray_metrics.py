@@ -42,7 +42,7 @@ def export_metrics(
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     over = threading.Event()
 
-    def tell_both(event: Event) -> None:
+    def forward(event: Event) -> None:
         on_event(event)
         if not over.is_set():
             events.put(event)
@@ -50,7 +50,7 @@ def export_metrics(
     thread = threading.Thread(target=_export, args=(Meter(launch_event), events, over, say), daemon=True)
     thread.start()
     try:
-        yield tell_both
+        yield forward
     finally:
         over.set()
         thread.join(_PATIENCE)
@@ -59,13 +59,13 @@ def export_metrics(
 
 def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Event, say: Callable[[str], None]) -> None:
     try:
-        told, periods, targets = _Told(), 0, list[str]()
+        exporter, periods, targets = _Exporter(), 0, list[str]()
         while not over.is_set():
             while not events.empty():
                 meter.apply(events.get())
-            told.set(meter.gauges(datetime.now(UTC)), meter.counters())
+            exporter.set(meter.gauges(datetime.now(UTC)), meter.counters())
             if periods % _LOOK == 0:
-                targets = _announced(targets)
+                targets = _announce_nodes(targets)
             periods += 1
             over.wait(_PERIOD)
     except Exception as error:  # whatever it is, what is trained matters more
@@ -74,7 +74,7 @@ def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Even
             say(f"metrics are not exported any more ({type(error).__name__}: {error}); the training goes on")
 
 
-def _announced(before: Sequence[str]) -> list[str]:
+def _announce_nodes(before: Sequence[str]) -> list[str]:
     """Lets Prometheus know of every machine of the cluster; gives the addresses."""
     nodes = (node for node in ray.nodes() if node["Alive"])
     targets = sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
@@ -84,8 +84,8 @@ def _announced(before: Sequence[str]) -> list[str]:
     return targets
 
 
-class _Told:
-    """What Ray was told so far."""
+class _Exporter:
+    """The metrics that Ray has received so far."""
 
     def __init__(self) -> None:
         self._gauges: dict[str, Gauge] = {}
@@ -121,11 +121,11 @@ def export_memory(study: str, trial: PlannedTrial) -> Callable[[], None]:
     over = threading.Event()
     if torch.cuda.is_available():
         labels = labels_of(study, trial)
-        threading.Thread(target=_tell_memory, args=(labels, over), daemon=True).start()
+        threading.Thread(target=_export_memory, args=(labels, over), daemon=True).start()
     return over.set
 
 
-def _tell_memory(labels: dict[str, str], over: threading.Event) -> None:
+def _export_memory(labels: dict[str, str], over: threading.Event) -> None:
     with suppress(Exception):  # whatever it is, what is trained matters more
         gauge = _gauge("kdctl_gpu_memory_bytes")
         while not over.wait(_PERIOD):

@@ -54,10 +54,10 @@ def join_cluster(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `ray_runner.Watcher`
     if ray.is_initialized():
-        yield _used_as_it_is(address, say)
+        yield _use_as_it_is(address, say)
         return
-    address = _named(address, say)
-    kept = kept_cluster.kept(say) if address != OWN else None
+    address = _choose_address(address, say)
+    kept = kept_cluster.find_kept(say) if address != OWN else None
     if kept and address not in (None, "auto", kept.address):
         kept = None
     if kept:
@@ -66,29 +66,29 @@ def join_cluster(
     over = threading.Event()
     try:
         tokens.hide_token()
-        if is_own():
+        if owns_cluster():
             if dashboard:
                 threading.Thread(target=_start_dashboard, args=(study, say, over), daemon=True).start()
         elif url := ray._private.worker._global_node.webui_url:
-            _tell(study, url, say)
-        if not is_own() and not is_token_auth_enabled():
+            _announce_dashboard(study, url, say)
+        if not owns_cluster() and not is_token_auth_enabled():
             say(
                 f"the cluster at {address} asks for no token: whoever reaches its ports can run programs as its user; "
                 "start it with RAY_AUTH_MODE=token, see docs/security.md"
             )
-        yield _nodes()
+        yield _list_nodes()
     finally:
         over.set()
-        kept_cluster.hide()
+        kept_cluster.forget_dashboard()
         _leave()
 
 
-def _nodes() -> list[dict[str, float]]:
+def _list_nodes() -> list[dict[str, float]]:
     """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _used_as_it_is(address: str | None, say: Say) -> list[dict[str, float]]:
+def _use_as_it_is(address: str | None, say: Say) -> list[dict[str, float]]:
     """The nodes of the cluster that this program joined or started itself. Raises ResourceError for another address."""
     if address is not None:
         raise ResourceError(
@@ -96,10 +96,10 @@ def _used_as_it_is(address: str | None, say: Say) -> list[dict[str, float]]:
             f"{address!r}; leave the address out, or call ray.shutdown first"
         )
     say("the Ray cluster is used that this program is part of already, and stays as it is")
-    return _nodes()
+    return _list_nodes()
 
 
-def _named(address: str | None, say: Say) -> str | None:
+def _choose_address(address: str | None, say: Say) -> str | None:
     """The address to join: the one that was given, or as in all programs that use Ray the one in RAY_ADDRESS."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if address is not None and (address := addresses.to_join(address)) != "auto":
@@ -118,16 +118,16 @@ def _named(address: str | None, say: Say) -> str | None:
     return found
 
 
-def is_own() -> bool:
+def owns_cluster() -> bool:
     """Whether this process started the cluster that it is part of."""
     node = ray._private.worker._global_node
     return bool(node and node.head)
 
 
-def dead_process() -> str | None:
+def find_dead_process() -> str | None:
     """Which of the processes that every trial needs is gone, in a cluster of our own."""
     node = ray._private.worker._global_node
-    dead = node.dead_processes() if is_own() else []
+    dead = node.dead_processes() if owns_cluster() else []
     return next((str(kind) for kind, _ in dead if kind in ("raylet", "gcs_server")), None)
 
 
@@ -163,9 +163,9 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
     except Exception as error:  # Ray raises bare ones too
         if _ray_errors.raised_here(error):
             raise
-        raise ResourceError(_refusal(error, address)) from None
+        raise ResourceError(_explain_refusal(error, address)) from None
     finally:
-        _hear_again(handlers)
+        _restore_handlers(handlers)
 
 
 class _Job(JobConfig):
@@ -194,7 +194,7 @@ def _no_uv() -> Iterator[None]:
         setattr(ray_constants, name, before)
 
 
-def _refusal(error: Exception, address: str | None) -> str:
+def _explain_refusal(error: Exception, address: str | None) -> str:
     """Why there is no cluster, in Ray's own words, and what to do."""
     where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
     logs = None if address else _ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
@@ -228,7 +228,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
         os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
 
 
-def _hear_again(handlers: dict[signal.Signals, Any]) -> None:
+def _restore_handlers(handlers: dict[signal.Signals, Any]) -> None:
     """Ray takes SIGTERM for itself when it starts; what was to hear it is to hear it again."""
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
@@ -291,12 +291,12 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
         node.start_api_server(include_dashboard=True, raise_on_failure=True)
         url = node.webui_url
         waited = 0.0
-        while not over.wait(_POLL) and not kept_cluster.answers(url):
+        while not over.wait(_POLL) and not kept_cluster.is_answering(url):
             waited += _POLL
             if waited > _COMING_UP:
                 raise OSError(f"it does not answer at http://{url}")
         if not over.is_set():
-            _tell(study, url, say)
+            _announce_dashboard(study, url, say)
         over.wait()  # the kernel ends the process together with the thread that started it
     except Exception as error:  # whatever it is, what is trained matters more
         if not over.is_set():
@@ -304,6 +304,6 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
             say(f"there is no dashboard ({reason}); the training goes on")
 
 
-def _tell(study: str, url: str, say: Say) -> None:
-    kept_cluster.show(study, url)
-    say(kept_cluster.login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")
+def _announce_dashboard(study: str, url: str, say: Say) -> None:
+    kept_cluster.remember_dashboard(study, url)
+    say(kept_cluster.describe_login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")

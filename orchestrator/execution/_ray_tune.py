@@ -20,7 +20,7 @@ from orchestrator import codec
 from orchestrator.errors import KdctlError, RayLost, ResourceError
 from orchestrator.execution._ray_errors import explain_loss, plain
 from orchestrator.execution._ray_metrics import export_memory, export_metrics
-from orchestrator.execution._ray_session import dead_process, join_cluster
+from orchestrator.execution._ray_session import find_dead_process, join_cluster
 from orchestrator.execution._resources import describe_resources, gpus_per_trial
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice, run_trial
 from orchestrator.execution.controller import TrialController, Workload
@@ -229,10 +229,10 @@ class Watcher(tune.Callback):
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()
-        if dead := dead_process():
+        if dead := find_dead_process():
             self._controller.give_up(RayLost(f"Ray's {dead} died"))
             return
-        self._controller.look_after_silent()
+        self._controller.end_silent_trials()
         for trial in trials:  # one that was given up for its silence would keep its place for ever
             is_due = trial.status == Trial.RUNNING and not trial.last_result.get("done")
             if is_due and trial.temporary_state.ray_actor and not self._controller.is_live(_job(trial)):
@@ -269,8 +269,8 @@ class Watcher(tune.Callback):
         failure, reason = explain_loss(story)
         job = _job(trial)
         with self._giving_up():
-            words = _last_words(self._controller.started(job.trial.trial_id)) if failure.is_retried else story
-            self._controller.lost(job, failure, reason, words)
+            words = _last_words(self._controller.find_start(job.trial.trial_id)) if failure.is_retried else story
+            self._controller.note_loss(job, failure, reason, words)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:

@@ -45,28 +45,28 @@ from orchestrator.training.state import TrainingState, supports_bfloat16
 
 @dataclass(frozen=True, slots=True)
 class TrialNotice:
-    """Something that a trial has to say on its way."""
+    """A message of a running trial for the user."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """A trial that another launch is training, or took over."""
+    """A trial that another launch is training or has taken over."""
 
     trial_id: str
 
 
 Report = TrialStarted | EpochRecord | TrialNotice | TrialRecord | TakenOver
-_FLUSH = 2.0  # seconds between two writings of a trial's epochs, as short ones would spend their time on files
+_FLUSH = 2.0  # seconds between two writes of a trial's epochs: short epochs would otherwise spend their time on files
 
 
 def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generator[Report]:
-    """Trains one trial, from its last checkpoint on where there is one.
+    """Trains one trial, from its last checkpoint if there is one.
 
-    Yields a record an epoch and at last the trial's own, whose rows are then in the storage, or `TakenOver`. A trial
-    that fails ends with a record that says so, and one that is to stop (`stopping`, or the end of its launch) with a
-    checkpoint and a record: it raises nothing but what stops the process.
+    Yields one record per epoch and finally the trial's own record, whose rows the storage then holds, or `TakenOver`.
+    A trial that fails yields a record with the error; one that is stopped (by `stopping`, or because its launch ended)
+    writes a checkpoint and yields a record. Only what stops the process itself is raised.
     """
     trial_id = job.trial.trial_id
     try:
@@ -79,7 +79,7 @@ def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generat
             last = _ended_elsewhere(job, storage)
             if last is None:
                 last = yield from _Attempt(job, storage, lease, stopping).run()
-        yield last  # the lease is free by now: whoever takes the record may keep this generator standing
+        yield last  # the lease is already released: the caller may suspend this generator here
     except LeaseLost:
         yield TakenOver(trial_id)
     except StorageError as error:  # before anything was trained
@@ -87,16 +87,16 @@ def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generat
 
 
 def _ended_elsewhere(job: Job, storage: Storage) -> TrialRecord | None:
-    """The row of the trial where another launch has ended it since ours looked."""
+    """The row of the trial if another launch has ended it since ours read the storage."""
     state = store.read_states(storage, [job.trial.trial_id]).get(job.trial.trial_id)
     row = _row_or_none(storage, job.trial.trial_id) if state in (State.FINISHED, State.FAILED) else None
-    if row is None or state is State.FINISHED:  # it was not when we looked, or it would not be our job
+    if row is None or state is State.FINISHED:  # it was not finished then, or it would not be our job
         return row
     return row if job.since and row.end_time and row.end_time > datetime.fromisoformat(job.since) else None
 
 
 def _row_or_none(storage: Storage, trial_id: str) -> TrialRecord | None:
-    with suppress(StorageError):  # a damaged row is written anew
+    with suppress(StorageError):  # a damaged row is replaced
         return store.read_trial(storage, trial_id)
     return None
 
@@ -113,54 +113,54 @@ class _Attempt:
         self._device = torch.device("cpu")
         self._row = replace(job.row(State.RUNNING), host=socket.gethostname(), torch_version=torch.__version__)
         self._epochs: list[EpochRecord] = []
-        self._course: TrainingState | None = None
-        self._tested: Score | None = None  # how weights from a file do
+        self._state: TrainingState | None = None
+        self._tested: Score | None = None  # the test score of weights from a file
         self._log = Log(storage, self._id)
         self._flushed = self._saved = time.monotonic()
 
     def run(self) -> Generator[Report, None, TrialRecord]:
-        """Trains, and writes what comes of it; yields its epochs, and returns the trial's record."""
+        """Trains and stores the result; yields the epochs and returns the trial's record."""
         self._log.add(f"trial {self._id} of study {self._job.study}: {self._job.trial.title()}")
         try:
             self._find_device()
             with own_stream(self._device):
-                model = yield from self._noting(self._fit())
+                model = yield from self._log_reports(self._train())
                 return self._finish(model)
         except Stopped:
             return self._stop()
         except LeaseLost:
             raise
-        except Exception as error:  # a trial's failure is a row, and the study goes on
+        except Exception as error:  # a failed trial becomes a row, and the study continues
             return self._fail(error)
 
-    def _noting(self, reports: Generator[Report, None, Classifier]) -> Generator[Report, None, Classifier]:
-        """Passes reports on, and writes them down in the trial's log."""
+    def _log_reports(self, reports: Generator[Report, None, Classifier]) -> Generator[Report, None, Classifier]:
+        """Yields every report, and writes it to the trial's log."""
         while True:
             try:
                 report = next(reports)
             except StopIteration as end:
                 model: Classifier = end.value
                 return model
-            self._log.add(_told(report, self._job.trial.config.epochs))
+            self._log.add(_format_report(report, self._job.trial.config.epochs))
             yield report
 
     def _find_device(self) -> None:
         torch.set_num_threads(self._job.threads)
         self._device = torch.device("cuda" if self._job.gpus else "cpu")
         if self._device.type == "cuda":
-            # Shapes never change, so the fastest kernels are looked for once. Looking waits for the whole device, which
-            # would break off the capture of a neighbour.
+            # Shapes never change, so cuDNN searches for the fastest kernels once. The search waits for the whole
+            # device, which would abort the graph capture of another trial on the same GPU.
             torch.backends.cudnn.benchmark = sharing(self._job.gpus) == 1
         self._row = replace(self._row, device=_device_name(self._device))
 
     def check(self) -> None:
-        """Raises Stopped where the trial is to stop, and LeaseLost where it is somebody else's by now."""
+        """Raises Stopped if the trial is to stop, and LeaseLost if another launch has taken it over."""
         if self._stopping() or self._lease.is_orphaned:
             raise Stopped("stopped")
         if self._lease.is_lost:
             self._lease.check()
 
-    def _fit(self) -> Generator[Report, None, Classifier]:
+    def _train(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
         classes = facts_of(config).classes
@@ -168,70 +168,70 @@ class _Attempt:
             assert job.weights is not None
             self._write_row(self._row)
             self._flush()
-            yield self._begun(0, None)
+            yield self._describe_start(0, None)
             model = weights.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
             self._tested = evaluate(model, images.test, images, self.check)
-            yield from _doubt(self._tested.acc, title_of(config.dataset), images)
+            yield from _warn_if_guessing(self._tested.acc, title_of(config.dataset), images)
             return model
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
-        course = TrainingState.start(model, self._loss(classes), config)
-        yield from self._resume(course)
-        course.teacher_mode = self._job.trial.teacher_cache
-        self._row = _with_recipe(self._row, arithmetic=course.compute_dtype)
+        state = TrainingState.start(model, self._build_loss(classes), config)
+        yield from self._resume(state)
+        state.teacher_mode = self._job.trial.teacher_cache
+        self._row = _with_recipe(self._row, arithmetic=state.compute_dtype)
         self._write_row(self._row)
-        self._flush()  # those of an earlier attempt go, but for what the checkpoint holds
-        yield self._begun(course.epoch, course.compute_dtype)
-        self._course = course
-        answers, said = self._answers(images), False
-        for record in train(course, images, config, answers, self.check):
+        self._flush()  # replaces the epochs of an earlier attempt with those in the checkpoint
+        yield self._describe_start(state.epoch, state.compute_dtype)
+        self._state = state
+        teacher, warned = self._open_teacher(images), False
+        for record in train(state, images, config, teacher, self.check):
             self._epochs.append(record)
-            self._keep(course)
-            if course.uncaptured and not said:
-                said = True
-                yield TrialNotice(f"trains without CUDA graphs, and so more slowly: {course.uncaptured}")
+            self._save_if_due(state)
+            if state.uncaptured and not warned:
+                warned = True
+                yield TrialNotice(f"trains without CUDA graphs, and so more slowly: {state.uncaptured}")
             yield record
         return model
 
-    def _begun(self, epoch: int, arithmetic: str | None) -> TrialStarted:
+    def _describe_start(self, epoch: int, compute_dtype: str | None) -> TrialStarted:
         table = self._job.trial.table
         is_hit = None if table is None else tables.has_table(table, self._storage)
-        answers = self._job.trial.teacher_cache
+        mode = self._job.trial.teacher_cache
         acc = max((record.test_acc for record in self._epochs), default=None)
         device = str(self._row.device)
-        return TrialStarted(socket.gethostname(), os.getpid(), device, epoch, answers, is_hit, acc, arithmetic)
+        return TrialStarted(socket.gethostname(), os.getpid(), device, epoch, mode, is_hit, acc, compute_dtype)
 
-    def _resume(self, course: TrainingState) -> Generator[Report]:
+    def _resume(self, state: TrainingState) -> Generator[Report]:
         notices: list[str] = []
-        epochs = restore_checkpoint(self._storage, self._id, course, notices.append)
+        epochs = restore_checkpoint(self._storage, self._id, state, notices.append)
         yield from map(TrialNotice, notices)
         if epochs is None:
             return
         before = _row_or_none(self._storage, self._id)
         self._epochs = epochs
-        if course.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
-            course.compute_dtype = "float32"
+        if state.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
+            state.compute_dtype = "float32"
             yield TrialNotice("goes on in float32, as this device lacks the bfloat16 that it began in")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
-        self._ask_as_before(course)
-        yield TrialNotice(f"goes on in epoch {course.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
+        self._keep_teacher_mode(state)
+        yield TrialNotice(f"goes on in epoch {state.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
 
-    def _ask_as_before(self, course: TrainingState) -> None:
-        """Keeps to a live teacher, or to its table, whatever is faster by now: half of each would be a third result."""
-        answers = course.teacher_mode
-        if answers != self._job.trial.teacher_cache:
-            trial = self._job.trial.with_teacher_mode(answers)
+    def _keep_teacher_mode(self, state: TrainingState) -> None:
+        """Keeps the teacher mode (live or table) of the checkpoint: mixing the two would change the result."""
+        mode = state.teacher_mode
+        if mode != self._job.trial.teacher_cache:
+            trial = self._job.trial.with_teacher_mode(mode)
             self._job = replace(self._job, trial=trial)
-            self._row = _with_recipe(self._row, teacher_answers=answers)
+            self._row = _with_recipe(self._row, teacher_answers=mode)
 
-    def _keep(self, course: TrainingState) -> None:
-        """Writes the epochs and a checkpoint, each where the last one is old enough."""
+    def _save_if_due(self, state: TrainingState) -> None:
+        """Writes the epochs and a checkpoint, each if the last write was long enough ago."""
         now = time.monotonic()
         if now - self._flushed >= _FLUSH:
             self._flush()
-        is_last = course.epoch > self._job.trial.config.epochs
+        is_last = state.epoch > self._job.trial.config.epochs
         if now - self._saved >= self._job.checkpoint_seconds and not is_last:
-            self._save(course)
+            self._save_checkpoint(state)
 
     def _flush(self) -> None:
         self._lease.check()
@@ -239,24 +239,24 @@ class _Attempt:
         self._log.flush()
         self._flushed = time.monotonic()
 
-    def _save(self, course: TrainingState) -> None:
+    def _save_checkpoint(self, state: TrainingState) -> None:
         self._lease.check()
-        save_checkpoint(self._storage, self._id, course, self._epochs)
+        save_checkpoint(self._storage, self._id, state, self._epochs)
         self._saved = time.monotonic()
 
     def _write_row(self, row: TrialRecord) -> None:
         self._lease.check()
         store.write_trial(self._storage, row)
 
-    def _loss(self, classes: int) -> Loss:
+    def _build_loss(self, classes: int) -> Loss:
         config = self._job.trial.config
         shapes = None
         if config.teacher is not None:
-            shapes = _shapes(config.student, classes), _shapes(config.teacher.student, classes)
+            shapes = _describe_shapes(config.student, classes), _describe_shapes(config.teacher.student, classes)
         options = dict(config.options)
         return build_seeded(lambda: losses.build(config.method, shapes, **options), config.seed, self._device, LOSS)
 
-    def _answers(self, images: Data) -> Teacher:
+    def _open_teacher(self, images: Data) -> Teacher:
         trial = self._job.trial
         if trial.config.teacher is None:
             return outputs.no_teacher
@@ -268,56 +268,56 @@ class _Attempt:
 
     def _finish(self, model: Classifier) -> TrialRecord:
         images = tensors.load(self._job.trial.config, self._storage, self._device)
-        tested = self._course.tested if self._course else self._tested  # not where the last epoch was another process's
+        tested = self._state.tested if self._state else self._tested  # None if another process trained the last epoch
         score = tested or evaluate(model, images.test, images, self.check)
-        final = _final(self._job, self._storage, self._device, score)
+        final = _score_final_weights(self._job, self._storage, self._device, score)
         self._flush()
         size, digest = weights.save_weights(model, self._storage, self._id)
-        finished = _measured(self._row, self._epochs, final, model)
+        finished = _with_results(self._row, self._epochs, final, model)
         finished = replace(finished, weights_bytes=size, weights_sha256=digest, end_time=datetime.now(UTC))
         self._log.add(
             f"finished: best test accuracy {finished.acc} % in epoch {finished.epoch}, last {finished.last_acc} %"
         )
         self._log.flush()
-        self._write_row(finished)  # last of all: a finished row stands for everything it needs
+        self._write_row(finished)  # written last: a finished row promises that its weights and epochs are stored
         drop_checkpoints(self._storage, self._id)
         return finished
 
     def _stop(self) -> TrialRecord:
-        """Keeps what was trained, and says where it stopped."""
+        """Saves a checkpoint and the row, which says where the trial stopped."""
         where = "before its first epoch"
         try:
             self._log.add("is asked to stop")
-            if self._course is not None:
+            if self._state is not None:
                 last = self._job.trial.config.epochs
-                where = f"in epoch {min(self._course.epoch, last)} of {last}"
-                self._save(self._course)
-            row = self._ended(State.STOPPED, f"stopped {where}; the same command goes on from there")
+                where = f"in epoch {min(self._state.epoch, last)} of {last}"
+                self._save_checkpoint(self._state)
+            row = self._end_row(State.STOPPED, f"stopped {where}; the same command goes on from there")
             self._log.add(row.error or "")
             self._flush()
             self._write_row(row)
         except StorageError as error:
-            return self._ended(State.STOPPED, f"stopped {where}, without a checkpoint: {error}")
+            return self._end_row(State.STOPPED, f"stopped {where}, without a checkpoint: {error}")
         return row
 
     def _fail(self, error: Exception) -> TrialRecord:
         after = f" (after epoch {len(self._epochs)})" if self._epochs else ""
-        # Without accuracies: the best of the epochs before a failure is no result, and no average shall hold it.
-        failed = self._ended(State.FAILED, _described(error) + after, _failure(error))
+        # Without accuracies: the best epoch before a failure is not a result and must not enter an average.
+        failed = self._end_row(State.FAILED, _describe_error(error) + after, _classify(error))
         self._log.add(f"failed: {failed.error}")
-        if failed.failure is Failure.ERROR:  # nobody foresaw it: the whole story may help
+        if failed.failure is Failure.ERROR:  # an unexpected error: keep the whole traceback
             self._log.add("".join(traceback.format_exception(error)))
-        with suppress(StorageError):  # a full disk may be why; the row that stands there is not a finished one
+        with suppress(StorageError):  # the cause may be a full disk; the stored row is not a finished one
             self._flush()
             self._write_row(failed)
         return failed
 
-    def _ended(self, state: State, error: str, failure: Failure | None = None) -> TrialRecord:
+    def _end_row(self, state: State, error: str, failure: Failure | None = None) -> TrialRecord:
         return replace(self._row, state=state, error=printable(error), failure=failure, end_time=datetime.now(UTC))
 
 
-def _told(report: Report, epochs: int) -> str:
-    """A report as a line of the trial's log."""
+def _format_report(report: Report, epochs: int) -> str:
+    """Formats a report as a line of the trial's log."""
     if isinstance(report, EpochRecord):
         val = "" if report.val_acc is None else f", held-out accuracy {report.val_acc:.2f} %"
         return (
@@ -325,19 +325,19 @@ def _told(report: Report, epochs: int) -> str:
             f"{report.test_acc:.2f} %{val}, {report.images_per_second:,.0f} images/s, {report.seconds:.2f} s"
         )
     if isinstance(report, TrialStarted):
-        asks = f", its teacher's answers: {report.teacher_mode}" if report.teacher_mode else ""
+        mode = f", teacher outputs: {report.teacher_mode}" if report.teacher_mode else ""
         return (
             f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
-            f"kdctl {version('kdctl')}, torch {torch.__version__}{asks}"
+            f"kdctl {version('kdctl')}, torch {torch.__version__}{mode}"
         )
     return report.text if isinstance(report, TrialNotice) else ""
 
 
-# PyTorch has many words and types for it: of its own allocators, of CUDA before they are asked, of cuBLAS.
+# PyTorch reports it in several ways: from its own allocators, from CUDA directly and from cuBLAS.
 _NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
 
-def _failure(error: Exception) -> Failure:
+def _classify(error: Exception) -> Failure:
     if isinstance(error, KdctlError):
         return Failure(error.failure)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
@@ -345,16 +345,16 @@ def _failure(error: Exception) -> Failure:
     return Failure.ERROR
 
 
-def _described(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, KdctlError):
         return str(error)
-    if _failure(error) is Failure.OUT_OF_MEMORY:
+    if _classify(error) is Failure.OUT_OF_MEMORY:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
     return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
 
 
-def _shapes(model: str, classes: int) -> Shapes:
+def _describe_shapes(model: str, classes: int) -> Shapes:
     widths = models.widths(model)
     return Shapes(classes, widths.pooled, widths.maps)
 
@@ -367,13 +367,13 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-_DOUBTED = 10.0  # percentage points above guessing, below which weights are doubted; with few classes twice is too much
+_NEAR_GUESSING = 10.0  # percentage points above guessing, below which weights are suspect; at most twice guessing
 
 
-def _doubt(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
-    """Says so where weights from a file do hardly better than guessing."""
+def _warn_if_guessing(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
+    """Warns if weights from a file are hardly better than guessing."""
     guessing = 100 / images.facts.classes
-    if acc < guessing + min(guessing, _DOUBTED):
+    if acc < guessing + min(guessing, _NEAR_GUESSING):
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.facts.mean, images.facts.std))
         yield TrialNotice(
             f"warning: these weights reach {acc:.2f} % on test images, and guessing would reach {guessing:g} %: were "
@@ -382,32 +382,34 @@ def _doubt(acc: float, dataset: str, images: Data) -> Iterator[TrialNotice]:
         )
 
 
-def _final(job: Job, storage: Storage, device: torch.device, score: Score) -> dict[str, Any]:
-    """What the final weights are worth: `last_acc`, `top5`, and how the student compares with its teacher."""
+def _score_final_weights(job: Job, storage: Storage, device: torch.device, score: Score) -> dict[str, Any]:
+    """Scores the final weights: `last_acc`, `top5`, and how the student compares with its teacher."""
     config = job.trial.config
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
-        taught = _teacher_score(config.teacher, config.limit_test, storage, device)
+        taught = _score_teacher(config.teacher, config.limit_test, storage, device)
         alike = int((score.predictions == taught.predictions).sum())
         row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.predictions)}
     return row
 
 
 @lru_cache(maxsize=8)  # the students of one teacher often follow each other in a worker
-def _teacher_score(config: TrialConfig, limit_test: int | None, storage: Storage, device: torch.device) -> Score:
-    """How a teacher does on the test images of its students."""
+def _score_teacher(config: TrialConfig, limit_test: int | None, storage: Storage, device: torch.device) -> Score:
+    """Scores a teacher on the test images of its students."""
     images = tensors.load(replace(config, limit_test=limit_test), storage, device)
     return evaluate(weights.load_teacher(config, storage, device), images.test, images)
 
 
-def _measured(row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: Classifier) -> TrialRecord:
+def _with_results(
+    row: TrialRecord, epochs: Sequence[EpochRecord], final: dict[str, Any], model: Classifier
+) -> TrialRecord:
     row = replace(row, state=State.FINISHED, acc=final["last_acc"], **final)
     row = replace(row, params=sum(parameter.numel() for parameter in model.parameters()))
-    return replace(row, **_summary(epochs))
+    return replace(row, **_summarise(epochs))
 
 
-def _summary(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
-    """What a row says of the epochs that there are: nothing where there are none."""
+def _summarise(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
+    """The columns that summarise the epochs; empty without epochs."""
     if not epochs:
         return {}
     best = max(epochs, key=lambda record: record.test_acc)  # the first of equals

@@ -1,4 +1,4 @@
-"""What every executor shares: it starts the trials of a launch in turn, and takes note of what becomes of them."""
+"""What every executor shares: it starts the trials of a launch in turn and records how they end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.study.reader import Resources
 
-_PAUSE = 2.0  # seconds before a trial that another launch trains is asked about again
+_PAUSE = 2.0  # seconds before a trial that another launch trains is looked at again
 _BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further one; more than a worker needs to notice
 _POLL = 0.2  # seconds between two looks where nothing can start yet
 _LOOK = 5.0  # seconds between two looks at the leases of what runs
@@ -49,7 +49,7 @@ class Workload:
 
 
 class TrialController:
-    """Starts the trials of a launch, and takes note of what comes of them: one for every executor."""
+    """Starts the trials of a launch, and records how they end; every executor uses one."""
 
     def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, limit: int | None = None) -> None:
         self._work = work
@@ -103,7 +103,7 @@ class TrialController:
         return self._work.lease.find_holder(trial_resource(job.trial.trial_id)) is not None
 
     def note(self, job: Job, report: Report) -> None:
-        """Takes note of what a trial said."""
+        """Records a report of a trial, and sends its event."""
         trial = job.trial
         if isinstance(report, TrialNotice):
             self._on_event(Event(EventKind.NOTICE, report.text, trial))
@@ -114,7 +114,7 @@ class TrialController:
         elif isinstance(report, EpochRecord):
             acc = self._best[trial.trial_id] = max(report.test_acc, self._best.get(trial.trial_id, 0.0))
             self._on_event(Event(EventKind.EPOCH, _describe_epoch(report, trial.config.epochs, acc), trial, report))
-        elif self.is_live(job):  # and no late word of an attempt that was given up
+        elif self.is_live(job):  # ignores a late report of an attempt that was given up
             self._note_end(job, report)
 
     def _note_end(self, job: Job, report: TakenOver | TrialRecord) -> None:
@@ -132,14 +132,14 @@ class TrialController:
         else:
             self._end(job, report)
 
-    def started(self, trial_id: str) -> TrialStarted | None:
-        """Where the last attempt at a trial began; None before the first."""
+    def find_start(self, trial_id: str) -> TrialStarted | None:
+        """The start report of the last attempt at a trial; None before the first."""
         return self._started.get(trial_id)
 
-    def lost(self, job: Job, failure: Failure, reason: str, last_words: str = "") -> None:
-        """Takes note of a worker that died: its row and its log say so, as it could not.
+    def note_loss(self, job: Job, failure: Failure, reason: str, last_words: str = "") -> None:
+        """Records that a worker died, in the row and the log of its trial, as the worker itself could not.
 
-        `last_words` is what it said outside of the log, as on its standard error.
+        `last_words` is its output outside the log, such as its standard error.
         """
         if not self.is_live(job):
             return
@@ -165,13 +165,13 @@ class TrialController:
         of = f"{attempts + 1} of {self._work.resources.retries}"
         text = f"{reason}; tried again in {seconds:g} s from its last checkpoint ({of})"
         self._on_event(Event(EventKind.RETRY, text, job.trial))
-        # `since` makes it another job: what the earlier attempt may still say is not taken for its word.
+        # `since` makes it another job: a late report of the earlier attempt is not taken for one of this attempt.
         since = max(datetime.now(UTC), ended or datetime.now(UTC))  # the worker's clock may be ahead of ours
         self._schedule.again(replace(job, since=since.isoformat()), seconds)
         return True
 
-    def look_after_silent(self) -> None:
-        """Takes those live trials for lost whose lease has ended a while ago, and that have not said how."""
+    def end_silent_trials(self) -> None:
+        """Treats live trials as lost whose lease ended a while ago without a report of how they ended."""
         now = time.monotonic()
         if now - self._looked < _LOOK:
             return
@@ -183,11 +183,11 @@ class TrialController:
                 self._seen[trial_id] = now
             elif now - self._seen.get(trial_id, now) > _SILENCE:
                 del self._seen[trial_id]
-                self.lost(job, Failure.LOST_WORKER, f"its worker has not been heard of for {_SILENCE:g} s")
+                self.note_loss(job, Failure.LOST_WORKER, f"its worker has not been heard of for {_SILENCE:g} s")
 
     def _end(self, job: Job, record: TrialRecord) -> None:
-        """Takes note of a trial that ended; where it failed, its dependants become rows that say so."""
-        self._on_event(self._ended(job, record))
+        """Records that a trial ended; if it failed, its dependants are stored as skipped."""
+        self._on_event(self._make_end_event(job, record))
         if record.state is not State.STOPPED:
             self._left.discard(record.trial_id)
         if record.failure is Failure.STORAGE:
@@ -201,7 +201,7 @@ class TrialController:
             self._write(row)
             self._end(dependant, row)
 
-    def _ended(self, job: Job, record: TrialRecord) -> Event:
+    def _make_end_event(self, job: Job, record: TrialRecord) -> Event:
         if record.state is not State.FAILED:
             return Event(EventKind.ENDED, _describe_end(record), job.trial, record)
         log = tuple(logs.read(self._work.storage, record.trial_id)[-_LAST_LINES:])
@@ -215,17 +215,17 @@ class TrialController:
     def _write(self, row: TrialRecord) -> None:
         lease = acquire(self._work.storage, trial_resource(row.trial_id))
         if lease is None:
-            return  # who trains it writes its row
+            return  # the launch that trains it writes its row
         with lease:
             self._write_unless_finished(row)
 
     def _write_unless_finished(self, row: TrialRecord) -> None:
         states = store.read_states(self._work.storage, [row.trial_id])
-        if states.get(row.trial_id) is not State.FINISHED:  # another launch may have had more luck
+        if states.get(row.trial_id) is not State.FINISHED:  # another launch may have finished it
             store.write_trial(self._work.storage, row)
 
     def give_up(self, error: KdctlError) -> None:
-        """Stops the launch for a reason that would meet every trial."""
+        """Stops the launch for a reason that affects every trial."""
         self._error = self._error or error
         self._work.stop.set()
 
@@ -239,8 +239,8 @@ class TrialController:
 
 def _describe_start(started: TrialStarted) -> str:
     hit = {None: "", True: ", the table is there", False: "; building the table first"}[started.is_hit]
-    asks = f", teacher's answers: {started.teacher_mode}{hit}" if started.teacher_mode else ""
-    return f"started on {started.host}, {started.device}{asks}"
+    mode = f", teacher outputs: {started.teacher_mode}{hit}" if started.teacher_mode else ""
+    return f"started on {started.host}, {started.device}{mode}"
 
 
 def _describe_epoch(record: EpochRecord, epochs: int, acc: float) -> str:

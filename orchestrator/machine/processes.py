@@ -10,7 +10,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
-def started(pid: int) -> str | None:
+def read_start_time(pid: int) -> str | None:
     """When a process of this machine started, in words of the system; None where it cannot be seen.
 
     For one that has ended and is still listed it is "", which is true of no living process.
@@ -27,12 +27,12 @@ def exists(pid: int) -> bool:
     return True
 
 
-def session(leader: int) -> list[int]:
+def list_session(leader: int) -> list[int]:
     """The living processes of a session."""
     return _session_in_proc(leader) if _has_proc() else _session_by_ps(leader)
 
 
-def boot() -> str | None:
+def read_boot_id() -> str | None:
     """What pids mean something in: the boot of this machine and, on Linux, the process namespace; None if unknown."""
     if not _has_proc():
         return _answer("sysctl", "-n", "kern.bootsessionuuid") or None

@@ -1,6 +1,6 @@
-"""Leases: who trains what, among launches that share a storage, on one machine or several.
+"""Leases: which launch trains what, among launches that share a storage, on one machine or several.
 
-A holder writes a claim, a file of its own, and touches it every few seconds. Who wants the resource writes a claim too,
+A holder writes a claim, a file of its own, and touches it every few seconds. A process that wants it writes one too,
 then lists: where another live claim stands, it takes its own back. Of two that come at once the one who lists last
 sees the other, so that at most one stays; both may go, and try again. This needs no lock and no exchange of values,
 which buckets do not offer, only that a listing shows what was written before. A claim that its holder has not touched
@@ -36,7 +36,7 @@ _TRIES = 5  # for two that come at once, and both go
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lease: enough to find out whether the process still runs, where it ran on this machine."""
+    """The process that holds a lease: enough to find out whether it still runs, if it ran on this machine."""
 
     host: str
     machine: str  # boot id and process namespace, which pids mean something in
@@ -48,7 +48,7 @@ class Holder:
         """Whether it ran on this machine and is not there any more."""
         if self.machine != _machine():
             return False
-        started = processes.started(self.pid)
+        started = processes.read_start_time(self.pid)
         return started != self.started and (started is not None or not processes.exists(self.pid))
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Holder:
 @lru_cache(maxsize=1)
 def _machine() -> str:
     # Where nobody knows what pids mean something in, claims die by age alone.
-    return processes.boot() or f"{socket.gethostname()} {secrets.token_hex(8)}"
+    return processes.read_boot_id() or f"{socket.gethostname()} {secrets.token_hex(8)}"
 
 
 def _clock() -> float:
@@ -68,7 +68,7 @@ def _clock() -> float:
 
 def _this_process() -> Holder:
     pid = os.getpid()
-    return Holder(socket.gethostname(), _machine(), pid, processes.started(pid) or "?", secrets.token_hex(8))
+    return Holder(socket.gethostname(), _machine(), pid, processes.read_start_time(pid) or "?", secrets.token_hex(8))
 
 
 _DAMAGED = Holder("?", "?", 0, "?", "?")  # somebody's, until it is old
@@ -86,7 +86,7 @@ class Lease:
         self._follows = follows
         self._me = _this_process()
         self._touched = _clock()
-        self._woke = float("-inf")  # when it last took the resource anew, after a pause
+        self._woke = float("-inf")  # when it last claimed the resource again, after a pause
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self.is_lost = False  # somebody else may hold the resource by now
@@ -118,32 +118,32 @@ class Lease:
         """The name of its file."""
         return self._storage.claim(self._resource, self._me.owner)
 
-    def take(self) -> bool:
+    def try_claim(self) -> bool:
         """Claims the resource; False where another live claim stands."""
         facts = {name: getattr(self._me, name) for name in Holder.__slots__} | {"follows": self._follows}
-        begun = _clock()
+        claimed_at = _clock()
         self._storage.backend.write(self.claim, json.dumps(facts).encode())
         if self.find_holder(self._resource):
             self._storage.backend.delete(self.claim)
             return False
-        self._touched = begun  # not before the others were looked at: a beat that only touches looks at none
+        self._touched = claimed_at  # not before the others were looked at: a beat that only touches looks at none
         return True
 
-    def keep(self) -> Lease:
+    def start_heartbeat(self) -> Lease:
         """Starts the thread that touches the claim."""
-        threading.Thread(target=self._live, name=f"lease-{self._resource}", daemon=True).start()
+        threading.Thread(target=self._keep_alive, name=f"lease-{self._resource}", daemon=True).start()
         return self
 
     def find_holder(self, resource: str) -> Holder | None:
-        """Who else holds a resource now. Dead claims to it are removed."""
+        """The other holder of a resource, if any. Dead claims to it are removed."""
         return self._holder(resource, self._claims())
 
     def find_holders(self, prefix: str) -> dict[str, Holder]:
-        """Every resource whose name begins so and that somebody else holds now; dead claims to such are removed."""
+        """Every resource whose name has this prefix and that another process holds; dead claims to such are removed."""
         claims = self._claims()
         names = {name for name in map(_resource, claims) if name.startswith(prefix)}
         found = {name: self._holder(name, claims) for name in sorted(names)}
-        return {name: who for name, who in found.items() if who}
+        return {name: holder for name, holder in found.items() if holder}
 
     def sweep(self) -> None:
         """Removes every dead claim."""
@@ -176,18 +176,18 @@ class Lease:
         # Both times are the storage's, so that no machine's clock needs to be right; ours is at most a beat old.
         return not holder.is_gone() and mine.modified - entry.modified <= EXPIRES
 
-    def _live(self) -> None:
+    def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT) and not self.is_lost:
             # A beat that fails is not yet a loss: the storage may be back before the claim is dead.
             with suppress(StorageError):
                 self._beat()
 
-    def _take_anew(self) -> None:
+    def _claim_again(self) -> None:
         """After a pause the claim may have been taken for dead: only a new one says whose the resource is."""
         self._storage.backend.delete(self.claim)
         self._me = _this_process()
         self._woke = _clock()
-        self.is_lost = not self.take()
+        self.is_lost = not self.try_claim()
 
     def _beat(self) -> None:
         with self._guard:
@@ -195,14 +195,14 @@ class Lease:
                 return
             now = _clock()
             if now - self._touched > EXPIRES / 2:
-                self._take_anew()
+                self._claim_again()
                 return
             is_there = self._storage.backend.touch(self.claim)
             if is_there and _clock() - now > EXPIRES / 2:
-                self._take_anew()  # so slow a touch may have come too late, or have brought back what was removed
+                self._claim_again()  # so slow a touch may have come too late, or have brought back what was removed
                 return
             if not is_there and self._resource.startswith(LAUNCH):
-                self._take_anew()  # nobody else wants it, and without it the workers of the launch would stop
+                self._claim_again()  # nobody else wants it, and without it the workers of the launch would stop
                 return
             self.is_lost = not is_there
             self._touched = now
@@ -212,12 +212,12 @@ class Lease:
 
 
 def trial_resource(trial_id: str) -> str:
-    """What whoever trains a trial holds, or writes its row."""
+    """The resource that a process holds while it trains a trial or writes its row."""
     return f"trial-{trial_id}"
 
 
 def table_resource(key: TableKey) -> str:
-    """What whoever builds a teacher table holds."""
+    """The resource that a process holds while it builds a teacher table."""
     return f"table-{key.teacher_id}-{key.name}"
 
 
@@ -226,8 +226,8 @@ def acquire(storage: Storage, resource: str, follows: str | None = None) -> Leas
     for turn in range(_TRIES):
         lease = Lease(storage, resource, follows)
         try:
-            if lease.take():
-                return lease.keep()
+            if lease.try_claim():
+                return lease.start_heartbeat()
         except StorageError:
             lease.release()  # or the claim would stand for nobody until it is old
             raise
@@ -241,17 +241,17 @@ def wait_for(storage: Storage, resource: str, check: Callable[[], None]) -> Iter
     """Holds a resource, after those who hold it now; `check` is called while it waits, and may raise."""
     while (lease := acquire(storage, resource)) is None:
         check()
-        time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all that wait are to ask at once
+        time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all waiting processes should retry at once
     with lease:
         yield lease
 
 
 def list_holders(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[str, Holder]:
-    """Every resource with who holds it, for who only reads: nothing is written, and dead claims stay.
+    """Every resource and its holder, for readers: writes nothing, and leaves dead claims in place.
 
     Without a claim of its own a reader does not know the time of the storage. Where by the clock of this machine a
-    claim is dead, and nobody knows of its process, a second look tells whether it is touched still. Who looks again and
-    again keeps in `dead` which claims were not, so that the same one costs a second look once. Raises StorageError.
+    claim is dead, and nobody knows of its process, a second look tells whether it is touched still. A caller that polls
+    keeps in `dead` which claims were not, so that the same one costs a second look once. Raises StorageError.
     """
     known = set() if dead is None else dead
     first = {name: claim for name, claim in _seen(storage).items() if (name, claim[1].modified) not in known}

@@ -133,11 +133,11 @@ def test_nobody_else_could_get_in(home: Path, kept: kept_cluster.KeptCluster) ->
 def test_without_the_token_the_dashboard_says_nothing(
     kept: kept_cluster.KeptCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert kept_cluster.answers(kept.dashboard)
+    assert kept_cluster.is_answering(kept.dashboard)
     for wrong, code in (("", 401), ("0" * 64, 403)):
         monkeypatch.setattr(tokens, "read_token", lambda wrong=wrong: wrong)
         with pytest.raises(OSError, match=str(code)):
-            kept_cluster.ask(kept.dashboard, "/api/jobs/")
+            kept_cluster.fetch(kept.dashboard, "/api/jobs/")
 
 
 def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
@@ -157,13 +157,13 @@ def test_a_launch_joins_it(study: tuple[int, str], kept: kept_cluster.KeptCluste
 
 def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], kept: kept_cluster.KeptCluster) -> None:
     def running() -> list[str]:
-        tasks = kept_cluster.ask(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
+        tasks = kept_cluster.fetch(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
         return [task["name"] for task in tasks if task["state"] == "RUNNING"]
 
     assert until(lambda: running() == [SECOND])
 
     def actors() -> list[tuple[str, str]]:
-        found = kept_cluster.ask(kept.dashboard, "/logical/actors")["data"]["actors"].values()
+        found = kept_cluster.fetch(kept.dashboard, "/logical/actors")["data"]["actors"].values()
         return [(actor["reprName"], actor["actorClass"]) for actor in found if actor["reprName"]]
 
     # One worker trained both trials, and what Ray keeps of it is true of both. The dashboard hears of it late.
@@ -192,7 +192,7 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
     assert kept.pid in session(kept.pid)
     members = {process for process in processes() if process[0] in session(kept.pid)}
     os.kill(study[0], signal.SIGINT)
-    until(lambda: not kept_cluster.busy_with(kept))
+    until(lambda: not kept_cluster.list_programs(kept))
     ended = kdctl(home, "down")
     assert ended.returncode == 0 and f"shut down the cluster at {kept.address}" in ended.stderr
     assert not members & set(processes()) and not session(kept.pid)
@@ -244,16 +244,16 @@ def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.Monk
 
 def test_nothing_is_kept_at_first(memory: Path) -> None:
     said: list[str] = []
-    assert kept_cluster.kept(said.append) is None and kept_cluster.shown() == [] and said == []
+    assert kept_cluster.find_kept(said.append) is None and kept_cluster.list_dashboards() == [] and said == []
 
 
 def test_a_living_cluster_is_found(memory: Path) -> None:
     said: list[str] = []
     with sleeper() as process:
         remembered = remember(process)
-        assert kept_cluster.kept(said.append) == remembered
+        assert kept_cluster.find_kept(said.append) == remembered
         remember(process, members={})  # it is on its way
-        assert kept_cluster.kept(said.append) is None
+        assert kept_cluster.find_kept(said.append) is None
         assert process.poll() is None and said == []
 
 
@@ -264,9 +264,9 @@ def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> N
         remember(process)
         process.kill()
         process.wait()
-        assert kept_cluster.kept(said.append) is None
+        assert kept_cluster.find_kept(said.append) is None
         assert session(process.pid) == []
-    assert kept_cluster.kept(said.append) is None
+    assert kept_cluster.find_kept(said.append) is None
     assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
 
 
@@ -275,7 +275,7 @@ def test_another_process_with_its_number_is_left_alone(memory: Path, members: An
     said: list[str] = []
     with sleeper() as process:
         remember(process, started="1", members={str(process.pid): "1"} if members == "earlier" else members)
-        assert kept_cluster.kept(said.append) is None and len(said) == 1
+        assert kept_cluster.find_kept(said.append) is None and len(said) == 1
         assert process.poll() is None
 
 
@@ -284,7 +284,7 @@ def test_a_damaged_memory_is_no_memory(memory: Path, content: str) -> None:
     file = kept_cluster._file("cluster")
     file.parent.mkdir()
     file.write_text(content)
-    assert kept_cluster.kept(pytest.fail) is None and not file.exists()
+    assert kept_cluster.find_kept(pytest.fail) is None and not file.exists()
 
 
 def test_a_cluster_of_somebody_else_is_left_alone_and_named(memory: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_cluster_of_somebody_else_is_left_alone_and_named(memory: Path) -> Non
         with pytest.raises(ResourceError, match=f"kdctl did not start is up here at {address}; join it with"):
             kept_cluster.up(pytest.fail)
     assert current.read_text() == address
-    assert kept_cluster._another() is None  # it does not answer any more
+    assert kept_cluster._find_foreign_cluster() is None  # it does not answer any more
 
 
 def test_two_do_not_start_a_cluster_at_a_time(memory: Path) -> None:
@@ -312,19 +312,19 @@ def test_a_cache_that_cannot_be_written_is_named(memory: Path, monkeypatch: pyte
 
 
 def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
-    kept_cluster.show("tiny", "127.0.0.1:5")
+    kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")
     with sleeper() as process:
         kept_cluster._write(
             kept_cluster._file("dashboard-1"), kept_cluster.LiveDashboard(process.pid, "1", "dead", "127.0.0.1:6")
         )
     other = kept_cluster.folder() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
     other.touch()
-    (mine,) = kept_cluster.shown()
+    (mine,) = kept_cluster.list_dashboards()
     assert other.exists()
     assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
     assert kept_cluster._file(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
-    kept_cluster.hide()
-    assert kept_cluster.shown() == []
+    kept_cluster.forget_dashboard()
+    assert kept_cluster.list_dashboards() == []
 
 
 def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,10 +343,10 @@ def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch:
 def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     tokens.make_token()
-    line = kept_cluster.login("127.0.0.1:8265")
+    line = kept_cluster.describe_login("127.0.0.1:8265")
     assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(tokens.read_token()) not in line
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert kept_cluster.login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
+    assert kept_cluster.describe_login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
 
 
 def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -354,15 +354,15 @@ def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, 
     folder.mkdir()
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert kept_cluster.command("up") == f"{folder / 'python'} -m orchestrator up"
+    assert kept_cluster.format_command("up") == f"{folder / 'python'} -m orchestrator up"
     (folder / "kdctl").touch(0o755)
-    assert kept_cluster.command("up") == f"{folder / 'kdctl'} up"
+    assert kept_cluster.format_command("up") == f"{folder / 'kdctl'} up"
     monkeypatch.chdir(tmp_path)
-    assert kept_cluster.command("up") == "bin/kdctl up"
+    assert kept_cluster.format_command("up") == "bin/kdctl up"
     monkeypatch.chdir(folder)
-    assert kept_cluster.command("up") == "./kdctl up"
+    assert kept_cluster.format_command("up") == "./kdctl up"
     monkeypatch.setenv("PATH", str(folder))
-    assert kept_cluster.command("dashboard", "token") == "kdctl dashboard token"
+    assert kept_cluster.format_command("dashboard", "token") == "kdctl dashboard token"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_programs_are_named_as_they_were_typed(entrypoint: str, typed: str) -> None:
-    assert kept_cluster._typed(entrypoint) == typed
+    assert kept_cluster._format_entrypoint(entrypoint) == typed
 
 
 def test_a_port_that_is_taken_is_passed_over() -> None:

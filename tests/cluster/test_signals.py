@@ -13,15 +13,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator.cluster.signals import stopping
+from orchestrator.cluster.signals import handle_stops
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Says what it is asked, and lives on.
 STUBBORN = """
 import signal
-from orchestrator.cluster.signals import stopping
-with stopping(lambda name: print(name, flush=True)):
+from orchestrator.cluster.signals import handle_stops
+with handle_stops(lambda name: print(name, flush=True)):
     print("ready", flush=True)
     while True:
         signal.pause()
@@ -55,7 +55,7 @@ def test_the_second_signal_ends_at_once(first: signal.Signals, second: signal.Si
 @pytest.mark.parametrize("first", NUMBERS)
 def test_a_terminal_that_closes_is_not_in_a_hurry(first: signal.Signals) -> None:
     asked: list[str] = []
-    with stopping(asked.append):
+    with handle_stops(asked.append):
         for number in (first, signal.SIGHUP, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert asked == [first.name]
@@ -66,7 +66,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(ignored: signal.Signals) ->
     before = signal.signal(ignored, signal.SIG_IGN)  # as after `nohup`, or a shell's `&`
     asked: list[str] = []
     try:
-        with stopping(asked.append):
+        with handle_stops(asked.append):
             os.kill(os.getpid(), ignored)
             assert asked == []
             other = next(number for number in NUMBERS if number != ignored)
@@ -80,7 +80,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(ignored: signal.Signals) ->
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_signal_asks(number: signal.Signals) -> None:
     asked: list[str] = []
-    with stopping(asked.append):
+    with handle_stops(asked.append):
         assert asked == []
         os.kill(os.getpid(), number)
         assert asked == [number.name]
@@ -90,7 +90,7 @@ def test_the_earlier_handlers_are_back_afterwards() -> None:
     heard: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in NUMBERS}
     try:
-        with pytest.raises(LookupError), stopping(lambda name: None):
+        with pytest.raises(LookupError), handle_stops(lambda name: None):
             raise LookupError
         for number in NUMBERS:
             os.kill(os.getpid(), number)
@@ -103,7 +103,7 @@ def test_the_earlier_handlers_are_back_afterwards() -> None:
 def test_one_after_another_each_hears_its_first() -> None:
     asked: list[str] = []
     for number, _ in itertools.product(NUMBERS, range(2)):
-        with stopping(asked.append):
+        with handle_stops(asked.append):
             os.kill(os.getpid(), number)
     assert asked == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM", "SIGHUP", "SIGHUP"]
 
@@ -113,7 +113,7 @@ def test_in_another_thread_nothing_changes() -> None:
     seen: list[object] = []
 
     def work() -> None:
-        with stopping(lambda name: None):
+        with handle_stops(lambda name: None):
             seen.extend(signal.getsignal(number) for number in NUMBERS)
 
     thread = threading.Thread(target=work)
@@ -127,9 +127,9 @@ import os, signal, sys
 from orchestrator.cluster import supervisor
 if supervisor.is_supervised():
     supervisor.follow_parent()
-    from orchestrator.cluster.signals import stopping
+    from orchestrator.cluster.signals import handle_stops
     asked = []
-    with stopping(lambda name: (asked.append(name), print(name, flush=True))):
+    with handle_stops(lambda name: (asked.append(name), print(name, flush=True))):
         print("ready", os.getpid(), flush=True)
         while not asked:
             signal.pause()

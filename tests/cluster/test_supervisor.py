@@ -103,9 +103,9 @@ def test_every_child_gets_the_text_of_the_study_file(
     stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = f"""
-from orchestrator.cluster.supervisor import study_text
+from orchestrator.cluster.supervisor import read_study_text
 with open({str(tmp_path / "texts")!r}, "ab") as file:
-    file.write(study_text().encode("utf-8", "surrogatepass") + b"|")
+    file.write(read_study_text().encode("utf-8", "surrogatepass") + b"|")
 if count == 1:
     os._exit(1)
 end(0)"""
@@ -113,7 +113,7 @@ end(0)"""
     text = "study: möwe\n"
     assert supervise(["launch", "/dev/fd/63"], text, said.append, said.how) == 0
     assert (tmp_path / "texts").read_text(encoding="utf-8") == f"{text}|{text}|"
-    assert supervisor.study_text() is None
+    assert supervisor.read_study_text() is None
 
 
 @pytest.mark.parametrize(

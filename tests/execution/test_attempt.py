@@ -720,8 +720,8 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     assert files(storage, "results", "trials", "checkpoints") == before
 
 
-@pytest.mark.parametrize("step", ["_final", "weights.save_weights"])
-def test_a_failure_of_who_lost_the_lease_is_no_row(
+@pytest.mark.parametrize("step", ["_score_final_weights", "weights.save_weights"])
+def test_a_failure_after_the_lease_was_lost_writes_no_row(
     step: str, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -805,13 +805,13 @@ def test_a_log_goes_on_where_the_trial_does(storage: Storage, make_config: MakeC
     assert asked < stopped < goes_on < text.index("begins in epoch 2 of 3")
 
 
-def test_what_nobody_foresaw_leaves_its_whole_story(
+def test_an_unexpected_error_leaves_its_traceback_in_the_log(
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise LookupError("a thing that cannot be")
 
-    monkeypatch.setattr(attempt, "_final", fail)
+    monkeypatch.setattr(attempt, "_score_final_weights", fail)
     job = job_of(make_config(), storage)
     assert reports(job).last.state is State.FAILED
     lines = logs.read(storage, job.trial.trial_id)

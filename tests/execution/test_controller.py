@@ -117,7 +117,7 @@ def test_a_worker_that_died_gets_a_row_that_counts_the_attempts(
     played = stage(teacher, student(teacher, "st"), retries=2)
     for _ in range(3):
         assert store.read_trials(storage) == []
-        played.controller.lost(played.start(), Failure.LOST_WORKER, "the worker died")
+        played.controller.note_loss(played.start(), Failure.LOST_WORKER, "the worker died")
     assert played.controller.is_over and played.states == [State.FAILED, State.SKIPPED]
     failed, skipped = sorted(store.read_trials(storage), key=lambda row: row.no)
     assert (failed.state, failed.failure) == (State.FAILED, Failure.LOST_WORKER)
@@ -134,7 +134,7 @@ def test_a_worker_that_died_while_stopping_is_no_failure(
     job = played.start()
     played.work.stop.set()
     assert not played.controller.is_over, "what runs is waited for"
-    played.controller.lost(job, Failure.LOST_WORKER, "the worker died")
+    played.controller.note_loss(job, Failure.LOST_WORKER, "the worker died")
     assert played.controller.is_over and store.read_trials(storage) == []
     with pytest.raises(Interrupted):
         played.controller.conclude()
@@ -184,7 +184,7 @@ def test_late_words_of_an_earlier_attempt_are_no_news(
 ) -> None:
     played = stage(make_config())
     first = played.start()
-    played.controller.lost(first, Failure.LOST_WORKER, "its worker was lost")
+    played.controller.note_loss(first, Failure.LOST_WORKER, "its worker was lost")
     late: list[Report] = [
         ended(first, State.FAILED, "late", Failure.ERROR), TakenOver(first.trial.trial_id), ended(first, State.STOPPED),
         ended(first, State.FINISHED),
@@ -195,7 +195,7 @@ def test_late_words_of_an_earlier_attempt_are_no_news(
     assert second != first and second.trial == first.trial
     for report in late:
         played.controller.note(first, report)  # ... and while it runs
-    played.controller.lost(first, Failure.LOST_WORKER, "its worker was lost")
+    played.controller.note_loss(first, Failure.LOST_WORKER, "its worker was lost")
     assert played.seen == [] and not played.controller.is_over and played.controller.start() is None
     finish(played, storage, second)
     assert played.controller.is_over
@@ -252,7 +252,7 @@ def test_a_worker_that_is_silent_too_long_is_taken_for_lost(
     def look(seconds: float) -> Job | None:
         nonlocal now
         now += seconds
-        played.controller.look_after_silent()
+        played.controller.end_silent_trials()
         return played.controller.start()
 
     assert look(1000) is None, "it has not begun yet"
@@ -272,11 +272,11 @@ def test_who_was_seen_in_an_earlier_attempt_is_not_silent_in_this_one(
     played = stage(make_config())
     job = played.start()
     with taken(storage, f"trial-{job.trial.trial_id}"):
-        played.controller.look_after_silent()
+        played.controller.end_silent_trials()
         played.controller.note(job, TakenOver(job.trial.trial_id))
         now += 1000
     assert played.controller.start() == job
-    played.controller.look_after_silent()
+    played.controller.end_silent_trials()
     assert played.controller.start() is None and len(played.said) == 1
 
 
@@ -296,7 +296,7 @@ def test_looks_at_the_leases_are_rare(
     monkeypatch.setattr(played.work.lease, "find_holders", find_holders)
     for _ in range(100):
         now += 0.5
-        played.controller.look_after_silent()
+        played.controller.end_silent_trials()
     assert looks == 10
 
 

@@ -102,7 +102,7 @@ def test_the_cluster_of_the_environment(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     said: list[str] = []
-    assert _ray_session._named(given, said.append) == meant
+    assert _ray_session._choose_address(given, said.append) == meant
     assert len(said) == bool(note) and all(line.startswith(str(note)) for line in said)
 
 
@@ -112,7 +112,7 @@ def test_the_cluster_of_the_environment(
 def test_an_address_of_the_environment_that_is_none(given: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: "):
-        _ray_session._named(given, pytest.fail)
+        _ray_session._choose_address(given, pytest.fail)
 
 
 def test_a_dashboard_that_is_named_as_a_cluster_to_join() -> None:

@@ -100,7 +100,7 @@ def test_no_umask_opens_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0)
     try:
         tokens.make_token()
-        kept_cluster.show("tiny", "127.0.0.1:5")
+        kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")
     finally:
         os.umask(before)
     assert mode(bare / ".ray") == 0o700 and mode(bare / ".ray" / "auth_token") == 0o600
@@ -125,8 +125,8 @@ def test_no_folder_at_all_is_one_message(bare: Path, monkeypatch: pytest.MonkeyP
     ):
         pass
     assert tokens.read_token() is None
-    kept_cluster.show("tiny", "127.0.0.1:5")  # which matters less than what is trained
-    kept_cluster.hide()
+    kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")  # which matters less than what is trained
+    kept_cluster.forget_dashboard()
 
 
 def test_a_bug_without_a_place_for_its_log_is_still_a_message(

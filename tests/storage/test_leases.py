@@ -352,7 +352,7 @@ def test_a_follower_sees_by_itself_that_its_launch_was_killed(storage: Storage, 
 def test_after_a_pause_of_all_nobody_is_an_orphan(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a notebook is closed and opened again."""
     launch, trial = Lease(storage, "launch-1", None), Lease(storage, "trial", "launch-1")
-    assert launch.take() and trial.take()
+    assert launch.try_claim() and trial.try_claim()
     slept = 100 * leases.EXPIRES
     for lease in (launch, trial):
         grow_old(storage, lease.claim, slept)
@@ -426,7 +426,7 @@ NEARLY = st.fixed_dictionaries({name: VALUES | st.just(value) for name, value in
 @example(json.dumps({**FACTS, "host": ["\x1b"]}))
 def test_a_damaged_claim_is_somebodys_until_it_is_old(storage: Storage, text: str | bytes) -> None:
     lease = Lease(storage, "mine", None)
-    assert lease.take()
+    assert lease.try_claim()
     name = claim_of(storage, "x", text, 0)
     found = lease.find_holder("x")
     # Of one that is whole, and names a process of this machine, the system says whether it lives.
@@ -486,11 +486,11 @@ def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     first = Lease(storage, "x", None)
-    assert first.take()
+    assert first.try_claim()
     grow_old(storage, first.claim, 2 * leases.EXPIRES)
     start = leases._clock()
     with Lease(storage, "x", None) as second:
-        assert second.take()
+        assert second.try_claim()
         monkeypatch.setattr(leases, "_clock", lambda: start + 2 * leases.EXPIRES)
         failing = Failing(monkeypatch, method)
         for _ in range(3):  # the storage fails in the midst of it

@@ -51,30 +51,30 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_has_a_start_and_a_dead_one_none(child: subprocess.Popen[bytes]) -> None:
-    start = processes.started(child.pid)
-    assert start and start == processes.started(child.pid)
+    start = processes.read_start_time(child.pid)
+    assert start and start == processes.read_start_time(child.pid)
     assert processes.exists(child.pid)
     child.kill()
-    assert until(lambda: processes.started(child.pid) == "")  # it has ended, and nobody has waited for it
+    assert until(lambda: processes.read_start_time(child.pid) == "")  # it has ended, and nobody has waited for it
     child.wait()
-    assert processes.started(child.pid) is None
+    assert processes.read_start_time(child.pid) is None
     assert not processes.exists(child.pid)
 
 
 def test_a_session_is_its_living_processes(child: subprocess.Popen[bytes]) -> None:
-    members = processes.session(child.pid)
+    members = processes.list_session(child.pid)
     assert child.pid in members and len(members) == 2
     assert os.getpid() not in members
     end_session(child.pid)
-    assert processes.session(child.pid) == []
+    assert processes.list_session(child.pid) == []
 
 
 def test_the_name_of_a_process_confuses_nobody(tmp_path: Path) -> None:
     link = tmp_path / "a) S 1 ("
     link.symlink_to("/bin/sleep")
     with subprocess.Popen([link, "600"], start_new_session=True) as process:
-        assert until(lambda: processes.session(process.pid) == [process.pid])
-        assert processes.started(process.pid)
+        assert until(lambda: processes.list_session(process.pid) == [process.pid])
+        assert processes.read_start_time(process.pid)
         process.kill()
 
 
@@ -88,12 +88,14 @@ def test_a_process_of_another_user_exists(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "ps":
-        monkeypatch.setattr(processes, "boot", lambda: "this boot")  # where `sysctl` knows it
+        monkeypatch.setattr(processes, "read_boot_id", lambda: "this boot")  # where `sysctl` knows it
     leases._machine.cache_clear()
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
-        holder = leases.Holder("here", leases._machine(), process.pid, processes.started(process.pid) or "", "0" * 16)
+        holder = leases.Holder(
+            "here", leases._machine(), process.pid, processes.read_start_time(process.pid) or "", "0" * 16
+        )
         facts = {name: getattr(holder, name) for name in ("host", "machine", "pid", "started", "owner")}
         claim = storage.claim("trial-1", holder.owner)
         storage.backend.write(claim, json.dumps(facts).encode())
@@ -108,8 +110,10 @@ def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, mo
 def test_a_kept_cluster_is_known_by_its_start(child: subprocess.Popen[bytes]) -> None:
     start = kept_cluster._start_of(child.pid) or ""
     gone = kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
-    assert start and kept_cluster._is_ours(gone)  # a member is left
-    assert not kept_cluster._is_ours(kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {}))
+    assert start and kept_cluster._is_same_session(gone)  # a member is left
+    assert not kept_cluster._is_same_session(
+        kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {})
+    )
 
 
 def test_prometheus_forgets_launches_that_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +135,8 @@ def test_a_machine_with_neither_knows_nothing_and_fails_nowhere(
 ) -> None:
     monkeypatch.setattr(processes, "_PROC", tmp_path / "no-proc")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert processes.started(os.getpid()) is None and processes.session(os.getpid()) == []
-    assert processes.boot() is None and processes.exists(os.getpid())
+    assert processes.read_start_time(os.getpid()) is None and processes.list_session(os.getpid()) == []
+    assert processes.read_boot_id() is None and processes.exists(os.getpid())
 
 
 # Where the kernel does not tell a child that its parent has ended.
