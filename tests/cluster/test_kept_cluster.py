@@ -24,7 +24,7 @@ from terminal import Terminal
 from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
-from orchestrator.machine.processes import session
+from orchestrator.machine.processes import list_session
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
@@ -82,10 +82,10 @@ def stopped_up(home: Path) -> tuple[int, list[int], dict[str, Any]]:
     """Ctrl-C while a cluster comes up: the exit code, the processes left, and what is remembered."""
     with subprocess.Popen([KDCTL, "up"], cwd=home, stderr=subprocess.DEVNULL) as process:
         begun = until(lambda: remembered(home))
-        until(lambda: len(session(begun["pid"])) > 1)
+        until(lambda: len(list_session(begun["pid"])) > 1)
         process.send_signal(signal.SIGINT)
         code = process.wait()
-    return code, session(begun["pid"]), remembered(home)
+    return code, list_session(begun["pid"]), remembered(home)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def kept(home: Path, stopped_up: object) -> Iterator[kept_cluster.KeptCluster]:
     try:
         yield found
     finally:
-        if session(found.pid):
+        if list_session(found.pid):
             end_session(found.pid)
 
 
@@ -126,7 +126,7 @@ def test_ctrl_c_while_it_comes_up_leaves_nothing(stopped_up: tuple[int, list[int
 
 
 def test_nobody_else_could_get_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
-    assert listening(set(session(kept.pid))) <= LOOPBACK
+    assert listening(set(list_session(kept.pid))) <= LOOPBACK
     assert (home / "token").stat().st_mode & 0o077 == 0
 
 
@@ -189,13 +189,13 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
         asked.wait_for("shut it down anyway?")
         asked.type("n\n")
     assert asked.code == 0 and "nothing was shut down" in asked.shown
-    assert kept.pid in session(kept.pid)
-    members = {process for process in processes() if process[0] in session(kept.pid)}
+    assert kept.pid in list_session(kept.pid)
+    members = {process for process in processes() if process[0] in list_session(kept.pid)}
     os.kill(study[0], signal.SIGINT)
     until(lambda: not kept_cluster.list_programs(kept))
     ended = kdctl(home, "down")
     assert ended.returncode == 0 and f"shut down the cluster at {kept.address}" in ended.stderr
-    assert not members & set(processes()) and not session(kept.pid)
+    assert not members & set(processes()) and not list_session(kept.pid)
     assert remembered(home) == {}
     again = kdctl(home, "down")
     assert again.returncode == 0 and "nothing to shut down" in again.stderr
@@ -227,7 +227,7 @@ def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]
 
 def remember(process: subprocess.Popen[bytes], **changes: Any) -> kept_cluster.KeptCluster:
     """Writes down that a process leads a kept cluster."""
-    members = {str(pid): kept_cluster._start_of(pid) for pid in session(process.pid)}
+    members = {str(pid): kept_cluster._start_of(pid) for pid in list_session(process.pid)}
     facts = {"pid": process.pid, "started": kept_cluster._start_of(process.pid) or "gone", "members": members}
     kept = kept_cluster.KeptCluster(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
     kept_cluster._write(kept_cluster._file("cluster"), kept)
@@ -260,12 +260,12 @@ def test_a_living_cluster_is_found(memory: Path) -> None:
 def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> None:
     said: list[str] = []
     with sleeper("sleep 600 & exec sleep 600") as process:
-        assert until(lambda: len(session(process.pid)) == 2)
+        assert until(lambda: len(list_session(process.pid)) == 2)
         remember(process)
         process.kill()
         process.wait()
         assert kept_cluster.find_kept(said.append) is None
-        assert session(process.pid) == []
+        assert list_session(process.pid) == []
     assert kept_cluster.find_kept(said.append) is None
     assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
 

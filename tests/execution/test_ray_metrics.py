@@ -136,7 +136,7 @@ def test_memory_is_told_once_cuda_is_in_use_and_until_the_trial_ends(
     monkeypatch.setattr(torch.cuda, "memory_reserved", reserved)
     trial = planned(0)
     end = _ray_metrics.export_memory("tiny", trial)
-    thread = next(thread for thread in threading.enumerate() if thread.name.endswith("(_tell_memory)"))
+    thread = next(thread for thread in threading.enumerate() if thread.name.endswith("(_export_memory)"))
     used.set()
     until(lambda: len(instruments.told) > 2)
     end()

@@ -193,7 +193,7 @@ def test_it_can_be_used_by_keyboard(address: str, visit: Any) -> None:
 
 def test_tables_sort_by_their_numbers(address: str, visit: Any) -> None:
     page = visit(address).page
-    table = page.locator(".table table", has_text="seconds a run")
+    table = page.locator(".table table", has_text="seconds per run")
     button = table.locator("thead button", has_text="parameters")
     column = "table => [...table.tBodies[0].rows].map(row => row.cells[2].textContent.trim())"
     button.focus()

@@ -128,10 +128,10 @@ def test_only_what_a_statement_names_is_read(filled: Storage, monkeypatch: pytes
     def unwanted(_: Storage) -> None:
         raise AssertionError("read without need")
 
-    monkeypatch.setattr(query, "epochs_table", unwanted)
+    monkeypatch.setattr(query, "read_epochs_table", unwanted)
     assert len(ask(filled, "SELECT 'epochs' AS epochs FROM trials")) == 4
     assert len(ask(filled, "WITH epochs AS (FROM trials) FROM epochs, summary")) == 4 * 3
-    monkeypatch.setattr(query, "trials_table", unwanted)
+    monkeypatch.setattr(query, "read_trials_table", unwanted)
     monkeypatch.setattr(query, "read_trials", unwanted)
     assert ask(filled, "SELECT 1 AS one") == [{"one": 1}]
 
@@ -686,11 +686,11 @@ def interrupt():
     while time.process_time() < before + 0.3:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
-def ask(*arguments, real=query._ask, watcher=threading.Thread(target=interrupt, daemon=True)):
+def ask(*arguments, real=query._run, watcher=threading.Thread(target=interrupt, daemon=True)):
     if not watcher.ident:
         watcher.start()
     return real(*arguments)
-query._ask = ask
+query._run = ask
 cli.main()
 """
     line = [sys.executable, "-c", code, "query", sql, "--storage", filled.backend.address]
