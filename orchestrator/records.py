@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from orchestrator import losses
+from orchestrator.dataset import Dataset
 
 # What every id of training version 2 contains, be it at its default or not.
 _FIELDS_OF_VERSION_2 = 21  # the first so many of TrialConfig
@@ -47,34 +48,6 @@ class Failure(StrEnum):
     def is_retried(self) -> bool:
         """Whether another attempt, from the last checkpoint, may well end better."""
         return self in (Failure.LOST_WORKER, Failure.OUT_OF_MEMORY)
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What is true of a dataset before its images are read.
-
-    `digest` (12 hex digits) is over every label and pixel in canonical order, see `data.order`; images that do not have
-    it are not this dataset.
-    """
-
-    classes: int
-    train: int  # images
-    test: int
-    side: int  # images are side × side, three channels
-    mean: tuple[float, float, float]  # per channel, of the training pixels scaled to 0..1
-    std: tuple[float, float, float]
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes equal facts."""
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in Dataset.__slots__}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Dataset:
-        """The facts that `to_json` returned. Raises KeyError or TypeError on other data."""
-        (red, green, blue), (red_std, green_std, blue_std) = data["mean"], data["std"]
-        mean, std = (red, green, blue), (red_std, green_std, blue_std)
-        return cls(data["classes"], data["train"], data["test"], data["side"], mean, std, data["digest"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +96,12 @@ class TrialConfig:
 
     def _flat(self) -> dict[str, Any]:
         """The fields as JSON data, the teacher left as it is."""
-        names = (name for name in self.__slots__ if name not in _LATER or getattr(self, name) != _LATER[name])
-        data = {name: getattr(self, name) for name in names}
-        mappings = {name: dict(data[name]) for name in _OPTIONS if name in data}
-        folder = {"folder": self.folder.to_json()} if self.folder else {}
-        return {**data, **mappings, **folder, "milestones": list(self.milestones)}
+        data = {name: getattr(self, name) for name in _VERSION_2}
+        data |= {"milestones": list(self.milestones), "options": dict(self.options)}
+        for name, default in _LATER.items():
+            if (value := getattr(self, name)) != default:
+                data[name] = _to_plain(value)
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
@@ -167,15 +141,25 @@ class TrialConfig:
         return data
 
 
+def _to_plain(value: Any) -> Any:
+    """A later field as JSON data: facts of a dataset, options, or a name."""
+    if isinstance(value, Dataset):
+        return value.to_json()
+    return dict(value) if isinstance(value, tuple) else value
+
+
 _OPTIONS = ("options", "optimizer_options", "schedule_options")
+_VERSION_2 = TrialConfig.__slots__[:_FIELDS_OF_VERSION_2]
 _LATER: Mapping[str, Any] = {field.name: field.default for field in fields(TrialConfig)[_FIELDS_OF_VERSION_2:]}
 
 
 def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
+    always = _OPTIONS_OF_VERSION_2.get(method, ())
+    if all(name in always for name in options):  # as in every study so far: plans have thousands of trials
+        return dict(options)
     facts = losses.METHODS.get(method)
     defaults = facts.defaults() if facts else {}
-    always = _OPTIONS_OF_VERSION_2.get(method, ())
     return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
 
 

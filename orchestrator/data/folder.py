@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.data.registry import FolderDataset
+from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError, KdctlError
 from orchestrator.machine import folders
-from orchestrator.records import Dataset
 from orchestrator.text import printable
 
 if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a measurement is looked up

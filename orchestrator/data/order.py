@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError
-from orchestrator.records import Dataset
 
 Pixels: TypeAlias = NDArray[np.uint8]  # [N, S, S, 3]
 Labels: TypeAlias = NDArray[np.int64]  # [N]

@@ -12,8 +12,9 @@ from safetensors.numpy import save
 
 from orchestrator.data import folder as image_folder
 from orchestrator.data.registry import DATASETS, FolderDataset
+from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError
-from orchestrator.records import Dataset, TrialConfig
+from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import wait_for
 

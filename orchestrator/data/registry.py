@@ -12,10 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from orchestrator.records import Dataset, TrialConfig
+from orchestrator.dataset import Dataset
 
 if TYPE_CHECKING:
     from orchestrator.data.order import Splits
+    from orchestrator.records import TrialConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,14 @@ class FolderDataset:
         return {"path": self.path, "size": self.size, "name": self.name, "facts": self.facts.to_json()}
 
 
-def facts_of(dataset: str | FolderDataset | TrialConfig) -> Dataset:
-    """The facts of a dataset, or of that of a trial, whether it has a name or is a folder."""
-    if isinstance(dataset, FolderDataset):
-        return dataset.facts
-    if isinstance(dataset, TrialConfig):
-        return dataset.folder or DATASETS[dataset.dataset]
-    return DATASETS[dataset]
+def facts_of(dataset: str | FolderDataset) -> Dataset:
+    """The facts of a dataset, whether it has a name or is a folder."""
+    return dataset.facts if isinstance(dataset, FolderDataset) else DATASETS[dataset]
+
+
+def facts_of_trial(config: TrialConfig) -> Dataset:
+    """The facts of the dataset of a trial."""
+    return config.folder or DATASETS[config.dataset]
 
 
 def stored_facts(dataset: str, recipe: Mapping[str, Any]) -> Dataset:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from orchestrator.data.order import SPLITS
 from orchestrator.data.prepare import prepared_file
-from orchestrator.data.registry import facts_of
+from orchestrator.data.registry import facts_of_trial
+from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError
-from orchestrator.records import Dataset, TrialConfig
+from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 
 
@@ -70,7 +71,7 @@ def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
     train = _first(whole["train"], config.limit_train)
     kept = len(train) - config.holdout
     val = Images(train.pixels[kept:], train.labels[kept:]) if config.holdout else None
-    return Data(_first(train, kept), val, _first(whole["test"], config.limit_test), facts_of(config))
+    return Data(_first(train, kept), val, _first(whole["test"], config.limit_test), facts_of_trial(config))
 
 
 def _first(images: Images, count: int | None) -> Images:

@@ -20,7 +20,7 @@ import torch
 
 from orchestrator import losses, models
 from orchestrator.data import tensors
-from orchestrator.data.registry import facts_of, title_of
+from orchestrator.data.registry import facts_of_trial, title_of
 from orchestrator.data.tensors import Data
 from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
@@ -163,7 +163,7 @@ class _Attempt:
     def _train(self) -> Generator[Report, None, Classifier]:
         job, config = self._job, self._job.trial.config
         images = tensors.load(config, self._storage, self._device)
-        classes = facts_of(config).classes
+        classes = facts_of_trial(config).classes
         if config.weights is not None:
             assert job.weights is not None
             self._write_row(self._row)

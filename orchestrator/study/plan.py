@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator import losses
-from orchestrator.data.registry import FolderDataset, facts_of
+from orchestrator.data.registry import FolderDataset, facts_of, facts_of_trial
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
 from orchestrator.study.fields import Selection
@@ -141,20 +141,25 @@ _LIMIT = 5  # settings, or seeds of one, in a warning
 
 def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
     """A warning that names the `base` runs that some students are not compared with, as the study has none."""
-    planned = {config for config in configs if config.method == "base"}
-    planned |= {config.teacher for config in configs if config.teacher}
-    missing: dict[str, set[int]] = {}
-    for config in configs:
+    taught = [config for config in configs if config.teacher]
+    planned = {config for config in configs if config.method == "base"} | {config.teacher for config in taught}
+    missing: dict[TrialConfig, set[int]] = {}  # the seeds of each setting
+    for config in taught:
         base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
-        if config.teacher and base not in planned:
-            name = f"{labels.of_config(base)} · {base.dataset} · {base.student}"
-            missing.setdefault(name, set()).add(base.seed)
+        if base not in planned:
+            missing.setdefault(replace(base, seed=0), set()).add(base.seed)
     if missing:
-        listed = "; ".join(_limit([f"{name} · seed {', '.join(_limit(sorted(own)))}" for name, own in missing.items()]))
+        listed = "; ".join(_limit([_describe_runs(base, seeds) for base, seeds in missing.items()]))
         yield (
             "warning: without these runs the difference of their students to base stays unknown: "
             f"{listed}; add them to the experiments with `method: base`"
         )
+
+
+def _describe_runs(setting: TrialConfig, seeds: Collection[int]) -> str:
+    """Runs of one setting without a teacher, by their seeds."""
+    name = f"{labels.of_config(setting)} · {setting.dataset} · {setting.student}"
+    return f"{name} · seed {', '.join(_limit(sorted(seeds)))}"
 
 
 def _limit(values: Sequence[object]) -> list[str]:
@@ -267,9 +272,9 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
 
 def _options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
     """Every option of a method: from under its name, from beside it, or its default."""
-    beside = {name: settings[name] for name in fields.OPTION_KEYS if name in settings}
-    options = {**losses.METHODS[method.name].defaults(), **dict(method.options)}
-    return tuple(sorted({**options, **{name: beside[name] for name in beside if name in options}}.items()))
+    options = losses.METHODS[method.name].defaults()
+    options |= {name: settings[name] for name in options if name in settings and name in fields.OPTION_KEYS}
+    return tuple(sorted((options | dict(method.options)).items()))
 
 
 def _changed_options(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
@@ -279,10 +284,12 @@ def _changed_options(selection: Selection, known: Mapping[str, losses.Option]) -
 
 def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
     """Which table would serve this trial; None where none can."""
-    needs = losses.METHODS[config.method].needs(dict(config.options))
-    if teacher_id is None or len(needs) != 1 or needs[0] == "maps":
+    if teacher_id is None:
         return None
-    facts = facts_of(config)
+    needs = losses.METHODS[config.method].needs(dict(config.options))
+    if len(needs) != 1 or needs[0] == "maps":
+        return None
+    facts = facts_of_trial(config)
     images = (config.limit_train or facts.train) - config.holdout
     return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import models
-from orchestrator.data.registry import facts_of
+from orchestrator.data.registry import facts_of_trial
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
@@ -67,7 +67,7 @@ def has_table(key: TableKey, storage: Storage) -> bool:
 
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
-    facts = facts_of(config)
+    facts = facts_of_trial(config)
     width = facts.classes if key.answers == "logits" else models.widths(config.student).pooled
     return {
         "format": TABLE_FORMAT,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from orchestrator import models
-from orchestrator.data.registry import facts_of
+from orchestrator.data.registry import facts_of_trial
 from orchestrator.errors import TeacherError
 from orchestrator.models.base import Classifier
 from orchestrator.pretrained import weight_files
@@ -45,4 +45,4 @@ def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) ->
     except FileNotFoundError:
         shown = storage.backend.describe(name)
         raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
-    return load_weights(path, config.student, facts_of(config).classes, device)
+    return load_weights(path, config.student, facts_of_trial(config).classes, device)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.dataset import Dataset
 from orchestrator.losses import METHODS, Method, Option
-from orchestrator.records import Dataset, Failure, State, TableKey, TrialConfig
+from orchestrator.records import Failure, State, TableKey, TrialConfig
 
 TEACHER = TrialConfig(
     method="base",

@@ -43,6 +43,7 @@ ORDER = (
     "executors",  # their table
     "codec",
     "records",
+    "dataset",
     "errors",
     "text",
     "import_path",
