@@ -26,12 +26,6 @@ class ViewSpace:
         """V, the number of views."""
         return view_count(self.crop_padding, self.flip)
 
-    @property
-    def centre(self) -> int:
-        """The view that is the image itself."""
-        span = 2 * self.crop_padding + 1
-        return self.crop_padding * span + self.crop_padding
-
     def pad(self, images: Tensor) -> Padded:
         """Prepares uint8 images [N, 3, S, S] for `Padded.take`."""
         side, p = images.shape[-1], self.crop_padding

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.losses import Option
 from orchestrator.records import TrialConfig
+from orchestrator.training._entries import build_entry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,10 +51,9 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 def build(config: TrialConfig, parameters: Iterable[Parameter], lr: float | Tensor) -> TorchOptimizer:
     """The optimizer of a trial over its parameters, which all lie on one device."""
     facts = OPTIMIZERS[config.optimizer]
-    module, attribute = facts.builder.split(":")
-    builder: Callable[..., TorchOptimizer] = getattr(import_module(module), attribute)
-    options: dict[str, Any] = {name: option.default for name, option in facts.options.items()}
-    options |= dict(config.optimizer_options)
-    if facts.has_momentum:
-        options["momentum"] = config.momentum
-    return builder(parameters, lr=lr, weight_decay=config.weight_decay, **options)
+    settings = {"momentum": config.momentum} if facts.has_momentum else {}
+    optimizer: TorchOptimizer = build_entry(
+        facts.builder, facts.options, config.optimizer_options, parameters,
+        lr=lr, weight_decay=config.weight_decay, **settings,
+    )  # fmt: skip
+    return optimizer

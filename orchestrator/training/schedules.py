@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any
 
 from orchestrator.losses import Option
 from orchestrator.records import TrialConfig
+from orchestrator.training._entries import build_entry
 
 Schedule = Callable[[int, int], float]
 """What the learning rate is multiplied by at a step of the training, given the number of steps before it and how many
@@ -46,7 +45,5 @@ SCHEDULES: Mapping[str, ScheduleFacts] = {
 def build(config: TrialConfig) -> Schedule:
     """The schedule of a trial."""
     facts = SCHEDULES[config.schedule]
-    module, attribute = facts.builder.split(":")
-    builder: Callable[..., Schedule] = getattr(import_module(module), attribute)
-    options: dict[str, Any] = {name: option.default for name, option in facts.options.items()}
-    return builder(config, **{**options, **dict(config.schedule_options)})
+    schedule: Schedule = build_entry(facts.builder, facts.options, config.schedule_options, config)
+    return schedule

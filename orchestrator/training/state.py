@@ -20,7 +20,7 @@ _MOMENTUM = "momentum."  # what the names of SGD's buffers began with in checkpo
 _OPTIMIZER = "optimizer."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Position:
     """How far a training is, and what may not change while it lasts.
 
@@ -37,8 +37,8 @@ class Position:
     teacher_mode: str | None = None
 
 
-@dataclass
-class TrainingState:
+@dataclass(kw_only=True)
+class TrainingState(Position):
     """The student, the loss, the optimizer of both, and the position; `sums` are of the epoch's images so far.
 
     The sums are those of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
@@ -48,12 +48,6 @@ class TrainingState:
     loss: Loss
     optimizer: torch.optim.Optimizer
     sums: Tensor  # float64 [4]
-    epoch: int = 1
-    images: int = 0
-    seconds: float = 0.0
-    with_teacher: bool = False
-    compute_dtype: str = "float32"
-    teacher_mode: str | None = None
     tested: Score | None = None  # at the end of the last epoch, where this process saw it
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
 
@@ -66,7 +60,8 @@ class TrainingState:
         parameters = [parameter for module in _modules(model, loss).values() for parameter in module.parameters()]
         optimizer = optimizers.build(config, parameters, lr)
         sums = torch.zeros(4, dtype=torch.float64, device=device)
-        return cls(model, loss, optimizer, sums, compute_dtype=compute_dtype(config.precision, device))
+        dtype = compute_dtype(config.precision, device)
+        return cls(model=model, loss=loss, optimizer=optimizer, sums=sums, compute_dtype=dtype)
 
     @property
     def device(self) -> torch.device:
