@@ -1,5 +1,6 @@
-"""Ray clusters as seen from outside, without Ray: the kept cluster, its dashboard, jobs, the supervisor of a launch.
+"""Ray clusters from outside: the kept cluster, its dashboard and tokens, jobs, and the supervisor of a launch. Only
+`jobs` imports Ray.
 
-Imports `catalog`, `storage`, `machine` and the layers below. Start with `cluster`; `supervisor` starts a launch again
-when Ray's processes die.
+Imports `catalog`, `storage`, `machine` and the layers below. Start with `kept_cluster`; `supervisor` starts a launch
+again when Ray's processes die.
 """

@@ -1,5 +1,5 @@
-"""What kdctl needs to know of the computer that it runs on: cores and memory, processes, paths and the folders that may
-be written, addresses and proxies, standard streams, git.
+"""What kdctl needs to know about the computer it runs on: cores and memory, processes, paths and writable folders,
+addresses and proxies, standard streams, git commits.
 
-Imports the base layer alone (`errors`). Start with `paths`, which decides how a path that a person gave is read.
+Imports only the base layer. Start with `paths`, which decides how a path from the user is read.
 """

@@ -1,4 +1,4 @@
 """Results: the rows of trials and epochs in Parquet, statistics over them, tables in every format, SQL.
 
-Imports `study`, `storage` and the layers below. A row is written in `results`; `summary` owns every statistic.
+Imports `study`, `storage` and the layers below. `store` writes and reads rows; `summary` owns every statistic.
 """

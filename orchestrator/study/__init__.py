@@ -1,6 +1,7 @@
-"""A study: from the file that a person wrote to a plan of trials, and the plans that a storage remembers.
+"""A study: from the file that a user wrote to a plan of trials, and the plans that a storage keeps.
 
-`document` reads YAML with its places, `keys` is the table of all settings, `spec` checks a file against it, `plan`
-expands it into trials, `studies` stores and loads plans. Imports `data`'s table of datasets, `pretrained`, `storage`
-and the layers below. Neither torch nor Ray is loaded here. Start with `spec.load_study` and `plan.make_plan`.
+`document` reads YAML with the location of every value, `fields` is the table of all settings, `reader` checks a file
+against it, `plan` expands it into trials, `stored_studies` stores and loads plans. Imports `training` for its tables of
+optimizers and schedules, `data` for that of datasets, `pretrained`, `storage` and the layers below; loads neither torch
+nor Ray. Start with `reader`, then `plan`.
 """

@@ -172,6 +172,23 @@ def test_a_package_says_what_it_owns_and_nothing_more(package: str) -> None:
         assert len(body) == 1, f"{package}/__init__.py runs with every import of the package; keep it a docstring"
 
 
+@pytest.mark.parametrize("package", sorted(name for name, path in PATHS.items() if path.name == "__init__.py"))
+def test_a_package_names_only_modules_that_exist(package: str) -> None:
+    named = re.findall(r"`([a-z_.]+)`", ast.get_docstring(SOURCE[package]) or "")
+    known = {name.removeprefix(f"{package}.") for name in SOURCE} | {
+        name.removeprefix("orchestrator.") for name in SOURCE
+    }
+    gone = [name for name in named if package not in LINKED and not {name, name.rpartition(".")[0]} & known]
+    assert not gone, f"the docstring of {package} names {gone}; name the module or package as it is called now"
+
+
+def test_the_architecture_names_only_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+/\w+\.py)`", text))
+    assert "results/store.py" in named
+    assert {name for name in named if not ((ROOT / name).exists() or (ROOT / "orchestrator" / name).exists())} == set()
+
+
 def test_no_folder_is_crowded() -> None:
     folders = Counter(path.parent for path in PATHS.values() if path.name != "__init__.py")
     crowded = {str(folder.relative_to(ROOT)): n for folder, n in folders.items() if n > MOST_MODULES}
