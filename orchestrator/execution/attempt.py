@@ -124,10 +124,11 @@ class _Attempt:
         try:
             self._find_device()
             with own_stream(self._device):
-                model = yield from self._log_reports(self._train())
-                return self._finish(model)
-        except Stopped:
-            return self._stop()
+                try:
+                    model = yield from self._log_reports(self._train())
+                    return self._finish(model)
+                except Stopped:  # in the stream of the last step: another one would not wait for it
+                    return self._stop()
         except LeaseLost:
             raise
         except Exception as error:  # a failed trial becomes a row, and the study continues

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -647,6 +648,24 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert last == ("" if every else "goes on in epoch 3 of 4, from its checkpoint")
     assert again.last.resumed == (0 if every else 1)
     assert result(job, storage) == wanted
+
+
+def test_what_a_stop_saves_is_copied_in_the_stream_of_the_training(
+    storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[torch.device] = []
+    copied_in: list[torch.device] = []
+
+    @contextmanager
+    def own_stream(device: torch.device) -> Iterator[None]:
+        streams.append(device)
+        yield
+        streams.pop()
+
+    monkeypatch.setattr(attempt, "own_stream", own_stream)
+    monkeypatch.setattr(attempt, "save_checkpoint", lambda *state: copied_in.extend(streams))
+    row = reports(job_of(make_config(epochs=2), storage), After(6)).last
+    assert (row.state, copied_in, streams) == (State.STOPPED, [CPU], [])
 
 
 def test_a_stop_on_a_full_disk_says_so(
