@@ -47,7 +47,7 @@ class Executor:
 
 EXECUTORS: Mapping[str, Executor] = {
     "ray": Executor(
-        run="orchestrator.execution.ray_executor:run",
+        run="orchestrator.execution.ray.executor:run",
         place="on Ray",
         options=("address", "dashboard", "max_concurrent"),
         is_supervised=True,

@@ -1,5 +1,5 @@
-"""How trials run: one attempt at a trial from its lease to its row, the schedule of all trials, and the executors,
-which run them in this process or on Ray.
+"""How trials run: one attempt at a trial from its lease to its row, the schedule of all trials, and the executors.
 
-Imports everything but `launch` and the commands. Start with `attempt`, then `controller`.
+`inline` trains in this process; the folder `ray` holds everything that trains on Ray. Imports everything but `launch`
+and the commands. Start with `attempt`, then `controller`.
 """

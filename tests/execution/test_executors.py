@@ -17,8 +17,8 @@ from workloads import ON_CPU, Make, jobs_of, student, taken
 
 from orchestrator.errors import Interrupted, KdctlError
 from orchestrator.execution import controller
-from orchestrator.execution._ray_environment import ray_environment
 from orchestrator.execution.controller import Workload
+from orchestrator.execution.ray._environment import ray_environment
 from orchestrator.executors import DEFAULT, EXECUTORS, arguments, describe_place, get
 from orchestrator.monitor.events import Event, EventKind, TrialStarted
 from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
@@ -51,7 +51,7 @@ class Run:
 
 def one_cluster() -> AbstractContextManager[object]:
     """One Ray cluster for all tests of this file: an executor uses the cluster that its process is part of already."""
-    from orchestrator.execution._ray_session import join_cluster
+    from orchestrator.execution.ray._session import join_cluster
 
     return join_cluster("local", "tiny", print, dashboard=False)
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from orchestrator.execution import _ray_session
-from orchestrator.execution._ray_environment import ray_environment
+from orchestrator.execution.ray import _session
+from orchestrator.execution.ray._environment import ray_environment
 from orchestrator.machine import limits
 
 FOREIGN = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_TUNE_CALLBACKS", "RAY_TRAIN_V2_ENABLED", "RAY_STORAGE")
@@ -34,15 +34,15 @@ def test_how_ray_is_started(address: str | None, monkeypatch: pytest.MonkeyPatch
     found = {}
 
     def init(**options: object) -> None:
-        found.update(options, uv=_ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+        found.update(options, uv=_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
 
-    monkeypatch.setattr(_ray_session.ray, "init", init)
-    monkeypatch.setattr(_ray_session, "_reach", lambda address: None)
+    monkeypatch.setattr(_session.ray, "init", init)
+    monkeypatch.setattr(_session, "_reach", lambda address: None)
     monkeypatch.setattr(limits, "cores", lambda: 3)
-    monkeypatch.setattr(_ray_session.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
-    _ray_session._connect(address, is_kept=False)
+    monkeypatch.setattr(_session.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
+    _session._connect(address, is_kept=False)
     assert found["num_cpus"] == (None if address else 3) and found["uv"] is False
-    assert _ray_session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV is True
+    assert _session.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV is True
     assert (found["runtime_env"] is not None) is (address is not None)
     job = found["job_config"]
     job._py_driver_sys_path.extend(["/the/working/folder"])

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from orchestrator.errors import ResourceError
-from orchestrator.execution import _ray_errors, _ray_session
+from orchestrator.execution.ray import _errors, _session
 from orchestrator.machine import folders
 from orchestrator.records import Failure
 
@@ -53,9 +53,9 @@ def refused(error: Exception, monkeypatch: pytest.MonkeyPatch, address: str | No
         raise error
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(_ray_session, "_reach", lambda address: None)
+    monkeypatch.setattr(_session, "_reach", lambda address: None)
     with pytest.raises(ResourceError) as caught:
-        _ray_session._connect(address, is_kept=False)
+        _session._connect(address, is_kept=False)
     return str(caught.value)
 
 
@@ -102,9 +102,9 @@ def test_why_ray_did_not_start_is_read_from_its_logs(tmp_path: Path, monkeypatch
 
 
 def test_our_own_mistakes_stay_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(_ray_session, "_check_loopback")
+    monkeypatch.delattr(_session, "_check_loopback")
     with pytest.raises(NameError, match="_check_loopback"):
-        _ray_session._connect(None, is_kept=False)
+        _session._connect(None, is_kept=False)
 
 
 def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(socket, "create_server", unreachable)
     with pytest.raises(ResourceError, match=r"Network is unreachable.*ip link set lo up.*--inline"):
-        _ray_session._connect(None, is_kept=False)
+        _session._connect(None, is_kept=False)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_there_is_advice(words: str, advice: str) -> None:
-    assert advice in (_ray_errors.find_advice(words) or "")
+    assert advice in (_errors.find_advice(words) or "")
 
 
 # Workers that ended.
@@ -146,12 +146,12 @@ def test_there_is_advice(words: str, advice: str) -> None:
     ],
 )
 def test_a_worker_that_was_lost_may_be_tried_again(story: str, failure: Failure, reason: str) -> None:
-    assert _ray_errors.explain_loss(story) == (failure, reason)
+    assert _errors.explain_loss(story) == (failure, reason)
     assert failure.is_retried
 
 
 def test_a_worker_that_cannot_import_says_what() -> None:
-    failure, reason = _ray_errors.explain_loss(_ray_errors.plain(NOT_IMPORTED))
+    failure, reason = _errors.explain_loss(_errors.plain(NOT_IMPORTED))
     assert failure is Failure.ERROR and not failure.is_retried
     assert reason.startswith(
         "its worker on 10.1.2.3 cannot import what it needs (ModuleNotFoundError: No module named 'torch')"
@@ -160,5 +160,5 @@ def test_a_worker_that_cannot_import_says_what() -> None:
 
 def test_a_worker_that_fails_before_its_first_step_says_why() -> None:
     story = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
-    failure, reason = _ray_errors.explain_loss(story)
+    failure, reason = _errors.explain_loss(story)
     assert failure is Failure.ERROR and reason.startswith("its worker cannot start (KeyError: 'job')")

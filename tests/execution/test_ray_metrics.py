@@ -21,7 +21,7 @@ import torch
 from launch_events import epoch, launch, planned, started
 from processes import until
 
-from orchestrator.execution import _ray_metrics
+from orchestrator.execution.ray import _metrics
 from orchestrator.monitor import grafana
 from orchestrator.monitor.events import Event, EventKind
 from orchestrator.monitor.metrics import METRICS, PREFIX
@@ -47,11 +47,11 @@ def instruments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Instrum
     """What would be told to Ray is kept, and told at once."""
     Instrument.told = []
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path))
-    monkeypatch.setattr(_ray_metrics, "Gauge", Instrument)
-    monkeypatch.setattr(_ray_metrics, "Counter", Instrument)
-    monkeypatch.setattr(_ray_metrics, "_PERIOD", 0.01)
+    monkeypatch.setattr(_metrics, "Gauge", Instrument)
+    monkeypatch.setattr(_metrics, "Counter", Instrument)
+    monkeypatch.setattr(_metrics, "_PERIOD", 0.01)
     node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": 4711}
-    monkeypatch.setattr(_ray_metrics.ray, "nodes", lambda: [node, {**node, "Alive": False, "MetricsExportPort": 1}])
+    monkeypatch.setattr(_metrics.ray, "nodes", lambda: [node, {**node, "Alive": False, "MetricsExportPort": 1}])
     return Instrument
 
 
@@ -59,7 +59,7 @@ def test_events_go_on_and_become_metrics_until_the_launch_ends(instruments: type
     trial, student = planned(0), planned(1, teacher=planned(0))
     heard: list[Event] = []
     events = [started(trial, 0), epoch(trial, 1, 1), started(student, 2, is_hit=True), started(student, 3, is_hit=True)]
-    with _ray_metrics.export_metrics(launch(trial, student), heard.append, pytest.fail) as on_event:
+    with _metrics.export_metrics(launch(trial, student), heard.append, pytest.fail) as on_event:
         for event in events:
             on_event(event)
         own = {"study": "tiny"}
@@ -84,7 +84,7 @@ def test_metrics_that_break_are_told_once_and_the_launch_goes_on(
     monkeypatch.setattr(instruments, "set", broken)
     heard: list[Event] = []
     said: list[str] = []
-    with _ray_metrics.export_metrics(launch(planned(0)), heard.append, said.append) as on_event:
+    with _metrics.export_metrics(launch(planned(0)), heard.append, said.append) as on_event:
         until(lambda: said)
         on_event(Event(EventKind.NOTE, "goes on"))
     assert said == ["metrics are not exported any more (RuntimeError: no agent); the training goes on"]
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_keeps_nothing_from_ray(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "file"))
-    with _ray_metrics.export_metrics(launch(planned(0)), lambda event: None, pytest.fail):
+    with _metrics.export_metrics(launch(planned(0)), lambda event: None, pytest.fail):
         until(lambda: len(instruments.told) > 50)
 
 
@@ -104,7 +104,7 @@ def test_without_a_first_event_nothing_is_exported() -> None:
     def on_event(event: Event) -> None:
         """Hears nothing here."""
 
-    with _ray_metrics.export_metrics(None, on_event, pytest.fail) as told:
+    with _metrics.export_metrics(None, on_event, pytest.fail) as told:
         assert told is on_event
 
 
@@ -115,7 +115,7 @@ def test_without_a_gpu_there_is_no_memory_and_no_thread(instruments: type[Instru
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     before = threading.active_count()
-    _ray_metrics.export_memory("tiny", planned(0))()
+    _metrics.export_memory("tiny", planned(0))()
     assert threading.active_count() == before and instruments.told == []
 
 
@@ -135,7 +135,7 @@ def test_memory_is_told_once_cuda_is_in_use_and_until_the_trial_ends(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "memory_reserved", reserved)
     trial = planned(0)
-    end = _ray_metrics.export_memory("tiny", trial)
+    end = _metrics.export_memory("tiny", trial)
     thread = next(thread for thread in threading.enumerate() if thread.name.endswith("(_export_memory)"))
     used.set()
     until(lambda: len(instruments.told) > 2)

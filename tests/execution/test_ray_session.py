@@ -14,7 +14,7 @@ from processes import until
 
 from orchestrator.cluster import kept_cluster
 from orchestrator.errors import ResourceError
-from orchestrator.execution import _ray_session
+from orchestrator.execution.ray import _session
 
 
 class Node:
@@ -37,7 +37,7 @@ def started(node: Node, over: threading.Event, monkeypatch: pytest.MonkeyPatch) 
     """What is said while the dashboard of a node starts."""
     monkeypatch.setattr(ray._private.worker, "_global_node", node)
     said: list[str] = []
-    thread = threading.Thread(target=_ray_session._start_dashboard, args=("tiny", said.append, over), daemon=True)
+    thread = threading.Thread(target=_session._start_dashboard, args=("tiny", said.append, over), daemon=True)
     thread.start()
     until(lambda: said or over.is_set())
     over.set()
@@ -59,8 +59,8 @@ def test_a_dashboard_that_does_not_start_is_a_note(
 
 
 def test_one_that_never_answers_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ray_session, "_POLL", 0.001)
-    monkeypatch.setattr(_ray_session, "_COMING_UP", 0.002)
+    monkeypatch.setattr(_session, "_POLL", 0.001)
+    monkeypatch.setattr(_session, "_COMING_UP", 0.002)
     monkeypatch.setattr(kept_cluster, "is_answering", lambda url: False)
     (line,) = started(Node(), threading.Event(), monkeypatch)
     assert line == "there is no dashboard (it does not answer at http://127.0.0.1:1); the training goes on"
@@ -74,12 +74,12 @@ def test_after_the_launch_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_another_ray_starts_its_dashboard_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(start_api_server="its own")
-    monkeypatch.setattr(_ray_session.ray_node, "Node", found)
-    monkeypatch.setattr(_ray_session, "_API_SERVER", None)
-    with _ray_session._no_api_server():
+    monkeypatch.setattr(_session.ray_node, "Node", found)
+    monkeypatch.setattr(_session, "_API_SERVER", None)
+    with _session._no_api_server():
         assert found.start_api_server == "its own"
-    monkeypatch.setattr(_ray_session, "_API_SERVER", "its own")
-    with _ray_session._no_api_server():
+    monkeypatch.setattr(_session, "_API_SERVER", "its own")
+    with _session._no_api_server():
         assert found.start_api_server != "its own"
     assert found.start_api_server == "its own"
 
@@ -89,16 +89,16 @@ def test_a_program_that_is_part_of_a_cluster_cannot_join_another(monkeypatch: py
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False}])
     monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("the cluster is the program's own"))
     said: list[str] = []
-    with _ray_session.join_cluster(None, "tiny", said.append) as nodes:
+    with _session.join_cluster(None, "tiny", said.append) as nodes:
         assert nodes == [{"CPU": 2.0}]
     assert len(said) == 1
-    other = _ray_session.join_cluster("10.0.0.1:6379", "tiny", said.append)
+    other = _session.join_cluster("10.0.0.1:6379", "tiny", said.append)
     with pytest.raises(ResourceError, match=r"ray.init before.*ray.shutdown first"), other:
         pytest.fail("nothing was joined")
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
-    joining = _ray_session.join_cluster("127.0.0.1:1", "tiny", print)  # Ray itself would try for minutes
+    joining = _session.join_cluster("127.0.0.1:1", "tiny", print)  # Ray itself would try for minutes
     with (
         patch.dict(os.environ),
         pytest.raises(ResourceError, match=r"'127.0.0.1:1' cannot be joined .*--inline"),

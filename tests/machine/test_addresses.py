@@ -9,7 +9,7 @@ from dashboard import Dashboard
 
 from orchestrator import cli
 from orchestrator.errors import ClusterError
-from orchestrator.execution import _ray_session
+from orchestrator.execution.ray import _session
 from orchestrator.machine import addresses
 
 URL = "http://127.0.0.1:8265"
@@ -102,7 +102,7 @@ def test_the_cluster_of_the_environment(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     said: list[str] = []
-    assert _ray_session._choose_address(given, said.append) == meant
+    assert _session._choose_address(given, said.append) == meant
     assert len(said) == bool(note) and all(line.startswith(str(note)) for line in said)
 
 
@@ -112,13 +112,13 @@ def test_the_cluster_of_the_environment(
 def test_an_address_of_the_environment_that_is_none(given: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: "):
-        _ray_session._choose_address(given, pytest.fail)
+        _session._choose_address(given, pytest.fail)
 
 
 def test_a_dashboard_that_is_named_as_a_cluster_to_join() -> None:
     dashboard = Dashboard()
     try:
         with pytest.raises(ClusterError, match=f"submit the study to it with --address {dashboard.address}, or"):
-            _ray_session._reach(dashboard.address.removeprefix("http://"))
+            _session._reach(dashboard.address.removeprefix("http://"))
     finally:
         dashboard.close()

@@ -18,7 +18,7 @@ from dashboard import Dashboard
 from orchestrator import cli, doctor
 from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.errors import KdctlError, ResourceError
-from orchestrator.execution import _ray_session
+from orchestrator.execution.ray import _session
 from orchestrator.machine import folders
 
 OURS = ("KDCTL_CACHE", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE",
@@ -208,7 +208,7 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/dev/null/token")
     refuse(monkeypatch, {"shared": bare / "t", "ray": bare / "ray"}.get(place, bare / "none"))
     with pytest.raises(KdctlError) as raised:
-        _ray_session._connect(None, is_kept=False)
+        _session._connect(None, is_kept=False)
     findings = [doctor._run_check(name, check) for name, check in doctor._of_machine().items()]
     (bad,) = [finding for finding in findings if finding.level is doctor.CheckLevel.BAD]
     assert f"{bad.found}; {bad.fix}" == str(raised.value)

@@ -54,7 +54,7 @@ MOST_MODULES = 15  # in one folder; more than that nobody takes in at a glance
 
 # library → the rooms or modules through which alone it is imported
 DOORS = {
-    "ray": ("execution._ray_tune", "execution._ray_session", "execution._ray_metrics", "cluster.jobs"),
+    "ray": ("execution.ray", "cluster.jobs"),
     "click": ("cli", "commands"),
     "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),

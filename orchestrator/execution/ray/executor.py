@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.execution._ray_environment import ray_environment
 from orchestrator.execution.controller import Workload
+from orchestrator.execution.ray._environment import ray_environment
 from orchestrator.machine import folders
 from orchestrator.monitor.events import Event, EventKind, EventListener
 
@@ -20,6 +20,6 @@ def run(work: Workload, on_event: EventListener, *, address: str | None = None, 
     on_event(Event(EventKind.PREPARING, "starting Ray" if is_own else f"joining the Ray cluster at {address}"))
     folders.lend_home()  # Tune cannot be imported without one
     with ray_environment():  # Ray reads some of its variables when it is imported
-        from orchestrator.execution import _ray_tune  # which takes seconds
+        from orchestrator.execution.ray import _tune  # which takes seconds
 
-        _ray_tune.run(work, on_event, address=address, dashboard=dashboard)
+        _tune.run(work, on_event, address=address, dashboard=dashboard)

@@ -24,7 +24,7 @@ from ray.job_config import JobConfig
 from orchestrator import import_path
 from orchestrator.cluster import kept_cluster, tokens
 from orchestrator.errors import ClusterError, ResourceError
-from orchestrator.execution import _ray_errors
+from orchestrator.execution.ray import _errors
 from orchestrator.machine import addresses, folders, limits, proxies
 from orchestrator.text import masked
 
@@ -161,7 +161,7 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray raises bare ones too
-        if _ray_errors.raised_here(error):
+        if _errors.raised_here(error):
             raise
         raise ResourceError(_explain_refusal(error, address)) from None
     finally:
@@ -197,10 +197,10 @@ def _no_uv() -> Iterator[None]:
 def _explain_refusal(error: Exception, address: str | None) -> str:
     """Why there is no cluster, in Ray's own words, and what to do."""
     where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
-    logs = None if address else _ray_errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
-    words = "\n".join([_ray_errors.describe(error), *(_ray_errors.read_errors(logs) if logs else ())])
+    logs = None if address else _errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
+    words = "\n".join([_errors.describe(error), *(_errors.read_errors(logs) if logs else ())])
     look = "check `ray status`" if address else f"see Ray's logs in {logs}" if logs else ""
-    steps = [_ray_errors.find_advice(words) or "", look]
+    steps = [_errors.find_advice(words) or "", look]
     what = "; ".join([*filter(None, steps), "or train with --inline"]).removeprefix("or ")
     if "\n" not in words:
         return f"{where} ({words}); {what}"

@@ -18,13 +18,13 @@ from ray.tune.search import Searcher
 
 from orchestrator import codec
 from orchestrator.errors import KdctlError, RayLost, ResourceError
-from orchestrator.execution._ray_errors import explain_loss, plain
-from orchestrator.execution._ray_metrics import export_memory, export_metrics
-from orchestrator.execution._ray_session import find_dead_process, join_cluster
 from orchestrator.execution._resources import describe_resources, gpus_per_trial
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice, run_trial
 from orchestrator.execution.controller import TrialController, Workload
 from orchestrator.execution.job import Job
+from orchestrator.execution.ray._errors import explain_loss, plain
+from orchestrator.execution.ray._metrics import export_memory, export_metrics
+from orchestrator.execution.ray._session import find_dead_process, join_cluster
 from orchestrator.machine import folders
 from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted
 from orchestrator.records import EpochRecord, TrialRecord
