@@ -63,7 +63,7 @@ def _which_trial(place: Storage) -> str:
     if found is None:
         where = place.backend.describe("")
         return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name another --storage"
-    rows = [(member.trial_id, member.shown) for member in found.members[:_MOST_LISTED]]
+    rows = [(member.trial_id, member.display_name) for member in found.members[:_MOST_LISTED]]
     left = len(found.members) - len(rows)
     more = f"\nand {left:,} more; `kdctl status {found.name}` lists all" if left else ""
     trials = table(("id", "trial"), rows, width_of(sys.stderr))

@@ -147,7 +147,7 @@ def _labelled_row(label: str, text: str, style: str = "") -> Text:
 def _failed_rows(status: StudyStatus, few: int, ids: Mapping[str, str]) -> list[Text]:
     failed = status.in_stage(Stage.FAILED)
     texts = [
-        f"{ids[trial.member.trial_id]} {trial.member.shown}: {trial.reason or 'no reason given'}"
+        f"{ids[trial.member.trial_id]} {trial.member.display_name}: {trial.reason or 'no reason given'}"
         for trial in failed[-few:]
     ]
     if len(failed) > few:
@@ -162,7 +162,7 @@ def _waiting_rows(status: StudyStatus, few: int, ids: Mapping[str, str]) -> list
     rows: list[Text] = []
     for teacher, count in waits[:few]:
         where = f", epoch {teacher.progress.epoch}/{teacher.member.epochs}" if teacher.stage is Stage.RUNNING else ""
-        name = f"{ids[teacher.member.trial_id]} {teacher.member.shown}"
+        name = f"{ids[teacher.member.trial_id]} {teacher.member.display_name}"
         rows.append(_labelled_row("waiting", f"{count} for {name} ({teacher.stage}{where})", "dim"))
     if len(waits) > few:
         rows.append(_labelled_row("waiting", f"… and for {len(waits) - few} more teachers", "dim"))
@@ -204,7 +204,7 @@ def _aligned(trials: Sequence[TrialStatus], ids: Mapping[str, str], width: int) 
     if len({trial.host for trial in trials}) < 2:
         del columns["host"]
     ids_shown = ["id", *(ids[trial.member.trial_id] for trial in trials)]
-    names = ["trial", *(_escape(trial.member.shown) for trial in trials)]
+    names = ["trial", *(_escape(trial.member.display_name) for trial in trials)]
     id_width, longest = max(map(len, ids_shown)), max(map(cell_len, names))
     room, kept = width - id_width - 1, dict[str, int]()
     for name, cells in columns.items():

@@ -1,4 +1,4 @@
-"""`--set PATH=VALUE`: one value of a study file, changed for once."""
+"""`--set PATH=VALUE`: changes one value of a study file for one command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORM = "write it like recipe.epochs=2 or experiments[0].seed=[0,1]"
 
 
 def apply(root: Node, setting: str) -> list[Fault]:
-    """Puts one `--set` into the document; returns what is wrong with it."""
+    """Applies one `--set` to the document; returns its faults."""
     source = f"--set {shorten(setting)}"
     location = Location(source, 0, 0)
     path, equals, text = (part.strip() for part in setting.partition("="))
@@ -30,11 +30,11 @@ def apply(root: Node, setting: str) -> list[Fault]:
         new = document.parse_setting(text, source)
     except StudyError as error:
         return list(error.faults)
-    return _put(root, re.findall(_NAME, path), new, location)
+    return _set_value(root, re.findall(_NAME, path), new, location)
 
 
-def _put(root: Node, steps: list[str], new: Node, location: Location) -> list[Fault]:
-    """Walks down to the key, and makes each missing mapping on the way."""
+def _set_value(root: Node, steps: list[str], new: Node, location: Location) -> list[Fault]:
+    """Walks down to the key and sets its value; creates each missing mapping on the way."""
     target = root
     for depth, step in enumerate(steps, 1):
         value: Any = target.value
@@ -51,11 +51,11 @@ def _put(root: Node, steps: list[str], new: Node, location: Location) -> list[Fa
             child = new
             target.keys[step] = location
         elif child is None or child.value is None:
-            # A missing mapping is made, so that recipe.epochs=2 works in a file without a recipe.
+            # A missing mapping is created, so that recipe.epochs=2 works in a file without a recipe.
             child = Node({}, location)
             target.keys.setdefault(step, location)
         else:
-            # An alias shares its nodes with the anchor, which this setting is not about.
+            # A copy: an alias shares its nodes with the anchor, which this setting must not change.
             child = replace(child, value=copy.copy(child.value), keys=dict(child.keys))
         value[at] = child
         target = child
@@ -63,7 +63,7 @@ def _put(root: Node, steps: list[str], new: Node, location: Location) -> list[Fa
 
 
 def _describe_dead_end(path: str, step: str, node: Node) -> str:
-    """Why a path does not go on with a step."""
+    """Why a path cannot continue with a step."""
     where = shorten(path) or "the file"
     if not isinstance(node.value, list):
         return (
@@ -72,8 +72,8 @@ def _describe_dead_end(path: str, step: str, node: Node) -> str:
     if not node.value:
         return f"{where} is an empty list; set {where} itself"
     last = len(node.value) - 1
-    have = f"{where}[0]" if not last else f"{where}[0] to {where}[{last}]"
-    return f"{where} is a list, with {have}; found {shorten(step)!r}; name one of its entries, like {where}[0]"
+    entries = f"{where}[0]" if not last else f"{where}[0] to {where}[{last}]"
+    return f"{where} is a list, with {entries}; found {shorten(step)!r}; name one of its entries, like {where}[0]"
 
 
 def _join(steps: list[str]) -> str:

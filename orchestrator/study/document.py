@@ -1,7 +1,7 @@
-"""YAML 1.2 data with the place of every value: the one door to PyYAML.
+"""YAML 1.2 data with the location of every value: the only module that imports PyYAML.
 
 PyYAML's own loader reads YAML 1.1, where `1e-3` is text, `no` is False and a duplicate key silently wins. Here its
-parser only supplies the events; what they mean follows the core schema of YAML 1.2.2, section 10.3.
+parser only supplies the events; their meaning follows the core schema of YAML 1.2.2, section 10.3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 from orchestrator.errors import Fault, StudyError
 from orchestrator.text import nearest_file, shorten
 
-MAX_BYTES = 1 << 20  # a study file is a few kilobytes; 100,000 seeds written out are 700
+MAX_BYTES = 1 << 20  # a study file has a few kilobytes; 100,000 seeds written out take 700
 MAX_NODES = 200_000  # after aliases are followed
 MAX_DEPTH = 40
 
@@ -36,14 +36,14 @@ _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|(\.nan|\.NaN|\.NAN)")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a value stands: a file's line and column from 1, or line 0 for a whole file or a whole `--set`."""
+    """Where a value is: line and column of a file, from 1; line 0 for an entire file or an entire `--set`."""
 
     source: str
     line: int
     column: int
 
     def fault(self, path: str, message: str) -> Fault:
-        """A fault here."""
+        """A fault at this location."""
         return Fault(self.source, self.line, self.column, path, message)
 
 
@@ -56,11 +56,11 @@ class Node:
 
     value: Scalar | list[Node] | dict[str, Node]
     location: Location
-    keys: dict[str, Location] = field(default_factory=dict)  # of a mapping: where each key stands
-    weight: int = 1  # nodes below it, itself included, with aliases followed
+    keys: dict[str, Location] = field(default_factory=dict)  # of a mapping: each key's location
+    weight: int = 1  # the number of nodes in it, itself included, with aliases followed
 
     def describe(self) -> str:
-        """The value in words that a person who wrote YAML knows."""
+        """The value in words that are familiar to a person who writes YAML."""
         match self.value:
             case None:
                 return "nothing"
@@ -77,12 +77,12 @@ class Node:
 
 
 def read(path: Path) -> Node:
-    """The document in a UTF-8 file. Raises StudyError as `read_text` and `parse` do."""
+    """Reads the document in a UTF-8 file. Raises StudyError as `read_text` and `parse` do."""
     return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, read once, as a pipe gives it only once. Raises StudyError where it is not text."""
+    """Reads the text of a UTF-8 file once, as a pipe can be read only once. Raises StudyError where it is not text."""
     source = str(path)
     whole = Location(source, 0, 0)
     try:
@@ -107,34 +107,34 @@ def read_text(path: Path) -> str:
             raise StudyError([whole.fault("", "the file is not UTF-8 text but UTF-16; save it as UTF-8")]) from None
         before = raw[: error.start].decode("utf-8", "replace")
         message = f"the file is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as UTF-8"
-        raise StudyError([_location_after(source, before).fault("", message)]) from None
+        raise StudyError([_locate_end(source, before).fault("", message)]) from None
 
 
 def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
-    """The document in a text.
+    """Parses a text into a document.
 
-    Raises StudyError with every fault found. Faults that leave a document to go on with, such as a duplicate key, are
-    added to `faults` instead where that is given.
+    Raises StudyError with every fault found. If `faults` is given, faults that still leave a usable document, such as a
+    duplicate key, are added to it instead.
     """
     builder = _Builder(source, text)
     if lone := re.search("[\ud800-\udfff]", text):  # bytes of a command line that are not UTF-8 arrive as these
         raise StudyError(
-            [_location_after(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
+            [_locate_end(source, text[: lone.start()]).fault("", "this is not UTF-8 text; write it as UTF-8")]
         )
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.reader.ReaderError as error:
         character = error.character if isinstance(error.character, int) else ord(str(error.character)[0])
-        # The error's own position counts bytes or characters, as the parser at hand does.
-        location = _location_after(source, text.partition(chr(character))[0])
+        # The error's own position is in bytes or in characters, depending on the parser.
+        location = _locate_end(source, text.partition(chr(character))[0])
         message = f"character U+{character:04X} is not allowed in YAML; remove it"
         raise StudyError([*builder.faults, location.fault("", message)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         location = Location(source, mark.line + 1, mark.column + 1) if mark else Location(source, 1, 1)
         message = f"this is not YAML: {error.problem}; check indentation, colons, quotes and brackets"
-        fault = builder.tab(location.line, location.line) or location.fault("", message)
+        fault = builder.find_tab(location.line, location.line) or location.fault("", message)
         raise StudyError([*builder.faults, fault]) from None
     if faults is not None and builder.root is not None:
         faults += builder.faults
@@ -147,7 +147,7 @@ def parse(text: str, source: str, faults: list[Fault] | None = None) -> Node:
 
 
 def parse_setting(text: str, source: str) -> Node:
-    """The value of a `--set`: YAML too, but the whole `--set` is its place. Raises StudyError."""
+    """Parses the value of a `--set`, which is YAML too; its location is the entire `--set`. Raises StudyError."""
     try:
         node = parse(text, source) if text.strip() else Node(None, Location(source, 0, 0))
     except StudyError as error:
@@ -167,7 +167,7 @@ def _walk(node: Node) -> Iterator[Node]:
 
 
 def parse_scalar(text: str) -> Scalar:
-    """What a plain scalar means in the core schema of YAML 1.2."""
+    """The value of a plain scalar in the core schema of YAML 1.2."""
     if _NULL.fullmatch(text):
         return None
     if match := _BOOL.fullmatch(text):
@@ -183,24 +183,24 @@ def parse_scalar(text: str) -> Scalar:
     return text
 
 
-def _location_after(source: str, before: str) -> Location:
+def _locate_end(source: str, before: str) -> Location:
     return Location(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 @dataclass(slots=True)
 class _Open:
-    """A list or mapping whose end has not come yet."""
+    """A list or mapping that has not ended yet."""
 
     node: Node
     anchor: str | None
     key: str | None = None  # the key whose value comes next
-    merge: Location | None = None  # where a mapping's `<<` stands
+    merge: Location | None = None  # the location of a mapping's `<<`
     is_merging: bool = False  # whether the value of `<<` comes next
-    merged: list[Node] = field(default_factory=list)  # the mappings that it adds, the first one wins
+    merged: list[Node] = field(default_factory=list)  # the mappings that it adds; the first one wins
 
 
 class _Builder:
-    """Makes nodes of events without recursion, so that no document can overflow the stack."""
+    """Builds nodes from events without recursion, so that no document can overflow the stack."""
 
     def __init__(self, source: str, text: str) -> None:
         self.source = source
@@ -212,7 +212,7 @@ class _Builder:
         self._documents = 0
 
     def take(self, event: Any) -> None:
-        """One event of the parser. Raises StudyError where going on would be of no use."""
+        """Handles one event of the parser. Raises StudyError where it would be useless to continue."""
         location = Location(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
         if getattr(event, "tag", None) not in (None, "!"):
             self.faults.append(
@@ -226,7 +226,7 @@ class _Builder:
             case yaml.ScalarEvent():
                 self._take_scalar(event, location)
             case yaml.AliasEvent():
-                self._add(self._target(str(event.anchor), location), None, None, location)
+                self._add(self._follow_alias(str(event.anchor), location), None, None, location)
             case yaml.SequenceStartEvent():
                 self._push(Node([], location), event.anchor, location)
             case yaml.MappingStartEvent():
@@ -240,23 +240,23 @@ class _Builder:
         plain = event.implicit[0] and event.tag is None  # without quotes; the tag `!` makes text too
         if plain and event.value == _MERGE and self._expect_merged(location):
             return
-        # The next line of a plain scalar may begin with a tab, but whoever wrote it meant another value.
-        if plain and event.end_mark and (fault := self.tab(location.line + 1, event.end_mark.line + 1)):
+        # YAML lets the next line of a plain scalar begin with a tab, but its author intended another value.
+        if plain and event.end_mark and (fault := self.find_tab(location.line + 1, event.end_mark.line + 1)):
             self.faults.append(fault)
         self._add(Node(parse_scalar(event.value) if plain else event.value, location), event.anchor, event.value)
 
-    def tab(self, first: int, last: int) -> Fault | None:
-        """The first tab in the indentation of these lines, which YAML allows in none."""
+    def find_tab(self, first: int, last: int) -> Fault | None:
+        """A fault at the first tab in the indentation of these lines, as YAML does not allow tabs there."""
         for number, line in enumerate(self._lines[first - 1 : last], first):
             if match := _TAB.match(line):
                 message = "a tab indents this line, and YAML indents with spaces only; replace it with spaces"
                 return Location(self.source, number, match.end()).fault("", message)
         return None
 
-    # Merge keys, as YAML 1.1 has them: https://yaml.org/type/merge.html
+    # Merge keys, as YAML 1.1 defines them: https://yaml.org/type/merge.html
 
     def _expect_merged(self, location: Location) -> bool:
-        """Whether a `<<` here is a key, whose value is then merged."""
+        """Whether a `<<` here is a key; if it is, the value after it is merged."""
         parent = self._open[-1] if self._open else None
         if parent is None or not isinstance(parent.node.value, dict) or parent.key is not None or parent.is_merging:
             return False
@@ -278,7 +278,7 @@ class _Builder:
         parent.is_merging = False
 
     def _merge(self, opened: _Open) -> None:
-        """Adds the merged keys that a mapping has not itself; each stays where it was written."""
+        """Adds the merged keys that a mapping does not have itself; each keeps its own location."""
         for source in opened.merged:
             assert isinstance(source.value, dict) and isinstance(opened.node.value, dict)
             for name in [name for name in source.value if name not in opened.node.value]:
@@ -291,16 +291,16 @@ class _Builder:
             self._stop(location, f"more than {MAX_DEPTH} levels deep; a study file needs 5")
         self._open.append(_Open(node, anchor))
 
-    def _target(self, anchor: str, location: Location) -> Node:
+    def _follow_alias(self, anchor: str, location: Location) -> Node:
         if anchor in self._anchors:
             return self._anchors[anchor]
         inside = any(opened.anchor == anchor for opened in self._open)
-        what = "refers to itself" if inside else "refers to nothing"
-        self._stop(location, f"alias *{shorten(anchor)} {what}; write the value out")
+        target = "itself" if inside else "nothing"
+        self._stop(location, f"alias *{shorten(anchor)} refers to {target}; write the value out")
         raise AssertionError("unreachable")
 
     def _add(self, node: Node, anchor: str | None, text: str | None, location: Location | None = None) -> None:
-        """Puts a whole node where it belongs. `text` is the source text of a scalar, `place` that of an alias."""
+        """Adds a complete node to its parent. `text` is the source text of a scalar, `location` that of an alias."""
         if anchor:
             self._anchors[anchor] = node
         if not self._open:
@@ -313,7 +313,7 @@ class _Builder:
         if isinstance(parent.node.value, list):
             parent.node.value.append(node)
         elif parent.key is None:
-            parent.key = self._key(node, text, parent.node, location or node.location)
+            parent.key = self._check_key(node, text, parent.node, location or node.location)
             return
         else:
             assert isinstance(parent.node.value, dict)
@@ -327,7 +327,7 @@ class _Builder:
             message = f"more than {MAX_NODES:,} values once aliases are followed; write fewer, or plain numbers"
             self._stop(parent.location, message)
 
-    def _key(self, node: Node, text: str | None, parent: Node, location: Location) -> str:
+    def _check_key(self, node: Node, text: str | None, parent: Node, location: Location) -> str:
         if text is None:
             text = node.value if isinstance(node.value, str) else None
         if text is None:

@@ -20,15 +20,15 @@ from orchestrator.training.schedules import SCHEDULES
 
 
 class ValueType(Protocol):
-    """A type of value. `read` raises ValueError with what was found, what is expected and what to do."""
+    """A type of value. `read` raises ValueError that states what was found, what is expected and what to do."""
 
     def read(self, node: Node) -> Any: ...
 
     def schema(self) -> dict[str, Any]: ...
 
 
-def _number(node: Node) -> int | float | None:
-    """The finite number that a node is, or None; `true` is not the number 1."""
+def _read_number(node: Node) -> int | float | None:
+    """The value of a node that is a finite number, else None; `true` is not the number 1."""
     value = node.value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -46,7 +46,7 @@ class Integer:
     def read(self, node: Node) -> int | None:
         if node.value is None and self.optional:
             return None
-        value = _number(node)
+        value = _read_number(node)
         if value is not None and value == int(value) and self.least <= value <= self.most:
             return int(value)
         raise ValueError(
@@ -67,7 +67,7 @@ class Number:
     exclusive: bool = False
 
     def read(self, node: Node) -> float:
-        value = _number(node)
+        value = _read_number(node)
         if value is not None and self.least <= value <= self.most and not (self.exclusive and value == self.least):
             return float(value) + 0.0  # -0.0 becomes 0.0, which is the same setting
         start = "above" if self.exclusive else "from"
@@ -86,7 +86,7 @@ class GpuShare:
     def read(self, node: Node) -> float | None:
         if node.value is None:
             return None
-        value = _number(node)
+        value = _read_number(node)
         if value is not None and 0 <= value <= 1:
             return float(value)
         raise ValueError(f"found {node.describe()}; expected a number from 0 to 1; write 0.5 for two trials on a GPU")
@@ -147,9 +147,9 @@ class Entry(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selected:
-    """The name of an entry of `table`, alone or as the one key of a mapping of its options: `{st: {temperature: 2}}`.
+    """The name of an entry of `table`, alone or as the only key of a mapping to its options: `{st: {temperature: 2}}`.
 
-    Options may be axes; `reader` reads those, as it reads every axis.
+    Options may be axes; `reader` reads them as it reads every axis.
     """
 
     table: Mapping[str, Entry]
@@ -163,21 +163,21 @@ class Selected:
         return Selection(Choice(tuple(self.table)).read(node))
 
     def schema(self) -> dict[str, Any]:
-        nested = {name: _options_schema(entry.options) for name, entry in self.table.items() if entry.options}
+        nested = {name: _make_options_schema(entry.options) for name, entry in self.table.items() if entry.options}
         names: dict[str, Any] = {"enum": list(self.table)}
         if not nested:
             return names
-        one = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
-        return {"anyOf": [names, {**one, "additionalProperties": False}]}
+        single = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
+        return {"anyOf": [names, {**single, "additionalProperties": False}]}
 
 
-def _options_schema(options: Mapping[str, Option]) -> dict[str, Any]:
+def _make_options_schema(options: Mapping[str, Option]) -> dict[str, Any]:
     properties = {name: axis_schema(option_key(option).schema()) for name, option in options.items()}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def axis_schema(value: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of an axis: a value, a list, or `{grid: [...]}`. What is a list by nature needs the grid."""
+    """The JSON Schema of an axis: a value, a list, or `{grid: [...]}`. A key whose values are lists needs the grid."""
     several = {"type": "array", "items": value, "minItems": 1}
     grid = {"type": "object", "properties": {"grid": several}, "required": ["grid"], "additionalProperties": False}
     choices = [value, grid] if value.get("type") == "array" else [value, several, grid]
@@ -200,7 +200,7 @@ class ModelValue:
 
 @dataclass(frozen=True, slots=True)
 class EpochList:
-    """A list of epochs in ascending order, by nature a list and not an axis."""
+    """A list of epochs in ascending order. The list is one value, not an axis."""
 
     def read(self, node: Node) -> tuple[int, ...]:
         if not isinstance(node.value, list):
@@ -222,14 +222,14 @@ class EpochList:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A path, relative to the study file; `what` is a file or a folder."""
+    """A path, relative to the study file; `kind` is what it leads to, a file or a folder."""
 
-    what: str = "file"
+    kind: str = "file"
 
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str) or not node.value.strip():
             raise ValueError(
-                f"found {node.describe()}; expected the path of a {self.what}; write it relative to the study file"
+                f"found {node.describe()}; expected the path of a {self.kind}; write it relative to the study file"
             )
         try:
             return str(paths.local(node.value, "the path"))
@@ -242,7 +242,7 @@ class FilePath:
 
 @dataclass(frozen=True, slots=True)
 class ImageFolder:
-    """The folder of a user's own images, as a study file names it; `size` is what each is resized to, if given."""
+    """A folder of a user's own images, as a study file names it. Images are resized to `size` if that is given."""
 
     path: str
     size: int | None
@@ -282,7 +282,7 @@ _IMAGE_SIZE = Integer(1, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key with its meaning; `default_doc` says in words what holds where the key is missing."""
+    """A key with its meaning; `default_doc` describes in words what applies where the key is missing."""
 
     value_type: ValueType
     doc: str
@@ -290,19 +290,21 @@ class Key:
     default_doc: str = ""
 
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema of one value, with the default where it is a fixed one."""
+        """The JSON Schema of one value, with the default where that is fixed."""
         schema = {**self.value_type.schema(), "description": self.doc}
         if self.default is not None:
-            schema["default"] = _plain(self.default)
+            schema["default"] = _to_plain(self.default)
         return schema
 
     def default_text(self) -> str:
         """The default as a study file would write it."""
-        return self.default_doc or ("required" if self.default is None else json.dumps(_plain(self.default)).strip('"'))
+        if self.default_doc or self.default is None:
+            return self.default_doc or "required"
+        return json.dumps(_to_plain(self.default)).strip('"')
 
 
-def _plain(default: Any) -> Any:
-    """A default as a study file or JSON has it."""
+def _to_plain(default: Any) -> Any:
+    """A default as a study file or JSON represents it."""
     if isinstance(default, Selection):
         return default.name
     return list(default) if isinstance(default, tuple) else default
@@ -314,7 +316,7 @@ def default_milestones(epochs: int) -> tuple[int, ...]:
 
 
 def option_key(option: Option) -> Key:
-    """The key of an option: what it may be, and its default."""
+    """The key of an option: its type, meaning and default."""
     if option.choices:
         return Key(Choice(option.choices), option.doc, option.default)
     if isinstance(option.default, int):
@@ -323,20 +325,20 @@ def option_key(option: Option) -> Key:
 
 
 def _describe_optimizer_defaults(name: str) -> str:
-    """The default of a setting that each optimizer has its own of, in words."""
+    """In words, the default of a setting for which each optimizer has its own."""
     (_, first), *others = ((key, f"{getattr(facts, name):g}") for key, facts in OPTIMIZERS.items())
     return "; ".join([first, *(f"{value} for {key}" for key, value in others)])
 
 
 _IMAGES = Integer(1, 10_000_000, optional=True)
-DATA_KEYS: Mapping[str, Key] = {  # which images are used; teachers follow the experiment in these
+DATA_KEYS: Mapping[str, Key] = {  # which images are used; a teacher takes these from the experiment
     "limit_train": Key(
-        Integer(1, 10_000_000, optional=True),
+        _IMAGES,
         "train on at most N images, an equal share of each class",
         default_doc="all",
     ),
     "limit_test": Key(
-        Integer(1, 10_000_000, optional=True),
+        _IMAGES,
         "test on at most N images, an equal share of each class",
         default_doc="all",
     ),
@@ -394,7 +396,7 @@ TEACHER_KEYS: Mapping[str, Key] = {
 }
 
 
-# Options of methods may also stand beside `method`, unless another key has their name. Each is read as its method says.
+# Options may also be written next to `method`, unless another key has their name. Each is read as its method defines.
 OPTION_KEYS: dict[str, Key] = {}
 for _method in losses.METHODS.values():
     for _name, _option in _method.options.items():

@@ -1,7 +1,7 @@
-"""What a setting is called: its method, then every setting that is not the default, like `st temperature=2 lr=0.05`.
+"""The label of a trial: its method, then every setting that is not the default, like `st temperature=2 lr=0.05`.
 
-A label depends on the setting alone, never on what else a storage holds, and two settings never share one. Seeds are no
-part of it: runs of one pair with one label differ in their seeds alone.
+A label depends on the settings alone, never on what else a storage holds, and different settings never have the same
+label. It does not contain the seed: runs of one pair with the same label differ only in their seeds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from orchestrator.study import fields
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 
-_TEACHER_SETTINGS = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # what a teacher is trained with
-_TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher lacks
-# Settings with a place of their own in a label, seeds, and how a trial was run, which is no setting.
+_TEACHER_SETTINGS = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # the settings of a teacher
+_TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher does not have
 _TABLES = ("optimizer", "schedule")  # settings that have options of their own
+# What a recipe holds that is not an unknown setting: the known settings, the seed, and how a trial was run.
 _HANDLED = {
     *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
     "teacher_answers", "arithmetic",
@@ -30,29 +30,29 @@ _PLAIN = re.compile(r"[\w.-]+")
 
 
 def of_config(config: TrialConfig) -> str:
-    """The label of a planned trial; its row has the same."""
-    return _label(config.method, config.recipe())
+    """The label of a planned trial; its row gets the same label."""
+    return _format_label(config.method, config.recipe())
 
 
 def of_row(row: TrialRecord) -> str:
-    """The label of a stored row; what an older kdctl did not store is at today's default."""
-    return _label(row.method, recipe_of(row))
+    """The label of a stored row; a setting that an older kdctl did not store has today's default."""
+    return _format_label(row.method, recipe_of(row))
 
 
 def base_of_row(row: TrialRecord) -> str:
     """The label of the same training without a teacher."""
-    return _label("base", {name: value for name, value in recipe_of(row).items() if name not in _TEACHING})
+    return _format_label("base", {name: value for name, value in recipe_of(row).items() if name not in _TEACHING})
 
 
 def recipe_of(row: TrialRecord) -> dict[str, Any]:
-    """What a row was trained with, but for its method, data, models and seed."""
+    """The settings of a row except its method, data, models and seed."""
     return {"epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size, **row.recipe}
 
 
 def title(trial: TrialConfig | TrialRecord) -> str:
-    """What a person calls a trial, planned or stored, like `logit cifar10 resnet_32_20 ← resnet_32_110 seed 0`.
+    """A title of a planned or stored trial for people, like `logit cifar10 resnet_32_20 ← resnet_32_110 seed 0`.
 
-    Where a setting is not kdctl's default: `st lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 (seed 1) · seed 0`.
+    With a setting that is not kdctl's default: `st lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 (seed 1) · seed 0`.
     """
     if isinstance(trial, TrialConfig):
         teacher = trial.teacher
@@ -64,14 +64,14 @@ def title(trial: TrialConfig | TrialRecord) -> str:
     return gap.join([label, trial.dataset, f"{trial.student}{arrow}", f"seed {trial.seed}"])
 
 
-def _label(method: str, recipe: Mapping[str, Any]) -> str:
+def _format_label(method: str, recipe: Mapping[str, Any]) -> str:
     """Options first, then the recipe in the order of its keys, then the teacher."""
-    facts, own, teacher = losses.METHODS.get(method), _fill(recipe), recipe.get("teacher")
+    facts, own, teacher = losses.METHODS.get(method), _fill_defaults(recipe), recipe.get("teacher")
     defaults: Mapping[str, Any] = facts.defaults() if facts else {}
     options = {**defaults, **_drop_none(recipe.get("options") or {})}
     parts = [method, *_format_differences(options, defaults, defaults), *_format_unknown(options, defaults, "options.")]
     parts += [
-        *_format_differences(own, _defaults(own), fields.RECIPE_KEYS),
+        *_format_differences(own, _find_defaults(own), fields.RECIPE_KEYS),
         *_format_weights(recipe),
         *_format_unknown(recipe, _HANDLED),
     ]
@@ -79,11 +79,11 @@ def _label(method: str, recipe: Mapping[str, Any]) -> str:
 
 
 def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
-    """What a teacher was trained with where that is not what its student is trained with."""
-    own = _fill(recipe)
-    expected = {**_defaults(own), "limit_test": student["limit_test"]}
+    """The settings of a teacher that differ from those of its student."""
+    own = _fill_defaults(recipe)
+    expected = {**_find_defaults(own), "limit_test": student["limit_test"]}
     if not own["weights"]:
-        defaults, same = _defaults(own), {name: own[name].name == student[name].name for name in _TABLES}
+        defaults, same = _find_defaults(own), {name: own[name].name == student[name].name for name in _TABLES}
         follows = same["schedule"] and own["epochs"] == student["epochs"]
         gamma = student["gamma"] if own["milestones"] and student["milestones"] else expected["gamma"]
         milestones = student["milestones"] if follows else expected["milestones"]
@@ -97,30 +97,30 @@ def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> It
         yield f"teacher.{part}"
 
 
-def _fill(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of a recipe, and the weights; what is not given is at its default."""
+def _fill_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a recipe, and the weights; a key that is not given has its default."""
     given = _drop_none(recipe)
     weights = given.get("weights")
     epochs = given.get("epochs", 0 if weights else fields.RECIPE_KEYS["epochs"].default)
     milestones = tuple(given.get("milestones", fields.default_milestones(epochs)))
     own = {"weights": weights, "epochs": epochs, "milestones": milestones}
-    own |= {name: _selection(name, given) for name in _TABLES}
-    return {**_defaults(own), **{name: given[name] for name in fields.RECIPE_KEYS if name in given}, **own}
+    own |= {name: _make_selection(name, given) for name in _TABLES}
+    return {**_find_defaults(own), **{name: given[name] for name in fields.RECIPE_KEYS if name in given}, **own}
 
 
-def _selection(name: str, given: Mapping[str, Any]) -> fields.Selection:
+def _make_selection(name: str, given: Mapping[str, Any]) -> fields.Selection:
     """The optimizer or schedule of a recipe, with the options that are not at their defaults."""
     default: fields.Selection = fields.RECIPE_KEYS[name].default
     return fields.Selection(given.get(name, default.name), tuple(sorted(given.get(f"{name}_options", {}).items())))
 
 
-def _defaults(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The default of every key, of which some follow from other settings."""
+def _find_defaults(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every key; some follow from other settings."""
     found = {name: key.default for name, key in fields.RECIPE_KEYS.items()}
     if own["weights"]:  # nothing is trained
         found["epochs"] = 0
     if not own["milestones"]:
-        found["gamma"] = 1.0  # nothing is multiplied, see `plan`
+        found["gamma"] = 1.0  # lr is never multiplied, see `plan`
     if facts := OPTIMIZERS.get(own["optimizer"].name):
         found |= {"lr": facts.lr, "weight_decay": facts.weight_decay}
     schedule = SCHEDULES.get(own["schedule"].name)
@@ -142,14 +142,14 @@ def _format_weights(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _format_unknown(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:
-    """What another version of kdctl stored: always shown, as its default is not known here."""
+    """Settings that another version of kdctl stored: always formatted, as their defaults are not known here."""
     yield from (
         f"{prefix}{name}={_format(value)}" for name, value in sorted(_drop_none(settings).items()) if name not in known
     )
 
 
 def _format(value: Any) -> str:
-    """A value without spaces, alike for equal values alone."""
+    """A value without spaces; only equal values have the same text."""
     if value is None:
         return "all"  # images
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""`Study` → `Plan`: which trials a study is, each with its id and what it waits for. Pure; JSON in and out."""
+"""`Study` → `Plan`: the trials of a study, each with its id and the teacher that it waits for. Does no I/O."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teache
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 
-# The order in which axes multiply, the last one fastest: seeds of one setting stay side by side. It is fixed, so
-# that the order of keys in the file changes nothing.
+# The order in which axes multiply. The last one varies fastest, so that the seeds of one setting are next to each
+# other. It is fixed, so that the order of the keys in the file has no effect.
 _ORDER = ("dataset", "model", "weights", "student", "method", *fields.RECIPE_KEYS, *fields.OPTION_KEYS, "seed")
 
 
 class PlanState(StrEnum):
-    """What a storage holds of a planned trial."""
+    """The state of a planned trial in a storage."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -36,7 +36,7 @@ class PlanState(StrEnum):
 class PlannedTrial:
     """One trial of a plan, with its state in the storage.
 
-    `teacher_cache` is the decision: `table`, `live`, or None where no teacher is asked.
+    `teacher_cache` is the decided teacher mode: `table`, `live`, or None without a teacher.
     """
 
     trial_id: str
@@ -48,11 +48,11 @@ class PlannedTrial:
     table: TableKey | None
 
     def title(self) -> str:
-        """What a person calls it, see `labels.title`."""
+        """Its title for people, see `labels.title`."""
         return labels.title(self.config)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data: what most readers want in flat keys, and the whole config."""
+        """Plain JSON data: what most readers need as flat keys, and the complete config."""
         config = self.config
         return {
             "trial_id": self.trial_id,
@@ -73,8 +73,8 @@ class PlannedTrial:
         }
 
     def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
-        """The same trial with another decision about its teacher: `table`, `live` or None."""
-        table = _table_key(self.config, self.teacher_id) if mode == "table" else None
+        """The same trial with another teacher mode: `table`, `live` or None."""
+        table = _find_table_key(self.config, self.teacher_id) if mode == "table" else None
         return replace(self, teacher_cache=mode, table=table)
 
 
@@ -82,8 +82,8 @@ class PlannedTrial:
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file that the user brought to its path, and `folders` the digest of each
-    folder of images to that; `text` is the study file's, as it was read, which JSON leaves out.
+    `weights` maps the SHA-256 of each weights file of the user to its path. `folders` maps the digest of each image
+    folder to the folder. `text` is the text of the study file as it was read; JSON leaves it out.
     """
 
     study: str
@@ -109,7 +109,7 @@ class Plan:
 
 
 def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: Collection[TableKey] = ()) -> Plan:
-    """The plan of a study, given what its storage holds: the state of each trial, and the finished teacher tables."""
+    """Makes the plan of a study, given what its storage holds: the state of each trial, and the finished tables."""
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
@@ -131,16 +131,16 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
         if config not in ids:
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_plan_trial("student", config, config.trial_id(teacher_id), teacher_id))
-    warnings = (*map(str, study.warnings), *_without_base(configs))
+    warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs))
     plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
     return with_stored_state(plan, states or {}, tables)
 
 
-_LIMIT = 5  # settings, or seeds of one, in a warning
+_LIMIT = 5  # settings in a warning, or seeds of one setting
 
 
-def _without_base(configs: Collection[TrialConfig]) -> Iterator[str]:
-    """A warning that names the `base` runs that some students are not compared with, as the study has none."""
+def _warn_of_missing_base(configs: Collection[TrialConfig]) -> Iterator[str]:
+    """A warning that names the `base` runs that the study lacks, so that some students have nothing to compare with."""
     taught = [config for config in configs if config.teacher]
     planned = {config for config in configs if config.method == "base"} | {config.teacher for config in taught}
     missing: dict[TrialConfig, set[int]] = {}  # the seeds of each setting
@@ -170,68 +170,69 @@ def _limit(values: Sequence[object]) -> list[str]:
 
 
 def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collection[TableKey]) -> Plan:
-    """The same trials beside what a storage holds, see `make_plan`.
+    """The same plan with the states and teacher modes that follow from what a storage holds, see `make_plan`.
 
-    A table costs one forward pass a view of an image and some for its check, a live teacher one an epoch of an image:
-    a table pays where the students that share it have epochs enough to come, see `_table_pays`.
+    A table costs one forward pass for each view of each image, and some for its check. A live teacher costs one for
+    each image in each epoch. So a table pays off if the students that share it still have enough epochs to train, see
+    `_table_pays_off`.
     """
-    wanted = [_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
-    to_come: Counter[TableKey] = Counter()
-    for trial, key in zip(plan.trials, wanted, strict=True):
+    keys = [_find_table_key(trial.config, trial.teacher_id) for trial in plan.trials]
+    epochs_left: Counter[TableKey] = Counter()
+    for trial, key in zip(plan.trials, keys, strict=True):
         if key and trial.config.teacher_cache != "live" and states.get(trial.trial_id) is not State.FINISHED:
-            to_come[key] += trial.config.epochs
+            epochs_left[key] += trial.config.epochs
     trials = []
-    for trial, key in zip(plan.trials, wanted, strict=True):
+    for trial, key in zip(plan.trials, keys, strict=True):
         config = trial.config
-        decision = _decide_teacher_mode(config, key, to_come, tables) if config.teacher else None
-        state = _state(states.get(trial.trial_id))
+        decision = _decide_teacher_mode(config, key, epochs_left, tables) if config.teacher else None
+        state = _to_plan_state(states.get(trial.trial_id))
         table = key if decision == "table" else None
         trials.append(PlannedTrial(trial.trial_id, trial.role, config, trial.teacher_id, state, decision, table))
     return replace(plan, trials=tuple(trials))
 
 
 def _plan_trial(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
-    """A trial of which no storage knows yet."""
+    """A trial that is in no storage yet."""
     return PlannedTrial(trial_id, role, config, teacher_id, PlanState.NEW, None, None)
 
 
-def _state(state: State | None) -> PlanState:
+def _to_plan_state(state: State | None) -> PlanState:
     if state is None:
         return PlanState.NEW
     return PlanState(state.value) if state in (State.FINISHED, State.FAILED) else PlanState.UNFINISHED
 
 
 def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
-    """The trials of one experiment, equal ones repeated."""
+    """The trials of one experiment; equal trials are repeated."""
     recipe = {name: value.value for name, value in study.recipe.items()}
-    for own in _product(experiment.axes):
+    for own in _multiply_axes(experiment.axes):
         images = {name: own[name] for name in fields.DATA_KEYS if name in own}
         teachers = [
-            _teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
+            _make_teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
             for teacher in experiment.teachers
-            for mapping in _product(teacher.axes)
+            for mapping in _multiply_axes(teacher.axes)
         ]
         for teacher in teachers or (None,):
-            yield _config({"seed": 0, **recipe, **own}, teacher)
+            yield _make_config({"seed": 0, **recipe, **own}, teacher)
 
 
-def _product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
+def _multiply_axes(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
     names = sorted(axes, key=_ORDER.index)
     for values in itertools.product(*(axes[name] for name in names)):
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
+def _make_teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
     base = {"seed": 0, **settings, "method": Selection("base"), "dataset": dataset, "student": settings["model"]}
     if "weights" not in settings:
-        return _config(base, None)
-    # Nothing is trained: what would only matter in training is set to one fixed value, so as not to change the id.
+        return _make_config(base, None)
+    # Nothing is trained: settings that matter only in training get fixed values, so that they do not change the id.
     untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items() if key.default is not None}
     base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
-    return replace(_config(base, None), weights=teacher.digests[settings["weights"]])
+    return replace(_make_config(base, None), weights=teacher.digests[settings["weights"]])
 
 
-def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
+def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
     """One trial, in a normal form: settings that cannot change its result do not distinguish it."""
     dataset = settings["dataset"]
     facts = facts_of(dataset)
@@ -259,31 +260,31 @@ def _config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialCo
         limit_train=None if settings["limit_train"] == facts.train else settings["limit_train"],
         limit_test=None if settings["limit_test"] == facts.test else settings["limit_test"],
         holdout=settings["holdout"],
-        options=_options(method, settings),
+        options=_resolve_options(method, settings),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
         folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
         optimizer=optimizer.name,
-        optimizer_options=_changed_options(optimizer, trainer.options),
+        optimizer_options=_drop_defaults(optimizer, trainer.options),
         schedule=schedule.name,
-        schedule_options=_changed_options(schedule, SCHEDULES[schedule.name].options),
+        schedule_options=_drop_defaults(schedule, SCHEDULES[schedule.name].options),
     )
 
 
-def _options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
-    """Every option of a method: from under its name, from beside it, or its default."""
+def _resolve_options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
+    """Every option of a method, given under its name or next to `method`, or its default."""
     options = losses.METHODS[method.name].defaults()
     options |= {name: settings[name] for name in options if name in settings and name in fields.OPTION_KEYS}
     return tuple(sorted((options | dict(method.options)).items()))
 
 
-def _changed_options(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
-    """The options that are not at their defaults."""
+def _drop_defaults(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
+    """The options that do not have their defaults."""
     return tuple((name, value) for name, value in selection.options if value != known[name].default)
 
 
-def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
-    """Which table would serve this trial; None where none can."""
+def _find_table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
+    """The table that this trial could use; None where no table is possible."""
     if teacher_id is None:
         return None
     needs = losses.METHODS[config.method].needs(dict(config.options))
@@ -295,21 +296,21 @@ def _table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | None:
 
 
 def _decide_teacher_mode(
-    config: TrialConfig, key: TableKey | None, to_come: Counter[TableKey], tables: Collection[TableKey]
+    config: TrialConfig, key: TableKey | None, epochs_left: Counter[TableKey], tables: Collection[TableKey]
 ) -> str:
     if key is None:
         return "live"
     if config.teacher_cache != "auto":
         return str(config.teacher_cache)
-    return "table" if key in tables or _table_pays(key, to_come[key]) else "live"
+    return "table" if key in tables or _table_pays_off(key, epochs_left[key]) else "live"
 
 
-# What an answer costs that is built into a table, by what it costs in a step: measured, bench/decision.py. Larger
-# batches and a folded teacher outweigh views and files.
+# What one teacher output costs when a table is built, relative to its cost in a training step: measured with
+# bench/decision.py. Larger batches and a folded teacher outweigh the cost of views and files.
 _BUILD_COST = 0.8
-_CHECK_COST = 1000  # answers that a table's check asks for
+_CHECK_COST = 1000  # teacher outputs that the check of a table computes
 
 
-def _table_pays(key: TableKey, epochs: int) -> bool:
-    """Whether building a table takes less than asking live in so many epochs."""
+def _table_pays_off(key: TableKey, epochs: int) -> bool:
+    """Whether building a table takes less time than a live teacher in this number of epochs."""
     return epochs * key.images > _BUILD_COST * (key.views * key.images + _CHECK_COST)

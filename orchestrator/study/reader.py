@@ -1,4 +1,4 @@
-"""A study file as checked values: YAML → `Study`, with all faults at once, each with its place and its cure."""
+"""A study file as checked values: YAML → `Study`, with all faults at once, each with its location and its fix."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from orchestrator.study.document import Location, Node
 from orchestrator.study.fields import ImageFolder, Key
 from orchestrator.text import nearest, printable, shorten
 
-_NOTE_AFTER = 1.0  # seconds
+_NOTE_AFTER = 1.0  # seconds until a note says that something takes longer
 MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")
-NOTE = "x-"  # what top-level keys begin with that are read for their anchors alone
+NOTE = "x-"  # the beginning of top-level keys that exist only for their anchors
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A checked value with its place, for faults that only show beside other values."""
+    """A checked value with its location, for faults that are found only when values are compared."""
 
     value: Any
     location: Location
@@ -64,15 +64,15 @@ class Experiment:
     axes: Mapping[str, Axis]
     teachers: tuple[Teacher, ...]
     value: Value
-    names_teacher: bool  # also where what it names is at fault
+    names_teacher: bool  # even if that teacher has a fault
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one trial gets, and how often it is tried. None of it changes a result.
+    """What one trial gets, and how often it is tried. None of this changes a result.
 
-    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `retries` counts attempts after a
-    lost worker or too little memory.
+    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `retries` is the number of further
+    attempts after a lost worker or too little memory.
     """
 
     gpus_per_trial: float | None = None
@@ -83,7 +83,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's, as it was read."""
+    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's text as it was read."""
 
     name: str
     recipe: Mapping[str, Value]
@@ -102,10 +102,10 @@ def load_study(
     open_weights: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Study:
-    """The study in a file, after `settings` such as `recipe.epochs=2`.
+    """Reads and checks the study in a file, with `settings` such as `recipe.epochs=2` applied.
 
-    The file is read once, or not at all where its `text` is given. With `open_weights` the weights files that it names
-    are opened, and one that does not fit its teacher is a fault. `on_note` gets a sentence where something takes longer
+    The file is read once, or not at all if its `text` is given. With `open_weights` the weights files that it names are
+    opened, and a file that does not fit its teacher is a fault. `on_note` gets a sentence if something takes longer
     than a moment. Raises StudyError with every fault found; nothing in the file is ever executed.
     """
     try:
@@ -118,7 +118,7 @@ def load_study(
     for setting in settings:
         faults += apply(root, setting)
     reader = _Reader(path, text, open_weights=open_weights, on_note=on_note)
-    study = reader.study(root)
+    study = reader.read(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
     return study
@@ -137,22 +137,22 @@ class _Reader:
         self._measured: dict[ImageFolder, FolderDataset | DataError] = {}
         self._names: dict[str, str] = {}  # of folders, by their digest
 
-    def study(self, root: Node) -> Study | None:
+    def read(self, root: Node) -> Study | None:
         if not self._is_mapping(root, "", PARTS):
             return None
-        for _ in self._known(root, PARTS, ""):
-            pass  # for the unknown keys among them
-        name = self._name(root)
-        recipe = self._recipe(root)
-        resources = self._resources(root)
-        experiments = self._experiments(root, recipe)
+        for _ in self._iterate_known(root, PARTS, ""):
+            pass  # reports unknown keys
+        name = self._read_name(root)
+        recipe = self._read_recipe(root)
+        resources = self._read_resources(root)
+        experiments = self._read_experiments(root, recipe)
         warnings = tuple(sorted(set(self.warnings)))
         return Study(name, recipe, experiments, resources, self.path, warnings, self.text)
 
     # The four parts of the file.
 
-    def _name(self, root: Node) -> str:
-        node = self._required(root, "study", "", "give the study a name, like `study: resnet-logit`")
+    def _read_name(self, root: Node) -> str:
+        node = self._require(root, "study", "", "give the study a name, like `study: resnet-logit`")
         if node is None:
             return ""
         if not isinstance(node.value, str) or not re.fullmatch(STUDY_NAME, node.value) or node.value.endswith("."):
@@ -164,27 +164,27 @@ class _Reader:
             return ""
         return node.value
 
-    def _recipe(self, root: Node) -> dict[str, Value]:
-        """Every key of the recipe, defaults filled in."""
+    def _read_recipe(self, root: Node) -> dict[str, Value]:
+        """Every key of the recipe, with defaults filled in."""
         assert isinstance(root.value, dict)
         node = root.value.get("recipe")
-        got: dict[str, Value] = {}
+        given: dict[str, Value] = {}
         if node is not None and node.value is not None and self._is_mapping(node, "recipe", fields.RECIPE_KEYS):
-            got = {
+            given = {
                 name: value
-                for name, child in self._known(node, fields.RECIPE_KEYS, "recipe")
-                if (value := self._shared(fields.RECIPE_KEYS[name], child, f"recipe.{name}"))
+                for name, child in self._iterate_known(node, fields.RECIPE_KEYS, "recipe")
+                if (value := self._read_shared_value(fields.RECIPE_KEYS[name], child, f"recipe.{name}"))
             }
         location = node.location if node is not None else root.location
         recipe = {name: Value(key.default, location, f"recipe.{name}") for name, key in fields.RECIPE_KEYS.items()}
         for name in fields.DERIVED:  # their defaults follow from other settings of each trial, see `plan`
             del recipe[name]
-        return recipe | got
+        return recipe | given
 
-    def _shared(self, key: Key, node: Node, path: str) -> Value | None:
+    def _read_shared_value(self, key: Key, node: Node, path: str) -> Value | None:
         natural = isinstance(key.value_type, fields.EpochList)
-        is_list = _grid(node) is not None or (isinstance(node.value, list) and not natural)
-        values = () if is_list else self._axis(key, node, path)
+        is_list = _find_grid(node) is not None or (isinstance(node.value, list) and not natural)
+        values = () if is_list else self._read_axis(key, node, path)
         if is_list or len(values) > 1:
             message = (
                 "found a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
@@ -193,19 +193,19 @@ class _Reader:
             return None
         return values[0] if values else None
 
-    def _resources(self, root: Node) -> Resources:
+    def _read_resources(self, root: Node) -> Resources:
         assert isinstance(root.value, dict)
         node = root.value.get("resources")
         if node is None or node.value is None or not self._is_mapping(node, "resources", fields.RESOURCE_KEYS):
             return Resources()
         values = {}
-        for name, child in self._known(node, fields.RESOURCE_KEYS, "resources"):
-            if value := self._value(fields.RESOURCE_KEYS[name], child, f"resources.{name}"):
+        for name, child in self._iterate_known(node, fields.RESOURCE_KEYS, "resources"):
+            if value := self._read_value(fields.RESOURCE_KEYS[name], child, f"resources.{name}"):
                 values[name] = value.value
         return replace(Resources(), **values)
 
-    def _experiments(self, root: Node, recipe: Mapping[str, Value]) -> tuple[Experiment, ...]:
-        node = self._required(root, "experiments", "", "list at least one, each with method, dataset and student")
+    def _read_experiments(self, root: Node, recipe: Mapping[str, Value]) -> tuple[Experiment, ...]:
+        node = self._require(root, "experiments", "", "list at least one, each with method, dataset and student")
         if node is None:
             return ()
         if not isinstance(node.value, list) or not node.value:
@@ -214,64 +214,64 @@ class _Reader:
             return ()
         found = []
         for index, child in enumerate(node.value):
-            experiment = self._experiment(child, f"experiments[{index}]")
+            experiment = self._read_experiment(child, f"experiments[{index}]")
             if experiment:
                 found.append(experiment)
-                if _size(experiment) > MAX_TRIALS:  # and so are its pairs of values: there may be billions
-                    self.faults.append(_size_fault(experiment))
+                if _count_trials(experiment) > MAX_TRIALS:  # not compared either: it may have billions of pairs
+                    self.faults.append(_describe_size(experiment))
                     continue
-                self.faults += _faults_between(experiment, recipe)
+                self.faults += _compare_axes(experiment, recipe)
                 if self.open_weights:
-                    self.faults += _weights_faults(experiment, self.path.parent)
-                self.warnings += _warnings_of(experiment, recipe)
-        self.warnings += _equal_experiments(found)
-        total = sum(map(_size, found))
-        if total > MAX_TRIALS and all(_size(experiment) <= MAX_TRIALS for experiment in found):
+                    self.faults += _check_weights(experiment, self.path.parent)
+                self.warnings += _find_warnings(experiment, recipe)
+        self.warnings += _find_equal_experiments(found)
+        total = sum(map(_count_trials, found))
+        if total > MAX_TRIALS and all(_count_trials(experiment) <= MAX_TRIALS for experiment in found):
             message = f"found {total:,} trials in all; at most {MAX_TRIALS:,} are allowed; split the study"
             self.faults.append(node.location.fault("experiments", message))
         return tuple(found)
 
-    def _experiment(self, node: Node, path: str) -> Experiment | None:
+    def _read_experiment(self, node: Node, path: str) -> Experiment | None:
         allowed = (*fields.EXPERIMENT_KEYS, "teacher")
         if not self._is_mapping(node, path, allowed):
             return None
         for name in ("method", "dataset", "student"):
             doc = fields.STUDENT_KEYS[name].doc
-            self._required(node, name, path, f"every experiment needs it: {doc}")
+            self._require(node, name, path, f"every experiment needs it: {doc}")
         axes: dict[str, Axis] = {}
         teachers: tuple[Teacher, ...] = ()
-        known = sorted(self._known(node, allowed, path), key=lambda item: item[0] != "method")
-        for name, child in known:  # the method first, as it says how its options are read
+        known = sorted(self._iterate_known(node, allowed, path), key=lambda item: item[0] != "method")
+        for name, child in known:  # the method first, as it defines how its options are read
             if name == "teacher":
-                teachers = self._teachers(child, f"{path}.teacher")
+                teachers = self._read_teachers(child, f"{path}.teacher")
             elif name in fields.OPTION_KEYS:
-                axes[name] = self._option(name, child, f"{path}.{name}", axes.get("method", ()))
+                axes[name] = self._read_option(name, child, f"{path}.{name}", axes.get("method", ()))
             else:
-                axes[name] = self._axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
+                axes[name] = self._read_axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
         assert isinstance(node.value, dict)
         return Experiment(axes, teachers, Value(None, node.location, path), "teacher" in node.value)
 
-    def _teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
-        entries = self._entries(node, path)
-        found = (self._teacher(child, child_path) for child, child_path in entries)
+    def _read_teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
+        entries = self._list_entries(node, path)
+        found = (self._read_teacher(child, child_path) for child, child_path in entries)
         return tuple(teacher for teacher in found if teacher)
 
-    def _teacher(self, node: Node, path: str) -> Teacher | None:
+    def _read_teacher(self, node: Node, path: str) -> Teacher | None:
         value = Value(None, node.location, path)
         if isinstance(node.value, str):
-            model = self._value(fields.TEACHER_KEYS["model"], node, path)
+            model = self._read_value(fields.TEACHER_KEYS["model"], node, path)
             return Teacher({"model": (model,)}, value) if model else None
         if not self._is_mapping(node, path, fields.TEACHER_MAPPING_KEYS):
             return None
-        self._required(node, "model", path, "name the teacher's model, like `model: resnet_32_110`")
+        self._require(node, "model", path, "name the teacher's model, like `model: resnet_32_110`")
         axes = {
-            name: self._axis(fields.TEACHER_MAPPING_KEYS[name], child, f"{path}.{name}")
-            for name, child in self._known(node, fields.TEACHER_MAPPING_KEYS, path)
+            name: self._read_axis(fields.TEACHER_MAPPING_KEYS[name], child, f"{path}.{name}")
+            for name, child in self._iterate_known(node, fields.TEACHER_MAPPING_KEYS, path)
         }
-        return Teacher(axes, value, self._digests(axes))
+        return Teacher(axes, value, self._digest_weights(axes))
 
-    def _digests(self, axes: Mapping[str, Axis]) -> dict[str, str]:
-        """SHA-256 of each weights file; what else is trained for a teacher from a file is a fault."""
+    def _digest_weights(self, axes: Mapping[str, Axis]) -> dict[str, str]:
+        """SHA-256 of each weights file; a setting of training next to `weights` is a fault."""
         digests = {}
         for value in axes.get("weights", ()):
             try:
@@ -289,9 +289,9 @@ class _Reader:
 
     # Values and axes.
 
-    def _entries(self, node: Node, path: str, natural_list: bool = False) -> list[tuple[Node, str]]:
+    def _list_entries(self, node: Node, path: str, natural_list: bool = False) -> list[tuple[Node, str]]:
         """The values of an axis, each with its path; an empty axis is a fault."""
-        grid = _grid(node)
+        grid = _find_grid(node)
         if grid is not None:
             node, path = grid, f"{path}.grid"
             if not isinstance(node.value, list):
@@ -306,35 +306,36 @@ class _Reader:
             self.faults.append(node.location.fault(path, message))
         return [(child, f"{path}[{index}]") for index, child in enumerate(node.value)]
 
-    def _axis(self, key: Key, node: Node, path: str) -> Axis:
-        entries = self._entries(node, path, natural_list=isinstance(key.value_type, fields.EpochList))
+    def _read_axis(self, key: Key, node: Node, path: str) -> Axis:
+        entries = self._list_entries(node, path, natural_list=isinstance(key.value_type, fields.EpochList))
         if isinstance(key.value_type, fields.Selected):
-            return tuple(value for child, child_path in entries for value in self._selections(key, child, child_path))
-        found = (self._value(key, child, child_path) for child, child_path in entries)
+            selections = (self._read_selections(key, child, child_path) for child, child_path in entries)
+            return tuple(itertools.chain.from_iterable(selections))
+        found = (self._read_value(key, child, child_path) for child, child_path in entries)
         return tuple(value for value in found if value)
 
-    def _selections(self, key: Key, node: Node, path: str) -> Iterator[Value]:
-        """The entries of a table that a node names: as many as the axes of its options multiply to."""
+    def _read_selections(self, key: Key, node: Node, path: str) -> Iterator[Value]:
+        """The entries of a table that a node names: one for each combination of the values of its options."""
         assert isinstance(key.value_type, fields.Selected)
         if not isinstance(node.value, dict) or len(node.value) != 1:
-            value = self._value(key, node, path)
+            value = self._read_value(key, node, path)
             yield from (value,) if value else ()
             return
-        for name, child in self._known(node, key.value_type.table, path):
+        for name, child in self._iterate_known(node, key.value_type.table, path):
             options, where = key.value_type.table[name].options, f"{path}.{name}"
             if not options:
                 self.faults.append(child.location.fault(where, f"{name} has no options; write its name alone"))
             elif self._is_mapping(child, where, options):
                 axes = {
-                    option: self._axis(fields.option_key(options[option]), value, f"{where}.{option}")
-                    for option, value in sorted(self._known(child, options, where))
+                    option: self._read_axis(fields.option_key(options[option]), value, f"{where}.{option}")
+                    for option, value in sorted(self._iterate_known(child, options, where))
                 }
                 for values in itertools.product(*axes.values()):
                     chosen = tuple((option, value.value) for option, value in zip(axes, values, strict=True))
                     yield Value(fields.Selection(name, chosen), node.location, path)
 
-    def _option(self, name: str, node: Node, path: str, methods: Axis) -> Axis:
-        """An option that stands beside the methods of its experiment."""
+    def _read_option(self, name: str, node: Node, path: str, methods: Axis) -> Axis:
+        """An option that is written next to the methods of its experiment."""
         owners = (losses.METHODS[method.value.name].options for method in methods)
         keys = {key.value_type: key for key in (fields.option_key(own[name]) for own in owners if name in own)}
         if len(keys) > 1:
@@ -342,9 +343,9 @@ class _Reader:
                 f"its methods mean different things by {name}; write it under each: `method: {{NAME: {{{name}: …}}}}`"
             )
             self.faults.append(node.location.fault(path, message))
-        return self._axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
+        return self._read_axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
 
-    def _value(self, key: Key, node: Node, path: str) -> Value | None:
+    def _read_value(self, key: Key, node: Node, path: str) -> Value | None:
         try:
             found = key.value_type.read(node)
             return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.location, path)
@@ -353,11 +354,12 @@ class _Reader:
             return None
 
     def _measure(self, folder: ImageFolder) -> FolderDataset:
-        """What the images in a folder are; each folder is looked at once. Raises DataError."""
+        """Measures the images in a folder, once for each folder. Raises DataError."""
         found = self._measured.get(folder)
         if found is None:
             try:
-                found = measure(self.path.parent / folder.path, folder.size, _progress(folder.path, self.on_note))
+                progress = _report_progress(folder.path, self.on_note)
+                found = measure(self.path.parent / folder.path, folder.size, progress)
                 # Folders with the same images are one dataset, with the name of the first.
                 name = self._names.setdefault(found.facts.digest, found.name)
                 found = replace(found, path=folder.path, name=name)
@@ -379,7 +381,7 @@ class _Reader:
         self.faults.append(node.location.fault(path, message))
         return False
 
-    def _known(self, node: Node, allowed: Iterable[str], path: str) -> Iterator[tuple[str, Node]]:
+    def _iterate_known(self, node: Node, allowed: Iterable[str], path: str) -> Iterator[tuple[str, Node]]:
         """The entries with a known key; each unknown key is a fault."""
         assert isinstance(node.value, dict)
         names = list(allowed)
@@ -387,50 +389,50 @@ class _Reader:
             if name in names:
                 yield name, child
             elif path or not name.startswith(NOTE):
-                message = f"unknown key; known are {', '.join(names)}; {_guess(name, names, path, child)}"
+                message = f"unknown key; known are {', '.join(names)}; {_suggest_key(name, names, path, child)}"
                 self.faults.append(node.keys[name].fault(f"{path}.{shorten(name)}".lstrip("."), message))
 
-    def _required(self, node: Node, name: str, path: str, cure: str) -> Node | None:
+    def _require(self, node: Node, name: str, path: str, fix: str) -> Node | None:
         assert isinstance(node.value, dict)
         if name not in node.value:
             where = f"{path}.{name}".lstrip(".")
-            self.faults.append(node.location.fault(where, f"key {name!r} is missing; {cure}"))
+            self.faults.append(node.location.fault(where, f"key {name!r} is missing; {fix}"))
         return node.value.get(name)
 
 
-def _progress(folder: str, on_note: Callable[[str], None]) -> Callable[[int, int], None]:
-    """Notes once that a folder is being measured, where that takes more than a moment."""
-    start, is_said = time.monotonic(), False
+def _report_progress(folder: str, on_note: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A callback that notes, once, that a folder is being measured, if that takes more than a moment."""
+    start, is_noted = time.monotonic(), False
 
-    def progress(done: int, of: int) -> None:
-        nonlocal is_said
-        if not is_said and done < of and time.monotonic() - start > _NOTE_AFTER:
-            is_said = True
-            on_note(f"measuring the {of:,} images in {printable(folder)}, once")
+    def report(done: int, total: int) -> None:
+        nonlocal is_noted
+        if not is_noted and done < total and time.monotonic() - start > _NOTE_AFTER:
+            is_noted = True
+            on_note(f"measuring the {total:,} images in {printable(folder)}, once")
 
-    return progress
+    return report
 
 
-def _guess(name: str, names: Sequence[str], path: str, value: Node) -> str:
-    """What to do about a key that is not known here: another part of the file may have it, or one alike."""
+def _suggest_key(name: str, names: Sequence[str], path: str, value: Node) -> str:
+    """What to do about a key that is not known here: another part of the file may have it, or a similar key."""
     experiment = re.match(r"experiments\[[0-9]+\]", path)
     parts = {
         experiment[0] if experiment else "experiments[0]": ("teacher", *fields.EXPERIMENT_KEYS),
         "resources": tuple(fields.RESOURCE_KEYS),
         "recipe": tuple(fields.RECIPE_KEYS),
     }
-    homes = {key: f"{part}.{key}" for part, known in parts.items() for key in known}
-    here = nearest(name, names)
-    if name in homes or (not path and here.startswith("choose")):
-        there = difflib.get_close_matches(name, homes, n=1)
-        here = f"did you mean {homes[there[0]]}?" if there else here
+    elsewhere = {key: f"{part}.{key}" for part, known in parts.items() for key in known}
+    advice = nearest(name, names)
+    if name in elsewhere or (not path and advice.startswith("choose")):
+        similar = difflib.get_close_matches(name, elsewhere, n=1)
+        advice = f"did you mean {elsewhere[similar[0]]}?" if similar else advice
     if not path and isinstance(value.value, dict | list):
-        return f"{here} a key that only holds what others repeat begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
-    return here
+        return f"{advice} a key that only holds what others repeat begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
+    return advice
 
 
-def _grid(node: Node) -> Node | None:
-    """The list of `{grid: [...]}`, where the node is that."""
+def _find_grid(node: Node) -> Node | None:
+    """The list in a node of the form `{grid: [...]}`; None for any other node."""
     return node.value["grid"] if isinstance(node.value, dict) and list(node.value) == ["grid"] else None
 
 
@@ -441,50 +443,50 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _teacher_count(experiment: Experiment) -> int:
+def _count_teachers(experiment: Experiment) -> int:
     return sum(math.prod(map(len, teacher.axes.values())) for teacher in experiment.teachers)
 
 
-def _size(experiment: Experiment) -> int:
-    return math.prod(map(len, experiment.axes.values())) * max(1, _teacher_count(experiment))
+def _count_trials(experiment: Experiment) -> int:
+    return math.prod(map(len, experiment.axes.values())) * max(1, _count_teachers(experiment))
 
 
-def _size_fault(experiment: Experiment) -> Fault:
+def _describe_size(experiment: Experiment) -> Fault:
     factors = [f"{len(axis):,} {name}" for name, axis in experiment.axes.items() if len(axis) > 1]
-    if (count := _teacher_count(experiment)) > 1:
+    if (count := _count_teachers(experiment)) > 1:
         factors.append(f"{count:,} teacher")
-    product = f"{' × '.join(factors)} = {_size(experiment):,} trials"
+    product = f"{' × '.join(factors)} = {_count_trials(experiment):,} trials"
     return experiment.value.fault(f"the axes multiply to {product}; at most {MAX_TRIALS:,} are allowed; shorten one")
 
 
-# What only shows where values stand side by side. Axes are compared pair by pair, never as their product.
+# Faults that are found only when values are compared. Axes are compared pair by pair, never as their product.
 
 
-def _faults_between(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
-    """Axes that are missing or at fault are empty here: what is known of the others is still worth telling."""
+def _compare_axes(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    """Faults between axes. An axis that is missing or has a fault is empty here; the others are still checked."""
     datasets = experiment.axes.get("dataset", ())
-    yield from _method_faults(experiment)
-    yield from _option_faults(experiment)
-    yield from _width_faults(experiment)
-    yield from _image_faults(_effective(recipe, experiment.axes), datasets)
+    yield from _check_methods(experiment)
+    yield from _check_options(experiment)
+    yield from _check_widths(experiment)
+    yield from _check_images(_override(recipe, experiment.axes), datasets)
     for teacher in experiment.teachers:
-        yield from _image_faults(_teacher_axes(recipe, experiment, teacher), datasets)
+        yield from _check_images(_override_teacher(recipe, experiment, teacher), datasets)
         for stated in teacher.axes.get("dataset", ()):
             for dataset in datasets:
                 if stated.value != dataset.value:
                     message = (
                         f"the teacher is for {stated.value}, its student for {dataset.value}; "
-                        "they see the same images; remove the teacher's dataset"
+                        "both use the same images; remove the teacher's dataset"
                     )
                     yield stated.fault(message)
 
 
-def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
+def _check_weights(experiment: Experiment, folder: Path) -> Iterator[Fault]:
     """Weights files that do not fit the teacher that they are named for."""
     for teacher in experiment.teachers:
         for value in teacher.axes.get("weights", ()):
-            if value.value in teacher.digests:  # else it cannot be read, which is a fault of its own
-                # Loads torch, which a study without weights need not wait for.
+            if value.value in teacher.digests:  # otherwise the file cannot be read, which is already a fault
+                # Imported here: it loads torch, and a study without weights should not wait for that.
                 from orchestrator.pretrained import weight_files
 
                 path, digest = folder / value.value, teacher.digests[value.value]
@@ -493,18 +495,18 @@ def _weights_faults(experiment: Experiment, folder: Path) -> Iterator[Fault]:
                 yield from map(value.fault, weight_files.find_problems(path, digest, itertools.product(names, classes)))
 
 
-def _effective(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
+def _override(recipe: Mapping[str, Value], axes: Mapping[str, Axis]) -> dict[str, Axis]:
     """The axes of every recipe key after overriding."""
     return {**{name: (value,) for name, value in recipe.items()}, **axes}
 
 
-def _teacher_axes(recipe: Mapping[str, Value], experiment: Experiment, teacher: Teacher) -> dict[str, Axis]:
-    """A teacher follows the recipe, except that it sees the images that its student sees."""
+def _override_teacher(recipe: Mapping[str, Value], experiment: Experiment, teacher: Teacher) -> dict[str, Axis]:
+    """The axes of a teacher: those of the recipe, with the images of its student, and what the teacher overrides."""
     images = {name: axis for name, axis in experiment.axes.items() if name in fields.DATA_KEYS}
-    return _effective(recipe, {**images, **teacher.axes})
+    return _override(recipe, {**images, **teacher.axes})
 
 
-def _method_faults(experiment: Experiment) -> Iterator[Fault]:
+def _check_methods(experiment: Experiment) -> Iterator[Fault]:
     for method in experiment.axes.get("method", ()):
         name = method.value.name
         has_teacher = losses.METHODS[name].has_teacher
@@ -517,12 +519,12 @@ def _method_faults(experiment: Experiment) -> Iterator[Fault]:
             yield method.fault(message)
 
 
-def _option_faults(experiment: Experiment) -> Iterator[Fault]:
+def _check_options(experiment: Experiment) -> Iterator[Fault]:
     chosen = [method.value for method in experiment.axes.get("method", ())]
     methods = list(dict.fromkeys(method.name for method in chosen))
     for name in sorted(set(experiment.axes) & set(fields.OPTION_KEYS)):
         if twice := [method.name for method in chosen if name in dict(method.options)]:
-            message = f"{name} also stands under method {twice[0]}; remove one of the two"
+            message = f"{name} is also given under method {twice[0]}; remove one of the two"
             yield experiment.axes[name][0].fault(message)
         if methods and experiment.axes[name] and not any(name in losses.METHODS[method].options for method in methods):
             takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
@@ -530,12 +532,12 @@ def _option_faults(experiment: Experiment) -> Iterator[Fault]:
             yield experiment.axes[name][0].fault(message)
 
 
-def _width_faults(experiment: Experiment) -> Iterator[Fault]:
+def _check_widths(experiment: Experiment) -> Iterator[Fault]:
     """Teachers whose outputs a method cannot compare with a student's; one fault for each teacher's model."""
-    students: dict[Widths, str] = {}  # models of one width are alike here
+    students: dict[Widths, str] = {}  # models of equal widths are equivalent here
     for student in experiment.axes.get("student", ()):
         students.setdefault(models.widths(student.value), student.value)
-    choices = list(_option_choices(experiment))
+    choices = list(_combine_options(experiment))
     for model in itertools.chain.from_iterable(teacher.axes.get("model", ()) for teacher in experiment.teachers):
         teacher = models.widths(model.value)
         pairs = itertools.product(choices, students.items())
@@ -544,7 +546,7 @@ def _width_faults(experiment: Experiment) -> Iterator[Fault]:
             yield model.fault(f"{model.value} cannot teach {name}: {mismatch}")
 
 
-def _option_choices(experiment: Experiment) -> Iterator[tuple[losses.Method, losses.Options]]:
+def _combine_options(experiment: Experiment) -> Iterator[tuple[losses.Method, losses.Options]]:
     """Each method with every combination of its options."""
     for method in experiment.axes.get("method", ()):
         facts = losses.METHODS[method.value.name]
@@ -553,7 +555,7 @@ def _option_choices(experiment: Experiment) -> Iterator[tuple[losses.Method, los
             yield facts, {**facts.defaults(), **dict(zip(given, values, strict=True)), **dict(method.value.options)}
 
 
-def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
+def _check_images(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
     for dataset in datasets:
         facts = facts_of(dataset.value)
         for padding in axes["crop_padding"]:
@@ -577,12 +579,12 @@ def _image_faults(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
                     yield holdout.fault(message)
 
 
-def _warnings_of(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
-    yield from _repeats(experiment)
+def _find_warnings(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    yield from _find_repeats(experiment)
     for teacher in experiment.teachers:
-        yield from itertools.islice(_leaks(experiment, teacher, recipe), 1)
-    runs = [_effective(recipe, experiment.axes)]
-    runs += [_teacher_axes(recipe, experiment, t) for t in experiment.teachers if "weights" not in t.axes]
+        yield from itertools.islice(_find_leaks(experiment, teacher, recipe), 1)
+    runs = [_override(recipe, experiment.axes)]
+    runs += [_override_teacher(recipe, experiment, t) for t in experiment.teachers if "weights" not in t.axes]
     for axes in runs:
         for milestones in axes.get("milestones", ()):
             for epochs in axes["epochs"]:
@@ -592,7 +594,7 @@ def _warnings_of(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterato
                     yield milestones.fault(f"warning: {listed} has no effect within {epochs.value} epochs")
 
 
-def _equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
+def _find_equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
     first: dict[object, str] = {}
     for experiment in experiments:
         parts = (experiment.axes, *(teacher.axes for teacher in experiment.teachers))
@@ -604,8 +606,8 @@ def _equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
             yield experiment.value.fault(f"warning: this equals {path}, and adds no trial; change a seed, or remove it")
 
 
-def _repeats(experiment: Experiment) -> Iterator[Fault]:
-    """The first value that an axis has twice; both stand for one trial."""
+def _find_repeats(experiment: Experiment) -> Iterator[Fault]:
+    """A warning for the first value that an axis contains twice; both give the same trial."""
     for axes in (experiment.axes, *(teacher.axes for teacher in experiment.teachers)):
         for axis in axes.values():
             first = {value.value: value for value in reversed(axis)}
@@ -613,27 +615,27 @@ def _repeats(experiment: Experiment) -> Iterator[Fault]:
                 yield again.fault(f"warning: {again.value} is in this list twice, and the second adds no trial")
 
 
-def _leaks(experiment: Experiment, teacher: Teacher, recipe: Mapping[str, Value]) -> Iterator[Fault]:
-    """Where a teacher is trained on images that its student holds out to select its epoch with.
+def _find_leaks(experiment: Experiment, teacher: Teacher, recipe: Mapping[str, Value]) -> Iterator[Fault]:
+    """Warnings where a teacher is trained on images that its student holds out to select its epoch.
 
-    Both take their images from the front of the same order (`data.load`), and the held-out ones are the last of them.
+    Both take their images from the front of the same order (`tensors.load`), and hold out the last of them.
     """
     own = [teacher.axes[name] for name in ("holdout", "limit_train") if teacher.axes.get(name)]
     if not own or "weights" in teacher.axes:
-        return  # it sees exactly its student's images, or nobody knows what it saw
-    student = _effective(recipe, experiment.axes)
+        return  # its images are exactly those of its student, or are not known
+    student = _override(recipe, experiment.axes)
     for dataset, holdout, limit in itertools.product(
         *(student[name] for name in ("dataset", "holdout", "limit_train"))
     ):
-        whole = facts_of(dataset.value).train
-        images = min(limit.value or whole, whole)
+        total = facts_of(dataset.value).train
+        images = min(limit.value or total, total)
         limits, holdouts = teacher.axes.get("limit_train", (limit,)), teacher.axes.get("holdout", (holdout,))
         for teacher_limit, teacher_holdout in itertools.product(limits, holdouts):
-            seen = min(teacher_limit.value or whole, whole) - teacher_holdout.value
-            leaked = min(seen, images) - (images - holdout.value)
+            trained = min(teacher_limit.value or total, total) - teacher_holdout.value
+            leaked = min(trained, images) - (images - holdout.value)
             if leaked > 0:
                 yield own[0][0].fault(
                     f"warning: the teacher is trained on {leaked:,} of the {holdout.value:,} images that its student "
-                    "holds out to choose its epoch with, so the validation accuracy is too high; leave holdout and "
-                    "limit_train to the student, whose teacher then sees the same images"
+                    "holds out to choose its epoch, so the validation accuracy is too high; remove the teacher's "
+                    "holdout and limit_train, so that it is trained on its student's images"
                 )

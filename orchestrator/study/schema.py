@@ -1,4 +1,4 @@
-"""The JSON Schema of a study file, made from the same keys that check it; editors complete and check with it."""
+"""The JSON Schema of a study file, made from the same keys that check it; editors use it to complete and to check."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ def study_schema() -> dict[str, Any]:
     """JSON Schema, draft 7, which is what editors' YAML support understands."""
     experiment = {name: fields.axis_schema(key.schema()) for name, key in fields.EXPERIMENT_KEYS.items()}
     experiment["teacher"] = fields.axis_schema(
-        {"anyOf": [fields.TEACHER_KEYS["model"].schema(), _object(_axes(), ["model"])]}
+        {"anyOf": [fields.TEACHER_KEYS["model"].schema(), _make_object(_make_axes(), ["model"])]}
     )
     parts = {
         "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
-        "recipe": _object(_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),
+        "recipe": _make_object(_make_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),
         "experiments": {
             "type": "array",
             "minItems": 1,
             "description": "a list where one value is expected is an axis, and axes multiply",
-            "items": _object(experiment, ["method", "dataset", "student"]),
+            "items": _make_object(experiment, ["method", "dataset", "student"]),
         },
-        "resources": _object(_schemas(fields.RESOURCE_KEYS), [], "what one trial gets"),
+        "resources": _make_object(_make_schemas(fields.RESOURCE_KEYS), [], "what one trial gets"),
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
-    # Merge keys (`<<`) need no word here: editors follow them before they check.
-    return {**head, **_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
+    # Merge keys (`<<`) need no entry here: editors resolve them before they check.
+    return {**head, **_make_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
 
 
 def schema_text() -> str:
-    """The same as a file holds it."""
+    """The schema as the text of a file."""
     return json.dumps(study_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _schemas(known: Mapping[str, Key]) -> dict[str, Any]:
+def _make_schemas(known: Mapping[str, Key]) -> dict[str, Any]:
     return {name: key.schema() for name, key in known.items()}
 
 
-def _axes() -> dict[str, Any]:
-    return {name: fields.axis_schema(schema) for name, schema in _schemas(fields.TEACHER_MAPPING_KEYS).items()}
+def _make_axes() -> dict[str, Any]:
+    return {name: fields.axis_schema(schema) for name, schema in _make_schemas(fields.TEACHER_MAPPING_KEYS).items()}
 
 
-def _object(properties: Mapping[str, Any], required: list[str], description: str = "") -> dict[str, Any]:
+def _make_object(properties: Mapping[str, Any], required: list[str], description: str = "") -> dict[str, Any]:
     schema = {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
     return {**schema, "description": description} if description else schema

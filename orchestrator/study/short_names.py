@@ -1,6 +1,6 @@
-"""What varies within one study: the settings that a view of it has to show, and names and ids as short as they can be.
+"""What varies within one study: the settings that a view of it must show, and the shortest possible names and ids.
 
-Elsewhere trials have the titles of `labels`, which hold for every study.
+Outside a view of one study, trials have the titles of `labels`, which are valid for every study.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from orchestrator.study import fields
 
 _SHORTEST = 4  # hex digits of a short id
 _DIGITS = 12  # of a weights file's SHA-256
-_WHOLE = ("method", "dataset", "student", "teacher")  # settings of which the value alone says what it is
+_VALUE_ONLY = ("method", "dataset", "student", "teacher")  # settings whose value is clear without their name
 
 
 def settings_of(config: TrialConfig) -> dict[str, str]:
-    """Every setting of a trial by its key in a study file, but for the seed, in the order of a label."""
-    found = {"method": config.method, **_texts(dict(config.options)), **_recipe(config)}
+    """Every setting of a trial except its seed, by its key in a study file, in the order of a label."""
+    found = {"method": config.method, **_format_values(dict(config.options)), **_format_recipe(config)}
     found |= {"dataset": config.dataset, "student": config.student}
     if config.teacher:
-        own = {"seed": config.teacher.seed, **_recipe(config.teacher)}
+        own = {"seed": config.teacher.seed, **_format_recipe(config.teacher)}
         found |= {"teacher": config.teacher.student, **{f"teacher.{name}": str(value) for name, value in own.items()}}
     return found
 
 
 def all_settings(configs: Iterable[TrialConfig]) -> list[Mapping[str, str]]:
-    """Those of each trial; trials that differ in their seeds alone share one mapping, as a study may have thousands."""
+    """The settings of each trial; those that differ only in seeds share one mapping, as there may be thousands."""
     known: dict[TrialConfig, Mapping[str, str]] = {}
     found = []
     for config in configs:
@@ -46,8 +46,8 @@ def find_varying(trials: Iterable[Mapping[str, str]]) -> list[str]:
     for settings in trials:
         for name, value in settings.items():
             values[name].add(value)
-    order = {name: place for place, name in enumerate([*values])}
-    return sorted((name for name, found in values.items() if len(found) > 1), key=lambda name: _place(name, order))
+    order = {name: index for index, name in enumerate(values)}
+    return sorted((name for name, found in values.items() if len(found) > 1), key=lambda name: _sort_key(name, order))
 
 
 def names(configs: Sequence[TrialConfig]) -> list[str]:
@@ -56,58 +56,58 @@ def names(configs: Sequence[TrialConfig]) -> list[str]:
     by_method: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     for settings in {id(settings): settings for settings in trials}.values():
         by_method[settings["method"]].append(settings)
-    shown = {method: ["method", *find_varying(of)] for method, of in by_method.items()}
+    named = {method: ["method", *find_varying(group)] for method, group in by_method.items()}
     return [
-        " ".join([*_words(settings, shown[settings["method"]]), f"seed {config.seed}"])
+        " ".join([*_format(settings, named[settings["method"]]), f"seed {config.seed}"])
         for settings, config in zip(trials, configs, strict=True)
     ]
 
 
 def default(name: str) -> str | None:
-    """The text of a setting that nobody has set; None where it has no fixed default."""
+    """The text of a setting's default; None where it has no fixed default."""
     key = fields.RECIPE_KEYS.get(name.removeprefix("teacher."))
-    return None if key is None or name.endswith("milestones") else _text(key.default)
+    return None if key is None or name.endswith("milestones") else _format_value(key.default)
 
 
 def short_ids(trial_ids: Collection[str]) -> dict[str, str]:
-    """The beginning of each id, of as few digits as tell these ids apart, and at least four."""
+    """The beginning of each id: as few digits as distinguish these ids, but at least four."""
     size = _SHORTEST
     while len({trial_id[:size] for trial_id in trial_ids}) < len(set(trial_ids)):
         size += 1
     return {trial_id: trial_id[:size] for trial_id in trial_ids}
 
 
-def _words(settings: Mapping[str, str], names: Iterable[str]) -> Iterable[str]:
+def _format(settings: Mapping[str, str], names: Iterable[str]) -> Iterable[str]:
     for name in names:
         if name in settings:
             value = settings[name]
-            yield f"← {value}" if name == "teacher" else value if name in _WHOLE else f"{name}={value}"
+            yield f"← {value}" if name == "teacher" else value if name in _VALUE_ONLY else f"{name}={value}"
 
 
-def _place(name: str, order: Mapping[str, int]) -> tuple[int, int]:
-    """Where a setting stands: after those of the methods that come first, before what every label ends with."""
-    kind = 2 if name.startswith("teacher") else 1 if name in ("dataset", "student") else 0
-    return kind, order[name]
+def _sort_key(name: str, order: Mapping[str, int]) -> tuple[int, int]:
+    """Sorts a setting by its part of a label (recipe, then dataset and student, then teacher), then by `order`."""
+    part = 2 if name.startswith("teacher") else 1 if name in ("dataset", "student") else 0
+    return part, order[name]
 
 
-def _recipe(config: TrialConfig) -> dict[str, str]:
+def _format_recipe(config: TrialConfig) -> dict[str, str]:
     if config.weights:  # nothing is trained
         return {"weights": config.weights[:_DIGITS]}
     found = {name: getattr(config, name) for name in fields.RECIPE_KEYS if name != "teacher_cache" or config.teacher}
     found["optimizer"] = fields.Selection(config.optimizer, config.optimizer_options)
     found["schedule"] = fields.Selection(config.schedule, config.schedule_options)
-    return _texts({name: value for name, value in found.items() if name != "momentum" or value is not None})
+    return _format_values({name: value for name, value in found.items() if name != "momentum" or value is not None})
 
 
-def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _text(value) for name, value in settings.items()}
+def _format_values(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _format_value(value) for name, value in settings.items()}
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "all"  # images
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(map(_text, value)) or "none"
+        return ",".join(map(_format_value, value)) or "none"
     return f"{value:.15g}" if isinstance(value, float) else str(value)

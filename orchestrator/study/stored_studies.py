@@ -27,10 +27,10 @@ from orchestrator.text import masked, nearest, printable
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A trial of a study as a reader of the storage needs it before it has a row.
+    """A trial of a study: what a reader of the storage needs to know before the trial has a row.
 
-    `teacher_mode` is where its teacher outputs come from: `table`, `live`, or None without a teacher. `is_cached` says
-    whether it was finished before the launch. The fields after that are empty if an older kdctl stored the plan.
+    `teacher_mode` is where its teacher outputs come from: `table`, `live`, or None without a teacher. `is_cached` is
+    true if it was finished before the launch. The fields after that are empty if an older kdctl stored the plan.
     """
 
     trial_id: str
@@ -44,21 +44,21 @@ class Member:
     dataset: str = ""
     student: str = ""
     teacher: str | None = None  # its model
-    name: str = ""  # within the study, see `varying.names`
+    name: str = ""  # within the study, see `short_names.names`
 
     @property
-    def shown(self) -> str:
-        """What a view of its study calls it."""
+    def display_name(self) -> str:
+        """Its name in a view of its study."""
         return self.name or self.title
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The last launch of a study. `resource` names its lease, `settings` are its `--set`, `since` is UTC.
+    """The last launch of a study. `resource` names its lease, `settings` are its `--set` options, `since` is UTC.
 
-    `left` are the trials that it was told to leave, as they failed or wait for one that did. `path` is where its file
-    is for good (`path_of`); launches of earlier versions have none. `commit` holds the file exactly as it was launched;
-    None where that is not certain.
+    `left` are the trials that it does not retry, as they failed earlier or wait for one that did. `path` is the full
+    path of its file (`path_of`); launches of earlier versions have none. `commit` is the commit that contains the file
+    exactly as it was launched; None where that is not certain.
     """
 
     resource: str
@@ -128,7 +128,7 @@ _STORED_NAMES = {"teacher_mode": "answers"}  # fields of Member that plans store
 
 
 def store_plan(storage: Storage, plan: Plan, launched: Launch) -> None:
-    """Stores the plan of a study, in place of that of its launch before. Raises StorageError."""
+    """Stores the plan of a study; it replaces the plan of the last launch. Raises StorageError."""
     facts = {
         "study": plan.study,
         "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
@@ -146,14 +146,14 @@ def _digest(study: str) -> str:
 
 
 def path_of(file: str) -> str:
-    """The whole path of a study file; nothing for a pipe, and for the copy that a job on a cluster is given."""
+    """The full path of a study file; empty for a pipe, and for the copy that a job on a cluster gets."""
     path = Path(file).resolve()
     return masked(str(path)) if path.is_file() and "KDCTL_COMMAND" not in os.environ else ""
 
 
 def warn_of_other_file(storage: Storage, plan: Plan) -> str | None:
-    """A warning where the storage remembers a study of this name from another file; None for one edited or moved."""
-    last = _study(read_json(storage, storage.plan(_digest(plan.study))))
+    """A warning if the storage has a study of this name from another file, not just an edited or moved one."""
+    last = _decode_study(read_json(storage, storage.plan(_digest(plan.study))))
     path = path_of(plan.source)
     if last is None or not path or last.launched.path in ("", path) or last.launched.text == masked(plan.text):
         return None
@@ -161,17 +161,17 @@ def warn_of_other_file(storage: Storage, plan: Plan) -> str | None:
         return None  # it was moved here, and edited
     where = storage.backend.describe("")
     return (
-        f"{printable(plan.source)}: study: warning: {where} has a study {plan.study} already, of "
-        f"another file, {printable(last.launched.path)}; a launch of this one takes the name: by it, results, report "
-        "and status then show this file's trials alone, while trials of both have it in their column `study`; give "
-        "one of them another name"
+        f"{printable(plan.source)}: study: warning: {where} already has a study {plan.study} from "
+        f"another file, {printable(last.launched.path)}; a launch of this file takes over the name: results, report "
+        "and status then show only the trials of this file, although trials of both files have this name in their "
+        "column `study`; rename one of the studies"
     )
 
 
 def list_studies(storage: Storage) -> list[StoredStudy]:
-    """Every study of a storage, the one that was launched last first; damaged ones are left out."""
+    """Every study of a storage, the last launched first; damaged plans are left out."""
     found = [
-        _study(read_json(storage, entry.name))
+        _decode_study(read_json(storage, entry.name))
         for entry in storage.backend.list_files(storage.plans)
         if storage.is_ours(entry.name)
     ]
@@ -180,7 +180,7 @@ def list_studies(storage: Storage) -> list[StoredStudy]:
 
 @dataclass(frozen=True, slots=True)
 class StudyRows:
-    """The rows of one study in the order of its plan; `study` is None for rows that no study wants any more."""
+    """The rows of one study in the order of its plan; `study` is None for rows that belong to no study any more."""
 
     study: str | None
     rows: tuple[TrialRecord, ...]
@@ -188,13 +188,13 @@ class StudyRows:
 
 @dataclass(frozen=True)
 class Membership:
-    """Which trials each study wants: the ids of its last plan, in their order, by the study's name."""
+    """Which trials belong to each study: the ids of its last plan, in their order, by the study's name."""
 
     plans: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, storage: Storage) -> Membership:
-        """That of the studies that a storage remembers."""
+        """The membership of all studies that a storage remembers."""
         plans = {study.name: tuple(member.trial_id for member in study.members) for study in list_studies(storage)}
         return cls(dict(sorted(plans.items())))
 
@@ -207,34 +207,34 @@ class Membership:
         return found
 
     def studies(self, trial_id: str, study: str) -> list[str]:
-        """The studies that want a trial, by name; `study` is the one that it was trained for first.
+        """The names of the studies that a trial belongs to; `study` is the study that it was trained for first.
 
-        That one counts without a plan too, where no plan of it is known, as in storages of older versions.
+        That study counts even if the storage has no plan of it, as in storages of older versions.
         """
         own = [] if study in self.plans else [study]
         return sorted({*self._studies.get(trial_id, ()), *own})
 
     def split(self, rows: Iterable[TrialRecord]) -> list[StudyRows]:
-        """Rows by study, in the order of names and plans; last those that no study wants any more."""
+        """Rows by study, in the order of names and plans; last the rows that belong to no study any more."""
         found: dict[str, list[TrialRecord]] = {}
-        left = []
+        unclaimed = []
         for row in sorted(rows, key=lambda row: (row.study, row.no)):
             names = self.studies(row.trial_id, row.study)
             for name in names:
                 found.setdefault(name, []).append(row)
             if not names:
-                left.append(row)
-        parts = [StudyRows(name, tuple(self._in_order(name, found[name]))) for name in sorted(found)]
-        return [*parts, *([StudyRows(None, tuple(left))] if left else [])]
+                unclaimed.append(row)
+        parts = [StudyRows(name, tuple(self._sort(name, found[name]))) for name in sorted(found)]
+        return [*parts, *([StudyRows(None, tuple(unclaimed))] if unclaimed else [])]
 
-    def _in_order(self, study: str, rows: list[TrialRecord]) -> list[TrialRecord]:
-        places = {trial_id: place for place, trial_id in enumerate(self.plans.get(study, ()))}
-        return sorted(rows, key=lambda row: places.get(row.trial_id, 0))
+    def _sort(self, study: str, rows: list[TrialRecord]) -> list[TrialRecord]:
+        positions = {trial_id: position for position, trial_id in enumerate(self.plans.get(study, ()))}
+        return sorted(rows, key=lambda row: positions.get(row.trial_id, 0))
 
 
 def find(storage: Storage, name: str | None = None) -> StoredStudy:
-    """A study by its name, or the one that was launched last. Raises KdctlError where there is none."""
-    if name is not None and (study := _study(read_json(storage, storage.plan(_digest(name))))):
+    """Finds a study by its name, or the study that was launched last. Raises KdctlError where there is none."""
+    if name is not None and (study := _decode_study(read_json(storage, storage.plan(_digest(name))))):
         return study
     known = list_studies(storage)
     if not known:
@@ -255,16 +255,16 @@ _FIRST_FIELDS = (
 )  # fmt: skip
 
 
-def _member(values: Mapping[str, Any]) -> Member:
-    """A member by the names of its values; what another kdctl stored beside them is left out. Raises TypeError."""
+def _decode_member(values: Mapping[str, Any]) -> Member:
+    """A member from its values by name; values that only another version of kdctl has are ignored. Raises TypeError."""
     stored = {name: _STORED_NAMES.get(name, name) for name in Member.__slots__}
     return Member(**{name: values[key] for name, key in stored.items() if key in values})
 
 
-def _study(data: Any) -> StoredStudy | None:
+def _decode_study(data: Any) -> StoredStudy | None:
     try:
         names = data.get("member_fields", _FIRST_FIELDS)
-        trials = tuple(_member(dict(zip(names, values, strict=False))) for values in data["members"])
+        trials = tuple(_decode_member(dict(zip(names, values, strict=False))) for values in data["members"])
         launched = codec.decode(Launch, {"settings": [], **data["launched"]})
         if not isinstance(data["study"], str) or launched.since.tzinfo is None:
             return None
@@ -274,17 +274,17 @@ def _study(data: Any) -> StoredStudy | None:
 
 
 def read_table_keys(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
-    """The trials of a remembered study that ask a table, each with its key; `name` is that of its file.
+    """The trials of a stored study that use a teacher table, each with its key; `name` is the name of the plan's file.
 
-    Raises StorageError where the file is damaged: without it nobody knows which tables are of use.
+    Raises StorageError where the file is damaged: without it, it is not known which tables are in use.
     """
     try:
         trials: Mapping[str, Any] = read_json(storage, name)["trials"]
         yield from [(trial_id, codec.decode(TableKey, facts)) for trial_id, facts in trials.items() if facts]
     except (TypeError, KeyError, AttributeError, codec.CodecError):
         raise StorageError(
-            f"{storage.backend.describe(name)} is damaged; expected the plan of a study, which says what tables it "
-            "uses; launch the study again, or remove that file if nobody needs it"
+            f"{storage.backend.describe(name)} is damaged; expected the plan of a study, which lists the tables "
+            "that it uses; launch the study again, or remove that file if nobody needs it"
         ) from None
 
 

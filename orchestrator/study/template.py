@@ -1,4 +1,4 @@
-"""The study file that somebody new begins with: small, commented, and run by the tests as it is written."""
+"""The study file that a new user starts with: small and commented. The tests run it as it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.machine.paths import word
 from orchestrator.study.schema import schema_text
 from orchestrator.text import printable
 
-SCHEMA = "study.schema.json"  # beside the study file, as its first line says
+SCHEMA = "study.schema.json"  # next to the study file, whose first line refers to it
 
 _HEAD = """\
 # yaml-language-server: $schema=study.schema.json
@@ -20,7 +20,7 @@ _HEAD = """\
 # {intro}
 #
 #   kdctl plan {file}       what will be trained
-#   kdctl launch {file}     train it; the same line again goes on where it stopped
+#   kdctl launch {file}     train it; the same command again resumes where it stopped
 #   kdctl report {file}     report.html, a page to read and to share
 #
 # A trial that is finished is never trained again: add a seed or a student, launch again, and only that is trained.
@@ -36,8 +36,8 @@ experiments:
     student: resnet_32_8 # resnet_32_D with D = 6n+2: 8, 14, 20, 32, 44, 56, 110
     seed: [0, 1, 2] # a list is an axis, and axes multiply: three runs. Add 3, and one more is trained.
 
-  # The same student with a teacher, which is trained first, once for all who ask it.
-  - method: logit # match the teacher's logits; or st, its softened answers; or both: [logit, st]
+  # The same student with a teacher, which is trained first, once for all its students.
+  - method: logit # match the teacher's logits; or st, its softened logits; or both: [logit, st]
     dataset: {dataset}
     teacher: resnet_32_20 # or {{model: resnet_32_20, seed: 1}}, with settings of its own
     student: resnet_32_8 # another student, or several: [resnet_32_8, resnet_32_14]
@@ -46,43 +46,43 @@ experiments:
 
 
 def text(file: str, dataset: str) -> str:
-    """The study file; `file` is what commands are to call it."""
+    """The text of the study file; `file` is its name in the commands that it mentions."""
     example = DATASETS[dataset].example
     head = _HEAD.format(intro=example.intro.format(file=file), file=file, dataset=dataset)
     return head + example.recipe + _EXPERIMENTS.format(dataset=dataset)
 
 
 def write(path: Path, dataset: str) -> list[Path]:
-    """Writes the study file, in place of what is there, and the schema beside it, unless there is one; says which.
+    """Writes the study file, replacing an existing one, and the schema next to it unless it exists.
 
-    Raises KdctlError where they cannot be written.
+    Returns the paths of the files written. Raises KdctlError where they cannot be written.
     """
     schema = path.parent / SCHEMA
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         written = [path]
-        write_file(path, text(_word(path), dataset))
+        write_file(path, text(_quote_file(path), dataset))
         if not schema.exists():
             write_file(schema, schema_text())
             written.append(schema)
     except OSError as error:
         raise KdctlError(
             f"{printable(str(path))} cannot be written ({error.strerror or error}); expected the name of a file in a "
-            "folder that is there and that you may write; name another"
+            "folder that exists and that you may write to; name another"
         ) from None
     return written
 
 
-def _word(path: Path) -> str:
-    """A file as a person types it in a shell."""
+def _quote_file(path: Path) -> str:
+    """A file name as it is typed in a shell."""
     return printable(shlex.quote(word(str(path))))
 
 
 def next_steps(path: Path, dataset: str) -> str:
     """The commands to type next, each with what it does."""
-    file, example = _word(path), DATASETS[dataset].example
-    # What was launched with --set are other trials than those that the file names; the study's name means them.
+    file, example = _quote_file(path), DATASETS[dataset].example
+    # Trials that were launched with --set are not those in the file, but the name of the study finds them.
     study = f"my-{dataset}" if example.trial_settings else file
     lines = {
         f"kdctl plan {file}": "what will be trained",

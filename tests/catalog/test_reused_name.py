@@ -61,7 +61,7 @@ def warnings(storage: Storage, file: Path) -> tuple[str, ...]:
 
 def test_another_file_of_the_same_name_is_a_warning(storage: Storage, write: Write, tmp_path: Path) -> None:
     (warning,) = warnings(storage, write("b/s.yaml", 2))
-    assert f"has a study one already, of another file, {tmp_path / 'a/s.yaml'}; a launch of this one takes" in warning
+    assert f"already has a study one from another file, {tmp_path / 'a/s.yaml'}; a launch of this file takes" in warning
     remember(storage, tmp_path / "b/s.yaml")
     assert warnings(storage, tmp_path / "b/s.yaml") == ()
     assert len(warnings(storage, tmp_path / "a/s.yaml")) == 1

@@ -137,7 +137,7 @@ BROKEN = [
         logit("teacher: resnet_32_8\n  ce_weight: 0").replace("logit", "{logit: {ce_weight: 1}}"),
         "7:14",
         f"{E0}.ce_weight",
-        "also stands under method logit",
+        "is also given under method logit",
     ),
     # Wrong types and values.
     ("lr a word", base("lr: fast"), "6:7", f"{E0}.lr", "found the text 'fast'; expected a number above 0 to 1e+06"),
