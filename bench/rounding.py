@@ -39,7 +39,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
     A relative difference counts where the output is at least a hundredth of the largest one.
     """
     images = tensors.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
-    live = LiveTeacher(load_teacher(teacher, storage, device), (key.answers,))
+    live = LiveTeacher(load_teacher(teacher, storage, device), (key.outputs,))
     stored = torch.from_numpy(np.load(storage.backend.local_path(storage.table(key)), mmap_mode="c"))
     padded = ViewSpace(key.crop_padding, key.flip).pad(images.train.pixels)
     differences, outputs = [], []
@@ -47,7 +47,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
         for index in torch.arange(key.images, device=device).split(BATCH):
             views = torch.full_like(index, view)
             batch = Batch(images.normalise(padded.take(index, views)), images.train.labels[index], index, views, index)
-            outputs.append(getattr(live(batch), key.answers).cpu())
+            outputs.append(getattr(live(batch), key.outputs).cpu())
             differences.append((outputs[-1] - stored[view, index.cpu()].float()).abs())
     return summary(torch.cat(differences), torch.cat(outputs).abs())
 

@@ -2,6 +2,8 @@
 
 An enumeration is its value, a time ISO 8601, a tuple a list, and a tuple of (name, value) pairs an object. Reading
 checks every type and names the first value that does not fit by its path, as in `trial.config.lr`.
+
+The metadata of a field can say `named(key)`, where its key in JSON is not its name, or `OMIT_DEFAULT`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,16 @@ from datetime import datetime
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+OMIT_DEFAULT: Mapping[str, Any] = {"omit_default": True}  # metadata of a field that JSON leaves out at its default
+_PLAIN = frozenset({str, int, float, bool, NoneType})
+
+
+def named(key: str) -> Mapping[str, Any]:
+    """Metadata of a field whose key in JSON is not its name."""
+    return {"key": key}
 
 
 class CodecError(ValueError):
@@ -31,11 +40,19 @@ def decode(kind: type[T], data: Any) -> T:
     return cast(T, _decode(kind, data, ""))
 
 
+class _Field(NamedTuple):
+    name: str
+    hint: Any
+    is_optional: bool
+    omitted: Any  # the value at which JSON leaves it out; MISSING where there is none
+
+
 def _encode(kind: Any, value: Any) -> Any:
+    if type(value) in _PLAIN:  # as most values are
+        return value
     if is_dataclass(value):
-        return {
-            name: _encode(hint, getattr(value, name)) for name, (hint, _) in _fields(cast(Any, type(value))).items()
-        }
+        pairs = ((key, field, getattr(value, field.name)) for key, field in _fields(cast(Any, type(value))).items())
+        return {key: _encode(field.hint, inner) for key, field, inner in pairs if inner != field.omitted}
     if isinstance(value, Mapping):
         return {name: _encode(Any, inner) for name, inner in value.items()}
     if isinstance(value, tuple | list):
@@ -46,11 +63,16 @@ def _encode(kind: Any, value: Any) -> Any:
 
 
 @cache
-def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The fields of a dataclass: name → (type, whether it has a default)."""
+def _fields(kind: Any) -> dict[str, _Field]:
+    """The fields of a dataclass by their keys in JSON."""
     hints = get_type_hints(kind)
     return {
-        field.name: (hints[field.name], field.default is not MISSING or field.default_factory is not MISSING)
+        field.metadata.get("key", field.name): _Field(
+            field.name,
+            hints[field.name],
+            field.default is not MISSING or field.default_factory is not MISSING,
+            field.default if field.metadata.get("omit_default") else MISSING,
+        )
         for field in fields(kind)
     }
 
@@ -98,13 +120,13 @@ def _decode_union(kind: Any, data: Any, path: str) -> Any:
 
 def _decode_object(kind: type, data: Any, path: str) -> Any:
     known, found = _fields(kind), _check(dict, data, path)
-    for name in found:
-        if name not in known:
-            raise CodecError(f"{_join(path, name)}: {kind.__name__} has no such field")
-    for name, (_, is_optional) in known.items():
-        if name not in found and not is_optional:
-            raise CodecError(f"{_join(path, name)}: {kind.__name__} needs this field, and it is missing")
-    return kind(**{name: _decode(known[name][0], inner, _join(path, name)) for name, inner in found.items()})
+    for key in found:
+        if key not in known:
+            raise CodecError(f"{_join(path, key)}: {kind.__name__} has no such field")
+    for key, field in known.items():
+        if key not in found and not field.is_optional:
+            raise CodecError(f"{_join(path, key)}: {kind.__name__} needs this field, and it is missing")
+    return kind(**{known[key].name: _decode(known[key].hint, inner, _join(path, key)) for key, inner in found.items()})
 
 
 def _decode_tuple(kind: Any, data: Any, path: str) -> tuple[Any, ...]:

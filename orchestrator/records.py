@@ -6,14 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
-from orchestrator import losses
+from orchestrator import codec, losses
 from orchestrator.dataset import Dataset
 
 # What every id of training version 2 contains, be it at its default or not.
@@ -170,10 +170,10 @@ def view_count(crop_padding: int, flip: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TableKey:
-    """Which answers of which teacher: `answers` (logits or pooled) for every view of so many training images."""
+    """Which outputs of which teacher: `outputs` (logits or pooled) for every view of so many training images."""
 
     teacher_id: str
-    answers: str
+    outputs: str = field(metadata=codec.named("answers"))
     crop_padding: int
     flip: bool
     images: int
@@ -186,7 +186,7 @@ class TableKey:
     @property
     def name(self) -> str:
         """A file name, unique among the tables of one teacher."""
-        return f"{self.answers}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
+        return f"{self.outputs}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
 
     @classmethod
     def parse(cls, teacher_id: str, name: str) -> TableKey | None:

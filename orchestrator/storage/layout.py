@@ -16,7 +16,7 @@ from orchestrator.machine import paths
 from orchestrator.records import TableKey, is_trial_id
 from orchestrator.storage.backend import Folder, StorageBackend
 
-_ANSWERS = ("logits", "pooled")
+_OUTPUTS = ("logits", "pooled")
 
 
 class FileKind(StrEnum):
@@ -201,8 +201,8 @@ class Storage:
 def _table_key(facts: Any) -> TableKey | None:
     """The key that such facts name, or None where they name none that a plan could make."""
     try:
-        key = codec.decode(TableKey, {name: facts["key"][name] for name in TableKey.__slots__})
-        is_sound = is_trial_id(key.teacher_id) and key.answers in _ANSWERS
+        key = codec.decode(TableKey, facts["key"])
+        is_sound = is_trial_id(key.teacher_id) and key.outputs in _OUTPUTS
         return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
     except (TypeError, KeyError, codec.CodecError):
         return None

@@ -56,8 +56,8 @@ def open_table(
         _build(key, load_teacher(config, storage, device), data, expected, storage, check)
     table = _map(key, expected["shape"], storage)
     if device.type == "cuda" and table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
-        return HostTable(table, key.answers, device)
-    return TableTeacher(table.to(device), key.answers)
+        return HostTable(table, key.outputs, device)
+    return TableTeacher(table.to(device), key.outputs)
 
 
 def has_table(key: TableKey, storage: Storage) -> bool:
@@ -68,7 +68,7 @@ def has_table(key: TableKey, storage: Storage) -> bool:
 def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
     facts = facts_of_trial(config)
-    width = facts.classes if key.answers == "logits" else models.widths(config.student).pooled
+    width = facts.classes if key.outputs == "logits" else models.widths(config.student).pooled
     return {
         "format": TABLE_FORMAT,
         "dtype": "float16",
@@ -159,7 +159,7 @@ class _ChunkOutputs:
         for batch in torch.split(numbers, _BUILD_BATCHES[numbers.device.type]):
             self._check()
             images = self._padded.take(batch % self._key.images, batch // self._key.images)
-            batches.append(getattr(self._model.embed(self._data.normalise(images)), self._key.answers).half())
+            batches.append(getattr(self._model.embed(self._data.normalise(images)), self._key.outputs).half())
         stored = torch.cat(batches)
         if not torch.isfinite(stored).all():
             message = f"teacher {self._key.teacher_id} has an output that is larger than float16 holds (65,504)"
@@ -181,7 +181,7 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
     sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
     images = data.normalise(sampled.take(torch.arange(_SAMPLE, device=device), view))
     batch = Batch(images, data.train.labels[index], index, view, index)
-    live = getattr(LiveTeacher(model, (key.answers,))(batch), key.answers)
+    live = getattr(LiveTeacher(model, (key.outputs,))(batch), key.outputs)
     stored = table[view.cpu(), index.cpu()].float().to(device)
     difference = (live - stored).abs()
     allowed = 2.0**-11 * live.abs() + rounding * live.abs().max()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.codec import CodecError, decode, encode
+from orchestrator.codec import OMIT_DEFAULT, CodecError, decode, encode, named
 from orchestrator.records import TableKey
 from orchestrator.study.stored_studies import Launch
 
@@ -40,6 +40,12 @@ class Outer:
     inner: Inner | None = None
     many: tuple[Inner, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    mode: str = field(metadata=named("asked"))
+    later: tuple[tuple[str, float | str], ...] = field(default=(), metadata=OMIT_DEFAULT)
 
 
 INNERS = st.builds(
@@ -92,6 +98,16 @@ def test_what_is_missing_is_at_its_default() -> None:
 def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CodecError, match=f"^{message}$"):
         decode(Outer, {**encode(OUTER), **change})
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [(Renamed("table"), {"asked": "table"}), (Renamed("live", (("a", 2),)), {"asked": "live", "later": {"a": 2}})],
+)
+def test_a_field_has_its_own_key_and_is_left_out_at_its_default(value: Renamed, data: dict[str, Any]) -> None:
+    assert encode(value) == data and decode(Renamed, data) == value
+    with pytest.raises(CodecError, match=r"^mode: Renamed has no such field$"):
+        decode(Renamed, {"mode": "table"})
 
 
 def test_what_is_missing_is_named() -> None:

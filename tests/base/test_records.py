@@ -218,7 +218,7 @@ def test_views_of_a_table(padding: int, flip: bool, views: int) -> None:
 def test_tables_of_one_teacher_have_names_of_their_own() -> None:
     key = TableKey("t", "logits", 4, True, 100)
     assert key.name == "logits-p4-flip-n100"
-    changes: list[dict[str, Any]] = [{"answers": "pooled"}, {"crop_padding": 3}, {"flip": False}, {"images": 99}]
+    changes: list[dict[str, Any]] = [{"outputs": "pooled"}, {"crop_padding": 3}, {"flip": False}, {"images": 99}]
     assert len({key.name, *(replace(key, **change).name for change in changes)}) == 5
 
 

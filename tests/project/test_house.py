@@ -41,9 +41,9 @@ ORDER = (
     "markdown",
     "files",
     "executors",  # their table
-    "codec",
     "records",
     "dataset",
+    "codec",
     "errors",
     "text",
     "import_path",

@@ -23,7 +23,7 @@ TRIAL_IDS = st.text("0123456789abcdef", min_size=12, max_size=12)
 KEYS = st.builds(
     TableKey,
     teacher_id=TRIAL_IDS,
-    answers=st.sampled_from(["logits", "pooled"]),
+    outputs=st.sampled_from(["logits", "pooled"]),
     crop_padding=st.integers(0, 40),
     flip=st.booleans(),
     images=st.integers(1, 50_000),
@@ -91,7 +91,7 @@ def write_table(storage: Storage, key: TableKey) -> None:
 
 def test_tables_lists_every_whole_table(storage: Storage) -> None:
     assert list(storage.tables()) == []
-    keys = {KEY, replace(KEY, answers="pooled"), replace(KEY, teacher_id="ba9876543210", flip=False)}
+    keys = {KEY, replace(KEY, outputs="pooled"), replace(KEY, teacher_id="ba9876543210", flip=False)}
     for key in keys:
         write_table(storage, key)
     assert len(list(storage.tables())) == len(keys)
