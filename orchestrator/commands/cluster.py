@@ -13,7 +13,7 @@ from orchestrator.commands.shared.options import confirm, is_terminal, yes_optio
 from orchestrator.errors import EXIT_TRIALS, KdctlError
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.kept_cluster import KeptCluster
+    from orchestrator.cluster.persistent_cluster import PersistentCluster
 
 
 def _say(text: str) -> None:
@@ -31,22 +31,20 @@ def up() -> None:
       kdctl up
       kdctl up && kdctl launch experiments.yaml && kdctl down --yes
     """
-    from orchestrator.cluster import kept_cluster
+    from orchestrator.cluster.dashboard import describe_login
+    from orchestrator.cluster.persistent_cluster import start_cluster
     from orchestrator.cluster.signals import handle_stops
+    from orchestrator.machine.command_line import format_command
 
     with handle_stops(_interrupted):
-        found, is_new = kept_cluster.up(_say)
+        cluster, is_new = start_cluster(_say)
     click.echo(
-        f"started a Ray cluster at {found.address}"
+        f"started a Ray cluster at {cluster.address}"
         if is_new
-        else f"a Ray cluster is already running at {found.address}"
+        else f"a Ray cluster is already running at {cluster.address}"
     )
-    click.echo(kept_cluster.describe_login(found.dashboard))
-    click.echo(
-        f"`{kept_cluster.format_command('launch', 'FILE')}` joins it, "
-        f"`{kept_cluster.format_command('down')}` shuts it down",
-        err=True,
-    )
+    click.echo(describe_login(cluster.dashboard))
+    click.echo(f"`{format_command('launch', 'FILE')}` joins it, `{format_command('down')}` shuts it down", err=True)
 
 
 def _interrupted(name: str) -> None:
@@ -67,16 +65,16 @@ def down(yes: bool) -> None:
       kdctl down
       kdctl down --yes
     """
-    from orchestrator.cluster import kept_cluster
+    from orchestrator.cluster.persistent_cluster import end_cluster, find_cluster
 
-    found = kept_cluster.find_kept(_say)
-    if found is None:
+    cluster = find_cluster(_say)
+    if cluster is None:
         click.echo("no cluster of `kdctl up` is running here; there is nothing to shut down", err=True)
         return
-    if not yes and (question := _question(found)) and not _may_end(question):
+    if not yes and (question := _question(cluster)) and not _may_end(question):
         return
-    kept_cluster.down(found)
-    click.echo(f"shut down the cluster at {found.address}", err=True)
+    end_cluster(cluster)
+    click.echo(f"shut down the cluster at {cluster.address}", err=True)
 
 
 def _may_end(question: str) -> bool:
@@ -91,14 +89,14 @@ def _may_end(question: str) -> bool:
     return False
 
 
-def _question(found: KeptCluster) -> str | None:
+def _question(cluster: PersistentCluster) -> str | None:
     """What to ask before a cluster is shut down; None if nothing runs on it."""
-    from orchestrator.cluster import kept_cluster
+    from orchestrator.cluster.dashboard import list_programs
 
     try:
-        programs = kept_cluster.list_programs(found)
+        programs = list_programs(cluster.dashboard)
     except OSError as error:
-        return f"the cluster at {found.address} does not answer what runs on it ({error}); shut it down?"
+        return f"the cluster at {cluster.address} does not answer what runs on it ({error}); shut it down?"
     if not programs:
         return None
     click.echo("\n".join(("running on the cluster:", *(f"  {program}" for program in programs))), err=True)
@@ -118,16 +116,18 @@ def dashboard(context: click.Context) -> None:
     """
     if context.invoked_subcommand:
         return
-    from orchestrator.cluster import kept_cluster
+    from orchestrator.cluster.dashboard import describe_login, list_dashboards
+    from orchestrator.cluster.persistent_cluster import find_cluster
+    from orchestrator.machine.command_line import format_command
 
-    kept = kept_cluster.find_kept(_say)
-    if kept:
-        click.echo(f"cluster of `kdctl up`: {kept_cluster.describe_login(kept.dashboard)}")
-    shown = [one for one in kept_cluster.list_dashboards() if not kept or one.dashboard != kept.dashboard]
-    for one in shown:
-        click.echo(f"launch of {one.study}, process {one.pid}: {kept_cluster.describe_login(one.dashboard)}")
-    if not kept and not shown:
-        start = kept_cluster.format_command("up")
+    cluster = find_cluster(_say)
+    if cluster:
+        click.echo(f"cluster of `kdctl up`: {describe_login(cluster.dashboard)}")
+    others = [live for live in list_dashboards() if not cluster or live.dashboard != cluster.dashboard]
+    for live in others:
+        click.echo(f"launch of {live.study}, process {live.pid}: {describe_login(live.dashboard)}")
+    if not cluster and not others:
+        start = format_command("up")
         click.echo(f"no dashboard is running here; a launch on Ray starts one, and so does `{start}`", err=True)
         sys.exit(EXIT_TRIALS)
 
@@ -142,14 +142,13 @@ def token() -> None:
     Examples:
       kdctl dashboard token
     """
-    from orchestrator.cluster import kept_cluster, tokens
+    from orchestrator.cluster import tokens
     from orchestrator.errors import ResourceError
+    from orchestrator.machine.command_line import format_command
 
     known = tokens.read_token()
     if known is None:
-        raise ResourceError(
-            f"there is no token yet; `{kept_cluster.format_command('up')}` or a launch on Ray creates one"
-        )
+        raise ResourceError(f"there is no token yet; `{format_command('up')}` or a launch on Ray creates one")
     _say("anyone who has this token can run programs as you; keep it secret, and paste it only into the dashboard")
     click.echo(known)
 

@@ -121,7 +121,7 @@ def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: An
 
 def _print_results(result: LaunchResult, storage: str) -> None:
     from orchestrator import columns
-    from orchestrator.cluster.kept_cluster import format_command
+    from orchestrator.machine.command_line import format_command
     from orchestrator.machine.paths import local
     from orchestrator.results.tables import render
     from orchestrator.storage.layout import Storage

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.cluster import kept_cluster
 from orchestrator.errors import ResourceError
 from orchestrator.files import write_file
 from orchestrator.machine import folders, processes
@@ -20,7 +19,7 @@ from orchestrator.machine import folders, processes
 
 def folder() -> Path:
     """The folder of these files."""
-    return kept_cluster.folder() / "prometheus"
+    return folders.own() / "prometheus"
 
 
 def prepare() -> None:

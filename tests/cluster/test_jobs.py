@@ -23,8 +23,9 @@ from processes import descendants, processes, until
 from safetensors.torch import save_file
 
 from orchestrator import cli
-from orchestrator.cluster import jobs
-from orchestrator.cluster.jobs import Cluster, JobRequest
+from orchestrator.cluster import jobs, submission
+from orchestrator.cluster.jobs import Cluster
+from orchestrator.cluster.submission import JobRequest
 from orchestrator.commands.shared.jobs import print_log, status_of_jobs, stop_job
 from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.launch import launch
@@ -176,7 +177,7 @@ def test_a_cluster_of_the_environment_does_not_take_the_place_of_the_named_one(
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
-    assert Cluster(dashboard.address).jobs() == []
+    assert Cluster(dashboard.address).list_jobs() == []
     assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:1"
 
 
@@ -184,7 +185,7 @@ def test_a_cluster_of_the_environment_does_not_take_the_place_of_the_named_one(
 
 
 def run_script(folder: Path, path: str, *words: str) -> subprocess.CompletedProcess[str]:
-    (folder / "kdctl-job").write_text(jobs._RUN)
+    (folder / "kdctl-job").write_text(submission._SCRIPT)
     environment = {"PATH": path, "KDCTL_EXPECTED": "kdctl, version 7"}
     command = ["/bin/sh", str(folder / "kdctl-job"), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
@@ -241,8 +242,8 @@ def test_a_cluster_without_a_study_says_how_to_hand_one_over(dashboard: Dashboar
     status_of_jobs(dashboard.address, None, as_json=False)
     said = capsys.readouterr()
     assert said.out == "" and f"kdctl launch FILE --address {dashboard.address}" in said.err
-    with pytest.raises(ClusterError, match="no study was handed"):
-        Cluster(dashboard.address).find()
+    with pytest.raises(ClusterError, match="no study was submitted"):
+        Cluster(dashboard.address).find_job()
 
 
 def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
@@ -254,7 +255,7 @@ def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
     dashboard.add("kdctl-0", {**MINE, "storage": str(folder / "runs")}, start_time=1, end_time=int(before - 3_600_000))
     small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
     launch("study.yaml", inline=True, storage="runs", settings=small)
-    rows = {job.job_id: jobs.progress(job) for job in Cluster(dashboard.address).jobs()}
+    rows = {job.job_id: jobs.count_trials(job) for job in Cluster(dashboard.address).list_jobs()}
     assert rows == {"kdctl-1": (1, 1), "kdctl-0": None}
     status_of_jobs(dashboard.address, None, as_json=False)
     assert re.search(r"far\.away +running +1/1 ", capsys.readouterr().out)
@@ -276,14 +277,14 @@ def test_an_unknown_job_gets_the_nearest_known_one(dashboard: Dashboard) -> None
     dashboard.add("kdctl-b-2", {**MINE, "study": "digits"})
     cluster = Cluster(dashboard.address)
     with pytest.raises(ClusterError, match="did you mean digits?"):
-        cluster.find("digist")
+        cluster.find_job("digist")
     with pytest.raises(ClusterError, match="2 jobs begin with 'kdctl-b': kdctl-b-"):
-        cluster.find("kdctl-b")
+        cluster.find_job("kdctl-b")
     dashboard.add("raysubmit_1", {})
     with pytest.raises(ClusterError, match="not submitted by kdctl"):
-        cluster.job("raysubmit_1")
-    with pytest.raises(ClusterError, match="could not do it: .*404.*does not exist"):
-        cluster.job("gone")
+        cluster.read_job("raysubmit_1")
+    with pytest.raises(ClusterError, match="refused the request: .*404.*does not exist"):
+        cluster.read_job("gone")
 
 
 # Stopping.
@@ -314,11 +315,11 @@ def test_a_stop_asks_first_on_a_terminal(dashboard: Dashboard, monkeypatch: pyte
 
 def test_a_job_that_does_not_stop_is_told(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard.add("kdctl-1", MINE)
-    monkeypatch.setattr(jobs, "_STOPPING", -61)
+    monkeypatch.setattr(submission, "STOP_SECONDS", -61)
     cluster = Cluster(dashboard.address)
     monkeypatch.setattr(cluster._client, "stop_job", lambda job_id: True)
     with pytest.raises(ClusterError, match="is still running; see http.*/#/jobs/kdctl-1"):
-        cluster.stop(cluster.job("kdctl-1"))
+        cluster.stop(cluster.read_job("kdctl-1"))
 
 
 # What goes wrong.
@@ -334,12 +335,12 @@ def test_a_token_that_is_missing_or_wrong(
         (folder / "token").write_text(f"{token}\n")
     code, out, err = kdctl("launch", "study.yaml", "--address", dashboard.address)
     assert (code, out) == (2, "")
-    assert ("does not take your token" if token else "asks for a token") in err
+    assert ("rejects your token" if token else "requires a token") in err
     assert "RAY_AUTH_TOKEN" in err and "docs/clusters.md" in err and "another-token" not in err
     (folder / "token").write_text(f"{TOKEN}\n")
-    assert Cluster(dashboard.address).jobs() == []
+    assert Cluster(dashboard.address).list_jobs() == []
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(ClusterError, match="asks for a token"):
+    with pytest.raises(ClusterError, match="requires a token"):
         Cluster(dashboard.address)
 
 
@@ -350,7 +351,7 @@ def test_a_token_that_is_missing_or_wrong(
 def test_another_server_than_rays(status: int, page: str, dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
     dashboard.status, dashboard.page = status, page
     code, out, err = kdctl("launch", "study.yaml", "--address", dashboard.address)
-    assert (code, out) == (2, "") and "does not speak as a Ray dashboard does" in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and "does not answer like a Ray dashboard" in err and err.count("\n") == 1
 
 
 def test_nobody_there(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
@@ -361,7 +362,7 @@ def test_nobody_there(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
 
 
 def test_a_machine_that_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_ANSWERING", 0.05)
+    monkeypatch.setattr(jobs, "_RESPONSE_TIMEOUT", 0.05)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(ClusterError, match="no Ray dashboard answers"),
@@ -383,7 +384,7 @@ def test_a_ray_that_is_too_old(dashboard: Dashboard) -> None:
 
 def test_a_cluster_that_refuses_says_why(dashboard: Dashboard, folder: Path) -> None:
     dashboard.refusal = "Traceback (most recent call last):\n  File\nValueError: no agent is there"
-    with pytest.raises(ClusterError, match="could not do it: ValueError: no agent is there"):
+    with pytest.raises(ClusterError, match="refused the request: ValueError: no agent is there"):
         Cluster(dashboard.address).submit(JobRequest(load_study("study.yaml"), "/runs"))
 
 
@@ -449,7 +450,7 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
     assert code == 0, err
-    dashboard, job = Cluster(cluster), Cluster(cluster).find(out.strip())
+    dashboard, job = Cluster(cluster), Cluster(cluster).find_job(out.strip())
     lines = dashboard.follow(job)
     seen = ""
     for text in lines:
@@ -466,18 +467,18 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     assert f"job {job.job_id} has ended: stopped\n" in capsys.readouterr().err
     assert len(launched) == 2, "the launch and its supervisor"
     assert not until(lambda: any(pid in launched for pid, _ in titles()), 0.1), "a process of the job is left"
-    said = dashboard.log(job)
+    said = dashboard.read_log(job)
     stopped = re.search(r"stopped in epoch (\d+) of 200", said)
     assert stopped and said.count("SIGTERM: stopping") == 1, said
     assert f"resume with:  kdctl launch study.yaml --address {cluster}" in said
 
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
-    again = dashboard.find("far.away")
+    again = dashboard.find_job("far.away")
     assert code == 0 and again.job_id == out.strip() != job.job_id
     print_log(cluster, again.job_id, None, follow=True)
     said = capsys.readouterr().out
     assert f"goes on in epoch {stopped[1]} of 200, from its checkpoint" in said
-    assert until(lambda: dashboard.job(again.job_id).state == "finished", 30)
+    assert until(lambda: dashboard.read_job(again.job_id).state == "finished", 30)
     status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +finished +1/1 .*{again.job_id}", capsys.readouterr().out)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.catalog import lookup
-from orchestrator.cluster import jobs
+from orchestrator.cluster.submission import collect_files
 from orchestrator.commands.report import _facts
 from orchestrator.launch import plan_study
 from orchestrator.storage.layout import Storage
@@ -56,5 +56,5 @@ def test_a_report_shows_the_text_that_was_read(tmp_path: Path) -> None:
 def test_a_cluster_gets_the_text_that_was_read(tmp_path: Path) -> None:
     with pipe() as name:
         study = load_study(name)
-        file = jobs._gather(study, tmp_path)
+        file = collect_files(study, tmp_path)
     assert (tmp_path / file).read_text() == TEXT

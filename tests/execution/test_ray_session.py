@@ -12,7 +12,7 @@ import pytest
 import ray
 from processes import until
 
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import dashboard
 from orchestrator.errors import ResourceError
 from orchestrator.execution.ray import _session
 
@@ -61,7 +61,7 @@ def test_a_dashboard_that_does_not_start_is_a_note(
 def test_one_that_never_answers_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session, "_POLL", 0.001)
     monkeypatch.setattr(_session, "_COMING_UP", 0.002)
-    monkeypatch.setattr(kept_cluster, "is_answering", lambda url: False)
+    monkeypatch.setattr(dashboard, "is_answering", lambda url: False)
     (line,) = started(Node(), threading.Event(), monkeypatch)
     assert line == "there is no dashboard (it does not answer at http://127.0.0.1:1); the training goes on"
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from dashboard import Dashboard
 
 from orchestrator import cli, doctor
-from orchestrator.cluster import kept_cluster, tokens
+from orchestrator.cluster import dashboard, persistent_cluster, tokens
 from orchestrator.errors import KdctlError, ResourceError
 from orchestrator.execution.ray import _session
 from orchestrator.machine import folders
@@ -100,7 +100,7 @@ def test_no_umask_opens_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0)
     try:
         tokens.make_token()
-        kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")
+        dashboard.remember_dashboard("tiny", "127.0.0.1:5")
     finally:
         os.umask(before)
     assert mode(bare / ".ray") == 0o700 and mode(bare / ".ray" / "auth_token") == 0o600
@@ -125,8 +125,8 @@ def test_no_folder_at_all_is_one_message(bare: Path, monkeypatch: pytest.MonkeyP
     ):
         pass
     assert tokens.read_token() is None
-    kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")  # which matters less than what is trained
-    kept_cluster.forget_dashboard()
+    dashboard.remember_dashboard("tiny", "127.0.0.1:5")  # which matters less than what is trained
+    dashboard.forget_dashboard()
 
 
 def test_a_bug_without_a_place_for_its_log_is_still_a_message(
@@ -213,7 +213,7 @@ def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypat
     (bad,) = [finding for finding in findings if finding.level is doctor.CheckLevel.BAD]
     assert f"{bad.found}; {bad.fix}" == str(raised.value)
     with pytest.raises(KdctlError) as raised:
-        kept_cluster.up(pytest.fail)
+        persistent_cluster.start_cluster(pytest.fail)
     assert f"{bad.found}; {bad.fix}" == str(raised.value)
 
 

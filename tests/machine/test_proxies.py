@@ -123,7 +123,7 @@ def test_a_dashboard_here_is_asked_directly(
 ) -> None:
     dashboard, proxy = server(), server()
     monkeypatch.setenv(variable, proxy.address)
-    assert Cluster(dashboard.address.replace("127.0.0.1", host)).jobs() == []
+    assert Cluster(dashboard.address.replace("127.0.0.1", host)).list_jobs() == []
     assert dashboard.received and proxy.received == []
 
 
@@ -145,10 +145,10 @@ def test_without_a_token_a_proxy_is_used_and_named_where_it_answers(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     proxy = server(token=None)  # one that answers by itself, as far as we can see
     monkeypatch.setenv("http_proxy", proxy.address)
-    assert Cluster("http://head.example:8265").jobs() == []
+    assert Cluster("http://head.example:8265").list_jobs() == []
     assert "/api/version" in proxy.received[0]
     proxy.status, proxy.page = 502, "no such host"
-    with pytest.raises(ClusterError, match="head.example:8265 through the proxy http://127.* does not speak"):
+    with pytest.raises(ClusterError, match="head.example:8265 through the proxy http://127.* does not answer like a Ray"):
         Cluster("http://head.example:8265")
 
 
@@ -181,7 +181,7 @@ def test_what_netrc_holds_does_not_replace_the_token(
 ) -> None:
     (tmp_path / "netrc").write_text("default login me password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert Cluster(server().address).jobs() == []
+    assert Cluster(server().address).list_jobs() == []
 
 
 def test_a_log_is_followed_through_a_proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_log_is_followed_through_a_proxy(server: Any, monkeypatch: pytest.Monk
     proxy.add("kdctl-1", {"kdctl": "0", "study": "a"}, status="SUCCEEDED")
     monkeypatch.setenv("http_proxy", proxy.address)
     cluster = Cluster("http://head.example:8265")
-    assert list(cluster.follow(cluster.find("a"))) == ["log of kdctl-1\n"]
+    assert list(cluster.follow(cluster.find_job("a"))) == ["log of kdctl-1\n"]
 
 
 # Downloads and buckets.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from processes import until
 
-from orchestrator.cluster import kept_cluster
+from orchestrator.cluster import persistent_cluster
+from orchestrator.cluster.persistent_cluster import PersistentCluster
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.machine import processes
 from orchestrator.monitor import prometheus
@@ -107,12 +108,12 @@ def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, mo
     lease.release()
 
 
-def test_a_kept_cluster_is_known_by_its_start(child: subprocess.Popen[bytes]) -> None:
-    start = kept_cluster._start_of(child.pid) or ""
-    gone = kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
-    assert start and kept_cluster._is_same_session(gone)  # a member is left
-    assert not kept_cluster._is_same_session(
-        kept_cluster.KeptCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {})
+def test_a_persistent_cluster_is_known_by_its_start(child: subprocess.Popen[bytes]) -> None:
+    start = processes.read_start_time(child.pid) or ""
+    gone = PersistentCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {str(child.pid): start})
+    assert start and persistent_cluster._owns_session(gone)  # a member is left
+    assert not persistent_cluster._owns_session(
+        PersistentCluster(child.pid, "another", "127.0.0.1:1", "127.0.0.1:2", {})
     )
 
 

@@ -28,7 +28,8 @@ def submit(
     max_concurrent: int | None, skip_failed: bool, executor: str = DEFAULT, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Submits a study to a cluster and prints how to watch it. `data` is None if no folder was given."""
-    from orchestrator.cluster.jobs import Cluster, JobRequest
+    from orchestrator.cluster.jobs import Cluster
+    from orchestrator.cluster.submission import JobRequest
     from orchestrator.machine.paths import local
     from orchestrator.storage.layout import Storage
     from orchestrator.study.plan import make_plan
@@ -40,7 +41,7 @@ def submit(
     place = Storage.at(storage).backend.address
     folder = str(local(data, "data folder").absolute()) if data is not None else None
     cluster = Cluster(address)
-    if (python := cluster.python()) and python != platform.python_version():
+    if (python := cluster.read_python_version()) and python != platform.python_version():
         click.echo(f"note: the cluster has Python {python}, this machine {platform.python_version()}", err=True)
     job = cluster.submit(
         JobRequest(
@@ -73,10 +74,10 @@ def _print_next_steps(job: ClusterJob, address: str, page: str, trials: int) -> 
 
 def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
     """Lists the studies on a cluster, or the jobs of one, the newest first."""
-    from orchestrator.cluster.jobs import Cluster, progress
+    from orchestrator.cluster.jobs import Cluster, count_trials
     from orchestrator.columns import table, width_of
 
-    found = [(job, progress(job)) for job in Cluster(address).jobs() if name in (None, job.study, job.job_id)]
+    found = [(job, count_trials(job)) for job in Cluster(address).list_jobs() if name in (None, job.study, job.job_id)]
     if as_json:
         rows = [{**job.to_json(), "finished": done and done[0], "trials": done and done[1]} for job, done in found]
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
@@ -117,9 +118,9 @@ def print_log(address: str, name: str | None, lines: int | None, *, follow: bool
     from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
-    job = cluster.find(name)
+    job = cluster.find_job(name)
     if not follow:
-        log = cluster.log(job).splitlines(keepends=True)
+        log = cluster.read_log(job).splitlines(keepends=True)
         click.echo("".join(log[-(lines or len(log)) :]), nl=False)
         return
     for text in cluster.follow(job):
@@ -131,7 +132,7 @@ def stop_job(address: str, name: str | None, yes: bool) -> None:
     from orchestrator.cluster.jobs import Cluster
 
     cluster = Cluster(address)
-    job = cluster.find(name, is_running=True)
+    job = cluster.find_job(name, is_running=True)
     if job.is_over:
         click.echo(f"job {job.job_id} has already ended: {_state(job)}", err=True)
         return

@@ -22,7 +22,8 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.job_config import JobConfig
 
 from orchestrator import import_path
-from orchestrator.cluster import kept_cluster, tokens
+from orchestrator.cluster import dashboard as dashboards
+from orchestrator.cluster import persistent_cluster, tokens
 from orchestrator.errors import ClusterError, ResourceError
 from orchestrator.execution.ray import _errors
 from orchestrator.machine import addresses, folders, limits, proxies
@@ -47,7 +48,7 @@ def join_cluster(
 ) -> Iterator[list[dict[str, float]]]:
     """Joins a cluster, or starts one on this machine for as long as this lasts; gives each node's resources.
 
-    Without an address it is the cluster that RAY_ADDRESS names, or that `kdctl up` keeps, where there is one.
+    Without an address it is the cluster that RAY_ADDRESS names, or that `kdctl up` started, if there is one.
     `dashboard` says whether a cluster of our own has one: it comes up beside what is done here, and `say` tells once it
     answers. A program that called `ray.init` before is part of a cluster already: that one is used, and left as it is.
     Raises ResourceError, and ClusterError for an address that cannot be joined.
@@ -57,11 +58,11 @@ def join_cluster(
         yield _use_as_it_is(address, say)
         return
     address = _choose_address(address, say)
-    kept = kept_cluster.find_kept(say) if address != OWN else None
+    kept = persistent_cluster.find_cluster(say) if address != OWN else None
     if kept and address not in (None, "auto", kept.address):
         kept = None
     if kept:
-        say(f"the cluster that `kdctl up` keeps is joined, at {kept.address}; --address {OWN} starts another one")
+        say(f"joined the cluster that `kdctl up` started, at {kept.address}; --address {OWN} starts another one")
     _connect(kept.address if kept else None if address == OWN else address, is_kept=kept is not None)
     over = threading.Event()
     try:
@@ -79,7 +80,7 @@ def join_cluster(
         yield _list_nodes()
     finally:
         over.set()
-        kept_cluster.forget_dashboard()
+        dashboards.forget_dashboard()
         _leave()
 
 
@@ -209,7 +210,7 @@ def _explain_refusal(error: Exception, address: str | None) -> str:
 
 def _check_loopback() -> None:
     """Raises OSError where this machine does not reach itself: Ray would end this process without a word."""
-    with socket.create_server((kept_cluster.LOOPBACK, 0)) as server:
+    with socket.create_server((persistent_cluster.LOOPBACK, 0)) as server:
         socket.create_connection(server.getsockname(), timeout=10).close()
 
 
@@ -220,7 +221,7 @@ def _stay_on_this_machine(is_ours: bool) -> None:
     """
     ray_constants.ENABLE_RAY_CLUSTER = not is_ours and _MAY_LEAVE
     if is_ours:
-        for name, value in kept_cluster.settings().items():
+        for name, value in persistent_cluster.make_settings().items():
             os.environ.setdefault(name, value)
     if is_ours or not _MAY_LEAVE:
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
@@ -291,7 +292,7 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
         node.start_api_server(include_dashboard=True, raise_on_failure=True)
         url = node.webui_url
         waited = 0.0
-        while not over.wait(_POLL) and not kept_cluster.is_answering(url):
+        while not over.wait(_POLL) and not dashboards.is_answering(url):
             waited += _POLL
             if waited > _COMING_UP:
                 raise OSError(f"it does not answer at http://{url}")
@@ -305,5 +306,5 @@ def _start_dashboard(study: str, say: Say, over: threading.Event) -> None:
 
 
 def _announce_dashboard(study: str, url: str, say: Say) -> None:
-    kept_cluster.remember_dashboard(study, url)
-    say(kept_cluster.describe_login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")
+    dashboards.remember_dashboard(study, url)
+    say(dashboards.describe_login(url) if is_token_auth_enabled() else f"dashboard: http://{url}")

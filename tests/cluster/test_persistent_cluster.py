@@ -21,10 +21,12 @@ from playwright.sync_api import Browser, expect
 from processes import LOOPBACK, listening, processes, until
 from terminal import Terminal
 
-from orchestrator.cluster import kept_cluster, tokens
+from orchestrator.cluster import _user_files, dashboard, persistent_cluster, tokens
+from orchestrator.cluster.persistent_cluster import PersistentCluster
 from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
-from orchestrator.machine.processes import list_session
+from orchestrator.machine import folders
+from orchestrator.machine.processes import list_session, read_start_time
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
@@ -89,11 +91,11 @@ def stopped_up(home: Path) -> tuple[int, list[int], dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def kept(home: Path, stopped_up: object) -> Iterator[kept_cluster.KeptCluster]:
+def kept(home: Path, stopped_up: object) -> Iterator[PersistentCluster]:
     """A cluster that `kdctl up` keeps."""
     started = kdctl(home, "up")
     assert started.returncode == 0, started.stderr
-    found = kept_cluster.KeptCluster(**remembered(home))
+    found = PersistentCluster(**remembered(home))
     try:
         yield found
     finally:
@@ -102,7 +104,7 @@ def kept(home: Path, stopped_up: object) -> Iterator[kept_cluster.KeptCluster]:
 
 
 @pytest.fixture(scope="module")
-def study(home: Path, kept: kept_cluster.KeptCluster) -> Iterator[tuple[int, str]]:
+def study(home: Path, kept: PersistentCluster) -> Iterator[tuple[int, str]]:
     """A launch that joined it and trains its second trial: its process, and what it said."""
     command = [KDCTL, "launch", "study.yaml", "--max-concurrent", "1"]  # without an address
     with subprocess.Popen(
@@ -125,22 +127,20 @@ def test_ctrl_c_while_it_comes_up_leaves_nothing(stopped_up: tuple[int, list[int
     assert stopped_up == (130, [], {})
 
 
-def test_nobody_else_could_get_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
+def test_nobody_else_could_get_in(home: Path, kept: PersistentCluster) -> None:
     assert listening(set(list_session(kept.pid))) <= LOOPBACK
     assert (home / "token").stat().st_mode & 0o077 == 0
 
 
-def test_without_the_token_the_dashboard_says_nothing(
-    kept: kept_cluster.KeptCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert kept_cluster.is_answering(kept.dashboard)
+def test_without_the_token_the_dashboard_says_nothing(kept: PersistentCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dashboard.is_answering(kept.dashboard)
     for wrong, code in (("", 401), ("0" * 64, 403)):
         monkeypatch.setattr(tokens, "read_token", lambda wrong=wrong: wrong)
         with pytest.raises(OSError, match=str(code)):
-            kept_cluster.fetch(kept.dashboard, "/api/jobs/")
+            dashboard.fetch(kept.dashboard, "/api/jobs/")
 
 
-def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: kept_cluster.KeptCluster) -> None:
+def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: PersistentCluster) -> None:
     again = kdctl(home, "up")
     assert again.returncode == 0 and f"already running at {kept.address}" in again.stdout
     assert f"http://{kept.dashboard}" in again.stdout
@@ -150,27 +150,27 @@ def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: kept_cluster.Ke
     assert printed.stdout.strip() not in again.stdout + again.stderr + printed.stderr
 
 
-def test_a_launch_joins_it(study: tuple[int, str], kept: kept_cluster.KeptCluster) -> None:
-    assert f"the cluster that `kdctl up` keeps is joined, at {kept.address}" in study[1]
+def test_a_launch_joins_it(study: tuple[int, str], kept: PersistentCluster) -> None:
+    assert f"joined the cluster that `kdctl up` started, at {kept.address}" in study[1]
     assert f"dashboard: http://{kept.dashboard}" in study[1]
 
 
-def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], kept: kept_cluster.KeptCluster) -> None:
+def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], kept: PersistentCluster) -> None:
     def running() -> list[str]:
-        tasks = kept_cluster.fetch(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
+        tasks = dashboard.fetch(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
         return [task["name"] for task in tasks if task["state"] == "RUNNING"]
 
     assert until(lambda: running() == [SECOND])
 
     def actors() -> list[tuple[str, str]]:
-        found = kept_cluster.fetch(kept.dashboard, "/logical/actors")["data"]["actors"].values()
+        found = dashboard.fetch(kept.dashboard, "/logical/actors")["data"]["actors"].values()
         return [(actor["reprName"], actor["actorClass"]) for actor in found if actor["reprName"]]
 
     # One worker trained both trials, and what Ray keeps of it is true of both. The dashboard hears of it late.
     assert until(actors) == [("kdctl worker of study moving-on", "TrialWorker")]
 
 
-def test_a_browser_shows_it(study: tuple[int, str], kept: kept_cluster.KeptCluster, browser: Browser) -> None:
+def test_a_browser_shows_it(study: tuple[int, str], kept: PersistentCluster, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1100})
     page.goto(f"http://{kept.dashboard}/#/cluster")
     page.get_by_label("Authentication Token", exact=True).fill(tokens.read_token() or "")
@@ -181,7 +181,7 @@ def test_a_browser_shows_it(study: tuple[int, str], kept: kept_cluster.KeptClust
 
 
 def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
-    study: tuple[int, str], kept: kept_cluster.KeptCluster, home: Path
+    study: tuple[int, str], kept: PersistentCluster, home: Path
 ) -> None:
     refused = kdctl(home, "down")
     assert refused.returncode == 2 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
@@ -192,7 +192,7 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
     assert kept.pid in list_session(kept.pid)
     members = {process for process in processes() if process[0] in list_session(kept.pid)}
     os.kill(study[0], signal.SIGINT)
-    until(lambda: not kept_cluster.list_programs(kept))
+    until(lambda: not dashboard.list_programs(kept.dashboard))
     ended = kdctl(home, "down")
     assert ended.returncode == 0 and f"shut down the cluster at {kept.address}" in ended.stderr
     assert not members & set(processes()) and not list_session(kept.pid)
@@ -225,35 +225,35 @@ def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]
             end_session(process.pid)
 
 
-def remember(process: subprocess.Popen[bytes], **changes: Any) -> kept_cluster.KeptCluster:
+def remember(process: subprocess.Popen[bytes], **changes: Any) -> PersistentCluster:
     """Writes down that a process leads a kept cluster."""
-    members = {str(pid): kept_cluster._start_of(pid) for pid in list_session(process.pid)}
-    facts = {"pid": process.pid, "started": kept_cluster._start_of(process.pid) or "gone", "members": members}
-    kept = kept_cluster.KeptCluster(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
-    kept_cluster._write(kept_cluster._file("cluster"), kept)
+    members = {str(pid): read_start_time(pid) for pid in list_session(process.pid)}
+    facts = {"pid": process.pid, "started": read_start_time(process.pid) or "gone", "members": members}
+    kept = PersistentCluster(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
+    _user_files.write(_user_files.locate("cluster"), kept)
     return kept
 
 
 def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     monkeypatch.delenv("RAY_USAGE_STATS_REPORT_URL", raising=False)
-    assert kept_cluster._environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
+    assert persistent_cluster._make_environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
-    assert "RAY_USAGE_STATS_REPORT_URL" not in kept_cluster._environment()
+    assert "RAY_USAGE_STATS_REPORT_URL" not in persistent_cluster._make_environment()
 
 
 def test_nothing_is_kept_at_first(memory: Path) -> None:
     said: list[str] = []
-    assert kept_cluster.find_kept(said.append) is None and kept_cluster.list_dashboards() == [] and said == []
+    assert persistent_cluster.find_cluster(said.append) is None and dashboard.list_dashboards() == [] and said == []
 
 
 def test_a_living_cluster_is_found(memory: Path) -> None:
     said: list[str] = []
     with sleeper() as process:
         remembered = remember(process)
-        assert kept_cluster.find_kept(said.append) == remembered
+        assert persistent_cluster.find_cluster(said.append) == remembered
         remember(process, members={})  # it is on its way
-        assert kept_cluster.find_kept(said.append) is None
+        assert persistent_cluster.find_cluster(said.append) is None
         assert process.poll() is None and said == []
 
 
@@ -264,9 +264,9 @@ def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> N
         remember(process)
         process.kill()
         process.wait()
-        assert kept_cluster.find_kept(said.append) is None
+        assert persistent_cluster.find_cluster(said.append) is None
         assert list_session(process.pid) == []
-    assert kept_cluster.find_kept(said.append) is None
+    assert persistent_cluster.find_cluster(said.append) is None
     assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
 
 
@@ -275,16 +275,16 @@ def test_another_process_with_its_number_is_left_alone(memory: Path, members: An
     said: list[str] = []
     with sleeper() as process:
         remember(process, started="1", members={str(process.pid): "1"} if members == "earlier" else members)
-        assert kept_cluster.find_kept(said.append) is None and len(said) == 1
+        assert persistent_cluster.find_cluster(said.append) is None and len(said) == 1
         assert process.poll() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"of": "another version"}'])
 def test_a_damaged_memory_is_no_memory(memory: Path, content: str) -> None:
-    file = kept_cluster._file("cluster")
+    file = _user_files.locate("cluster")
     file.parent.mkdir()
     file.write_text(content)
-    assert kept_cluster.find_kept(pytest.fail) is None and not file.exists()
+    assert persistent_cluster.find_cluster(pytest.fail) is None and not file.exists()
 
 
 def test_a_cluster_of_somebody_else_is_left_alone_and_named(memory: Path) -> None:
@@ -293,14 +293,15 @@ def test_a_cluster_of_somebody_else_is_left_alone_and_named(memory: Path) -> Non
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         current.write_text(address)
-        with pytest.raises(ResourceError, match=f"kdctl did not start is up here at {address}; join it with"):
-            kept_cluster.up(pytest.fail)
+        with pytest.raises(ResourceError, match=f"kdctl did not start is running here at {address}; join it with"):
+            persistent_cluster.start_cluster(pytest.fail)
     assert current.read_text() == address
-    assert kept_cluster._find_foreign_cluster() is None  # it does not answer any more
+    assert persistent_cluster._find_foreign_cluster() is None  # it does not answer any more
 
 
-def test_two_do_not_start_a_cluster_at_a_time(memory: Path) -> None:
-    with kept_cluster._alone(), pytest.raises(ResourceError, match="wait for its end"), kept_cluster._alone():
+def test_only_one_command_starts_a_cluster_at_a_time(memory: Path) -> None:
+    lock = persistent_cluster._lock
+    with lock(), pytest.raises(ResourceError, match="wait until it has ended"), lock():
         pass
 
 
@@ -308,23 +309,23 @@ def test_a_cache_that_cannot_be_written_is_named(memory: Path, monkeypatch: pyte
     (memory / "file").touch()
     monkeypatch.setenv("KDCTL_CACHE", str(memory / "file" / "folder"))
     with pytest.raises(ResourceError, match="name another folder in KDCTL_CACHE"):
-        kept_cluster.up(pytest.fail)
+        persistent_cluster.start_cluster(pytest.fail)
 
 
 def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
-    kept_cluster.remember_dashboard("tiny", "127.0.0.1:5")
+    dashboard.remember_dashboard("tiny", "127.0.0.1:5")
     with sleeper() as process:
-        kept_cluster._write(
-            kept_cluster._file("dashboard-1"), kept_cluster.LiveDashboard(process.pid, "1", "dead", "127.0.0.1:6")
+        _user_files.write(
+            _user_files.locate("dashboard-1"), dashboard.LiveDashboard(process.pid, "1", "dead", "127.0.0.1:6")
         )
-    other = kept_cluster.folder() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
+    other = folders.own() / f"dashboard-1-head-{socket.gethostname()}"  # of a machine that shares the home
     other.touch()
-    (mine,) = kept_cluster.list_dashboards()
+    (mine,) = dashboard.list_dashboards()
     assert other.exists()
     assert (mine.pid, mine.study, mine.dashboard) == (os.getpid(), "tiny", "127.0.0.1:5")
-    assert kept_cluster._file(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
-    kept_cluster.forget_dashboard()
-    assert kept_cluster.list_dashboards() == []
+    assert _user_files.locate(f"dashboard-{os.getpid()}").stat().st_mode & 0o077 == 0
+    dashboard.forget_dashboard()
+    assert dashboard.list_dashboards() == []
 
 
 def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,26 +344,10 @@ def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch:
 def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     tokens.make_token()
-    line = kept_cluster.describe_login("127.0.0.1:8265")
+    line = dashboard.describe_login("127.0.0.1:8265")
     assert "http://127.0.0.1:8265" in line and "dashboard token" in line and str(tokens.read_token()) not in line
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert kept_cluster.describe_login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
-
-
-def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setattr(sys, "executable", str(folder / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert kept_cluster.format_command("up") == f"{folder / 'python'} -m orchestrator up"
-    (folder / "kdctl").touch(0o755)
-    assert kept_cluster.format_command("up") == f"{folder / 'kdctl'} up"
-    monkeypatch.chdir(tmp_path)
-    assert kept_cluster.format_command("up") == "bin/kdctl up"
-    monkeypatch.chdir(folder)
-    assert kept_cluster.format_command("up") == "./kdctl up"
-    monkeypatch.setenv("PATH", str(folder))
-    assert kept_cluster.format_command("dashboard", "token") == "kdctl dashboard token"
+    assert dashboard.describe_login("127.0.0.1:8265") == "dashboard: http://127.0.0.1:8265"
 
 
 @pytest.mark.parametrize(
@@ -374,10 +359,10 @@ def test_a_command_is_shown_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, 
     ],
 )
 def test_programs_are_named_as_they_were_typed(entrypoint: str, typed: str) -> None:
-    assert kept_cluster._format_entrypoint(entrypoint) == typed
+    assert dashboard._format_entrypoint(entrypoint) == typed
 
 
 def test_a_port_that_is_taken_is_passed_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert kept_cluster._free_port(port) > port
+        assert persistent_cluster._find_free_port(port) > port
