@@ -30,11 +30,11 @@ Options = Mapping[str, float | str]
 
 
 class Widths(Protocol):
-    """The channels of a model's maps, in order, and of its pooled features."""
+    """The channels of a model's maps and of its pooled features."""
 
     @property
     def maps(self) -> tuple[int, ...]:
-        """One for each stage."""
+        """The stem's, then each stage's."""
 
     @property
     def pooled(self) -> int:
@@ -51,7 +51,7 @@ def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
 
 
 def _stage_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
-    stages = min(len(student.maps), len(teacher.maps))
+    stages = min(len(student.maps), len(teacher.maps)) - 1  # without the stem
     if int(options["stage"]) <= stages:
         return ""
     return f"one of them has no stage {options['stage']}; they share {stages} stages, so use stage: 1 to {stages}"
@@ -107,7 +107,7 @@ METHODS: Mapping[str, Method] = {
         "cross-entropy + squared difference of a stage's feature maps, through a trained projection (arXiv 1412.6550)",
         {
             "weight": Option(100.0, "weight of the difference"),
-            "stage": Option(2, "the stage whose maps are compared, counted from 1", least=1, most=100),
+            "stage": Option(2, "the stage whose maps are compared, counted from 1; 0 is the stem", most=100),
         },
         lambda options: ("maps",),
         has_parameters=True,

@@ -28,7 +28,7 @@ class StudentOutputs(Protocol):
 
     @property
     def maps(self) -> tuple[Tensor, ...]:
-        """The feature maps of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
+        """The feature maps of the stem, then of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
 
 
 class TeacherOutputs:
@@ -60,7 +60,7 @@ class Progress(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """The sizes of a model's outputs: classes, pooled features, and the channels of each stage's map."""
+    """The sizes of a model's outputs: classes, pooled features, and the channels of the stem's and each stage's map."""
 
     classes: int
     pooled: int

@@ -13,13 +13,13 @@ class FitNet(nn.Module):
 
     r is a trained 1×1 convolution with batch norm and ReLU, from the student's channels to the teacher's. The paper
     first trains the student on the hint alone; here both terms train together. `stage` counts
-    from 1; both models have it, see `METHODS`.
+    from 1, and 0 is the stem; both models have it, see `METHODS`.
     """
 
     def __init__(self, student: Shapes, teacher: Shapes, *, weight: float, stage: int) -> None:
         super().__init__()
         self.weight = weight
-        self.stage = stage - 1
+        self.stage = stage
         inputs, outputs = student.maps[self.stage], teacher.maps[self.stage]
         self.regressor = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 

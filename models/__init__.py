@@ -28,7 +28,7 @@ FAMILIES: Mapping[str, Family] = {
         variant="{D}",
         example="resnet_32_20",
         numbers=(Number("D", "depth", 8, 1202, 6, "6n+2"),),
-        widths=lambda depth: Widths((16, 32, 64), 64),
+        widths=lambda depth: Widths((16, 16, 32, 64), 64),
         multiply_adds=lambda depth, *image: count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
     ),
     "wrn": Family(
@@ -38,7 +38,7 @@ FAMILIES: Mapping[str, Family] = {
         variant="{D}-{K}",
         example="wrn_16_2",
         numbers=(Number("D", "depth", 10, 1000, 6, "6n+4"), Number("K", "width", 1, 32)),
-        widths=lambda depth, k: Widths((16 * k, 32 * k, 64 * k), 64 * k),
+        widths=lambda depth, k: Widths((16, 16 * k, 32 * k, 64 * k), 64 * k),
         multiply_adds=lambda depth, k, *image: count_basic_blocks(
             (depth - 4) // 6, 16, (16 * k, 32 * k, 64 * k), *image
         ),

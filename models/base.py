@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
 
     logits: Tensor  # [B, C], before the softmax
     pooled: Tensor  # [B, widths.pooled], the input of the last linear layer
-    maps: tuple[Tensor, ...]  # the output of each stage, [B, widths.maps[i], H_i, W_i], first stage first
+    maps: tuple[Tensor, ...]  # the output of the stem, then of each stage, [B, widths.maps[i], H_i, W_i]
 
 
 class Foldable(nn.Module):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Widths(NamedTuple):
-    """The channels of each of a model's maps, in order, and of its pooled features."""
+    """The channels of each of a model's maps (the stem's, then each stage's), and of its pooled features."""
 
     maps: tuple[int, ...]
     pooled: int

@@ -53,7 +53,7 @@ class ResNet(Classifier):
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.widths = Widths(_STAGES, _STAGES[-1])
+        self.widths = Widths((_STAGES[0], *_STAGES), _STAGES[-1])
         self.conv1 = conv3x3(3, _STAGES[0], 1)
         self.bn1: nn.Module = nn.BatchNorm2d(_STAGES[0])
         self.layer1 = _stage(_STAGES[0], _STAGES[0], blocks)
@@ -63,10 +63,11 @@ class ResNet(Classifier):
         self.apply(initialise)
 
     def embed(self, images: Tensor) -> Outputs:
-        map1 = self.layer1(F.relu(self.bn1(self.conv1(images)), inplace=True))
+        stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        map1 = self.layer1(stem)
         map2 = self.layer2(map1)
         map3 = self.layer3(map2)
-        return classify(map3, self.fc, (map1, map2, map3))
+        return classify(map3, self.fc, (stem, map1, map2, map3))
 
     def fold(self) -> None:
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)

@@ -51,15 +51,15 @@ class _Stage(nn.Module):
 class WideResNet(Classifier):
     """Depth 6n+4 and width K: a 3×3 stem, three stages of n blocks with 16K, 32K and 64K channels, one linear layer.
 
-    Batch norm, ReLU and global average pooling stand before the linear layer; `maps` are the stages' outputs before
-    them. Modules are named as in RepDistiller and mdistiller, so that weights files from there fit.
+    Batch norm, ReLU and global average pooling stand before the linear layer; `maps` are the outputs of the
+    stem and the stages before them. Modules are named as in RepDistiller and mdistiller, so that weights files from there fit.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
         first, second, third = 16 * width, 32 * width, 64 * width
-        self.widths = Widths((first, second, third), third)
+        self.widths = Widths((16, first, second, third), third)
         self.conv1 = conv3x3(3, 16, 1)
         self.block1 = _Stage(blocks, 16, first, 1)
         self.block2 = _Stage(blocks, first, second, 2)
@@ -69,7 +69,8 @@ class WideResNet(Classifier):
         self.apply(initialise)
 
     def embed(self, images: Tensor) -> Outputs:
-        map1 = self.block1(self.conv1(images))
+        stem = self.conv1(images)
+        map1 = self.block1(stem)
         map2 = self.block2(map1)
         map3 = self.block3(map2)
-        return classify(F.relu(self.bn1(map3), inplace=True), self.fc, (map1, map2, map3))
+        return classify(F.relu(self.bn1(map3), inplace=True), self.fc, (stem, map1, map2, map3))

@@ -80,7 +80,7 @@ def test_soft_target_by_hand() -> None:
     assert numbers(terms) == approx(LN2 + 0.2616240717761818, LN2, 0.2616240717761818)
 
 
-SHAPES = Shapes(4, 6, (3, 5)), Shapes(4, 6, (2, 7))  # of student and teacher
+SHAPES = Shapes(4, 6, (3, 4, 5)), Shapes(4, 6, (2, 5, 7))  # of student and teacher
 
 
 def random_batch(seed: int = 0) -> tuple[Student, Tensor, TeacherOutputs]:
@@ -230,14 +230,20 @@ def twofold(outputs: Any) -> Any:
 
 def test_fitnet_by_hand() -> None:
     # The projection 2x of maps 1, 2, 3, 4, without its norm: 2, 4, 6, 8 against 1: squares 1, 9, 25, 49, mean 21.
-    shapes = Shapes(2, 1, (1, 1))
+    shapes, nothing = Shapes(2, 1, (5, 3, 1)), (torch.zeros(0), torch.zeros(0))
     loss: Any = losses.build("fitnet", (shapes, shapes), weight=0.5, stage=2)
     loss.regressor[0].weight.data.fill_(2.0)
     loss.regressor[1] = nn.Identity()
     maps = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]).expand(2, 1, 2, 2)
-    teacher = TeacherOutputs(maps=(torch.zeros(0), torch.ones(2, 1, 2, 2)))
-    terms = loss(Student(LOGITS.float(), maps=(torch.zeros(0), maps)), LABELS, teacher, NOWHERE)
+    teacher = TeacherOutputs(maps=(*nothing, torch.ones(2, 1, 2, 2)))
+    terms = loss(Student(LOGITS.float(), maps=(*nothing, maps)), LABELS, teacher, NOWHERE)
     assert [None if term is None else term.item() for term in terms] == pytest.approx([CE + 10.5, CE, 10.5], rel=1e-6)
+
+
+def test_fitnet_counts_stages_from_1_after_the_stem() -> None:
+    for stage, widths in enumerate(zip(SHAPES[0].maps, SHAPES[1].maps, strict=True)):
+        loss: Any = losses.build("fitnet", SHAPES, stage=stage)
+        assert (loss.regressor[0].in_channels, loss.regressor[0].out_channels) == widths
 
 
 def test_fitnet_needs_its_stage_in_both_models() -> None:

@@ -86,6 +86,7 @@ def test_shapes_of_embed(side: int) -> None:
     assert outputs.pooled.shape == (2, 64)
     assert [tuple(each.shape) for each in outputs.maps] == [
         (2, 16, side, side),
+        (2, 16, side, side),
         (2, 32, side // 2, side // 2),
         (2, 64, side // 4, side // 4),
     ]

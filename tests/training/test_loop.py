@@ -53,7 +53,7 @@ def started(config: TrialConfig) -> TrainingState:
 
 
 def loss_of(config: TrialConfig) -> Loss:
-    shapes = Shapes(10, 64, (16, 32, 64))
+    shapes = Shapes(10, 64, (16, 16, 32, 64))
     build = partial(losses.build, config.method, (shapes, shapes), **dict(config.options))
     return build_seeded(build, config.seed, CPU, LOSS)
 
@@ -295,7 +295,7 @@ class Training:
         self.config, self.data = config, load(config, storage)
         generator = torch.Generator().manual_seed(3)
         targets = torch.randn(len(self.data.train), 10, generator=generator)
-        maps = [torch.randn(width, side, side, generator=generator) for width, side in ((16, 8), (32, 4), (64, 2))]
+        maps = [torch.randn(width, side, side, generator=generator) for width, side in ((16, 8), (16, 8), (32, 4), (64, 2))]
 
         def teacher(batch: Batch) -> TeacherOutputs:
             shift = batch.view[:, None]
