@@ -28,7 +28,7 @@ class StudentOutputs(Protocol):
 
     @property
     def maps(self) -> tuple[Tensor, ...]:
-        """The feature maps of the stem, then of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
+        """The maps of the stem, then of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
 
 
 class TeacherOutputs:

@@ -52,7 +52,8 @@ class WideResNet(Classifier):
     """Depth 6n+4 and width K: a 3×3 stem, three stages of n blocks with 16K, 32K and 64K channels, one linear layer.
 
     Batch norm, ReLU and global average pooling stand before the linear layer; `maps` are the outputs of the
-    stem and the stages before them. Modules are named as in RepDistiller and mdistiller, so that weights files from there fit.
+    stem and the stages before them. Modules are named as in RepDistiller and mdistiller, so that weights files from
+    there fit.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:

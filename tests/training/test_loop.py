@@ -295,7 +295,8 @@ class Training:
         self.config, self.data = config, load(config, storage)
         generator = torch.Generator().manual_seed(3)
         targets = torch.randn(len(self.data.train), 10, generator=generator)
-        maps = [torch.randn(width, side, side, generator=generator) for width, side in ((16, 8), (16, 8), (32, 4), (64, 2))]
+        sizes = ((16, 8), (16, 8), (32, 4), (64, 2))
+        maps = [torch.randn(width, side, side, generator=generator) for width, side in sizes]
 
         def teacher(batch: Batch) -> TeacherOutputs:
             shift = batch.view[:, None]
