@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from shared.machine import described, spread
 
-from orchestrator import losses, models
+from orchestrator import codec, losses, models
 from orchestrator.data import tensors
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
@@ -110,7 +110,7 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
     def function(config: dict[str, Any], images: tensors.Data) -> None:
         began = time.time()
         torch.set_num_threads(1)
-        record = by_hand(TrialConfig.from_json(config["trial"]), images)
+        record = by_hand(codec.decode(TrialConfig, config["trial"]), images)
         tune.report({"acc": record.test_acc, "began": began, "ended": time.time()})
 
     class Reused(tune.Trainable):  # type: ignore[misc]
@@ -123,7 +123,7 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
             return True
 
         def step(self) -> dict[str, Any]:
-            record = by_hand(TrialConfig.from_json(self.config["trial"]), self.images)
+            record = by_hand(codec.decode(TrialConfig, self.config["trial"]), self.images)
             return {"acc": record.test_acc, "began": self.began, "ended": time.time(), "done": True}
 
     ray.init("local", num_cpus=places, **RAY)  # not one that happens to run here
@@ -132,7 +132,7 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
     with tempfile.TemporaryDirectory() as folder:
         found = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
-            param_space={"trial": tune.grid_search([config.to_json() for config in trials])},
+            param_space={"trial": tune.grid_search([codec.encode(config) for config in trials])},
             tune_config=tune.TuneConfig(reuse_actors=is_class, max_concurrent_trials=places),
             run_config=tune.RunConfig(
                 name="raw",

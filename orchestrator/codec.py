@@ -50,13 +50,16 @@ class _Field(NamedTuple):
 def _encode(kind: Any, value: Any) -> Any:
     if type(value) in _PLAIN:  # as most values are
         return value
+    if isinstance(value, (tuple, list)):
+        return dict(value) if _is_pairs(kind) else [_encode(Any, inner) for inner in value]
     if is_dataclass(value):
-        pairs = ((key, field, getattr(value, field.name)) for key, field in _fields(cast(Any, type(value))).items())
-        return {key: _encode(field.hint, inner) for key, field, inner in pairs if inner != field.omitted}
+        return {
+            key: _encode(hint, inner)
+            for key, (name, hint, _, omitted) in _fields(cast(Any, type(value))).items()
+            if (inner := getattr(value, name)) != omitted
+        }
     if isinstance(value, Mapping):
         return {name: _encode(Any, inner) for name, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return dict(value) if _is_pairs(kind) else [_encode(Any, inner) for inner in value]
     if isinstance(value, Enum):
         return value.value
     return value.isoformat() if isinstance(value, datetime) else value
@@ -77,6 +80,7 @@ def _fields(kind: Any) -> dict[str, _Field]:
     }
 
 
+@cache
 def _is_pairs(kind: Any) -> bool:
     """Whether a type is a tuple of any number of (name, value) pairs."""
     first = (*get_args(kind), None)[0]

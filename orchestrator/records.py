@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -14,10 +14,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from orchestrator import codec, losses
+from orchestrator.codec import OMIT_DEFAULT
 from orchestrator.dataset import Dataset
 
-# What every id of training version 2 contains, be it at its default or not.
-_FIELDS_OF_VERSION_2 = 21  # the first so many of TrialConfig
+# The options that every id of training version 2 contains, be they at their defaults or not.
 _OPTIONS_OF_VERSION_2 = {"logit": ("ce_weight", "match"), "st": ("temperature",)}
 # Part of every trial id. Raise it when the same TrialConfig would train to another result.
 TRAINING_VERSION = 2
@@ -55,8 +55,8 @@ class TrialConfig:
     """One training run, fully resolved: everything that can change its result, and nothing else.
 
     `options` are all of the method's; those of the optimizer and the schedule are there where they are not at their
-    defaults. `momentum` is None for an optimizer without. What stands in `_LATER` is left out of ids and JSON at its
-    default, as it is newer than the ids of stored trials: a new field belongs there too.
+    defaults. `momentum` is None for an optimizer without. A field that is newer than the ids of stored trials is left
+    out of ids and JSON at its default (`OMIT_DEFAULT`), as every new one has to be.
 
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
     weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
@@ -84,45 +84,18 @@ class TrialConfig:
     teacher: TrialConfig | None = None
     teacher_cache: str | None = None
     weights: str | None = None
-    folder: Dataset | None = None
-    optimizer: str = "sgd"
-    optimizer_options: tuple[tuple[str, float | str], ...] = ()
-    schedule: str = "steps"
-    schedule_options: tuple[tuple[str, float | str], ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `from_json` makes an equal config."""
-        return {**self._flat(), "teacher": self.teacher.to_json() if self.teacher else None}
-
-    def _flat(self) -> dict[str, Any]:
-        """The fields as JSON data, the teacher left as it is."""
-        data = {name: getattr(self, name) for name in _VERSION_2}
-        data |= {"milestones": list(self.milestones), "options": dict(self.options)}
-        for name, default in _LATER.items():
-            if (value := getattr(self, name)) != default:
-                data[name] = _to_plain(value)
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TrialConfig:
-        """The config that `to_json` was asked of. Raises KeyError or TypeError on other data."""
-        teacher, folder = data["teacher"], data.get("folder")
-        return cls(
-            **{
-                **data,
-                "milestones": tuple(data["milestones"]),
-                **{name: tuple(sorted(data[name].items())) for name in _OPTIONS if name in data},
-                "teacher": cls.from_json(teacher) if teacher else None,
-                "folder": Dataset.from_json(folder) if folder else None,
-            }
-        )
+    folder: Dataset | None = field(default=None, metadata=OMIT_DEFAULT)
+    optimizer: str = field(default="sgd", metadata=OMIT_DEFAULT)
+    optimizer_options: tuple[tuple[str, float | str], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    schedule: str = field(default="steps", metadata=OMIT_DEFAULT)
+    schedule_options: tuple[tuple[str, float | str], ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
 
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
-        data = self._flat()
+        data: dict[str, Any] = codec.encode(replace(self, teacher=None))
         data["options"] = _options_in_id(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
@@ -134,23 +107,11 @@ class TrialConfig:
     def recipe(self) -> dict[str, Any]:
         """What the columns of the results do not already say, the teacher's own recipe included."""
         columns = {"method", "dataset", "student", "seed"}
-        data = {key: value for key, value in self.to_json().items() if key not in columns}
+        data = {key: value for key, value in codec.encode(self).items() if key not in columns}
         if self.teacher:
             data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
             data["teacher"].pop("folder", None)  # it sees the images of its students
         return data
-
-
-def _to_plain(value: Any) -> Any:
-    """A later field as JSON data: facts of a dataset, options, or a name."""
-    if isinstance(value, Dataset):
-        return value.to_json()
-    return dict(value) if isinstance(value, tuple) else value
-
-
-_OPTIONS = ("options", "optimizer_options", "schedule_options")
-_VERSION_2 = TrialConfig.__slots__[:_FIELDS_OF_VERSION_2]
-_LATER: Mapping[str, Any] = {field.name: field.default for field in fields(TrialConfig)[_FIELDS_OF_VERSION_2:]}
 
 
 def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator import codec
 from orchestrator.data.registry import FolderDataset
 from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError, KdctlError
@@ -200,7 +201,7 @@ def _measurement_file(path: Path, size: int | None) -> Path | None:
 def _load_measurement(kept: Path | None, listing: _Listing) -> Dataset | None:
     try:
         data = json.loads(kept.read_bytes()) if kept else {}
-        return Dataset.from_json(data["facts"]) if data["files"] == listing.digest else None
+        return codec.decode(Dataset, data["facts"]) if data["files"] == listing.digest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -209,7 +210,7 @@ def _save_measurement(kept: Path, listing: _Listing, facts: Dataset) -> None:
     part = kept.with_suffix(f".{os.getpid()}")
     try:
         folders.make(kept.parent)
-        part.write_text(json.dumps({"files": listing.digest, "facts": facts.to_json()}), encoding="utf-8")
+        part.write_text(json.dumps({"files": listing.digest, "facts": codec.encode(facts)}), encoding="utf-8")
         part.replace(kept)
     except OSError:  # the images are measured again next time
         part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from orchestrator import codec
 from orchestrator.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -171,10 +172,6 @@ class FolderDataset:
     def __str__(self) -> str:
         return self.name
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {"path": self.path, "size": self.size, "name": self.name, "facts": self.facts.to_json()}
-
 
 def facts_of(dataset: str | FolderDataset) -> Dataset:
     """The facts of a dataset, whether it has a name or is a folder."""
@@ -187,9 +184,9 @@ def facts_of_trial(config: TrialConfig) -> Dataset:
 
 
 def stored_facts(dataset: str, recipe: Mapping[str, Any]) -> Dataset:
-    """The same by what a row of results holds. Raises KeyError or TypeError where that is no dataset."""
+    """The same by what a row of results holds. Raises KeyError or CodecError where that is no dataset."""
     folder = recipe.get("folder")
-    return Dataset.from_json(folder) if folder else DATASETS[dataset]
+    return codec.decode(Dataset, folder) if folder else DATASETS[dataset]
 
 
 def title_of(dataset: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from orchestrator import losses
+from orchestrator import codec, losses
 from orchestrator.data.registry import FolderDataset, facts_of, facts_of_trial
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
@@ -69,7 +69,7 @@ class PlannedTrial:
             "batch_size": config.batch_size,
             "state": self.state,
             "teacher_cache": self.teacher_cache,
-            "config": config.to_json(),
+            "config": codec.encode(config),
         }
 
     def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
@@ -104,7 +104,7 @@ class Plan:
             "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
-            **({"folders": {key: folder.to_json() for key, folder in self.folders.items()}} if self.folders else {}),
+            **({"folders": codec.encode(self.folders)} if self.folders else {}),
         }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator import codec
 from orchestrator.catalog.trial_ids import choose
 from orchestrator.errors import KdctlError
 from orchestrator.records import State, TableKey, TrialConfig, TrialRecord
@@ -113,4 +114,4 @@ def _config(row: TrialRecord) -> TrialConfig:
     """A teacher's config, from its row, whose recipe also says how it was run."""
     columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
     recipe = {name: value for name, value in row.recipe.items() if name in TrialConfig.__slots__}
-    return TrialConfig.from_json({**recipe, **columns})
+    return codec.decode(TrialConfig, {**recipe, **columns})

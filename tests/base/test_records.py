@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator import codec
 from orchestrator.dataset import Dataset
 from orchestrator.losses import METHODS, Method, Option
 from orchestrator.records import Failure, State, TableKey, TrialConfig
@@ -115,9 +116,9 @@ def test_images_of_a_folder_are_what_they_are_and_not_what_the_folder_is_called(
 
 
 def test_a_dataset_with_a_name_stores_no_facts() -> None:
-    assert "folder" not in STUDENT.to_json() and "folder" not in STUDENT.recipe()
+    assert "folder" not in codec.encode(STUDENT) and "folder" not in STUDENT.recipe()
     config = replace(STUDENT, folder=FOLDER, teacher=replace(TEACHER, folder=FOLDER))
-    assert config.recipe()["folder"] == FOLDER.to_json()
+    assert config.recipe()["folder"] == codec.encode(FOLDER)
     assert "folder" not in config.recipe()["teacher"]  # it sees the same images
 
 
@@ -128,7 +129,7 @@ def test_the_ids_of_these_trials_stay() -> None:
 
 
 def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
-    assert set(STUDENT.to_json()) == set(CHANGES) - {
+    assert set(codec.encode(STUDENT)) == set(CHANGES) - {
         "folder",
         "optimizer",
         "optimizer_options",
@@ -136,7 +137,7 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "schedule_options",
     }
     changed = replace(STUDENT, schedule="cosine")
-    assert changed.to_json() == {**STUDENT.to_json(), "schedule": "cosine"}
+    assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}
 
 
 def test_an_option_that_a_method_gains_is_in_no_id_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +190,7 @@ def test_a_number_that_is_not_finite_has_no_id() -> None:
 @settings(deadline=None, max_examples=60)
 @given(CONFIGS)
 def test_a_config_comes_back_from_json(config: TrialConfig) -> None:
-    again = TrialConfig.from_json(json.loads(json.dumps(config.to_json())))
+    again = codec.decode(TrialConfig, json.loads(json.dumps(codec.encode(config))))
     assert again == config
     assert hash(again) == hash(config)
     assert again.trial_id() == config.trial_id()

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from orchestrator import codec
 from orchestrator.cli import cli
 from orchestrator.data import folder as image_folder
 from orchestrator.data import order
@@ -294,7 +295,7 @@ def test_a_study_mixes_names_and_folders(flowers: Path) -> None:
     (found,) = plan.folders.values()
     assert Path(found.path) == flowers
     assert {trial.config.dataset for trial in plan.trials} == {"digits", found.name}
-    assert plan.to_json()["folders"] == {found.facts.digest: found.to_json()}
+    assert plan.to_json()["folders"] == {found.facts.digest: codec.encode(found)}
 
 
 def test_where_the_folder_is_changes_no_id(flowers: Path, tmp_path: Path) -> None:
