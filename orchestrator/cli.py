@@ -37,7 +37,7 @@ from orchestrator.errors import EXIT_BUG, EXIT_CODES, EXIT_INTERRUPTED, EXIT_LOS
 from orchestrator.machine import output
 from orchestrator.text import masked
 
-# Every command imports what it needs when it runs: `kdctl --help` loads only Click, `plan` neither torch nor Ray.
+# Every command imports what it needs when it runs: `kdctl --help` imports only Click, `plan` neither torch nor Ray.
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -149,7 +149,7 @@ def _print_error(message: str) -> None:
 
 
 def _complete() -> None:
-    """Answers a shell that completes a line, then exits: within `TIMEOUT`, and without any error message."""
+    """Prints completions for a shell, then exits: within `TIMEOUT`, and without any error message."""
     sys.stderr = io.StringIO()
     signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
     signal.setitimer(signal.ITIMER_REAL, TIMEOUT)

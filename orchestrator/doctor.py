@@ -256,8 +256,6 @@ def _nearest(address: str) -> tuple[StorageBackend, bool]:
     if not isinstance(backend, Folder):
         return backend, True
     nearest = next(folder for folder in (backend.root, *backend.root.parents) if folder.exists())
-    if not nearest.is_dir():
-        raise StorageError(f"{str(nearest)!r} is a file, expected a folder; name another folder with --storage")
     return Folder(nearest), nearest == backend.root
 
 

@@ -1,4 +1,4 @@
-"""Small work for executors: jobs as a launch makes them, and a listener that keeps what it is told."""
+"""Small workloads for executors: jobs as a launch makes them, and a listener."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.study.reader import Resources
 ON_CPU = Resources(gpus_per_trial=0)
 OPTIONS = {"logit": (("ce_weight", 1.0), ("match", "logits")), "st": (("temperature", 4.0),)}
 Make = Callable[..., TrialConfig]
-Seen = list[tuple[str, EpochRecord | TrialRecord]]
+Reported = list[tuple[str, EpochRecord | TrialRecord]]
 
 
 def student(teacher: TrialConfig, method: str) -> TrialConfig:
-    """A sane student of a teacher, which may not be sane."""
+    """A student that trains well, of a teacher that may not."""
     return replace(teacher, method=method, options=OPTIONS[method], lr=0.05, teacher=teacher, teacher_cache="live")
 
 
@@ -34,23 +34,23 @@ def jobs_of(storage: Storage, *configs: TrialConfig) -> list[Job]:
     return jobs
 
 
-def taken(storage: Storage, resource: str) -> Lease:
-    """A lease that nobody holds yet."""
+def take(storage: Storage, resource: str) -> Lease:
+    """Acquires a lease that nobody holds yet."""
     lease = acquire(storage, resource)
     assert lease
     return lease
 
 
 def listen(
-    watch: Callable[[str, EpochRecord | TrialRecord], None], say: Callable[[str], None] = print
+    on_record: Callable[[str, EpochRecord | TrialRecord], None], on_text: Callable[[str], None] = print
 ) -> EventListener:
-    """Passes records on to one, and what is said to the other; where a trial started is neither."""
+    """A listener that passes records to `on_record` and the text of other events, except starts, to `on_text`."""
 
     def on_event(event: Event) -> None:
         if isinstance(event.facts, EpochRecord | TrialRecord):
             assert event.trial
-            watch(event.trial.trial_id, event.facts)
+            on_record(event.trial.trial_id, event.facts)
         elif event.kind is not EventKind.STARTED:
-            say(f"{event.trial.trial_id} {event.trial.title()}: {event.text}" if event.trial else event.text)
+            on_text(f"{event.trial.trial_id} {event.trial.title()}: {event.text}" if event.trial else event.text)
 
     return on_event

@@ -1,4 +1,4 @@
-"""What one trial takes of a machine, and whether any machine has that much."""
+"""The resources that one trial takes, and whether any machine has them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.study.reader import Resources
 
 
 def gpus_per_trial(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> float:
-    """GPUs of one trial. Raises ResourceError where no node can ever give what a trial needs."""
+    """The GPUs of one trial. Raises ResourceError if no node has the resources that a trial needs."""
     most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     gpus = resources.gpus_per_trial
     if gpus is None:
@@ -25,7 +25,7 @@ def gpus_per_trial(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
 
 
 def describe_resources(gpus: float, resources: Resources, where: str) -> str:
-    """What one trial trains on, in words."""
+    """What one trial trains on, as a sentence."""
     if gpus:
         return f"each trial trains on {gpus:g} GPU, {where}"
     return f"no GPU is used: each trial trains on {resources.cpus_per_trial} CPU core(s), {where}"

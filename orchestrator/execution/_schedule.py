@@ -15,58 +15,58 @@ class Schedule:
     `ready` are teachers whose weights the storage already holds.
     """
 
-    def __init__(self, jobs: Iterable[Job], ready: Iterable[str] = (), most: int | None = None) -> None:
+    def __init__(self, jobs: Iterable[Job], ready: Iterable[str] = (), limit: int | None = None) -> None:
         self._waiting = list(jobs)
-        self._live: dict[str, Job] = {}
+        self._running: dict[str, Job] = {}
         self._ready = set(ready)
-        self._most = most
-        self._not_before: dict[str, float] = {}  # trial id → on the monotonic clock
+        self._limit = limit
+        self._not_before: dict[str, float] = {}  # trial id → time on the monotonic clock
 
     @property
     def is_over(self) -> bool:
         """Whether every trial has ended."""
-        return not self.waits and not self.lives
+        return not self._waiting and not self._running
 
     @property
-    def lives(self) -> bool:
-        """Whether some trial has started and not ended."""
-        return bool(self._live)
+    def has_running(self) -> bool:
+        """Whether any trial is running."""
+        return bool(self._running)
 
     @property
-    def waits(self) -> bool:
-        """Whether there are trials to come that have not started."""
+    def has_waiting(self) -> bool:
+        """Whether any trial has not started yet, or waits to start again."""
         return bool(self._waiting)
 
     def start(self) -> Job | None:
-        """The next trial, from now on live; None where all that are left wait for a teacher, a place or a time."""
-        if self._most is not None and len(self._live) >= self._most:
+        """Starts the next trial; None if all that are left wait for a teacher, for a free worker or for a time."""
+        if self._limit is not None and len(self._running) >= self._limit:
             return None
         now = time.monotonic()
-        for place, job in enumerate(self._waiting):
+        for index, job in enumerate(self._waiting):
             has_teacher = job.trial.teacher_id is None or job.trial.teacher_id in self._ready
             if has_teacher and self._not_before.get(job.trial.trial_id, now) <= now:
-                del self._waiting[place]
-                self._live[job.trial.trial_id] = job
+                del self._waiting[index]
+                self._running[job.trial.trial_id] = job
                 return job
         return None
 
-    def live(self, trial_id: str) -> Job | None:
-        """The live trial of that id."""
-        return self._live.get(trial_id)
+    def find_running(self, trial_id: str) -> Job | None:
+        """The running trial with this id; None if it is not running."""
+        return self._running.get(trial_id)
 
-    def live_jobs(self) -> list[Job]:
-        """Every live trial."""
-        return list(self._live.values())
+    def list_running(self) -> list[Job]:
+        """All running trials."""
+        return list(self._running.values())
 
-    def again(self, job: Job, seconds: float) -> None:
-        """Lets a live trial wait for so long, and then start again as this job; others go before it."""
-        self._live.pop(job.trial.trial_id, None)
+    def postpone(self, job: Job, seconds: float) -> None:
+        """Makes a running trial wait for some seconds, and then start again as this job, behind the others."""
+        self._running.pop(job.trial.trial_id, None)
         self._not_before[job.trial.trial_id] = time.monotonic() + seconds
         self._waiting.append(job)
 
     def end(self, record: TrialRecord) -> list[Job]:
-        """Takes note of a trial that ended; returns its dependants where it failed, which are then skipped."""
-        self._live.pop(record.trial_id, None)
+        """Records that a trial ended; if it did not finish, returns its dependants, which are then to be skipped."""
+        self._running.pop(record.trial_id, None)
         if record.state is State.FINISHED:
             self._ready.add(record.trial_id)
             return []

@@ -58,7 +58,7 @@ class TakenOver:
 
 
 Report = TrialStarted | EpochRecord | TrialNotice | TrialRecord | TakenOver
-_FLUSH = 2.0  # seconds between two writes of a trial's epochs: short epochs would otherwise spend their time on files
+_FLUSH = 2.0  # seconds between two writes of a trial's epochs, as writing after each short epoch would take too long
 
 
 def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generator[Report]:
@@ -211,11 +211,11 @@ class _Attempt:
         self._epochs = epochs
         if state.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
             state.compute_dtype = "float32"
-            yield TrialNotice("goes on in float32, as this device lacks the bfloat16 that it began in")
+            yield TrialNotice("continues in float32, because this device lacks bfloat16, in which it started")
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
         self._keep_teacher_mode(state)
-        yield TrialNotice(f"goes on in epoch {state.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
+        yield TrialNotice(f"resumes in epoch {state.epoch} of {self._job.trial.config.epochs}, from its checkpoint")
 
     def _keep_teacher_mode(self, state: TrainingState) -> None:
         """Keeps the teacher mode (live or table) of the checkpoint: mixing the two would change the result."""
@@ -288,12 +288,12 @@ class _Attempt:
         """Saves a checkpoint and the row, which says where the trial stopped."""
         where = "before its first epoch"
         try:
-            self._log.add("is asked to stop")
+            self._log.add("stopping")
             if self._state is not None:
                 last = self._job.trial.config.epochs
                 where = f"in epoch {min(self._state.epoch, last)} of {last}"
                 self._save_checkpoint(self._state)
-            row = self._end_row(State.STOPPED, f"stopped {where}; the same command goes on from there")
+            row = self._end_row(State.STOPPED, f"stopped {where}; the same command resumes it from there")
             self._log.add(row.error or "")
             self._flush()
             self._write_row(row)
@@ -306,7 +306,7 @@ class _Attempt:
         # Without accuracies: the best epoch before a failure is not a result and must not enter an average.
         failed = self._end_row(State.FAILED, _describe_error(error) + after, _classify(error))
         self._log.add(f"failed: {failed.error}")
-        if failed.failure is Failure.ERROR:  # an unexpected error: keep the whole traceback
+        if failed.failure is Failure.ERROR:  # an unexpected error: keep the full traceback
             self._log.add("".join(traceback.format_exception(error)))
         with suppress(StorageError):  # the cause may be a full disk; the stored row is not a finished one
             self._flush()
@@ -328,7 +328,7 @@ def _format_report(report: Report, epochs: int) -> str:
     if isinstance(report, TrialStarted):
         mode = f", teacher outputs: {report.teacher_mode}" if report.teacher_mode else ""
         return (
-            f"begins in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
+            f"starts in epoch {report.epoch} of {epochs} on {report.device}, process {report.pid} on {report.host}, "
             f"kdctl {version('kdctl')}, torch {torch.__version__}{mode}"
         )
     return report.text if isinstance(report, TrialNotice) else ""
@@ -352,7 +352,7 @@ def _describe_error(error: Exception) -> str:
     if _classify(error) is Failure.OUT_OF_MEMORY:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         return f"out of memory ({reason}); use a smaller batch_size, or fewer trials at a time with --max-concurrent"
-    return f"{type(error).__name__}: {error}; not tried again in this launch, as it would end alike"
+    return f"{type(error).__name__}: {error}; not retried in this launch, because it would fail the same way"
 
 
 def _describe_shapes(model: str, classes: int) -> Shapes:
@@ -389,8 +389,8 @@ def _score_final_weights(job: Job, storage: Storage, device: torch.device, score
     row: dict[str, Any] = {"last_acc": score.acc, "top5": score.top5}
     if config.teacher and job.trial.teacher_id:
         taught = _score_teacher(config.teacher, config.limit_test, storage, device)
-        alike = int((score.predictions == taught.predictions).sum())
-        row |= {"teacher_acc": taught.acc, "agreement": 100 * alike / len(score.predictions)}
+        agreeing = int((score.predictions == taught.predictions).sum())
+        row |= {"teacher_acc": taught.acc, "agreement": 100 * agreeing / len(score.predictions)}
     return row
 
 
@@ -413,11 +413,11 @@ def _summarise(epochs: Sequence[EpochRecord]) -> dict[str, Any]:
     """The columns that summarise the epochs; empty without epochs."""
     if not epochs:
         return {}
-    best = max(epochs, key=lambda record: record.test_acc)  # the first of equals
+    best = max(epochs, key=lambda record: record.test_acc)  # the first, if several are equal
     summary: dict[str, Any] = {"acc": best.test_acc, "epoch": best.epoch}
     if epochs[0].val_acc is not None:
         summary["selected_acc"] = max(epochs, key=lambda record: record.val_acc or 0.0).test_acc
-    training = [1 / record.images_per_second for record in epochs]  # seconds an image
+    training = [1 / record.images_per_second for record in epochs]  # seconds per image
     return {
         **summary,
         "seconds": sum(record.seconds for record in epochs),

@@ -1,4 +1,4 @@
-"""What every executor shares: it starts the trials of a launch in turn and records how they end."""
+"""The part that all executors share: it starts the trials of a launch in turn and records how they end."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.study.reader import Resources
 
-_PAUSE = 2.0  # seconds before a trial that another launch trains is looked at again
+_PAUSE = 2.0  # seconds between two checks of a trial that another launch is training
 _BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further one; more than a worker needs to notice
-_POLL = 0.2  # seconds between two looks where nothing can start yet
-_LOOK = 5.0  # seconds between two looks at the leases of what runs
+_POLL = 0.2  # seconds between two checks while nothing can start yet
+_LEASE_PERIOD = 5.0  # seconds between two checks of the leases of running trials
 _LAST_LINES = 20  # of the log of a trial that failed, which its event holds
 _SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What an executor is to train: jobs in the order of the plan, and teachers that the storage already holds.
+    """The work of an executor: jobs in the order of the plan, and the ids of teachers that are ready in the storage.
 
-    `lease` is the launch's own: workers train as long as it is held. Whoever ends the launch early sets `stop`. The
-    executor sets `started` before the first trial starts. `launch_event` is the event that the launch began with;
-    without it no metrics are exported.
+    `lease` is that of the launch: workers train as long as it is held. Setting `stop` ends the launch early. The
+    executor sets `started` before the first trial starts. `launch_event` is the first event of the launch; without it
+    no metrics are exported.
     """
 
     jobs: Sequence[Job]
@@ -49,7 +49,7 @@ class Workload:
 
 
 class TrialController:
-    """Starts the trials of a launch, and records how they end; every executor uses one."""
+    """Starts the trials of a launch and records how they end; every executor uses one."""
 
     def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, limit: int | None = None) -> None:
         self._work = work
@@ -58,43 +58,43 @@ class TrialController:
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
         self._started: dict[str, TrialStarted] = {}
-        self._best: dict[str, float] = {}  # test accuracy of each trial so far
+        self._best: dict[str, float] = {}  # the best test accuracy of each trial so far
         self._left = {job.trial.trial_id for job in jobs}
-        self._seen: dict[str, float] = {}  # when the lease of a live trial was last seen, on the monotonic clock
-        self._looked = time.monotonic()
+        self._last_held: dict[str, float] = {}  # when the lease of a running trial was last held, monotonic clock
+        self._checked = time.monotonic()
         self._error: KdctlError | None = None
 
     @property
     def is_stopping(self) -> bool:
-        """Whether nothing is to start any more, and what runs is to stop."""
+        """Whether no trial may start any more and running trials must stop."""
         return self._work.stop.is_set()
 
     @property
     def is_lost(self) -> bool:
-        """Whether Ray's own processes died, and nothing can be waited for."""
+        """Whether Ray's own processes died, so that waiting for a trial is useless."""
         return isinstance(self._error, RayLost)
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to start or to wait for."""
-        return self._schedule.is_over or (self.is_stopping and not self._schedule.lives)
+        """Whether no trial is left to start or to wait for."""
+        return self._schedule.is_over or (self.is_stopping and not self._schedule.has_running)
 
     def start(self) -> Job | None:
-        """The next trial to start; None where nothing can start yet, or any more."""
+        """Starts the next trial; None if no trial can start yet, or if none is left."""
         if self.is_stopping:
             return None
         while job := self._schedule.start():
             if job.trial.trial_id not in self._elsewhere or not self._is_trained_elsewhere(job):
-                self._seen.pop(job.trial.trial_id, None)  # that was an earlier attempt, or another launch
+                self._last_held.pop(job.trial.trial_id, None)  # by an earlier attempt or another launch
                 return job
-            self._schedule.again(job, _PAUSE)
+            self._schedule.postpone(job, _PAUSE)
         return None
 
     def start_or_wait(self) -> Job | None:
-        """As `start`, but waits where nothing runs; None at the end, or where what is left waits for what runs."""
+        """Like `start`, but waits if nothing runs; None at the end, or if what is left waits for running trials."""
         while not self.is_over:
             job = self.start()
-            if job or self._schedule.lives:
+            if job or self._schedule.has_running:
                 return job
             self._work.stop.wait(_POLL)
         return None
@@ -114,20 +114,20 @@ class TrialController:
         elif isinstance(report, EpochRecord):
             acc = self._best[trial.trial_id] = max(report.test_acc, self._best.get(trial.trial_id, 0.0))
             self._on_event(Event(EventKind.EPOCH, _describe_epoch(report, trial.config.epochs, acc), trial, report))
-        elif self.is_live(job):  # ignores a late report of an attempt that was given up
+        elif self.is_live(job):  # else it is a late report of an attempt that was given up
             self._note_end(job, report)
 
     def _note_end(self, job: Job, report: TakenOver | TrialRecord) -> None:
         if isinstance(report, TakenOver):
             if job.trial.trial_id not in self._elsewhere:
-                text = "another launch trains it; its result is waited for"
+                text = "another launch trains it; waiting for its result"
                 self._on_event(Event(EventKind.ELSEWHERE, text, job.trial))
             self._elsewhere.add(job.trial.trial_id)
-            self._schedule.again(job, _PAUSE)
+            self._schedule.postpone(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
-            self._schedule.again(job, _PAUSE)  # this process stood still, and its workers took it for dead
+            self._schedule.postpone(job, _PAUSE)  # this process was suspended, and its workers took it for dead
         elif self._retry(job, report.failure, report.error, report.end_time):
-            # Its row says that it failed, which whoever looks at the storage meanwhile would take for its end.
+            # Its stored row has the state failed, which a reader of the storage would take for its end.
             self._write(replace(report, state=State.RUNNING, failure=None, end_time=None))
         else:
             self._end(job, report)
@@ -136,22 +136,22 @@ class TrialController:
         """The start report of the last attempt at a trial; None before the first."""
         return self._started.get(trial_id)
 
-    def note_loss(self, job: Job, failure: Failure, reason: str, last_words: str = "") -> None:
-        """Records that a worker died, in the row and the log of its trial, as the worker itself could not.
+    def note_loss(self, job: Job, failure: Failure, reason: str, output: str = "") -> None:
+        """Records that a worker died, in the row and the log of its trial, because the worker itself could not.
 
-        `last_words` is its output outside the log, such as its standard error.
+        `output` is what it wrote outside the log, such as its standard error.
         """
         if not self.is_live(job):
             return
-        # Its process may still be there, cut off from Ray: what it holds is not to keep the next attempt waiting.
+        # Its process may still exist, cut off from Ray: the next attempt must not wait for its lease.
         self._work.lease.evict(trial_resource(job.trial.trial_id))
-        logs.append(self._work.storage, job.trial.trial_id, "\n".join(filter(None, (reason, last_words))))
+        logs.append(self._work.storage, job.trial.trial_id, "\n".join(filter(None, (reason, output))))
         if self.is_stopping:
             self._schedule.end(job.row(State.STOPPED))
         elif not self._retry(job, failure, reason):
-            tried = self._attempts.get(job.trial.trial_id, 0) + 1
-            again = f", {tried} times; launch again to go on from its checkpoint" if failure.is_retried else ""
-            row = job.row(State.FAILED, f"{reason}{again}", failure)
+            count = self._attempts.get(job.trial.trial_id, 0) + 1
+            advice = f", {count} times; launch again to resume from its checkpoint" if failure.is_retried else ""
+            row = job.row(State.FAILED, f"{reason}{advice}", failure)
             row = replace(row, end_time=datetime.now(UTC))
             self._write(row)
             self._end(job, row)
@@ -162,28 +162,28 @@ class TrialController:
             return False
         self._attempts[job.trial.trial_id] = attempts + 1
         seconds = _BACK_OFF * 2.0**attempts
-        of = f"{attempts + 1} of {self._work.resources.retries}"
-        text = f"{reason}; tried again in {seconds:g} s from its last checkpoint ({of})"
+        number = f"{attempts + 1} of {self._work.resources.retries}"
+        text = f"{reason}; retried in {seconds:g} s from its last checkpoint ({number})"
         self._on_event(Event(EventKind.RETRY, text, job.trial))
-        # `since` makes it another job: a late report of the earlier attempt is not taken for one of this attempt.
+        # A new `since` makes it another job, so that a late report of the earlier attempt is not taken for its own.
         since = max(datetime.now(UTC), ended or datetime.now(UTC))  # the worker's clock may be ahead of ours
-        self._schedule.again(replace(job, since=since.isoformat()), seconds)
+        self._schedule.postpone(replace(job, since=since.isoformat()), seconds)
         return True
 
     def end_silent_trials(self) -> None:
-        """Treats live trials as lost whose lease ended a while ago without a report of how they ended."""
+        """Treats running trials as lost if their leases ended a while ago and no report says how they ended."""
         now = time.monotonic()
-        if now - self._looked < _LOOK:
+        if now - self._checked < _LEASE_PERIOD:
             return
-        self._looked = now
+        self._checked = now
         held = self._work.lease.find_holders(trial_resource(""))
-        for job in self._schedule.live_jobs():
+        for job in self._schedule.list_running():
             trial_id = job.trial.trial_id
             if trial_resource(trial_id) in held:
-                self._seen[trial_id] = now
-            elif now - self._seen.get(trial_id, now) > _SILENCE:
-                del self._seen[trial_id]
-                self.note_loss(job, Failure.LOST_WORKER, f"its worker has not been heard of for {_SILENCE:g} s")
+                self._last_held[trial_id] = now
+            elif now - self._last_held.get(trial_id, now) > _SILENCE:
+                del self._last_held[trial_id]
+                self.note_loss(job, Failure.LOST_WORKER, f"its worker has reported nothing for {_SILENCE:g} s")
 
     def _end(self, job: Job, record: TrialRecord) -> None:
         """Records that a trial ended; if it failed, its dependants are stored as skipped."""
@@ -209,8 +209,8 @@ class TrialController:
         return Event(EventKind.ENDED, _describe_end(record), job.trial, record, log, where)
 
     def is_live(self, job: Job) -> bool:
-        """Whether this attempt at a trial is the one that is waited for."""
-        return self._schedule.live(job.trial.trial_id) == job
+        """Whether this is the current attempt at its trial."""
+        return self._schedule.find_running(job.trial.trial_id) == job
 
     def _write(self, row: TrialRecord) -> None:
         lease = acquire(self._work.storage, trial_resource(row.trial_id))
@@ -230,15 +230,15 @@ class TrialController:
         self._work.stop.set()
 
     def conclude(self) -> None:
-        """Raises what made the launch stop before its end."""
+        """Raises the error that stopped the launch early, if any; Interrupted if trials are left without an error."""
         if self._error:
             raise self._error
         if self._left:
-            raise Interrupted("stopped; what was trained is kept, and the same command goes on from there")
+            raise Interrupted("stopped; what was trained is kept, and the same command resumes from there")
 
 
 def _describe_start(started: TrialStarted) -> str:
-    hit = {None: "", True: ", the table is there", False: "; building the table first"}[started.is_hit]
+    hit = {None: "", True: ", the table exists", False: "; building the table first"}[started.is_hit]
     mode = f", teacher outputs: {started.teacher_mode}{hit}" if started.teacher_mode else ""
     return f"started on {started.host}, {started.device}{mode}"
 

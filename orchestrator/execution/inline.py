@@ -17,13 +17,13 @@ from orchestrator.machine import limits
 from orchestrator.monitor.events import Event, EventKind, EventListener
 from orchestrator.training.graphs import STREAMS, sharing
 
-_POLL = 0.2  # seconds between two looks where nothing can start yet
+_POLL = 0.2  # seconds between two checks while nothing can start yet
 
 
 def run(work: Workload, on_event: EventListener) -> None:
-    """Trains one trial after another, or up to `STREAMS` at a time where each takes a share of a GPU.
+    """Trains one trial after another, or up to `STREAMS` at a time if each takes a share of a GPU.
 
-    Raises ResourceError where there are too few GPUs, StorageError where the storage fails, Interrupted after a signal.
+    Raises ResourceError if there are too few GPUs, StorageError if the storage fails, Interrupted after a signal.
     """
     found = float(torch.cuda.device_count())
     gpus = gpus_per_trial(work.resources, [{"CPU": float(limits.cores()), "GPU": found}])
@@ -36,7 +36,7 @@ def run(work: Workload, on_event: EventListener) -> None:
     if limit == 1:
         _run_in_turn(work, controller)
     else:
-        _run_side_by_side(work, controller, limit)
+        _run_concurrently(work, controller, limit)
     controller.conclude()
 
 
@@ -46,28 +46,28 @@ def _run_in_turn(work: Workload, controller: TrialController) -> None:
             controller.note(job, report)
 
 
-def _run_side_by_side(work: Workload, controller: TrialController, limit: int) -> None:
-    """Each trial has a thread, and on a GPU a CUDA stream: kernels of small models then run beside one another."""
+def _run_concurrently(work: Workload, controller: TrialController, limit: int) -> None:
+    """Each trial has a thread, and on a GPU a CUDA stream, so that kernels of small models run at the same time."""
     reports: queue.SimpleQueue[tuple[Job, Report | BaseException | None]] = queue.SimpleQueue()
-    lives, failure = 0, None
+    running, failure = 0, None
     while True:
-        while lives < limit and (job := controller.start() if lives else controller.start_or_wait()):
+        while running < limit and (job := controller.start() if running else controller.start_or_wait()):
             threading.Thread(target=_train, args=(job, work.stop, reports), daemon=True).start()
-            lives += 1
-        if not lives:
+            running += 1
+        if not running:
             break
         with suppress(queue.Empty):
             job, report = reports.get(timeout=_POLL)
-            lives -= report is None or isinstance(report, BaseException)
-            failure = failure or _take_note(controller, job, report)
-            if failure:  # the others write their checkpoints first
+            running -= report is None or isinstance(report, BaseException)
+            failure = failure or _note(controller, job, report)
+            if failure:  # the other trials write their checkpoints first
                 work.stop.set()
     if failure:
         raise failure
 
 
-def _take_note(controller: TrialController, job: Job, report: Report | BaseException | None) -> BaseException | None:
-    """Passes on what a thread reports; gives what ends the launch."""
+def _note(controller: TrialController, job: Job, report: Report | BaseException | None) -> BaseException | None:
+    """Passes on what a thread reports; returns an error that ends the launch."""
     if isinstance(report, BaseException):
         return report
     try:
@@ -81,7 +81,7 @@ def _take_note(controller: TrialController, job: Job, report: Report | BaseExcep
 def _train(
     job: Job, stop: threading.Event, reports: queue.SimpleQueue[tuple[Job, Report | BaseException | None]]
 ) -> None:
-    """Trains a trial, passes on what it reports, and says at last that there is no more."""
+    """Trains a trial and puts its reports into a queue, then None, or the error that ended it."""
     try:
         for report in run_trial(job, stop.is_set):
             reports.put((job, report))

@@ -1,4 +1,4 @@
-"""A planned trial as its worker receives it, on whatever machine that is."""
+"""A planned trial as its worker receives it, on any machine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Job:
     weights: str | None  # the file of a teacher that the user brought
     git_commit: str | None
     ray_version: str | None
-    launch: str = ""  # the resource of its launch's lease; none for a trial that works for nobody
-    since: str = ""  # when its launch began, UTC in ISO 8601: rows that ended later are another launch's news
+    launch: str = ""  # the resource of its launch's lease; empty for a trial without a launch
+    since: str = ""  # when its launch started, UTC in ISO 8601: rows that ended later come from another launch
     checkpoint_seconds: float = 30.0
     gpus: float = 0.0
 
     def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
-        """The job's row before anything was measured."""
+        """The row of the job, without any measurement."""
         config = self.trial.config
         return TrialRecord(
             no=self.no,
@@ -60,7 +60,7 @@ class Job:
 
 
 def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch) -> list[Job]:
-    """The jobs of a launch, in the order of its plan, whose places they keep as their numbers."""
+    """The jobs of a launch, in the order of its plan; their numbers are their positions in the plan."""
     chosen = {trial.trial_id for trial in to_do}
     commit = commits.of_folder(Path(plan.source).absolute().parent)
     return [

@@ -122,7 +122,7 @@ def _clock(seconds: float) -> str:
 
 
 def _where(status: StudyStatus) -> str:
-    how = executors.describe_place(status.executor)
+    how = executors.describe_where(status.executor)
     return _escape(f"{how}, {status.host}" if status.host else how)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -78,13 +79,15 @@ class Storage:
     def at(cls, address: str | Path) -> Storage:
         """The storage in a folder, or at `s3://bucket/folder` or `gs://bucket/folder`.
 
-        Raises StorageError for an address of another kind, and for a bucket that cannot exist.
+        Raises StorageError for an address of another kind, for a file, and for a bucket that cannot exist.
         """
         if not str(address).startswith(paths.BUCKETS):
             try:
-                return cls(Folder(paths.local(address, "storage", or_bucket=True).absolute()))
+                folder = paths.local(address, "storage", or_bucket=True).absolute()
             except paths.PathError as error:
                 raise StorageError(str(error)) from None
+            _refuse_file(folder)
+            return cls(Folder(folder))
         from orchestrator.storage.bucket import Bucket  # its library takes a while to import, and few need it
 
         return cls(Bucket.at(str(address)))
@@ -206,6 +209,14 @@ def _table_key(facts: Any) -> TableKey | None:
         return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
     except (TypeError, KeyError, codec.CodecError):
         return None
+
+
+def _refuse_file(folder: Path) -> None:
+    """Raises StorageError if the folder of a storage, or a folder that should contain it, is a file."""
+    with suppress(OSError):  # a folder that cannot be examined is an error for whoever reads it
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise StorageError(f"{str(nearest)!r} is a file, expected a folder; name another folder with --storage")
 
 
 def key_facts(key: TableKey) -> dict[str, Any]:

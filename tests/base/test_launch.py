@@ -361,7 +361,7 @@ def test_the_first_signal_stops_with_a_checkpoint(
     assert last == f"resume with:  kdctl launch {long} --inline --storage {storage.backend.address}"
     assert "Traceback" not in launched.log
     (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
-    assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
+    assert row.state is State.STOPPED and row.error and "the same command resumes it from there" in row.error
     assert "from its checkpoint" in go_on(long, storage, undisturbed)
 
 
@@ -377,7 +377,7 @@ def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, m
             stops.request(storage, stored_studies.find(storage).launched.resource)
 
     settings = ["recipe.epochs=3000"]
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         launch(study, storage=storage.backend.address, inline=True, settings=settings, on_event=on_event)
     (row,) = store.read_trials(storage)
     assert row.state is State.STOPPED
@@ -396,7 +396,7 @@ def test_a_signal_while_something_is_told_waits_for_its_turn(study: Path, storag
             return
         told.append(event)
 
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         launch(study, storage=storage.backend.address, inline=True, settings=["recipe.epochs=3000"], on_event=on_event)
     assert until(lambda: any("SIGTERM: stopping" in event.text for event in told))
 

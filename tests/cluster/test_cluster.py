@@ -71,8 +71,8 @@ def test_a_dead_node_costs_what_came_after_the_checkpoint(
                     os.kill(pid, signal.SIGKILL)
     said = "".join(lines)
     assert process.returncode == 0, said
-    assert killed and said.count("was lost; tried again in 5 s from its last checkpoint (1 of 2)") == 1, said
-    resumed = re.search(r"goes on in epoch (\d+) of 100, from its checkpoint", said)
+    assert killed and said.count("was lost; retried in 5 s from its last checkpoint (1 of 2)") == 1, said
+    resumed = re.search(r"resumes in epoch (\d+) of 100, from its checkpoint", said)
     assert resumed and int(resumed[1]) > 1, said
     launch(tmp_path / "study.yaml", storage=tmp_path / "undisturbed", inline=True, on_event=ignore)
     assert numbers(tmp_path / "runs") == numbers(tmp_path / "undisturbed")

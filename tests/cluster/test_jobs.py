@@ -477,7 +477,7 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     assert code == 0 and again.job_id == out.strip() != job.job_id
     print_log(cluster, again.job_id, None, follow=True)
     said = capsys.readouterr().out
-    assert f"goes on in epoch {stopped[1]} of 200, from its checkpoint" in said
+    assert f"resumes in epoch {stopped[1]} of 200, from its checkpoint" in said
     assert until(lambda: dashboard.read_job(again.job_id).state == "finished", 30)
     status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +finished +1/1 .*{again.job_id}", capsys.readouterr().out)

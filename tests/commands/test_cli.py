@@ -97,6 +97,20 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return run
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("launch", "study.yaml", "--inline"),
+        *[("plan", "study.yaml"), ("results",), ("query", "FROM trials"), ("report",), ("status",), ("stop",)],
+        *[("logs",), ("logs", "3f"), ("teachers",), ("teachers", "verify", "3f"), ("clean",)],
+    ],
+    ids=" ".join,
+)
+def test_a_file_is_not_a_storage(run: Run, folder: Path, words: tuple[str, ...]) -> None:
+    message = f"'{folder}/study.yaml' is a file, expected a folder; name another folder with --storage\n"
+    assert run(*words, "--storage", "study.yaml") == (2, "", message)
+
+
 def listed(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 

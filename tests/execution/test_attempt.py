@@ -1,4 +1,4 @@
-"""One trial from start to end: its rows, what they say against the saved weights, and failures that are rows too."""
+"""One trial from start to end: its rows agree with the saved weights, and a failure becomes a row too."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def job_of(config: TrialConfig, storage: Storage, cache: str = "live", weights: 
 
 
 def file_of(storage: Storage, name: str) -> Path:
-    """Where a file of a storage lies."""
+    """The path of a file in a storage."""
     return Path(storage.backend.address, name)
 
 
@@ -76,7 +76,7 @@ def steady(record: TrialRecord | EpochRecord) -> dict[str, Any]:
 
 @torch.no_grad()
 def predictions(path: Path, config: TrialConfig, storage: Storage) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of saved weights over the test images, asked without the code under test; and the labels."""
+    """Logits of saved weights over the test images, computed without the code under test; and the labels."""
     model = models.build(config.student, 10)
     model.load_state_dict(load_file(path))
     images = tensors.load(config, storage, CPU)
@@ -125,19 +125,19 @@ def test_the_running_row_is_first_and_the_finished_one_last(
     monkeypatch.setattr(attempt, "_FLUSH", 0.0)
     job = job_of(make_config(epochs=2), storage)
     trial_id = job.trial.trial_id
-    seen = []
+    found = []
     for record in run_trial(job):
         row = store.read_trial(storage, trial_id)
         assert row, "from the first report on"
-        seen.append((row.state, file_of(storage, storage.weights(trial_id)).exists(), len(store.read_epochs(storage))))
+        found.append((row.state, file_of(storage, storage.weights(trial_id)).exists(), len(store.read_epochs(storage))))
     running = [(State.RUNNING, False, epochs) for epochs in range(3)]
-    assert seen == [*running, (State.FINISHED, True, 2)]
+    assert found == [*running, (State.FINISHED, True, 2)]
     assert record == row
     assert store.read_states(storage) == {trial_id: State.FINISHED}
 
 
 def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: TrialRecord) -> None:
-    """Everything that a finished row says, worked out again from the epochs and the weights."""
+    """Checks every value of a finished row against the epochs and the weights."""
     config, trial_id = job.trial.config, job.trial.trial_id
     assert (row.state, row.error) == (State.FINISHED, None)
     assert store.read_trial(storage, trial_id) == row
@@ -155,7 +155,7 @@ def check_finished(job: Job, storage: Storage, epochs: list[EpochRecord], row: T
     assert row.last_acc == pytest.approx(percent(logits.argmax(1) == labels))
     assert row.top5 == pytest.approx(percent((logits.topk(5).indices == labels[:, None]).any(1)))
     assert row.last_acc <= row.top5 <= 100
-    # Which way the teacher was asked, and in what convolutions reckoned, is told beside the recipe.
+    # The teacher mode and the compute dtype are stored with the recipe.
     chosen = {"teacher_answers": job.trial.teacher_cache, "arithmetic": "float32"}
     assert row.recipe == json.loads(json.dumps({**config.recipe(), **chosen}))
 
@@ -180,9 +180,9 @@ def test_a_student(name: str, taught: Storage, make_config: MakeConfig) -> None:
     assert source
     assert (row.teacher, row.teacher_id) == ("resnet_32_8", source.trial_id)
     assert row.teacher_acc == source.last_acc
-    said, _ = predictions(file_of(taught, taught.weights(job.trial.trial_id)), job.trial.config, taught)
-    wanted, _ = predictions(file_of(taught, taught.weights(source.trial_id)), teacher_config, taught)
-    assert row.agreement == pytest.approx(percent(said.argmax(1) == wanted.argmax(1)))
+    logits, _ = predictions(file_of(taught, taught.weights(job.trial.trial_id)), job.trial.config, taught)
+    teacher_logits, _ = predictions(file_of(taught, taught.weights(source.trial_id)), teacher_config, taught)
+    assert row.agreement == pytest.approx(percent(logits.argmax(1) == teacher_logits.argmax(1)))
     assert row.agreement is not None and 0 <= row.agreement <= 100
     assert (job.trial.table in set(taught.tables())) == (job.trial.table is not None)
 
@@ -211,7 +211,7 @@ def record(epoch: int, test_acc: float, val_acc: float | None) -> EpochRecord:
 
 
 @pytest.mark.parametrize(
-    ("test_accs", "val_accs", "wanted"),
+    ("test_accs", "val_accs", "expected"),
     [
         ([1.0, 3.0, 2.0], [None] * 3, (3.0, 2, None)),
         ([2.0, 3.0, 3.0], [5.0, 4.0, 4.0], (3.0, 2, 2.0)),
@@ -220,16 +220,16 @@ def record(epoch: int, test_acc: float, val_acc: float | None) -> EpochRecord:
     ],
 )
 def test_the_first_of_equal_epochs_counts(
-    test_accs: list[float], val_accs: list[float | None], wanted: tuple[float, int, float | None],
+    test_accs: list[float], val_accs: list[float | None], expected: tuple[float, int, float | None],
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     pairs = zip(test_accs, val_accs, strict=True)
     made = [record(number, *accuracies) for number, accuracies in enumerate(pairs, 1)]
     monkeypatch.setattr(attempt, "train", lambda *_: iter(made))
     _, row = run(job_of(make_config(epochs=len(made)), storage))
-    assert (row.acc, row.epoch, row.selected_acc) == wanted
+    assert (row.acc, row.epoch, row.selected_acc) == expected
     assert row.seconds == 2.0 * len(made)
-    # Every epoch has as many images: their rates average by the time that an image takes.
+    # Every epoch has the same number of images, so the mean rate is the harmonic mean.
     assert row.images_per_second == pytest.approx(len(made) / sum(1 / (epoch.epoch * 100) for epoch in made))
 
 
@@ -238,7 +238,7 @@ def test_a_teacher_from_a_file(taught: Storage, make_config: MakeConfig, storage
     torch.save(load_file(file_of(taught, taught.weights(source.trial_id()))), tmp_path / "teacher.pt")
     digest = hashlib.sha256((tmp_path / "teacher.pt").read_bytes()).hexdigest()
     config = make_config(weights=digest, epochs=0, limit_train=None)
-    row = reports(job_of(config, storage, weights=tmp_path / "teacher.pt")).last  # it may be warned of, it is so weak
+    row = reports(job_of(config, storage, weights=tmp_path / "teacher.pt")).last  # weak enough to cause a warning
     trained = store.read_trial(taught, source.trial_id())
     assert trained
     assert store.read_epochs(storage) == []
@@ -259,7 +259,7 @@ def test_the_same_job_twice_gives_the_same_numbers_and_weights(storage: Storage,
         torch.rand(3)  # neither torch's global state ...
         epochs, row = run(job)
         runs.append(([steady(epoch) for epoch in epochs], steady(row), path.read_bytes()))
-        path.unlink()  # ... nor what the first run left may matter
+        path.unlink()  # ... nor the files of the first run may matter
     assert runs[0] == runs[1]
     (other, _) = run(job_of(make_config(epochs=2, flip=True, holdout=8, seed=1), storage))
     assert [steady(epoch) for epoch in other] != runs[0][0], "the seed matters"
@@ -305,9 +305,9 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return call
 
 
-AS_BEFORE = "; not tried again in this launch, as it would end alike"
+NOT_RETRIED = "; not retried in this launch, because it would fail the same way"
 ERRORS = [
-    (RuntimeError("shapes [2] and [3]"), "RuntimeError: shapes [2] and [3]" + AS_BEFORE, Failure.ERROR),
+    (RuntimeError("shapes [2] and [3]"), "RuntimeError: shapes [2] and [3]" + NOT_RETRIED, Failure.ERROR),
     (
         MemoryError(),
         "out of memory (no reason given); use a smaller batch_size, or fewer trials",
@@ -317,20 +317,20 @@ ERRORS = [
     (RuntimeError("CUDA error: out of memory"), "--max-concurrent", Failure.OUT_OF_MEMORY),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "batch_size", Failure.OUT_OF_MEMORY),
     (OSError(12, "Cannot allocate memory"), "batch_size", Failure.OUT_OF_MEMORY),
-    (TeacherError("plain words"), "plain words", Failure.TEACHER),
-    (DivergedError("plain words"), "plain words", Failure.DIVERGED),
-    (DataError("plain words"), "plain words", Failure.DATA),
-    (StorageError("plain words"), "plain words", Failure.STORAGE),
-    (StopIteration("odd"), "StopIteration", Failure.ERROR),
+    (TeacherError("a message"), "a message", Failure.TEACHER),
+    (DivergedError("a message"), "a message", Failure.DIVERGED),
+    (DataError("a message"), "a message", Failure.DATA),
+    (StorageError("a message"), "a message", Failure.STORAGE),
+    (StopIteration("unexpected"), "StopIteration", Failure.ERROR),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), "can't decode", Failure.ERROR),
     (OSError("a name with bytes: \udcff"), r"a name with bytes: \udcff", Failure.ERROR),
 ]
 
 
-@pytest.mark.parametrize(("error", "wanted", "failure"), ERRORS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(("error", "expected", "failure"), ERRORS, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("step", ["tensors.load", "models.build", "evaluate", "weights.save_weights"])
 def test_any_exception_is_a_failed_row(
-    step: str, error: Exception, wanted: str, failure: Failure,
+    step: str, error: Exception, expected: str, failure: Failure,
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(attempt, "train", lambda *_: iter([record(1, 50.0, None)]))
@@ -338,7 +338,7 @@ def test_any_exception_is_a_failed_row(
     job = job_of(make_config(epochs=1), storage)
     epochs, row = run(job)
     assert (row.state, row.failure) == (State.FAILED, failure)
-    assert row.error and wanted in row.error
+    assert row.error and expected in row.error
     assert row.error.endswith(" (after epoch 1)") == bool(epochs)
     assert (row.acc, row.last_acc) == (None, None)
     assert store.read_trial(storage, job.trial.trial_id) == row
@@ -354,7 +354,7 @@ def test_a_failure_after_some_epochs_keeps_them_but_is_no_result(
 
     monkeypatch.setattr(attempt, "train", two)
     epochs, row = run(job_of(make_config(epochs=3, holdout=8), storage))
-    assert row.error == f"RuntimeError: gone{AS_BEFORE} (after epoch 2)"
+    assert row.error == f"RuntimeError: gone{NOT_RETRIED} (after epoch 2)"
     assert (row.acc, row.epoch, row.last_acc, row.selected_acc) == (None, None, None, None)
     assert [asdict(epoch) for epoch in epochs] == [
         {name: value for name, value in row.items() if name != "trial_id"} for row in store.read_epochs(storage)
@@ -393,7 +393,7 @@ def test_a_trial_that_is_closed_leaves_a_running_row(storage: Storage, make_conf
 def test_a_storage_that_fails_never_leaves_a_finished_row(
     broken: int, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are written as running and as finished; from the `broken`th write on the disk is full."""
+    """Two rows are written, as running and as finished; from write number `broken` on, the disk is full."""
     job = job_of(make_config(), storage)
     write, calls = store.write_trial, []
 
@@ -423,11 +423,11 @@ def test_weights_that_cannot_be_written_are_a_failed_row(storage: Storage, make_
     assert store.read_states(storage) == {job.trial.trial_id: State.FAILED}
 
 
-# Trials that stop, and go on.
+# Trials that stop and resume.
 
 
 class After:
-    """Says from its nth question on that a trial is to stop; it is asked once a step."""
+    """Returns True after a number of calls; a trial calls it once per step to learn whether to stop."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -438,7 +438,7 @@ class After:
 
 
 class Reports(list[Report]):
-    """What a trial said."""
+    """The reports of a trial."""
 
     @property
     def last(self) -> TrialRecord:
@@ -451,12 +451,12 @@ class Reports(list[Report]):
 
 
 def reports(job: Job, stopping: Callable[[], bool] = lambda: False) -> Reports:
-    """All that a trial says."""
+    """Runs a trial and returns all its reports."""
     return Reports(run_trial(job, stopping))
 
 
 def files(storage: Storage, *folders: str) -> dict[str, bytes]:
-    """What lies in some folders of a storage."""
+    """The files in some folders of a storage: name → content."""
     return {
         entry.name: storage.backend.read(entry.name)
         for folder in folders
@@ -473,7 +473,7 @@ RESULT = tuple[dict[str, Any], list[dict[str, Any]], bytes]
 
 
 def result(job: Job, storage: Storage) -> RESULT:
-    """A finished trial as the storage has it, without what may differ between two runs."""
+    """A finished trial as stored, without what may differ between two runs."""
     trial_id = job.trial.trial_id
     row = store.read_trial(storage, trial_id)
     assert row and row.state is State.FINISHED
@@ -488,7 +488,7 @@ def result(job: Job, storage: Storage) -> RESULT:
 
 
 def forget(job: Job, storage: Storage) -> None:
-    """Removes all of a trial."""
+    """Removes all files of a trial."""
     trial_id = job.trial.trial_id
     for name in (storage.trial_row(trial_id), storage.trial_epochs(trial_id), storage.weights(trial_id)):
         storage.backend.delete(name)
@@ -499,14 +499,14 @@ def forget(job: Job, storage: Storage) -> None:
         storage.backend.delete(storage.table(job.trial.table))
 
 
-# 100 training images are 4 steps; with the two evaluations an epoch asks 6 times, and the last evaluation once more.
+# 100 training images are 4 steps; with the two evaluations an epoch makes 6 calls, and the last evaluation one more.
 LASTING: dict[str, Any] = {"epochs": 3, "holdout": 28, "flip": True, "milestones": (2,), "seed": 3}
 EVERY = 3 * 6
 
 
 @pytest.fixture(scope="module")
 def undisturbed(taught: Storage, make_config: MakeConfig) -> dict[str, tuple[Job, RESULT, int]]:
-    """Three trials with their results, and how often each asks whether it is to stop."""
+    """Three trials with their results, and how often each checks whether to stop."""
     jobs = {name: student_of(name, taught, make_config, **LASTING) for name in ("logit, live", "st, table")}
     jobs["base"] = job_of(make_config(**LASTING), taught)
     found = {}
@@ -524,10 +524,10 @@ def undisturbed(taught: Storage, make_config: MakeConfig) -> dict[str, tuple[Job
 @example(stops=[EVERY], every=1e6)  # in the last evaluation
 @example(stops=[EVERY - 1], every=1e6)  # in the last epoch's evaluation
 @example(stops=[6, 0, 0], every=0.0)  # between two epochs, and twice without a step
-def test_a_trial_that_stops_anywhere_ends_as_one_that_does_not(
+def test_a_trial_that_stops_anywhere_gives_the_same_result(
     name: str, stops: list[int], every: float, taught: Storage, undisturbed: dict[str, tuple[Job, RESULT, int]]
 ) -> None:
-    job, wanted, _ = undisturbed[name]
+    job, expected, _ = undisturbed[name]
     forget(job, taught)
     job = replace(job, checkpoint_seconds=every)
     resumed = 0
@@ -536,7 +536,7 @@ def test_a_trial_that_stops_anywhere_ends_as_one_that_does_not(
         if row.state is State.FINISHED:
             break
         assert row.state is State.STOPPED and row.failure is None
-        assert row.error and row.error.startswith("stopped in epoch ") and "the same command goes on" in row.error
+        assert row.error and row.error.startswith("stopped in epoch ") and "the same command resumes" in row.error
         assert store.read_trial(taught, row.trial_id) == row
         assert row.resumed == resumed
         assert checkpoints(job, taught)
@@ -544,55 +544,59 @@ def test_a_trial_that_stops_anywhere_ends_as_one_that_does_not(
     else:
         row = reports(job).last
     assert row.resumed == resumed
-    assert result(job, taught) == wanted
+    assert result(job, taught) == expected
 
 
 def test_a_trial_that_stops_while_its_table_is_built(
     taught: Storage, undisturbed: dict[str, tuple[Job, RESULT, int]]
 ) -> None:
-    job, wanted, asked = undisturbed["st, table"]
+    job, expected, checks = undisturbed["st, table"]
     forget(job, taught)
     assert job.trial.table
-    building = asked - EVERY - 1  # it asks once for each part of the table
+    building = checks - EVERY - 1  # one check for each part of the table
     assert building > 1
     for steps in range(building):
         row = reports(job, After(steps)).last
-        assert row.error == "stopped in epoch 1 of 3; the same command goes on from there"
+        assert row.error == "stopped in epoch 1 of 3; the same command resumes it from there"
         assert taught.backend.list_unfinished() == [] and job.trial.table not in set(taught.tables())
     assert reports(job).last.resumed == building
-    assert result(job, taught) == wanted
+    assert result(job, taught) == expected
 
 
-def test_a_trial_that_goes_on_asks_its_teacher_as_before(
+def test_a_resumed_trial_keeps_its_teacher_mode(
     taught: Storage, undisturbed: dict[str, tuple[Job, RESULT, int]]
 ) -> None:
-    job, wanted, _ = undisturbed["logit, live"]
+    job, expected, _ = undisturbed["logit, live"]
     forget(job, taught)
     assert reports(job, After(8)).last.state is State.STOPPED
-    # Meanwhile a table has become the faster way, so that the next launch plans with it.
+    # Meanwhile a table has become faster, so the next launch plans with it.
     by_table = job.trial.with_teacher_mode("table")
     assert by_table.table
     row = reports(replace(job, trial=by_table)).last
     assert row.recipe["teacher_answers"] == "live"
-    assert result(job, taught) == wanted
+    assert result(job, taught) == expected
 
 
-def test_where_it_stopped_is_told(storage: Storage, make_config: MakeConfig, taught: Storage) -> None:
+def test_the_row_and_a_notice_name_the_epoch_of_a_stop(
+    storage: Storage, make_config: MakeConfig, taught: Storage
+) -> None:
     job = job_of(make_config(epochs=3), storage)
     assert [type(report) for report in reports(job, After(7))] == [TrialStarted, EpochRecord, TrialRecord]
     assert (store.read_states(storage), len(store.read_epochs(storage))) == ({job.trial.trial_id: State.STOPPED}, 1)
-    assert reports(job, After(5)).last.error == "stopped in epoch 3 of 3; the same command goes on from there"
+    assert reports(job, After(5)).last.error == "stopped in epoch 3 of 3; the same command resumes it from there"
     again = reports(job)
-    assert again.notices == ["goes on in epoch 3 of 3, from its checkpoint"]
+    assert again.notices == ["resumes in epoch 3 of 3, from its checkpoint"]
     assert again.last.resumed == 2
     source = file_of(taught, taught.weights(make_config(seed=7).trial_id()))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     given = job_of(make_config(weights=digest, epochs=0, limit_train=None), storage, weights=source)
-    assert reports(given, After(0)).last.error == "stopped before its first epoch; the same command goes on from there"
+    assert (
+        reports(given, After(0)).last.error == "stopped before its first epoch; the same command resumes it from there"
+    )
     assert reports(given).last.state is State.FINISHED
 
 
-def test_it_keeps_when_it_started(storage: Storage, make_config: MakeConfig) -> None:
+def test_a_resumed_trial_keeps_its_start_time(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(epochs=2), storage)
     first, second = reports(job, After(5)).last, reports(job).last
     assert second.start_time == first.start_time
@@ -600,37 +604,37 @@ def test_it_keeps_when_it_started(storage: Storage, make_config: MakeConfig) -> 
 
 
 @pytest.mark.parametrize(("seconds", "counts"), [(0.0, [1, 2, 2, 2]), (1e6, [0, 0, 0, 0])])
-def test_checkpoints_come_as_often_as_asked(
+def test_checkpoints_are_as_frequent_as_configured(
     seconds: float, counts: list[int], storage: Storage, make_config: MakeConfig
 ) -> None:
     job = replace(job_of(make_config(epochs=4), storage), checkpoint_seconds=seconds)
-    seen = [len(checkpoints(job, storage)) for report in run_trial(job) if isinstance(report, EpochRecord)]
-    assert seen == counts
+    found = [len(checkpoints(job, storage)) for report in run_trial(job) if isinstance(report, EpochRecord)]
+    assert found == counts
     assert checkpoints(job, storage) == [], "a finished trial needs none"
 
 
-def test_a_trial_that_is_killed_goes_on_from_its_last_checkpoint(storage: Storage, make_config: MakeConfig) -> None:
+def test_a_killed_trial_resumes_from_its_last_checkpoint(storage: Storage, make_config: MakeConfig) -> None:
     job = replace(job_of(make_config(epochs=4), storage), checkpoint_seconds=0.0)
     reports(job)
-    wanted = result(job, storage)
+    expected = result(job, storage)
     forget(job, storage)
     running = run_trial(job)
-    assert [next(running), next(running), next(running)]  # where it began, and two epochs
+    assert [next(running), next(running), next(running)]  # its start and two epochs
     running.close()
     again = reports(job)
-    assert again.notices == ["goes on in epoch 3 of 4, from its checkpoint"]
+    assert again.notices == ["resumes in epoch 3 of 4, from its checkpoint"]
     assert [report.epoch for report in again if isinstance(report, EpochRecord)] == [3, 4]
-    assert again.last.resumed == 1 and result(job, storage) == wanted
+    assert again.last.resumed == 1 and result(job, storage) == expected
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 @pytest.mark.parametrize("every", [False, True])
-def test_a_damaged_checkpoint_is_named_and_passed_over(
+def test_a_damaged_checkpoint_is_named_and_skipped(
     damage: str, every: bool, storage: Storage, make_config: MakeConfig
 ) -> None:
     job = replace(job_of(make_config(epochs=4), storage), checkpoint_seconds=0.0)
     reports(job)
-    wanted = result(job, storage)
+    expected = result(job, storage)
     forget(job, storage)
     reports(job, After(5 * 3))  # stopped at the start of the last epoch, with a checkpoint of the one before
     names = checkpoints(job, storage)
@@ -645,9 +649,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     *named, last = [*again.notices, *([""] if every else [])]
     assert len(named) == len(damaged)
     assert all(f"{name} is damaged" in text for name, text in zip(damaged, named, strict=True))
-    assert last == ("" if every else "goes on in epoch 3 of 4, from its checkpoint")
+    assert last == ("" if every else "resumes in epoch 3 of 4, from its checkpoint")
     assert again.last.resumed == (0 if every else 1)
-    assert result(job, storage) == wanted
+    assert result(job, storage) == expected
 
 
 def test_what_a_stop_saves_is_copied_in_the_stream_of_the_training(
@@ -668,7 +672,7 @@ def test_what_a_stop_saves_is_copied_in_the_stream_of_the_training(
     assert (row.state, copied_in, streams) == (State.STOPPED, [CPU], [])
 
 
-def test_a_stop_on_a_full_disk_says_so(
+def test_a_stop_on_a_full_disk_is_reported(
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "save_checkpoint", raising(StorageError("no space left")))
@@ -677,7 +681,7 @@ def test_a_stop_on_a_full_disk_says_so(
     assert row.error == "stopped in epoch 2 of 2, without a checkpoint: no space left"
 
 
-# Trials that others hold.
+# Trials whose leases others hold.
 
 HOLD = """
 import sys
@@ -697,21 +701,21 @@ def test_a_trial_that_another_process_holds_is_elsewhere(storage: Storage, make_
         assert store.read_trials(storage) == []
         holder.kill()
         holder.wait()
-        assert reports(job).last.state is State.FINISHED  # the dead hold nothing
+        assert reports(job).last.state is State.FINISHED  # a dead process holds no lease
 
 
 def test_a_trial_that_is_finished_is_not_trained_again(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(), storage)
     row = reports(job).last
     before = files(storage, "results", "trials")
-    since = datetime.now(UTC).isoformat()  # even after it was finished: it may be that the plan was made before
+    since = datetime.now(UTC).isoformat()  # after the trial finished: the plan may have been made before
     assert reports(replace(job, since=since)) == [row]
     assert files(storage, "results", "trials") == before
     storage.backend.delete(storage.weights(row.trial_id))
     assert len(reports(job)) == 3, "without its weights it is not finished"
 
 
-def test_a_failure_is_anothers_news_only_after_our_launch_began(storage: Storage, make_config: MakeConfig) -> None:
+def test_a_failure_in_another_launch_counts_only_if_it_is_newer(storage: Storage, make_config: MakeConfig) -> None:
     before = datetime.now(UTC).isoformat()
     job = job_of(make_config(lr=1e30), storage)
     failed = reports(job).last
@@ -723,7 +727,7 @@ def test_a_failure_is_anothers_news_only_after_our_launch_began(storage: Storage
 
 
 @pytest.mark.parametrize("stop", [False, True], ids=["training", "stopping"])
-def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
+def test_a_trial_that_loses_its_lease_ends_and_writes_nothing_more(
     stop: bool, storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "_FLUSH", 0.0)
@@ -732,7 +736,7 @@ def test_a_lease_that_is_lost_ends_it_and_nothing_more_is_written(
     running = run_trial(job, lambda: stop and is_lost)
     assert isinstance(next(running), TrialStarted) and isinstance(next(running), EpochRecord)
     for entry in storage.backend.list_files(storage.leases):
-        storage.backend.delete(entry.name)  # as who takes it over does
+        storage.backend.delete(entry.name)  # as a launch that takes over the trial does
     is_lost = True
     before = files(storage, "results", "trials", "checkpoints")
     assert list(running) == [TakenOver(job.trial.trial_id)]
@@ -805,35 +809,35 @@ def test_a_row_before_anything_was_measured(digits_storage: Storage, make_config
 # Its log.
 
 
-def test_a_log_tells_where_how_and_how_well(storage: Storage, make_config: MakeConfig) -> None:
+def test_a_log_has_the_start_the_epochs_and_the_result(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(epochs=2), storage)
     row = reports(job).last
-    name, begins, first, second, finished = logs.read(storage, row.trial_id)
-    assert name.endswith(f"trial {row.trial_id} of study {row.study}: {job.trial.title()}")
-    assert f"begins in epoch 1 of 2 on cpu, 1 threads, process {os.getpid()} on " in begins and "kdctl " in begins
+    title, start, first, second, finished = logs.read(storage, row.trial_id)
+    assert title.endswith(f"trial {row.trial_id} of study {row.study}: {job.trial.title()}")
+    assert f"starts in epoch 1 of 2 on cpu, 1 threads, process {os.getpid()} on " in start and "kdctl " in start
     assert " epoch 1/2: lr 0.05, loss " in first and " epoch 2/2: " in second and "images/s" in second
     assert finished.endswith(f", last {row.last_acc} %") and "finished: best test accuracy" in finished
 
 
-def test_a_log_goes_on_where_the_trial_does(storage: Storage, make_config: MakeConfig) -> None:
+def test_the_log_of_a_resumed_trial_is_continued(storage: Storage, make_config: MakeConfig) -> None:
     job = job_of(make_config(epochs=3), storage)
     reports(job, After(7))
     reports(job)
     text = "\n".join(logs.read(storage, job.trial.trial_id))
-    asked, stopped, goes_on = (text.index(part) for part in ("is asked to stop", "stopped in epoch 2", "goes on in"))
-    assert asked < stopped < goes_on < text.index("begins in epoch 2 of 3")
+    stopping, stopped, resumed = (text.index(part) for part in ("stopping", "stopped in epoch 2", "resumes in"))
+    assert stopping < stopped < resumed < text.index("starts in epoch 2 of 3")
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_log(
     storage: Storage, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise LookupError("a thing that cannot be")
+        raise LookupError("unexpected")
 
     monkeypatch.setattr(attempt, "_score_final_weights", fail)
     job = job_of(make_config(), storage)
     assert reports(job).last.state is State.FAILED
     lines = logs.read(storage, job.trial.trial_id)
-    assert any("failed: LookupError: a thing that cannot be" in line for line in lines)
-    assert any("Traceback" in line for line in lines) and 'raise LookupError("a thing that cannot be")' in lines[-2]
-    assert lines[-1].strip() == "LookupError: a thing that cannot be"
+    assert any("failed: LookupError: unexpected" in line for line in lines)
+    assert any("Traceback" in line for line in lines) and 'raise LookupError("unexpected")' in lines[-2]
+    assert lines[-1].strip() == "LookupError: unexpected"

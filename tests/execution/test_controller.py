@@ -1,4 +1,4 @@
-"""The controller, told by hand what its trials report: retries, rows for what failed, launches that share a storage."""
+"""The controller with reports made by hand: retries, rows of failed trials, launches that share a storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
+from workloads import ON_CPU, Make, Reported, jobs_of, listen, student, take
 
 from orchestrator.errors import Interrupted, RayLost, StorageError
 from orchestrator.execution import controller as module
@@ -27,43 +27,43 @@ class Stage:
 
     def __init__(self, storage: Storage, lease: Lease, jobs: list[Job], resources: Resources = ON_CPU) -> None:
         self.work = Workload(jobs, frozenset(), storage, resources, lease)
-        self.seen: Seen = []
-        self.said: list[str] = []
+        self.reported: Reported = []
+        self.messages: list[str] = []
         self.controller = TrialController(
-            self.work, jobs, listen(lambda *told: self.seen.append(told), self.said.append)
+            self.work, jobs, listen(lambda *pair: self.reported.append(pair), self.messages.append)
         )
 
     def start(self) -> Job:
-        """The next trial, which may wait for its time."""
+        """Starts the next trial; waits if it cannot start yet."""
         job = self.controller.start_or_wait()
         assert job
         return job
 
     @property
     def states(self) -> list[State]:
-        """How trials ended, as the watcher was told."""
-        return [record.state for _, record in self.seen if isinstance(record, TrialRecord)]
+        """The states in which trials ended, as reported to the listener."""
+        return [record.state for _, record in self.reported if isinstance(record, TrialRecord)]
 
 
 @pytest.fixture
 def stage(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stage]]:
     """Makes a controller over trials that wait for nothing but each other."""
-    for name in ("_POLL", "_LOOK", "_BACK_OFF"):
+    for name in ("_POLL", "_LEASE_PERIOD", "_BACK_OFF"):
         monkeypatch.setattr(module, name, 0.0)
     monkeypatch.setattr(module, "_PAUSE", 0.01)
-    with taken(storage, "launch-test") as lease:
+    with take(storage, "launch-test") as lease:
         yield lambda *configs, **resources: Stage(
             storage, lease, jobs_of(storage, *configs), Resources(gpus_per_trial=0, **resources)
         )
 
 
 def ended(job: Job, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
-    """What a worker says at the end."""
+    """The last report of a worker."""
     return replace(job.row(state, error, failure), end_time=datetime.now(UTC))
 
 
 def finish(stage: Stage, storage: Storage, job: Job) -> TrialRecord:
-    """Ends a trial well."""
+    """Ends a trial as finished."""
     storage.backend.write(storage.weights(job.trial.trial_id), b"weights")
     row = replace(ended(job, State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0)
     store.write_trial(storage, row)
@@ -73,7 +73,7 @@ def finish(stage: Stage, storage: Storage, job: Job) -> TrialRecord:
 
 @pytest.mark.parametrize("failure", Failure)
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_only_what_may_end_better_is_tried_again(
+def test_only_failures_that_may_not_recur_are_retried(
     failure: Failure, retries: int, stage: Callable[..., Stage], make_config: Make
 ) -> None:
     played = stage(make_config(), retries=retries)
@@ -84,9 +84,9 @@ def test_only_what_may_end_better_is_tried_again(
         played.controller.note(job, ended(job, State.FAILED, "the reason", failure))
     expected = 1 + (retries if failure in (Failure.LOST_WORKER, Failure.OUT_OF_MEMORY) else 0)
     assert len(attempts) == expected
-    assert played.states == [State.FAILED], "only the last attempt is news"
-    tried = [text for text in played.said if "tried again in" in text]
-    assert [f"({number} of {retries})" in text and "the reason" in text for number, text in enumerate(tried, 1)] == [
+    assert played.states == [State.FAILED], "only the last attempt is reported as the end"
+    retried = [text for text in played.messages if "retried in" in text]
+    assert [f"({number} of {retries})" in text and "the reason" in text for number, text in enumerate(retried, 1)] == [
         True
     ] * (expected - 1)
 
@@ -121,10 +121,10 @@ def test_a_worker_that_died_gets_a_row_that_counts_the_attempts(
     assert played.controller.is_over and played.states == [State.FAILED, State.SKIPPED]
     failed, skipped = sorted(store.read_trials(storage), key=lambda row: row.no)
     assert (failed.state, failed.failure) == (State.FAILED, Failure.LOST_WORKER)
-    assert failed.error == "the worker died, 3 times; launch again to go on from its checkpoint"
+    assert failed.error == "the worker died, 3 times; launch again to resume from its checkpoint"
     assert skipped.error == f"its teacher {failed.trial_id} failed: {failed.error}"
     assert failed.end_time and skipped.end_time
-    played.controller.conclude()  # everything has ended, though badly
+    played.controller.conclude()  # everything has ended, although it failed
 
 
 def test_a_worker_that_died_while_stopping_is_no_failure(
@@ -133,7 +133,7 @@ def test_a_worker_that_died_while_stopping_is_no_failure(
     played = stage(make_config())
     job = played.start()
     played.work.stop.set()
-    assert not played.controller.is_over, "what runs is waited for"
+    assert not played.controller.is_over, "a trial still runs"
     played.controller.note_loss(job, Failure.LOST_WORKER, "the worker died")
     assert played.controller.is_over and store.read_trials(storage) == []
     with pytest.raises(Interrupted):
@@ -148,7 +148,7 @@ def test_a_storage_that_fails_stops_the_launch(
     job, other = played.start(), played.start()
     played.controller.note(job, ended(job, State.FAILED, "no space left", Failure.STORAGE))
     assert played.controller.is_stopping and played.controller.start() is None
-    assert not played.controller.is_over, "the other one is waited for"
+    assert not played.controller.is_over, "the other trial still runs"
     played.controller.note(other, ended(other, State.STOPPED, "stopped in epoch 1"))
     assert played.controller.is_over and played.controller.start_or_wait() is None
     assert played.states == [State.FAILED, State.STOPPED], "no dependant is skipped: the trial did nothing wrong"
@@ -157,7 +157,7 @@ def test_a_storage_that_fails_stops_the_launch(
         played.controller.conclude()
 
 
-def test_the_first_reason_to_give_up_is_told(stage: Callable[..., Stage], make_config: Make) -> None:
+def test_the_first_reason_to_give_up_is_raised(stage: Callable[..., Stage], make_config: Make) -> None:
     played = stage(make_config())
     assert not played.controller.is_lost
     played.controller.give_up(RayLost("Ray died"))
@@ -167,19 +167,19 @@ def test_the_first_reason_to_give_up_is_told(stage: Callable[..., Stage], make_c
         played.controller.conclude()
 
 
-def test_a_trial_that_stopped_though_nobody_asked_starts_again(
+def test_a_trial_that_stopped_without_a_request_starts_again(
     stage: Callable[..., Stage], storage: Storage, make_config: Make
 ) -> None:
     played = stage(make_config())
     job = played.start()
     played.controller.note(job, ended(job, State.STOPPED, "stopped in epoch 3"))
-    assert played.seen == [] and not played.controller.is_over
+    assert played.reported == [] and not played.controller.is_over
     assert played.start().trial == job.trial
     finish(played, storage, job)
     assert played.states == [State.FINISHED] and played.controller.is_over
 
 
-def test_late_words_of_an_earlier_attempt_are_no_news(
+def test_late_reports_of_an_earlier_attempt_are_ignored(
     stage: Callable[..., Stage], storage: Storage, make_config: Make
 ) -> None:
     played = stage(make_config())
@@ -196,52 +196,52 @@ def test_late_words_of_an_earlier_attempt_are_no_news(
     for report in late:
         played.controller.note(first, report)  # ... and while it runs
     played.controller.note_loss(first, Failure.LOST_WORKER, "its worker was lost")
-    assert played.seen == [] and not played.controller.is_over and played.controller.start() is None
+    assert played.reported == [] and not played.controller.is_over and played.controller.start() is None
     finish(played, storage, second)
     assert played.controller.is_over
     played.controller.conclude()
 
 
-def test_what_a_trial_says_is_said_with_its_name(stage: Callable[..., Stage], make_config: Make) -> None:
+def test_a_notice_of_a_trial_becomes_an_event_of_that_trial(stage: Callable[..., Stage], make_config: Make) -> None:
     played = stage(make_config())
     job = played.start()
-    played.controller.note(job, TrialNotice("goes on in epoch 2"))
-    assert played.said == [f"{job.trial.trial_id} {job.trial.title()}: goes on in epoch 2"]
+    played.controller.note(job, TrialNotice("resumes in epoch 2"))
+    assert played.messages == [f"{job.trial.trial_id} {job.trial.title()}: resumes in epoch 2"]
 
 
-def test_a_trial_held_elsewhere_is_asked_about_again_and_its_result_taken_over(
+def test_a_trial_held_elsewhere_is_checked_again_and_its_result_taken_over(
     stage: Callable[..., Stage], storage: Storage, make_config: Make
 ) -> None:
     teacher = make_config(seed=7)
     played = stage(teacher, student(teacher, "st"))
     job = played.start()
-    with taken(storage, f"trial-{job.trial.trial_id}"):
+    with take(storage, f"trial-{job.trial.trial_id}"):
         played.controller.note(job, TakenOver(job.trial.trial_id))
         now = time.monotonic()
         while time.monotonic() < now + 0.1:
             assert played.controller.start() is None, "it is still held"
-    assert [text for text in played.said if "another launch trains it" in text] == played.said[:1]
-    assert len(played.said) == 1, "said once"
+    assert [text for text in played.messages if "another launch trains it" in text] == played.messages[:1]
+    assert len(played.messages) == 1, "reported once"
     assert played.start() == job
     finish(played, storage, job)
     assert played.start().trial.teacher_id == job.trial.trial_id
 
 
-def test_a_skipped_row_does_not_take_the_place_of_a_finished_one(
+def test_a_skipped_row_does_not_replace_a_finished_one(
     stage: Callable[..., Stage], storage: Storage, make_config: Make
 ) -> None:
     teacher = make_config(seed=7)
     pupils = [student(teacher, method) for method in ("st", "logit")]
     played = stage(teacher, *pupils)
     job = played.start()
-    lucky = finish(stage(pupils[0]), storage, jobs_of(storage, pupils[0])[0])  # another launch had more luck
+    finished = finish(stage(pupils[0]), storage, jobs_of(storage, pupils[0])[0])  # by another launch
     played.controller.note(job, ended(job, State.FAILED, "bad", Failure.ERROR))
     rows = {row.trial_id: row for row in store.read_trials(storage)}
-    assert rows[pupils[0].trial_id()] == lucky
+    assert rows[pupils[0].trial_id()] == finished
     assert rows[pupils[1].trial_id()].state is State.SKIPPED
 
 
-def test_a_worker_that_is_silent_too_long_is_taken_for_lost(
+def test_a_worker_that_reports_nothing_for_too_long_counts_as_lost(
     stage: Callable[..., Stage], storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -249,55 +249,55 @@ def test_a_worker_that_is_silent_too_long_is_taken_for_lost(
     played = stage(make_config())
     job = played.start()
 
-    def look(seconds: float) -> Job | None:
+    def check_after(seconds: float) -> Job | None:
         nonlocal now
         now += seconds
         played.controller.end_silent_trials()
         return played.controller.start()
 
-    assert look(1000) is None, "it has not begun yet"
-    with taken(storage, f"trial-{job.trial.trial_id}"):
-        assert look(1) is None and look(1000) is None, "it lives"
-    assert look(59) is None, "it may still report"
-    again = look(2)
-    assert again and again.trial == job.trial and "not been heard of for 60 s" in played.said[0]
-    assert look(1000) is None, "the next attempt has not begun yet"
+    assert check_after(1000) is None, "it has not started yet"
+    with take(storage, f"trial-{job.trial.trial_id}"):
+        assert check_after(1) is None and check_after(1000) is None, "its lease is held"
+    assert check_after(59) is None, "it may still report"
+    retried = check_after(2)
+    assert retried and retried.trial == job.trial and "has reported nothing for 60 s" in played.messages[0]
+    assert check_after(1000) is None, "the next attempt has not started yet"
 
 
-def test_who_was_seen_in_an_earlier_attempt_is_not_silent_in_this_one(
+def test_a_lease_of_an_earlier_attempt_does_not_make_this_attempt_silent(
     stage: Callable[..., Stage], storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     played = stage(make_config())
     job = played.start()
-    with taken(storage, f"trial-{job.trial.trial_id}"):
+    with take(storage, f"trial-{job.trial.trial_id}"):
         played.controller.end_silent_trials()
         played.controller.note(job, TakenOver(job.trial.trial_id))
         now += 1000
     assert played.controller.start() == job
     played.controller.end_silent_trials()
-    assert played.controller.start() is None and len(played.said) == 1
+    assert played.controller.start() is None and len(played.messages) == 1
 
 
-def test_looks_at_the_leases_are_rare(
+def test_leases_are_checked_rarely(
     stage: Callable[..., Stage], make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, looks = 1000.0, 0
+    now, checks = 1000.0, 0
 
     def find_holders(prefix: str) -> dict[str, object]:
-        nonlocal looks
-        looks += 1
+        nonlocal checks
+        checks += 1
         return {}
 
     monkeypatch.setattr("time.monotonic", lambda: now)
-    monkeypatch.setattr(module, "_LOOK", 5.0)
+    monkeypatch.setattr(module, "_LEASE_PERIOD", 5.0)
     played = stage(make_config())
     monkeypatch.setattr(played.work.lease, "find_holders", find_holders)
     for _ in range(100):
         now += 0.5
         played.controller.end_silent_trials()
-    assert looks == 10
+    assert checks == 10
 
 
 def test_a_stop_after_the_last_trial_is_no_interruption(

@@ -13,13 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from workloads import ON_CPU, Make, jobs_of, student, taken
+from workloads import ON_CPU, Make, jobs_of, student, take
 
 from orchestrator.errors import Interrupted, KdctlError
 from orchestrator.execution import controller
 from orchestrator.execution.controller import Workload
 from orchestrator.execution.ray._environment import ray_environment
-from orchestrator.executors import DEFAULT, EXECUTORS, arguments, describe_place, get
+from orchestrator.executors import DEFAULT, EXECUTORS, arguments, describe_where, get
 from orchestrator.monitor.events import Event, EventKind, TrialStarted
 from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
 from orchestrator.results import store
@@ -35,7 +35,7 @@ React = Callable[[Event, Workload], None]
 
 @dataclass
 class Run:
-    """What an executor told of its work, and whether it was stopped before the end."""
+    """The events of an executor, and whether it was stopped before the end."""
 
     events: list[Event] = field(default_factory=list)
     is_interrupted: bool = False
@@ -45,7 +45,7 @@ class Run:
         return [event for event in self.events if event.trial and event.trial.trial_id == config.trial_id()]
 
     def index(self, config: TrialConfig, kind: EventKind) -> int:
-        """Where the first event of a kind of a trial stands among all."""
+        """The index of a trial's first event of a kind among all events."""
         return next(n for n, event in enumerate(self.events) if event in self.of(config) and event.kind is kind)
 
 
@@ -58,7 +58,7 @@ def one_cluster() -> AbstractContextManager[object]:
 
 @pytest.fixture(scope="module", params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of each executor, where whatever it needs is up."""
+    """The name of each executor, with everything running that it needs."""
     needs_ray = request.param == "ray"
     with patch.dict(os.environ), ray_environment(), one_cluster() if needs_ray else nullcontext():
         yield request.param
@@ -67,9 +67,9 @@ def executor(request: pytest.FixtureRequest) -> Iterator[str]:
 def run(
     executor: str, storage: Storage, *configs: TrialConfig, react: React = lambda event, work: None, **options: Any
 ) -> Run:
-    """Lets an executor train; `react` hears every event."""
+    """Lets an executor train; `react` gets every event."""
     done = Run()
-    with taken(storage, LAUNCH) as lease:
+    with take(storage, LAUNCH) as lease:
         jobs = [replace(job, launch=LAUNCH, checkpoint_seconds=0) for job in jobs_of(storage, *configs)]
         work = Workload(jobs, frozenset(), storage, ON_CPU, lease, **options)
 
@@ -95,13 +95,13 @@ def copy(digits: Storage, folder: Path) -> Storage:
 
 
 def small(make_config: Make, **overrides: object) -> TrialConfig:
-    """A trial of two steps an epoch."""
+    """A trial with two steps per epoch."""
     return make_config(limit_train=64, limit_test=50, **overrides)
 
 
 @dataclass
 class Study:
-    """A study after its launch: a sane teacher with its students, and one that diverges."""
+    """A study after its launch: a teacher that finishes, a teacher that diverges, and their students."""
 
     storage: Storage
     teacher: TrialConfig
@@ -113,7 +113,7 @@ class Study:
 
     @property
     def trials(self) -> list[TrialConfig]:
-        """Every trial in the order of the plan, in which students stand before their teacher on purpose."""
+        """Every trial in the order of the plan, with students deliberately before their teacher."""
         return [*self.students, self.teacher, self.wild, self.pupil, self.plain]
 
     @property
@@ -179,7 +179,7 @@ def test_processes_take_one_trial_after_another(study: Study) -> None:
     assert len(started) == 5 and len({facts.pid for facts in started}) < 5
 
 
-# What a clock or an executor decides; everything else must be equal to the last bit.
+# Columns that depend on a clock or on the executor; all others must be exactly equal.
 MAY_DIFFER = {"seconds", "images_per_second", "start_time", "end_time", "ray_version"}
 
 
@@ -223,11 +223,11 @@ class Second:
 def second(executor: str, study: Study, make_config: Make) -> Iterator[Second]:
     """A second launch of one trial at a time, for all tests that only look at it."""
     storage, theirs = study.storage, small(make_config, seed=4)
-    lease = taken(storage, trial_resource(theirs.trial_id()))
+    lease = take(storage, trial_resource(theirs.trial_id()))
     (job,) = jobs_of(storage, theirs)
 
     def finish(event: Event, work: Workload) -> None:
-        if event.kind is EventKind.ELSEWHERE:  # the other launch finishes just now
+        if event.kind is EventKind.ELSEWHERE:  # the other launch finishes now
             storage.backend.write(storage.weights(theirs.trial_id()), b"weights")
             store.write_trial(storage, replace(job.row(State.FINISHED), weights_bytes=7, acc=1.0, last_acc=1.0))
             lease.release()
@@ -278,7 +278,7 @@ def test_a_lost_lease_and_a_stop_cost_no_epoch(
     stopped = run(executor, storage, config, react=lose_then_stop)
     assert stopped.is_interrupted
     (row,) = store.read_trials(storage)
-    assert row.state is State.STOPPED and row.error and "the same command goes on from there" in row.error
+    assert row.state is State.STOPPED and row.error and "the same command resumes it from there" in row.error
     assert storage.backend.list_files(storage.checkpoints(config.trial_id()))
     kinds = [event.kind for event in stopped.of(config) if event.kind not in (EventKind.EPOCH, EventKind.NOTICE)]
     assert kinds == [EventKind.STARTED, EventKind.ELSEWHERE, EventKind.STARTED, EventKind.ENDED]
@@ -299,7 +299,7 @@ def test_a_lost_lease_and_a_stop_cost_no_epoch(
 def test_a_command_line_names_what_is_not_the_default() -> None:
     assert arguments(DEFAULT) == [] and arguments("inline") == ["--inline"]
     assert arguments("of another version") == ["--executor", "of another version"]
-    assert [describe_place(name) for name in ("ray", "inline", "x")] == ["on Ray", "in one process", "x"]
+    assert [describe_where(name) for name in ("ray", "inline", "x")] == ["on Ray", "in one process", "x"]
 
 
 def test_an_unknown_executor_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The executor in this process: one trial after another, or several side by side."""
+"""The executor in this process: one trial after another, or several at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workloads import ON_CPU, Make, Seen, jobs_of, listen, student, taken
+from workloads import ON_CPU, Make, Reported, jobs_of, listen, student, take
 
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.errors import Interrupted, ResourceError, StorageError
@@ -24,27 +24,27 @@ from orchestrator.storage.layout import Storage
 from orchestrator.study.reader import Resources
 
 
-def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Seen:
-    """Runs trials in this process; returns what the watcher was told."""
-    seen: Seen = []
-    with taken(storage, "launch-test") as lease:
+def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Reported:
+    """Runs trials in this process; returns what was reported."""
+    reported: Reported = []
+    with take(storage, "launch-test") as lease:
         jobs = jobs_of(storage, *configs)
-        order = Workload(jobs, ready, storage, ON_CPU, lease)
-        inline.run(order, listen(lambda *told: seen.append(told)))
-    return seen
+        work = Workload(jobs, ready, storage, ON_CPU, lease)
+        inline.run(work, listen(lambda *pair: reported.append(pair)))
+    return reported
 
 
 def small(make_config: Make, **overrides: object) -> TrialConfig:
-    """A trial of two steps an epoch."""
+    """A trial with two steps per epoch."""
     return make_config(limit_train=64, limit_test=50, **overrides)
 
 
 def test_a_failed_teacher_skips_its_students_alone(storage: Storage, make_config: Make) -> None:
     teacher = small(make_config, lr=1e6, epochs=5)
     pupil = student(teacher, "logit")
-    pupils_pupil = student(pupil, "st")  # no study file asks for such a chain, but a row must not be missing
-    seen = run(storage, teacher, pupil, pupils_pupil, small(make_config))
-    ended = {trial_id: record for trial_id, record in seen if isinstance(record, TrialRecord)}
+    pupils_pupil = student(pupil, "st")  # no study file can describe such a chain, but no row may be missing
+    reported = run(storage, teacher, pupil, pupils_pupil, small(make_config))
+    ended = {trial_id: record for trial_id, record in reported if isinstance(record, TrialRecord)}
     states = [ended[config.trial_id()].state for config in (teacher, pupil, pupils_pupil, small(make_config))]
     assert states == [State.FAILED, State.SKIPPED, State.SKIPPED, State.FINISHED]
     failed, skipped, last, _ = (ended[trial.trial_id()] for trial in (teacher, pupil, pupils_pupil, small(make_config)))
@@ -57,8 +57,8 @@ def test_a_failed_teacher_skips_its_students_alone(storage: Storage, make_config
 def test_a_student_of_a_finished_teacher_starts_at_once(storage: Storage, make_config: Make) -> None:
     teacher = small(make_config)
     run(storage, teacher)
-    seen = run(storage, student(teacher, "logit"), ready=frozenset([teacher.trial_id()]))
-    assert isinstance(seen[-1][1], TrialRecord) and seen[-1][1].state is State.FINISHED
+    reported = run(storage, student(teacher, "logit"), ready=frozenset([teacher.trial_id()]))
+    assert isinstance(reported[-1][1], TrialRecord) and reported[-1][1].state is State.FINISHED
 
 
 def test_a_stop_is_not_a_failed_trial(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,17 +73,17 @@ def test_a_stop_is_not_a_failed_trial(storage: Storage, make_config: Make, monke
 
 def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_config: Make) -> None:
     configs = [small(make_config, seed=seed, epochs=3) for seed in range(3)]
-    seen: Seen = []
+    reported: Reported = []
 
-    def watch(*told: Any) -> None:
-        seen.append(told)
-        if len(seen) == 6:  # the second epoch of the second trial
-            order.stop.set()
+    def watch(*pair: Any) -> None:
+        reported.append(pair)
+        if len(reported) == 6:  # the second epoch of the second trial
+            work.stop.set()
 
-    with taken(storage, "launch-test") as lease:
-        order = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
-        with pytest.raises(Interrupted, match="the same command goes on from there"):
-            inline.run(order, listen(watch))
+    with take(storage, "launch-test") as lease:
+        work = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
+        with pytest.raises(Interrupted, match="the same command resumes from there"):
+            inline.run(work, listen(watch))
     states = store.read_states(storage)
     assert [states.get(config.trial_id()) for config in configs] == [State.FINISHED, State.STOPPED, None]
     again = run(storage, *configs)
@@ -93,7 +93,7 @@ def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_co
     assert set(store.read_states(storage).values()) == {State.FINISHED}
 
 
-# Side by side, as where trials share a GPU.
+# Several trials at the same time, as if they shared a GPU.
 
 
 def timeless(row: TrialRecord) -> TrialRecord:
@@ -103,11 +103,11 @@ def timeless(row: TrialRecord) -> TrialRecord:
 
 @pytest.fixture
 def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Lets so many trials run at a time on the CPU too."""
+    """Sets how many trials run at a time, on the CPU too."""
     return lambda count: monkeypatch.setattr(inline, "sharing", lambda gpus: count)
 
 
-def test_trials_side_by_side_give_what_they_give_alone(
+def test_trials_that_run_at_the_same_time_give_the_same_results(
     storage: Storage,
     make_config: Make,
     tmp_path: Path,
@@ -122,8 +122,8 @@ def test_trials_side_by_side_give_what_they_give_alone(
     together.prepare()
     prepare_dataset("digits", None, together)
     side_by_side(3)
-    seen = run(together, *configs)
-    kinds = [type(record) for _, record in seen]
+    reported = run(together, *configs)
+    kinds = [type(record) for _, record in reported]
     assert kinds != sorted(kinds, key=str), "no trial started before another had ended"
     first, second = (store.read_trials(each) for each in (storage, together))
     assert list(map(timeless, second)) == list(map(timeless, first))
@@ -132,41 +132,41 @@ def test_trials_side_by_side_give_what_they_give_alone(
         assert storage.backend.read(name) == together.backend.read(name)
 
 
-def test_no_more_run_side_by_side_than_shall(
+def test_no_more_trials_run_at_a_time_than_allowed(
     storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lives: list[int] = []
-    train, live = inline.run_trial, set()
+    counts: list[int] = []
+    train, running = inline.run_trial, set()
 
     def watched(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
-        live.add(job.trial.trial_id)
+        running.add(job.trial.trial_id)
         for report in train(job, stopping):
-            lives.append(len(live))
+            counts.append(len(running))
             if isinstance(report, TrialRecord):
-                live.discard(job.trial.trial_id)
+                running.discard(job.trial.trial_id)
             yield report
 
     monkeypatch.setattr(inline, "run_trial", watched)
     side_by_side(2)
     run(storage, *(small(make_config, seed=seed, epochs=2) for seed in range(5)))
-    assert max(lives) == 2
+    assert max(counts) == 2
     assert len(store.read_trials(storage)) == 5
 
 
-def test_a_stop_ends_all_that_run_side_by_side(
+def test_a_stop_ends_all_trials_that_run_at_the_same_time(
     storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
 ) -> None:
     side_by_side(2)
     configs = [small(make_config, seed=seed, epochs=200) for seed in range(3)]
-    with taken(storage, "launch-test") as lease:
-        order = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
+    with take(storage, "launch-test") as lease:
+        work = Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease)
         with pytest.raises(Interrupted):
-            inline.run(order, listen(lambda *told: order.stop.set()))
+            inline.run(work, listen(lambda *pair: work.stop.set()))
     states = store.read_states(storage)
     assert [states.get(config.trial_id()) for config in configs] == [State.STOPPED, State.STOPPED, None]
 
 
-def test_what_ends_one_thread_ends_the_launch(
+def test_an_error_in_one_thread_ends_the_launch(
     storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
@@ -185,10 +185,10 @@ def test_an_error_lets_the_others_write_their_checkpoints(
     side_by_side(2)
     configs = [small(make_config, seed=seed, epochs=200) for seed in range(2)]
 
-    def watch(*told: Any) -> None:
+    def watch(*pair: Any) -> None:
         raise StorageError("the disk is full")
 
-    with taken(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
+    with take(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
         inline.run(Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), listen(watch))
     assert set(store.read_states(storage).values()) == {State.STOPPED}
     assert not [thread for thread in threading.enumerate() if "_train" in thread.name]
@@ -196,5 +196,5 @@ def test_an_error_lets_the_others_write_their_checkpoints(
 
 def test_impossible_resources_train_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with taken(storage, "launch-test") as lease, pytest.raises(ResourceError, match="2 GPUs"):
+    with take(storage, "launch-test") as lease, pytest.raises(ResourceError, match="2 GPUs"):
         inline.run(Workload([], frozenset(), storage, Resources(2), lease), print)

@@ -1,4 +1,4 @@
-"""What a user exported for other programs that use Ray has no part in a launch, and is there again afterwards."""
+"""Variables that a user exported for other programs that use Ray have no effect on a launch, and are restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.machine import limits
 FOREIGN = ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR", "RAY_TUNE_CALLBACKS", "RAY_TRAIN_V2_ENABLED", "RAY_STORAGE")
 
 
-def test_what_is_of_other_programs_is_put_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_removed_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*FOREIGN, "RAY_RUNTIME_ENV_HOOK", "RAY_AIR_NEW_OUTPUT"):
         monkeypatch.setenv(name, "mine")
     monkeypatch.setenv("PYTHONPATH", ".")

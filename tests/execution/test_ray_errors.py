@@ -1,4 +1,4 @@
-"""What Ray writes when it fails, as a person reads it: whole, without colours, and with what to do."""
+"""What Ray writes when it fails becomes a readable message: complete, without colours, and with advice."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ An unexpected internal error occurred while the worker was executing a task.
 """
 
 
-def refused(error: Exception, monkeypatch: pytest.MonkeyPatch, address: str | None = None) -> str:
-    """What a launch says where Ray does not start for this reason."""
+def read_refusal(error: Exception, monkeypatch: pytest.MonkeyPatch, address: str | None = None) -> str:
+    """The message of a launch if Ray does not start because of this error."""
 
     def init(**options: Any) -> None:
         raise error
@@ -61,29 +61,29 @@ def refused(error: Exception, monkeypatch: pytest.MonkeyPatch, address: str | No
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment of the test's own, in which Ray has no session yet."""
+    """A separate environment, in which Ray has no session yet."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(folders, "of_ray", lambda: tmp_path)  # it refuses the long name of a test's folder
 
 
 class OfRay(Exception):
-    """An exception of a type that nobody foresaw."""
+    """An exception of an unexpected type."""
 
 
 @pytest.mark.parametrize("kind", [Exception, RuntimeError, OSError, AssertionError, KeyError, OfRay])
-def test_whatever_ray_raises_is_a_message(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    text = refused(kind("it rains"), monkeypatch)
-    assert text.startswith("a Ray cluster could not be started here (") and "it rains" in text
+def test_any_exception_of_ray_becomes_a_message(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = read_refusal(kind("some reason"), monkeypatch)
+    assert text.startswith("a Ray cluster could not be started here (") and "some reason" in text
     assert text.endswith("; train with --inline")
 
 
-def test_an_exception_without_a_text_has_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "(OfRay)" in refused(OfRay(), monkeypatch)
+def test_an_exception_without_text_shows_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "(OfRay)" in read_refusal(OfRay(), monkeypatch)
 
 
-def test_a_message_of_several_lines_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = refused(RuntimeError(f"\x1b[31m{MISMATCH}\x1b[0m"), monkeypatch, "10.0.0.1:6379")
+def test_a_message_of_several_lines_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = read_refusal(RuntimeError(f"\x1b[31m{MISMATCH}\x1b[0m"), monkeypatch, "10.0.0.1:6379")
     assert all(line.strip() in text for line in MISMATCH.splitlines()) and "\x1b" not in text and "\\x1b" not in text
     assert text.startswith("a Ray cluster at '10.0.0.1:6379' cannot be joined:\n  Version mismatch")
     assert "install the cluster's versions" in text and "`ray status`" in text
@@ -96,19 +96,19 @@ def test_why_ray_did_not_start_is_read_from_its_logs(tmp_path: Path, monkeypatch
     other.mkdir(parents=True)
     for name in ("raylet.out", "raylet.err"):
         (logs / name).write_text(f"{STACK}\n{FATAL}\n")
-    text = refused(Exception(STARTUP), monkeypatch)
+    text = read_refusal(Exception(STARTUP), monkeypatch)
     assert text.count("raylet: dlmalloc.cc:161: create_buffer failed") == 1 and "0x7f" not in text
     assert "mount it writable" in text and str(logs) in text
 
 
-def test_our_own_mistakes_stay_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_errors_are_reported_as_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_session, "_check_loopback")
     with pytest.raises(NameError, match="_check_loopback"):
         _session._connect(None, is_kept=False)
 
 
 def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*words: Any, **options: Any) -> None:
+    def unreachable(*args: Any, **options: Any) -> None:
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket, "create_server", unreachable)
@@ -117,7 +117,7 @@ def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "advice"),
+    ("message", "advice"),
     [
         ("OSError: [Errno 24] Too many open files", "ulimit -n"),
         ("RuntimeError: can't start new thread", "ulimit -u"),
@@ -126,15 +126,15 @@ def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) ->
         ("[Errno 30] Read-only file system: '/tmp/ray'", "RAY_TMPDIR"),
     ],
 )
-def test_there_is_advice(words: str, advice: str) -> None:
-    assert advice in (_errors.find_advice(words) or "")
+def test_there_is_advice(message: str, advice: str) -> None:
+    assert advice in (_errors.find_advice(message) or "")
 
 
 # Workers that ended.
 
 
 @pytest.mark.parametrize(
-    ("story", "failure", "reason"),
+    ("text", "failure", "reason"),
     [
         ("", Failure.LOST_WORKER, "its worker process was lost"),
         ("The actor's node has died", Failure.LOST_WORKER, "its machine was lost"),
@@ -145,12 +145,12 @@ def test_there_is_advice(words: str, advice: str) -> None:
         ),
     ],
 )
-def test_a_worker_that_was_lost_may_be_tried_again(story: str, failure: Failure, reason: str) -> None:
-    assert _errors.explain_loss(story) == (failure, reason)
+def test_a_worker_that_was_lost_may_be_retried(text: str, failure: Failure, reason: str) -> None:
+    assert _errors.explain_loss(text) == (failure, reason)
     assert failure.is_retried
 
 
-def test_a_worker_that_cannot_import_says_what() -> None:
+def test_the_reason_of_a_failed_import_names_the_module() -> None:
     failure, reason = _errors.explain_loss(_errors.plain(NOT_IMPORTED))
     assert failure is Failure.ERROR and not failure.is_retried
     assert reason.startswith(
@@ -158,7 +158,7 @@ def test_a_worker_that_cannot_import_says_what() -> None:
     )
 
 
-def test_a_worker_that_fails_before_its_first_step_says_why() -> None:
-    story = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
-    failure, reason = _errors.explain_loss(story)
+def test_a_worker_that_fails_before_its_first_step_has_a_reason() -> None:
+    text = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
+    failure, reason = _errors.explain_loss(text)
     assert failure is Failure.ERROR and reason.startswith("its worker cannot start (KeyError: 'job')")

@@ -34,7 +34,7 @@ def test_a_worker_that_is_lost_too_often_is_a_failed_row(folder: Path) -> None:
     rows = store.read_trials(Storage.at(folder / "runs"))
     assert sorted(row.state for row in rows) == [State.FAILED, State.FINISHED, State.FINISHED]
     (failed,) = [row for row in rows if row.state is State.FAILED]
-    assert failed.error == "its worker process was lost, 1 times; launch again to go on from its checkpoint"
+    assert failed.error == "its worker process was lost, 1 times; launch again to resume from its checkpoint"
     assert failed.failure == "lost_worker"
     assert find_noise(first) == [] and "Traceback" not in first.stdout
     ended = [line for line in first.stderr.splitlines() if re.search(r" \[\d/3\] ", line)]
@@ -42,36 +42,36 @@ def test_a_worker_that_is_lost_too_often_is_a_failed_row(folder: Path) -> None:
     epoch = re.compile(r": epoch \d+/\d+, acc [\d.]+ %, last [\d.]+ %, [\d,]+ images/s$")
     assert {line.split()[1] for line in first.stderr.splitlines() if epoch.search(line)} == set(states(folder))
 
-    again = finish_inline(folder)
-    assert any("2 of 3 trials are finished" in text for text in again)
-    assert any("goes on in epoch" in text for text in again)
+    messages = finish_inline(folder)
+    assert any("2 of 3 trials are finished" in text for text in messages)
+    assert any("resumes in epoch" in text for text in messages)
     assert set(states(folder).values()) == {State.FINISHED}
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(folder: Path) -> None:
+def test_ctrl_c_stops_and_the_same_command_resumes(folder: Path) -> None:
     # A terminal sends it to every process of the foreground group.
     events = [(": epoch 1/", lambda pid: os.killpg(pid, signal.SIGINT))]
     stopped = launch(folder, "--max-concurrent", "1", events=events)
     assert stopped.code == 130
     assert "resume with:  kdctl launch study.yaml --max-concurrent 1 --no-dashboard" in stopped.stderr
-    assert len(find_noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to go on
+    assert len(find_noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to resume
     (row,) = store.read_trials(Storage.at(folder / "runs"))
     assert row.state is State.STOPPED
-    assert row.error and re.fullmatch(r"stopped in epoch \d+ of 250; the same command goes on from there", row.error)
+    assert row.error and re.fullmatch(r"stopped in epoch \d+ of 250; the same command resumes it from there", row.error)
 
-    assert any("goes on in epoch" in text for text in finish_inline(folder))
+    assert any("resumes in epoch" in text for text in finish_inline(folder))
     assert list(states(folder).values()) == [State.FINISHED] * 3
 
 
-def test_second_ctrl_c_ends_at_once_and_nobody_else_could_get_in(folder: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_only_loopback_was_open(folder: Path) -> None:
     addresses: set[str] = set()
 
-    def look_and_stop(pid: int) -> None:
+    def list_addresses_and_stop(pid: int) -> None:
         addresses.update(listening({process for process, _ in descendants(pid)}))
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
 
-    stopped = launch(folder, events=[("dashboard: http://127.0.0.1:", look_and_stop)], dashboard=True)
+    stopped = launch(folder, events=[("dashboard: http://127.0.0.1:", list_addresses_and_stop)], dashboard=True)
     assert stopped.code == 130
     assert "stopped at once" in stopped.stderr and "resume with:" in stopped.stderr
     assert stopped.left == set()

@@ -1,4 +1,4 @@
-"""What a launch does about a dashboard that does not come up, without starting Ray."""
+"""How a launch joins a cluster and starts a dashboard, and how it reports problems; Ray is not started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.execution.ray import _session
 
 
 class Node:
-    """A stand-in for Ray's node: its dashboard comes up or not."""
+    """A stand-in for Ray's node, with a dashboard that starts or fails."""
 
     webui_url = "127.0.0.1:1"
     head = True
@@ -33,17 +33,17 @@ class Node:
             raise self.error
 
 
-def started(node: Node, over: threading.Event, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is said while the dashboard of a node starts."""
+def start_dashboard(node: Node, over: threading.Event, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Starts the dashboard of a node and returns the notes."""
     monkeypatch.setattr(ray._private.worker, "_global_node", node)
-    said: list[str] = []
-    thread = threading.Thread(target=_session._start_dashboard, args=("tiny", said.append, over), daemon=True)
+    messages: list[str] = []
+    thread = threading.Thread(target=_session._start_dashboard, args=("tiny", messages.append, over), daemon=True)
     thread.start()
-    until(lambda: said or over.is_set())
+    until(lambda: messages or over.is_set())
     over.set()
     thread.join(20)
     assert not thread.is_alive()
-    return said
+    return messages
 
 
 @pytest.mark.parametrize(
@@ -53,26 +53,26 @@ def started(node: Node, over: threading.Event, monkeypatch: pytest.MonkeyPatch) 
 def test_a_dashboard_that_does_not_start_is_a_note(
     error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert started(Node(error), threading.Event(), monkeypatch) == [
-        f"there is no dashboard ({reason}); the training goes on"
+    assert start_dashboard(Node(error), threading.Event(), monkeypatch) == [
+        f"there is no dashboard ({reason}); training continues"
     ]
 
 
-def test_one_that_never_answers_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dashboard_that_never_answers_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session, "_POLL", 0.001)
-    monkeypatch.setattr(_session, "_COMING_UP", 0.002)
+    monkeypatch.setattr(_session, "_DASHBOARD_TIMEOUT", 0.002)
     monkeypatch.setattr(dashboard, "is_answering", lambda url: False)
-    (line,) = started(Node(), threading.Event(), monkeypatch)
-    assert line == "there is no dashboard (it does not answer at http://127.0.0.1:1); the training goes on"
+    (line,) = start_dashboard(Node(), threading.Event(), monkeypatch)
+    assert line == "there is no dashboard (it does not answer at http://127.0.0.1:1); training continues"
 
 
-def test_after_the_launch_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_note_after_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     over.set()
-    assert started(Node(ValueError("Ray is gone")), over, monkeypatch) == []
+    assert start_dashboard(Node(ValueError("Ray is gone")), over, monkeypatch) == []
 
 
-def test_another_ray_starts_its_dashboard_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_without_the_internal_method_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(start_api_server="its own")
     monkeypatch.setattr(_session.ray_node, "Node", found)
     monkeypatch.setattr(_session, "_API_SERVER", None)
@@ -88,16 +88,16 @@ def test_a_program_that_is_part_of_a_cluster_cannot_join_another(monkeypatch: py
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False}])
     monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("the cluster is the program's own"))
-    said: list[str] = []
-    with _session.join_cluster(None, "tiny", said.append) as nodes:
+    messages: list[str] = []
+    with _session.join_cluster(None, "tiny", messages.append) as nodes:
         assert nodes == [{"CPU": 2.0}]
-    assert len(said) == 1
-    other = _session.join_cluster("10.0.0.1:6379", "tiny", said.append)
+    assert len(messages) == 1
+    other = _session.join_cluster("10.0.0.1:6379", "tiny", messages.append)
     with pytest.raises(ResourceError, match=r"ray.init before.*ray.shutdown first"), other:
         pytest.fail("nothing was joined")
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
     joining = _session.join_cluster("127.0.0.1:1", "tiny", print)  # Ray itself would try for minutes
     with (
         patch.dict(os.environ),

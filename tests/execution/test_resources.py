@@ -1,4 +1,4 @@
-"""What a trial takes of a machine, and that no machine may be too small for it."""
+"""The resources of a trial, and the error if no machine has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 4.0}]
         (Resources(0, 2), NODES, 0.0),
     ],
 )
-def test_gpus_are_what_was_asked_or_what_there_is(
+def test_gpus_are_those_of_the_study_or_of_the_nodes(
     resources: Resources, nodes: list[dict[str, float]], gpus: float
 ) -> None:
     assert gpus_per_trial(resources, nodes) == gpus
@@ -34,19 +34,21 @@ def test_gpus_are_what_was_asked_or_what_there_is(
         (Resources(5), NODES, "5 GPUs and 1 CPU cores, but no machine here has more than 4 GPUs and 8 cores"),
         (Resources(0, 9), NODES, "0 GPUs and 9 CPU cores, but no machine here has more than 4 GPUs and 8 cores"),
         (Resources(1), [{"CPU": 2.0}], "1 GPUs and 1 CPU cores, but no machine here has more than 0 GPUs and 2 cores"),
-        # Each is somewhere, but not both on one machine.
+        # Each is available, but not both on one machine.
         (Resources(1, 4), [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 8.0}], "1 GPUs and 4 CPU cores"),
         (Resources(), [], "0 GPUs and 1 CPU cores"),
     ],
 )
-def test_what_can_never_be_given_is_refused(resources: Resources, nodes: list[dict[str, float]], numbers: str) -> None:
+def test_resources_that_no_node_has_are_refused(
+    resources: Resources, nodes: list[dict[str, float]], numbers: str
+) -> None:
     with pytest.raises(ResourceError) as caught:
         gpus_per_trial(resources, nodes)
     assert numbers in str(caught.value)
     assert "--set resources.gpus_per_trial=0 --set resources.cpus_per_trial=1" in str(caught.value)
 
 
-def test_it_is_said_what_a_trial_trains_on() -> None:
+def test_the_resources_of_a_trial_are_described() -> None:
     assert describe_resources(0.5, Resources(), "here") == "each trial trains on 0.5 GPU, here"
     assert (
         describe_resources(0, Resources(None, 3), "here") == "no GPU is used: each trial trains on 3 CPU core(s), here"

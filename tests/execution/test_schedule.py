@@ -18,7 +18,7 @@ MakeJob = Callable[[str, str | None], Job]
 
 @pytest.fixture(scope="session")
 def make_job(make_config: Callable[..., TrialConfig]) -> MakeJob:
-    """Makes a job by its id and its teacher's."""
+    """Makes a job from its id and that of its teacher."""
 
     def make(trial_id: str, teacher_id: str | None = None) -> Job:
         trial = PlannedTrial(trial_id, "student", make_config(), teacher_id, "new", None, None)
@@ -35,7 +35,7 @@ def graphs(draw: st.DrawFn) -> list[tuple[str, str | None]]:
 
 
 def skip(schedule: Schedule, jobs: Sequence[Job], skipped: list[str]) -> None:
-    """Ends the dependants of what failed, as an executor does."""
+    """Ends the dependants of a failed trial, as an executor does."""
     for job in jobs:
         skipped.append(job.trial.trial_id)
         skip(schedule, schedule.end(job.row(State.SKIPPED)), skipped)
@@ -43,42 +43,42 @@ def skip(schedule: Schedule, jobs: Sequence[Job], skipped: list[str]) -> None:
 
 @given(graphs(), st.none() | st.integers(1, 3), st.data())
 def test_every_trial_ends_once(
-    make_job: MakeJob, graph: list[tuple[str, str | None]], most: int | None, data: st.DataObject
+    make_job: MakeJob, graph: list[tuple[str, str | None]], limit: int | None, data: st.DataObject
 ) -> None:
-    schedule = Schedule([make_job(*node) for node in graph], ["stored"], most)
-    live: list[Job] = []
+    schedule = Schedule([make_job(*node) for node in graph], ["stored"], limit)
+    running: list[Job] = []
     finished, failed, skipped = {"stored"}, list[str](), list[str]()
     while not schedule.is_over:
-        job = schedule.start() if not live or data.draw(st.booleans(), "start") else None
+        job = schedule.start() if not running or data.draw(st.booleans(), "start") else None
         if job:
             teacher_id = job.trial.teacher_id
             assert teacher_id is None or teacher_id in finished
-            live.append(job)
-            assert most is None or len(live) <= most
-            assert schedule.live(job.trial.trial_id) is job
+            running.append(job)
+            assert limit is None or len(running) <= limit
+            assert schedule.find_running(job.trial.trial_id) is job
             continue
-        assert live, "stuck: trials wait, and none is live"
-        ended = live.pop(data.draw(st.integers(0, len(live) - 1), "end"))
+        assert running, "stuck: trials wait, and none is running"
+        ended = running.pop(data.draw(st.integers(0, len(running) - 1), "end"))
         is_good = data.draw(st.booleans(), "good")
         dependants = schedule.end(ended.row(State.FINISHED if is_good else State.FAILED))
-        assert schedule.live(ended.trial.trial_id) is None
+        assert schedule.find_running(ended.trial.trial_id) is None
         assert not (is_good and dependants)
         (finished.add if is_good else failed.append)(ended.trial.trial_id)
         skip(schedule, dependants, skipped)
-    assert schedule.start() is None and not schedule.waits
+    assert schedule.start() is None and not schedule.has_waiting
     assert sorted([*finished, *failed, *skipped]) == sorted(["stored", *(trial_id for trial_id, _ in graph)])
     lost = {*failed, *skipped}
     assert skipped == [] or all(dict(graph)[trial_id] in lost for trial_id in skipped)
 
 
 @given(graphs())
-def test_what_cannot_start_waits_for_a_live_one(make_job: MakeJob, graph: list[tuple[str, str | None]]) -> None:
+def test_trials_wait_for_their_teachers(make_job: MakeJob, graph: list[tuple[str, str | None]]) -> None:
     schedule = Schedule([make_job(*node) for node in graph], ["stored"])
     started = []
     while job := schedule.start():
         started.append(job.trial.trial_id)
     assert started == [trial_id for trial_id, teacher in graph if teacher in (None, "stored")]
-    assert schedule.waits == (len(started) < len(graph))
+    assert schedule.has_waiting == (len(started) < len(graph))
 
 
 def test_there_is_no_barrier_between_teachers_and_students(make_job: MakeJob) -> None:
@@ -88,12 +88,12 @@ def test_there_is_no_barrier_between_teachers_and_students(make_job: MakeJob) ->
     assert [schedule.start(), schedule.start(), schedule.start()] == [fast, slow, None]
     schedule.end(fast.row(State.FINISHED))
     assert [schedule.start(), schedule.start(), schedule.start()] == [students[0], students[2], None]
-    assert schedule.live("slow") is slow
+    assert schedule.find_running("slow") is slow
 
 
-def test_a_place_is_free_again_when_a_trial_ends(make_job: MakeJob) -> None:
+def test_another_trial_starts_when_one_ends(make_job: MakeJob) -> None:
     first, second = make_job("first", None), make_job("second", None)
-    schedule = Schedule([first, second], most=1)
+    schedule = Schedule([first, second], limit=1)
     assert [schedule.start(), schedule.start()] == [first, None]
     schedule.end(first.row(State.FAILED))
     assert schedule.start() is second

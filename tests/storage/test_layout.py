@@ -75,6 +75,14 @@ def test_another_kind_of_address_is_refused(address: str, fix: str) -> None:
     assert repr(address) in str(caught.value) and caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("name", ["file", "file/runs", "file/a/b"])
+def test_a_file_is_not_a_storage(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError) as caught:
+        Storage.at(tmp_path / name)
+    assert str(caught.value) == (f"'{tmp_path}/file' is a file, expected a folder; name another folder with --storage")
+
+
 def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Storage) -> None:
     storage.prepare()
     assert [entry.name for entry in storage.backend.list_files("")] == [MARKER]

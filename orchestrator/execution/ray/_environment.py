@@ -1,4 +1,4 @@
-"""The environment variables of a launch on Ray: what was exported for other programs that use Ray changes nothing."""
+"""The environment variables of a launch on Ray: those exported for other programs that use Ray have no effect."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from orchestrator import import_path
 
-# These decide how a program's own Tune experiment runs: where it writes, what it prints, which callbacks it has.
+# Variables that decide how another program's Tune experiment runs: where it writes, what it prints, its callbacks.
 _FOREIGN = ("TUNE_", "RAY_TUNE_", "RAY_AIR_", "RAY_TRAIN_", "RAY_STORAGE", "RAY_CHDIR_TO_TRIAL_DIR")
-_HOOK = "RAY_RUNTIME_ENV_HOOK"  # would give the workers another environment than the launch's
+_HOOK = "RAY_RUNTIME_ENV_HOOK"  # would give the workers an environment that differs from the launch's
 
 _OWN: Mapping[str, str] = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three files a trial that nobody reads
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `signals` hears Ctrl-C
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they would write three files per trial that nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `cluster.signals` handles Ctrl-C
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # after `uv run` Ray would upload the working folder and install it again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -23,7 +23,7 @@ _OWN: Mapping[str, str] = {
 
 @contextmanager
 def ray_environment() -> Iterator[None]:
-    """Within, Ray finds what a launch needs; afterwards the environment is as it was, for a caller of `launch`."""
+    """Sets what a launch on Ray needs; afterwards the environment is as before, for a program that calls `launch`."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(_FOREIGN) or name == _HOOK:

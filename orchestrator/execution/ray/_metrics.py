@@ -1,7 +1,7 @@
 """Exports the metrics of a launch through Ray: its agents on every machine serve them to Prometheus.
 
-A launch's process tells Ray every gauge again and again, since Ray's agents drop what they have not heard of for a
-while: so no series outlives what it tells of by more than a few seconds.
+The process of a launch reports every gauge to Ray again and again, because Ray's agents drop a gauge that was not
+reported for a while. So no series outlives what it measures by more than a few seconds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from orchestrator.monitor.events import Event, EventListener
 from orchestrator.monitor.metrics import METRICS, Meter, Sample, labels_of
 from orchestrator.study.plan import PlannedTrial
 
-_PERIOD = 2.0  # seconds between two times that Ray is told
-_PATIENCE = 2.0  # seconds for the thread to end: it may just ask Ray something
-_LOOK = 5  # periods between two looks for new machines
+_PERIOD = 2.0  # seconds between two reports to Ray
+_PATIENCE = 2.0  # seconds to wait for the thread to end: it may be in a call to Ray
+_NODE_PERIODS = 5  # periods between two checks for new machines
 
 
 @contextmanager
 def export_metrics(
-    launch_event: Event | None, on_event: EventListener, say: Callable[[str], None]
+    launch_event: Event | None, on_event: EventListener, report: Callable[[str], None]
 ) -> Iterator[EventListener]:
-    """As long as this lasts, what is told of a launch becomes metrics too; gives what is to be told.
+    """Yields a listener that passes events on to `on_event` and also turns them into metrics.
 
-    It costs whoever tells an event no more than a queue does, and never fails: `say` says where metrics end before
-    the launch. `launch_event` is the event that the launch began with; without it nothing is exported.
+    An event costs its sender only a put into a queue, and never fails. If the export ends before the launch does,
+    `report` gets the reason. `launch_event` is the first event of the launch; without it nothing is exported.
     """
     if launch_event is None:
         yield on_event
@@ -47,7 +47,7 @@ def export_metrics(
         if not over.is_set():
             events.put(event)
 
-    thread = threading.Thread(target=_export, args=(Meter(launch_event), events, over, say), daemon=True)
+    thread = threading.Thread(target=_export, args=(Meter(launch_event), events, over, report), daemon=True)
     thread.start()
     try:
         yield forward
@@ -57,29 +57,31 @@ def export_metrics(
         prometheus.withdraw()
 
 
-def _export(meter: Meter, events: queue.SimpleQueue[Event], over: threading.Event, say: Callable[[str], None]) -> None:
+def _export(
+    meter: Meter, events: queue.SimpleQueue[Event], over: threading.Event, report: Callable[[str], None]
+) -> None:
     try:
         exporter, periods, targets = _Exporter(), 0, list[str]()
         while not over.is_set():
             while not events.empty():
                 meter.apply(events.get())
             exporter.set(meter.gauges(datetime.now(UTC)), meter.counters())
-            if periods % _LOOK == 0:
+            if periods % _NODE_PERIODS == 0:
                 targets = _announce_nodes(targets)
             periods += 1
             over.wait(_PERIOD)
-    except Exception as error:  # whatever it is, what is trained matters more
+    except Exception as error:  # whatever it is, training matters more
         if not over.is_set():
             over.set()
-            say(f"metrics are not exported any more ({type(error).__name__}: {error}); the training goes on")
+            report(f"metrics are no longer exported ({type(error).__name__}: {error}); training continues")
 
 
 def _announce_nodes(before: Sequence[str]) -> list[str]:
-    """Lets Prometheus know of every machine of the cluster; gives the addresses."""
+    """Announces every machine of the cluster to Prometheus if they have changed; returns their addresses."""
     nodes = (node for node in ray.nodes() if node["Alive"])
     targets = sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes)
     if targets != before:
-        with suppress(OSError, ResourceError):  # a folder that cannot be written; Ray serves the metrics all the same
+        with suppress(OSError, ResourceError):  # the folder cannot be written; Ray serves the metrics nevertheless
             prometheus.announce(targets)
     return targets
 
@@ -93,14 +95,14 @@ class _Exporter:
         self._counted: dict[str, float] = {}
 
     def set(self, gauges: Sequence[Sample], counters: Sequence[Sample]) -> None:
-        """Tells it what there is now."""
+        """Reports the current values to Ray."""
         for sample in gauges:
             if sample.name not in self._gauges:
                 self._gauges[sample.name] = _gauge(sample.name)
             self._gauges[sample.name].set(sample.value, sample.labels)
         for sample in counters:
             more = sample.value - self._counted.get(sample.name, 0.0)
-            if more <= 0:  # which Ray refuses
+            if more <= 0:  # Ray refuses it
                 continue
             if sample.name not in self._counters:
                 metric = METRICS[sample.name]
@@ -114,7 +116,7 @@ def _gauge(name: str) -> Gauge:
 
 
 def export_memory(study: str, trial: PlannedTrial) -> Callable[[], None]:
-    """Exports the GPU memory of this process as that of a trial, until the function that this gives is called.
+    """Exports the GPU memory of this process as that of a trial, until the returned function is called.
 
     Without a GPU nothing is exported.
     """
@@ -126,9 +128,9 @@ def export_memory(study: str, trial: PlannedTrial) -> Callable[[], None]:
 
 
 def _export_memory(labels: dict[str, str], over: threading.Event) -> None:
-    with suppress(Exception):  # whatever it is, what is trained matters more
+    with suppress(Exception):  # whatever it is, training matters more
         gauge = _gauge("kdctl_gpu_memory_bytes")
         while not over.wait(_PERIOD):
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # asking is not to be what takes memory
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the query itself must not take memory
                 devices = range(torch.cuda.device_count())
                 gauge.set(float(sum(map(torch.cuda.memory_reserved, devices))), labels)

@@ -1,4 +1,4 @@
-"""Trials as one Tune experiment: the worker that trains, the searcher that chooses, the callback that watches."""
+"""Runs the trials of a launch as one Tune experiment: workers train, a searcher picks trials, a callback watches."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from orchestrator.records import EpochRecord, TrialRecord
 from orchestrator.study.reader import Resources
 from orchestrator.training.graphs import sharing
 
-_PATIENCE = 7.0  # seconds for workers to write a checkpoint, once they are to stop
-_LOOK = 1.0  # seconds between two looks at Ray's processes and machines
-_GATHER = 0.25  # seconds of a trial's reports that Tune hears of at once: each result costs it milliseconds
-_LAST_WORDS = 50  # lines of a dead worker's standard error that its trial's log keeps
-_NO_NODE = 60.0  # seconds to wait for a machine to come back, where none is left that fits
+_PATIENCE = 7.0  # seconds for workers to write a checkpoint after they were told to stop
+_CHECK_PERIOD = 1.0  # seconds between two checks of Ray's processes and machines
+_GATHER = 0.25  # seconds for which reports of a trial are combined into one result: each costs Tune milliseconds
+_LAST_LINES = 50  # lines of a dead worker's standard error that its trial's log keeps
+_NO_NODE = 60.0  # seconds to wait for a machine to come back if none is left that fits a trial
 
 _KINDS: Mapping[str, Callable[..., Report]] = {
     kind.__name__: kind for kind in (TrialStarted, EpochRecord, TrialNotice, TrialRecord, TakenOver)
@@ -44,7 +44,7 @@ _LAST = (TrialRecord.__name__, TakenOver.__name__)  # what a trial ends with
 
 
 def run(work: Workload, on_event: EventListener, *, address: str | None, dashboard: bool) -> None:
-    """As `ray_executor.run`, in an environment that is ready for Ray."""
+    """Does what `ray_executor.run` does, in an environment that is ready for Ray."""
 
     def note(text: str) -> None:
         on_event(Event(EventKind.NOTE, text))
@@ -53,21 +53,21 @@ def run(work: Workload, on_event: EventListener, *, address: str | None, dashboa
     with join_cluster(address, study, note, dashboard=dashboard) as nodes:
         work.started.set()
         gpus = gpus_per_trial(work.resources, nodes)
-        places = _places(work.resources, gpus, nodes)
-        limit = min(work.max_concurrent or places, places)
+        fitting = _count_fitting(work.resources, gpus, nodes)
+        limit = min(work.max_concurrent or fitting, fitting)
         note(describe_resources(gpus, work.resources, f"up to {limit} at a time on Ray"))
         if sharing(gpus) > 1:
             note("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in work.jobs]
-        with export_metrics(work.launch_event, on_event, note) as tell_all:
+        with export_metrics(work.launch_event, on_event, note) as on_measured_event:
             on_event(Event(EventKind.PREPARING, "starting the workers"))
-            controller = TrialController(work, jobs, tell_all, limit)
-            _fit(work, controller, gpus, limit)
+            controller = TrialController(work, jobs, on_measured_event, limit)
+            _run_experiment(work, controller, gpus, limit)
     controller.conclude()
 
 
-def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many trials fit at a time."""
+def _count_fitting(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials fit on the cluster at a time."""
     count = 0
     for node in nodes:
         fit = int(node.get("CPU", 0.0) // resources.cpus_per_trial)
@@ -77,11 +77,11 @@ def _places(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, floa
     return max(1, count)
 
 
-def _fit(work: Workload, controller: TrialController, gpus: float, limit: int) -> None:
-    # A custom searcher is otherwise asked for one trial at a time, and N GPUs would fill one actor start after another.
+def _run_experiment(work: Workload, controller: TrialController, gpus: float, limit: int) -> None:
+    # By default Tune starts the trials of a custom searcher one by one, so N GPUs would fill slowly.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
-    bundle = _bundle(work.resources.cpus_per_trial, gpus)
-    # Tune's own state, which nobody reads, goes into a scratch folder; ours is in the storage.
+    bundle = _make_bundle(work.resources.cpus_per_trial, gpus)
+    # Tune's own state, which nobody reads, goes into a temporary folder; ours is in the storage.
     with folders.scratch("kdctl-tune-") as scratch:
         tune.Tuner(
             TrialWorker,
@@ -91,40 +91,40 @@ def _fit(work: Workload, controller: TrialController, gpus: float, limit: int) -
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[Watcher(work, controller, bundle)],
-                stop=GivingUp(work, controller),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial saves its own
+                stop=LaunchStopper(work, controller),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials write their own checkpoints
             ),
         ).fit()
 
 
-def _bundle(cpus: int, gpus: float) -> dict[str, float]:
-    """What one trial takes of a machine, as Ray counts."""
+def _make_bundle(cpus: int, gpus: float) -> dict[str, float]:
+    """The resources of one trial, in the form that Ray expects."""
     return {"CPU": float(cpus), **({"GPU": gpus} if gpus else {})}
 
 
 class TrialWorker(tune.Trainable):
-    """Trains a trial, an epoch or several a step; then its process takes the next one, its images still there."""
+    """Trains a trial, one or more epochs per step; its process then takes the next trial and keeps the images."""
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """What its trials take; Tune's `with_resources` would show a class with a name of its own in the dashboard."""
+        """The resources of its trials; with Tune's `with_resources` the dashboard would show another class name."""
         job = codec.decode(Job, config["job"])
-        return tune.PlacementGroupFactory([_bundle(job.threads, job.gpus)])
+        return tune.PlacementGroupFactory([_make_bundle(job.threads, job.gpus)])
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Gets ready for a first trial."""
+        """Prepares a trial."""
         job = codec.decode(Job, config["job"])
         self._study = job.study
         self._reports = run_trial(job)
         self._end_memory = export_memory(job.study, job.trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Gets ready for another trial."""
+        """Prepares another trial in the same process."""
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """What comes of the trial in a moment: short epochs together, and with the last one its end."""
+        """Trains one epoch, or several short ones, and returns their reports; the last step also reports the end."""
         start = time.monotonic()
         reports: list[tuple[str, dict[str, Any]]] = []
         for report in self._reports:
@@ -140,17 +140,17 @@ class TrialWorker(tune.Trainable):
         return {"reports": reports, "done": is_done}
 
     def cleanup(self) -> None:
-        """Lets go of the trial."""
+        """Ends the attempt, which releases its lease."""
         self._reports.close()
         self._end_memory()
 
     def __repr__(self) -> str:
-        # The dashboard keeps what this said first, so it holds for every trial to come; see `Watcher.on_trial_start`.
+        # The dashboard keeps the first value, so it must suit all later trials too; see `Watcher.on_trial_start`.
         return f"kdctl worker of study {self._study}"
 
 
 class PlanSearcher(Searcher):
-    """Deals the trials of a plan as their teachers become ready."""
+    """Gives Tune the trials of a plan, each as soon as its teacher is ready."""
 
     def __init__(self, controller: TrialController) -> None:
         super().__init__()
@@ -163,29 +163,29 @@ class PlanSearcher(Searcher):
         return self
 
     def suggest(self, trial_id: str) -> Any:
-        """A job as Tune's config; None while every trial left waits for a live one; FINISHED after the last."""
-        # None with nothing live would make Tune wait ten minutes in one step, so the conductor waits itself.
+        """A job as Tune's config; None while all remaining trials wait for running ones; FINISHED after the last."""
+        # If nothing runs, None would make Tune wait ten minutes in one step, so the controller waits instead.
         job = self._controller.start_or_wait()
         if job:
             return {"job": codec.encode(job)}
         return Searcher.FINISHED if self._controller.is_over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `Watcher` takes note of what ended."""
+        """Does nothing: `Watcher` records how trials end."""
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Tells Tune not to count for us: the schedule does."""
+        """Tells Tune not to limit the running trials: the schedule does."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: launching again is how a study goes on."""
+        """Does nothing: a study resumes when it is launched again."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as `save`."""
+        """Does nothing, like `save`."""
 
 
-class GivingUp(tune.Stopper):
-    """Ends the experiment where Tune would wait: for workers that do not stop in time, or cannot be reached."""
+class LaunchStopper(tune.Stopper):
+    """Ends the experiment where Tune would wait for workers that do not stop in time or cannot be reached."""
 
     def __init__(self, work: Workload, controller: TrialController) -> None:
         self._work = work
@@ -193,11 +193,11 @@ class GivingUp(tune.Stopper):
         self._since: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is ended by what it reports."""
+        """False: no trial is ended because of what it reports."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """Whether there is nothing left to wait for."""
         if self._controller.is_over or self._controller.is_lost:
             return True
         if not self._work.stop.is_set():
@@ -210,71 +210,71 @@ class GivingUp(tune.Stopper):
 
 
 class Watcher(tune.Callback):
-    """Passes on what the workers report, takes note of what ended, and looks after what is silent."""
+    """Passes on what the workers report, records how trials end, and checks on workers that report nothing."""
 
     def __init__(self, work: Workload, controller: TrialController, bundle: Mapping[str, float]) -> None:
         self._work = work
         self._controller = controller
         self._bundle = bundle
-        self._looked = self._fitted = time.monotonic()
+        self._checked = self._fitted = time.monotonic()
 
     def __reduce__(self) -> Any:
-        # Tune pickles its callbacks for a restore that we never ask for; a terminal cannot be pickled.
+        # Tune pickles its callbacks for a restore that we never use; a terminal cannot be pickled.
         return tune.Callback, ()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Looks around, now and then; tells the workers to stop where the launch is to: it ends with its lease."""
+        """Checks the cluster now and then; if the launch is to stop, releases its lease, which stops the workers."""
         if self._work.stop.is_set():
             self._work.lease.release()
-        if time.monotonic() - self._looked < _LOOK:
+        if time.monotonic() - self._checked < _CHECK_PERIOD:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         if dead := find_dead_process():
             self._controller.give_up(RayLost(f"Ray's {dead} died"))
             return
         self._controller.end_silent_trials()
-        for trial in trials:  # one that was given up for its silence would keep its place for ever
+        for trial in trials:  # a worker that was given up because it was silent would occupy its resources forever
             is_due = trial.status == Trial.RUNNING and not trial.last_result.get("done")
-            if is_due and trial.temporary_state.ray_actor and not self._controller.is_live(_job(trial)):
+            if is_due and trial.temporary_state.ray_actor and not self._controller.is_live(_decode_job(trial)):
                 ray.kill(trial.temporary_state.ray_actor)
         if any(_fits(self._bundle, node["Resources"]) for node in ray.nodes() if node["Alive"]):
-            self._fitted = self._looked
-        elif self._looked - self._fitted > _NO_NODE:
+            self._fitted = self._checked
+        elif self._checked - self._fitted > _NO_NODE:
             self._controller.give_up(
                 ResourceError(
                     "no machine of the cluster is left that can train a trial; start one (`ray start --address …`), "
-                    "then go on with the same command"
+                    "then continue with the same command"
                 )
             )
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Gives what the worker does from now on the trial's name, which the dashboard and `ps` show."""
+        """Names the worker's task after the trial; the dashboard and `ps` show this name."""
         worker = trial.temporary_state.ray_actor
-        vars(worker).pop("train", None)  # of its trial before; Ray makes the method anew
-        planned = _job(trial).trial
+        vars(worker).pop("train", None)  # named after the previous trial; Ray creates the method again
+        planned = _decode_job(trial).trial
         worker.train = worker.train.options(name=f"{planned.trial_id} {planned.title()}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Epochs, a notice, or the end of a trial."""
-        job = _job(trial)
-        with self._giving_up():
+        """Records epochs, a notice, or the end of a trial."""
+        job = _decode_job(trial)
+        with self._give_up_on_error():
             for kind, content in result.get("reports", ()):
                 self._controller.note(job, _KINDS[kind](**content))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A worker that died."""
-        story = _story(trial)
-        failure, reason = explain_loss(story)
-        job = _job(trial)
-        with self._giving_up():
-            words = _last_words(self._controller.find_start(job.trial.trial_id)) if failure.is_retried else story
-            self._controller.note_loss(job, failure, reason, words)
+        """Records that a worker died."""
+        error = _read_error(trial)
+        failure, reason = explain_loss(error)
+        job = _decode_job(trial)
+        with self._give_up_on_error():
+            output = _read_stderr(self._controller.find_start(job.trial.trial_id)) if failure.is_retried else error
+            self._controller.note_loss(job, failure, reason, output)
 
     @contextmanager
-    def _giving_up(self) -> Iterator[None]:
-        """Ends the launch for an error that Tune would wrap into one of its own."""
+    def _give_up_on_error(self) -> Iterator[None]:
+        """Ends the launch after a KdctlError; Tune would wrap it into an exception of its own."""
         try:
             yield
         except KdctlError as error:
@@ -285,25 +285,25 @@ def _fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> bool:
     return all(resources.get(name, 0.0) >= amount for name, amount in bundle.items())
 
 
-def _story(trial: Trial) -> str:
-    """What Ray says of an error: Tune has it in a file, as text, before it hands it out."""
+def _read_error(trial: Trial) -> str:
+    """What Ray writes about the error of a trial: Tune keeps it in a text file."""
     try:
         return plain(Path(trial.error_file).read_text(errors="replace")) if trial.error_file else ""
     except OSError:
         return ""
 
 
-def _last_words(started: TrialStarted | None) -> str:
-    """What a dead worker left on its standard error, where that is on this machine: a crash of native code, say."""
+def _read_stderr(started: TrialStarted | None) -> str:
+    """What a dead worker wrote to standard error, like a crash in native code; empty if it ran elsewhere."""
     node = ray._private.worker._global_node
     if started is None or node is None or started.host != socket.gethostname():
         return ""
     lines = []
     for path in sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{started.pid}.err")):
         with suppress(OSError):
-            lines += path.read_text(errors="replace").splitlines()[-_LAST_WORDS:]
-    return "\n".join(line for line in lines if not line.startswith(":"))  # Ray's marks of jobs and actors
+            lines += path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+    return "\n".join(line for line in lines if not line.startswith(":"))  # lines by which Ray marks jobs and actors
 
 
-def _job(trial: Trial) -> Job:
+def _decode_job(trial: Trial) -> Job:
     return codec.decode(Job, trial.config["job"])
