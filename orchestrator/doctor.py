@@ -8,15 +8,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
+from orchestrator import codec
 from orchestrator.catalog import integrity
 from orchestrator.catalog.cleanup import read_clock
 from orchestrator.cluster import tokens
@@ -51,13 +51,9 @@ class CheckResult:
     """What a check found, and how to fix it unless it is ok."""
 
     check: str
-    level: CheckLevel
+    level: CheckLevel = field(metadata=codec.named("verdict"))
     found: str
-    fix: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, with the keys that programs read."""
-        return {"check": self.check, "verdict": self.level, "found": self.found, "cure": self.fix}
+    fix: str = field(default="", metadata=codec.named("cure"))
 
 
 _Finding = tuple[CheckLevel, str, str]  # level, found, fix

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from orchestrator import codec
 from orchestrator.commands.shared import colours
 from orchestrator.commands.shared.options import (
     data_option,
@@ -36,7 +37,7 @@ def doctor(data: str, storage: str, as_json: bool) -> None:
     from orchestrator.machine.paths import local
 
     found = examine(storage, local(data, "data folder"))
-    facts = {"fit": is_fit(found), "checks": [finding.to_json() for finding in found]}
+    facts = {"fit": is_fit(found), "checks": codec.encode(found)}
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:

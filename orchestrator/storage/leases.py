@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
+from orchestrator import codec
 from orchestrator.errors import LeaseLost, StorageError
 from orchestrator.machine import processes
 from orchestrator.records import TableKey
@@ -120,7 +121,7 @@ class Lease:
 
     def try_claim(self) -> bool:
         """Claims the resource; False where another live claim stands."""
-        facts = {name: getattr(self._me, name) for name in Holder.__slots__} | {"follows": self._follows}
+        facts = codec.encode(self._me) | {"follows": self._follows}
         claimed_at = _clock()
         self._storage.backend.write(self.claim, json.dumps(facts).encode())
         if self.find_holder(self._resource):
@@ -288,10 +289,9 @@ def _resource(name: str) -> str:
 def _read(storage: Storage, name: str) -> Holder | None:
     try:
         facts = json.loads(storage.backend.read(name))
-        found = Holder(*(facts[field] for field in Holder.__slots__))
+        found = codec.decode(Holder, {name: facts[name] for name in Holder.__slots__})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
         return _DAMAGED
-    kinds = [type(getattr(found, field)) for field in Holder.__slots__]
-    return found if kinds == [str, str, int, str, str] and found.pid > 0 else _DAMAGED
+    return found if found.pid > 0 else _DAMAGED

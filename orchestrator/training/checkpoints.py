@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from dataclasses import astuple
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from orchestrator import codec
 from orchestrator.records import EpochRecord
 from orchestrator.storage.layout import CHECKPOINTS_KEPT, Storage
 from orchestrator.text import first_line, printable
@@ -30,7 +30,7 @@ def save_checkpoint(storage: Storage, trial_id: str, state: TrainingState, epoch
     Raises StorageError where it cannot be written; the earlier ones are then still there.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
-    facts = {"trial_id": trial_id, **_facts_of(state.position), "epochs": [asdict(record) for record in epochs]}
+    facts = {"trial_id": trial_id, **_facts_of(state.position), "epochs": codec.encode(epochs)}
     payload = json.dumps(facts).encode() + b"\n" + save(tensors)
     digest = hashlib.sha256(payload).hexdigest().encode()
     written = storage.checkpoint(trial_id, state.epoch, state.images)
@@ -55,7 +55,7 @@ def restore_checkpoint(
         content = storage.backend.read(name)
         try:
             facts, tensors = _read(content, trial_id)
-            epochs = [_epoch(number, record) for number, record in enumerate(facts["epochs"], 1)]
+            epochs = _epochs(facts["epochs"])
             position = _position(facts, len(epochs) + 1)
             state.restore(tensors)
         except (MemoryError, torch.OutOfMemoryError):
@@ -70,15 +70,11 @@ def restore_checkpoint(
     return None
 
 
-def _epoch(number: int, facts: dict[str, Any]) -> EpochRecord:
-    record = EpochRecord(**facts)
-    for name, kind in get_type_hints(EpochRecord).items():
-        value = getattr(record, name)
-        if type(value) not in (int, float) and not (value is None and NoneType in get_args(kind)):
-            raise ValueError(f"the {name} of epoch {number} is no number")
-    if record.epoch != number or type(record.epoch) is not int:
+def _epochs(facts: list[Any]) -> list[EpochRecord]:
+    records = [codec.decode(EpochRecord, record) for record in facts]
+    if [record.epoch for record in records] != list(range(1, len(records) + 1)):
         raise ValueError("its epochs do not follow each other")
-    return record
+    return records
 
 
 # What a position's fields are called in a file, in their order.
