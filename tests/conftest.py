@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,26 @@ from orchestrator.data.prepare import prepare_dataset
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
 
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # `nohup make test`: what is started here would ignore it too
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# `nohup make test`, and `make test &` in a script: what is started here would ignore the signal too.
+for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
+_MEMORY = Path("/dev/shm")
+_ROOM = 4 << 30  # bytes; the folders of all tests take an eighth of it
+
+
+def is_fast(folder: Path) -> bool:
+    """Whether tests can do in a folder what they do in /tmp: write a lot, and run a script."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return False
+    has_room = facts.f_bavail * facts.f_frsize >= _ROOM
+    return has_room and os.access(folder, os.W_OK | os.X_OK) and not facts.f_flag & getattr(os, "ST_NOEXEC", 0)
+
+
+if "TMPDIR" not in os.environ and is_fast(_MEMORY):  # thousands of small files, each of which would wait for the disk
+    tempfile.tempdir = str(_MEMORY)
 torch.set_num_threads(1)  # models this small are slower on more, the more so on a busy machine
 
 TINY = TrialConfig(
@@ -41,6 +61,19 @@ TINY = TrialConfig(
     limit_test=100,
     holdout=0,
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that may take longest come first, so that none of them keeps one worker at the end.
+
+    The others follow by their number of tests.
+    """
+    tests = Counter(item.path for item in items)
+    limits = dict.fromkeys(tests, 0.0)
+    for item in items:
+        if marker := item.get_closest_marker("timeout"):
+            limits[item.path] = max(limits[item.path], *marker.args)
+    items.sort(key=lambda item: (-limits[item.path], -tests[item.path]))
 
 
 @pytest.fixture(scope="session")

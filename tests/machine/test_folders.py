@@ -235,6 +235,7 @@ def test_no_command_needs_a_home(words: str, code: int, bare: Path, monkeypatch:
     assert found == code and isinstance(done.exception, KdctlError | SystemExit | None), done.exception
 
 
+@pytest.mark.timeout(290)
 def test_a_launch_on_ray_without_a_home_and_behind_a_proxy(bare: Path) -> None:
     study = "study: tiny\nrecipe: {epochs: 1, limit_train: 64, limit_test: 100, milestones: []}\nexperiments:\n"
     (bare / "study.yaml").write_text(study + "  - {method: base, dataset: digits, student: resnet_32_8}\n")
