@@ -69,7 +69,7 @@ def plan_study(
     if warning := stored_studies.warn_of_other_file(place, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
-    return with_stored_state(plan, store.read_states(place, trial_ids), list(place.tables()))
+    return with_stored_state(plan, store.read_states(place, trial_ids), list(place.list_tables()))
 
 
 def launch(
@@ -130,7 +130,7 @@ def _drop_damaged(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
     if not damaged:
         return plan, []
     states = store.read_states(storage, [trial.trial_id for trial in plan.trials])
-    return with_stored_state(plan, states, list(storage.tables())), damaged
+    return with_stored_state(plan, states, list(storage.list_tables())), damaged
 
 
 def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:

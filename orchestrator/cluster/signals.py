@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: the first one lets what runs write a checkpoint, the second one ends at once.
+"""Ctrl-C, SIGTERM and SIGHUP: after the first, running trials write a checkpoint; the second ends at once.
 
 A signal that was ignored when the process started, as after `nohup` or a shell's `&`, stays ignored.
 """
@@ -17,28 +17,28 @@ from orchestrator.errors import EXIT_INTERRUPTED
 
 
 @contextmanager
-def handle_stops(ask: Callable[[str], None]) -> Iterator[None]:
-    """While this lasts, a first signal calls `ask` with its name; a second one ends the process.
+def handle_stops(on_stop: Callable[[str], None]) -> Iterator[None]:
+    """Within, a first signal calls `on_stop` with its name, and a second one ends the process.
 
-    Under a supervisor it is the supervisor that ends this process: whoever signals both, as Ray does to stop a job,
-    is heard twice here and means it once. In another thread than the main one, where Python hears no signals, nothing
-    changes.
+    Under a supervisor, the supervisor ends this process instead: if both get a signal, as when Ray stops a job, this
+    process gets the same signal twice. Only the main thread of Python can handle signals; in any other thread this
+    does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    is_stopping = False
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and (has_parent() or number == signal.SIGHUP):  # a terminal that closes sends it several times
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping and (has_parent() or number == signal.SIGHUP):  # a closing terminal sends it several times
             return
-        if asked:
+        if is_stopping:
             os._exit(EXIT_INTERRUPTED)
-        asked = True
-        ask(signal.Signals(number).name)
+        is_stopping = True
+        on_stop(signal.Signals(number).name)
 
-    earlier = {number: signal.signal(number, hear) for number in drop_ignored(STOPS)}
+    earlier = {number: signal.signal(number, receive) for number in drop_ignored(STOPS)}
     try:
         yield
     finally:

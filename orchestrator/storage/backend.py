@@ -1,4 +1,4 @@
-"""Storage backends: what each of them must do, and the one for a folder, of this machine or of the network."""
+"""Storage backends: the contract of all, and the backend for a folder of this machine or of a network file system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator import files
 from orchestrator.errors import StorageError
 from orchestrator.files import PART
 
-MARKER = "kdctl-storage.json"  # stands in the root of every storage, so that an empty mount point is not taken for one
+MARKER = "kdctl-storage.json"  # in the root of every storage, so that an empty mount point is not taken for a storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,55 +28,55 @@ class Entry:
 
 
 class StorageBackend(Protocol):
-    """Files by name, like `results/trials/1f.parquet`; each exists whole or not at all.
+    """Files by name, like `results/trials/1f.parquet`; each is complete or does not exist.
 
-    Every method raises StorageError where the storage cannot be reached, read or written.
+    Every method raises StorageError if the storage cannot be reached, read or written.
     """
 
     @property
     def address(self) -> str:
-        """What `Storage.at` takes."""
+        """The address of the storage, as `Storage.at` takes it."""
 
     def describe(self, name: str) -> str:
         """The full name of a file, for a person."""
 
     def prepare(self) -> None:
-        """Makes the storage if it is missing, and tries to write to it."""
+        """Creates the storage if it is missing, and tries to write to it."""
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError where there is none."""
+        """The content of a file. Raises FileNotFoundError if there is no such file."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file and replaces an earlier one of this name."""
+        """Writes a file, and replaces any earlier file with this name."""
 
     def stage(self, name: str) -> AbstractContextManager[Path]:
-        """A local file to fill with what is too large for memory; it replaces the file when the block succeeds."""
+        """A local file to fill, for content too large for memory; it replaces the file if the block succeeds."""
 
     def local_path(self, name: str) -> Path:
-        """A local file with this content, to be read or mapped only. Raises FileNotFoundError where there is none."""
+        """A local file with this content, only for reading or mapping. Raises FileNotFoundError if there is none."""
 
     def stat(self, name: str) -> Entry | None:
-        """The size and time of a file, or None where there is none."""
+        """The size and time of a file; None if there is no such file."""
 
     def read_sizes(self, names: Sequence[str]) -> list[int | None]:
-        """The size of each file in bytes, None where there is none."""
+        """The size of each file in bytes; None for a file that does not exist."""
 
     def list_files(self, folder: str) -> list[Entry]:
-        """Every whole file below a folder, at any depth, by name; none where there is no such folder."""
+        """Every finished file below a folder, at any depth, sorted by name; empty if there is no such folder."""
 
     def list_unfinished(self) -> list[Entry]:
         """Unfinished files: of writers that are still writing, or that died."""
 
     def touch(self, name: str) -> bool:
-        """Makes a file's `modified` now; False where there is none."""
+        """Sets the `modified` time of a file to now; False if there is no such file."""
 
     def delete(self, name: str) -> None:
-        """Removes a file; nothing where there is none."""
+        """Removes a file if it exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder, of this machine or of a network file system."""
+    """A folder of this machine or of a network file system."""
 
     root: Path
 
@@ -142,13 +142,13 @@ class Folder:
     def list_unfinished(self) -> list[Entry]:
         return self._entries(".", lambda name: name.startswith(PART))
 
-    def _entries(self, folder: str, wanted: Callable[[str], bool]) -> list[Entry]:
+    def _entries(self, folder: str, is_listed: Callable[[str], bool]) -> list[Entry]:
         found: list[Entry] = []
         with self._reading(folder):
-            for path, _, names in os.walk(self.root / folder, onerror=_seen):
+            for path, _, names in os.walk(self.root / folder, onerror=_raise_unless_missing):
                 relative = Path(path).relative_to(self.root)
-                entries = (self.stat((relative / name).as_posix()) for name in filter(wanted, names))
-                found += [entry for entry in entries if entry]  # one may go while this looks
+                entries = (self.stat((relative / name).as_posix()) for name in filter(is_listed, names))
+                found += [entry for entry in entries if entry]  # a file may be removed meanwhile
         return sorted(found, key=lambda entry: entry.name)
 
     def touch(self, name: str) -> bool:
@@ -175,7 +175,7 @@ class Folder:
 
     def _refuse_if_gone(self) -> None:
         if not (self.root / MARKER).exists():
-            # Otherwise files would go into the empty folder below an unmounted file system, where nobody looks.
+            # Otherwise files would be written to the mount point of a file system that is no longer mounted.
             raise StorageError(
                 f"storage {self.address!r} is gone: its {MARKER} is missing; mount the folder again, then continue "
                 "with the same command"
@@ -183,7 +183,7 @@ class Folder:
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
-        """An unfinished file in the folder of its final name, which it replaces whole or not at all."""
+        """An unfinished file beside the final one, which it replaces in one step if the block succeeds."""
         with self._writing(name), files.replace_file(self.root / name) as part:
             yield part
 
@@ -213,7 +213,7 @@ class Folder:
             ) from None
 
 
-def _seen(error: OSError) -> None:
-    # Left alone, os.walk passes over what it cannot read, as if nothing were there.
+def _raise_unless_missing(error: OSError) -> None:
+    # By default os.walk skips folders that it cannot read, as if they were empty.
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error

@@ -29,12 +29,12 @@ from orchestrator.storage.backend import MARKER, Entry
 from orchestrator.text import first_line, printable
 
 KEYS = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_override", "scheme")}
-_SURE = 4  # readings alike, where a server's tags say nothing
-ATTEMPTS = 12  # Arrow doubles the wait from 50 ms: together a minute and a half, which outlives a cut link
+_SAME_READS = 4  # equal reads in a row that prove a content, if the server's tags do not
+ATTEMPTS = 12  # Arrow doubles the wait from 50 ms: a minute and a half in all, longer than a short network failure
 CONNECT_SECONDS = 10
 REQUEST_SECONDS = 60
-ONE_REQUEST = 4 << 20  # bytes that Arrow sends in one request for sure
-STALE_SECONDS = 86_400  # a download that is older was killed
+ONE_REQUEST = 4 << 20  # bytes; Arrow sends up to this size in one request
+STALE_SECONDS = 86_400  # the process of an older unfinished download was killed
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _ENDPOINT = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?")
@@ -46,24 +46,24 @@ _Failure = (OSError, pa.ArrowException)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A folder of a bucket, or a whole one; `at` makes it, and fulfils the contract of `backend.StorageBackend`."""
+    """A bucket, or a folder in one; the contract of its methods is `backend.StorageBackend`."""
 
     kind: str  # s3 or gs
     root: str  # bucket/folder
-    options: tuple[tuple[str, str], ...]  # what the address gives after its question mark
+    options: tuple[tuple[str, str], ...]  # those after the question mark of the address
 
     @classmethod
     def at(cls, address: str) -> Bucket:
         """The bucket at an address like s3://bucket/folder?region=eu-west-1.
 
-        Raises StorageError for an address that is wrong or holds credentials, which it does not repeat.
+        Raises StorageError for an address that is wrong or contains credentials; the message does not repeat them.
         """
         kind, _, rest = address.partition("://")
         path, _, query = rest.partition("?")
         bucket, _, folder = path.partition("/")
-        # A secret may hold a slash, so what stands before an @ is looked for in the whole path.
+        # A secret may contain a slash, so an @ anywhere in the path may end credentials.
         if "@" in bucket or ("@" in path and ":" in path.partition("@")[0]):
-            raise _credentials(kind)
+            raise _make_credentials_error(kind)
         if kind not in KEYS or not _BUCKET.fullmatch(bucket):
             raise StorageError(
                 f"storage {kind}://… names no bucket that could exist; expected {kind}://bucket/folder, the bucket in "
@@ -75,7 +75,7 @@ class Bucket:
                 f"storage {printable(f'{kind}://{path}')} has a folder that is empty, . or .., or that cannot be "
                 f"printed; expected {kind}://{bucket}/folder"
             )
-        return cls(kind, "/".join([bucket, *parts]), _options(kind, f"{kind}://{path}", query))
+        return cls(kind, "/".join([bucket, *parts]), _parse_options(kind, f"{kind}://{path}", query))
 
     @property
     def address(self) -> str:
@@ -91,7 +91,7 @@ class Bucket:
         with self._trying("read", probe):
             found = self.stat(probe)
             if found is None or self.read(probe) != b"kdctl":
-                raise OSError("what was written is not there")
+                raise OSError("a file that was just written cannot be read")
         self.delete(probe)
         if self.stat(MARKER) is None:
             self.write(MARKER, b'{"kdctl_storage": 1}\n')
@@ -100,27 +100,27 @@ class Bucket:
         same, before = 0, None
         for _ in range(2 * ATTEMPTS):
             found = content, tag = self._read(name)
-            # Its size was asked for before its content, and it may have been replaced in between. Most servers give the
-            # content's MD5 as its tag; where one does not, the same thing several times will do.
+            # Arrow requests the size before the content, and the file may be replaced in between. Most servers use the
+            # content's MD5 as its tag; for other servers, several equal reads in a row must do.
             same = same + 1 if found == before else 1
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() == tag or same == _SURE:
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() == tag or same == _SAME_READS:
                 return content
             before = found
-        raise self._restless(name)
+        raise self._make_unstable_error(name)
 
     def _read(self, name: str) -> tuple[bytes, str]:
         with self._trying("read", name), self._filesystem.open_input_file(self._key(name)) as stream:
             content = bytes(stream.read_at(stream.size(), 0))  # in one request
             return content, (stream.metadata() or {}).get("ETag", b"").decode().strip('"')
 
-    def _restless(self, name: str) -> StorageError:
+    def _make_unstable_error(self, name: str) -> StorageError:
         return StorageError(
-            f"{printable(self.describe(name))} cannot be read because it is replaced again and again; stop "
-            "whatever writes it, then continue with the same command"
+            f"{printable(self.describe(name))} cannot be read because it keeps being replaced; stop "
+            "the program that writes it, then continue with the same command"
         )
 
-    def _steadily(self, name: str, fetch: Callable[[Entry], T]) -> T:
-        """What `fetch` gets of a file: again where the file is replaced meanwhile, for it comes by its first size."""
+    def _retry_until_stable(self, name: str, fetch: Callable[[Entry], T]) -> T:
+        """The result of `fetch` for a file, repeated if the file is replaced meanwhile: Arrow uses the first size."""
         for _ in range(ATTEMPTS):
             entry = self.stat(name)
             if entry is None:
@@ -129,28 +129,30 @@ class Bucket:
                 found = fetch(entry)
                 if self.stat(name) == entry:
                     return found
-        raise self._restless(name)
+        raise self._make_unstable_error(name)
 
     def write(self, name: str, content: bytes) -> None:
         self._put(content, name)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Path]:
-        with _room(name), tempfile.TemporaryDirectory(prefix="kdctl-") as folder:
+        with _using_disk(name), tempfile.TemporaryDirectory(prefix="kdctl-") as folder:
             part = Path(folder) / "part"
             part.touch()
             yield part
             self._put(pa.memory_map(str(part)).read_buffer() if part.stat().st_size else b"", name)
 
     def _put(self, content: Any, name: str) -> None:
-        # Arrow's streams store what they were given when they are closed, be it by an exception. So a thread does it,
-        # where no interrupt gets in between, and hands over all at once.
+        # Arrow's streams store a partial content if an exception closes them. So a thread writes the whole content in
+        # one call: no interrupt reaches a thread.
         with self._trying("written", name), ThreadPoolExecutor(1) as thread:
             thread.submit(_put_all, self, self._key(name), content).result()
-        shutil.rmtree(self._cached(name), ignore_errors=True)  # by the server's clock it may look like the new one
+        shutil.rmtree(
+            self._cached(name), ignore_errors=True
+        )  # a stale copy can have the size and the time of the new file
 
     def local_path(self, name: str) -> Path:
-        return self._steadily(name, lambda entry: self._copy(name, entry))
+        return self._retry_until_stable(name, lambda entry: self._copy(name, entry))
 
     def _copy(self, name: str, entry: Entry) -> Path:
         copy = self._cached(name) / f"{entry.modified:.6f}-{entry.size}-{Path(name).name}"
@@ -159,18 +161,18 @@ class Bucket:
         return copy
 
     def _fetch(self, name: str, entry: Entry, copy: Path) -> None:
-        """Fetches a file into the cache, in place of earlier copies."""
-        with _room(name):
+        """Downloads a file into the cache; earlier copies are removed."""
+        with _using_disk(name):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            handle, made = tempfile.mkstemp(prefix=PART, dir=copy.parent)
+            handle, temporary = tempfile.mkstemp(prefix=PART, dir=copy.parent)
             os.close(handle)
-        part = Path(made)
+        part = Path(temporary)
         try:
             with self._trying("read", name):
-                fs.copy_files(self._key(name), made, self._filesystem, fs.LocalFileSystem(), use_threads=False)
+                fs.copy_files(self._key(name), temporary, self._filesystem, fs.LocalFileSystem(), use_threads=False)
             if _size(part) != entry.size or self.stat(name) != entry:
-                raise FileNotFoundError(self.describe(name))  # the one that was wanted
-            with _room(name):
+                raise FileNotFoundError(self.describe(name))  # this version was replaced
+            with _using_disk(name):
                 part.replace(copy)
                 _drop_others(copy)
         finally:
@@ -194,14 +196,14 @@ class Bucket:
         with self._trying("read", folder):
             infos = self._filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
         found = (_entry(info.path.removeprefix(f"{self.root}/"), info) for info in infos)
-        whole = [entry for entry in found if entry and not Path(entry.name).name.startswith(PART)]
-        return sorted(whole, key=lambda entry: entry.name)
+        finished = [entry for entry in found if entry and not Path(entry.name).name.startswith(PART)]
+        return sorted(finished, key=lambda entry: entry.name)
 
     def list_unfinished(self) -> list[Entry]:
-        return []  # a bucket shows no object before it is whole
+        return []  # a bucket lists no object before it is complete
 
     def touch(self, name: str) -> bool:
-        # Buckets do not let anyone change the time alone, nor copy an object onto itself as it is.
+        # A bucket can neither change the time of an object, nor copy an object onto itself unchanged.
         try:
             self.write(name, self.read(name))
         except FileNotFoundError:
@@ -224,14 +226,14 @@ class Bucket:
         return _connect(self)
 
     @property
-    def _way(self) -> str:
-        """How requests get to the bucket, where there is a proxy."""
+    def _route(self) -> str:
+        """For messages: the proxy between this machine and the bucket, if there is one."""
         options = dict(self.options)
         server = options.get("endpoint_override", "storage.googleapis.com" if self.kind == "gs" else "amazonaws.com")
         url = f"{options.get('scheme', 'https')}://{server}"
         if self.kind == "gs" or not (proxy := proxies.of(url)):
             return proxies.through(url)
-        return f" without {proxy}, as s3:// is reached directly"
+        return f" without {proxy}, because s3:// is reached directly"
 
     @contextmanager
     def _trying(self, what: str, name: str) -> Iterator[None]:
@@ -242,24 +244,24 @@ class Bucket:
         except _Failure as error:
             reason = printable(first_line(error))
             raise StorageError(
-                f"{printable(self.describe(name))} cannot be {what}{self._way} ({reason}); expected a bucket that "
+                f"{printable(self.describe(name))} cannot be {what}{self._route} ({reason}); expected a bucket that "
                 "exists and lets you read, write and remove; check the bucket, the credentials in the environment and "
                 "the network, then continue with the same command"
             ) from None
 
 
-def _credentials(kind: str) -> StorageError:
+def _make_credentials_error(kind: str) -> StorageError:
     return StorageError(
-        f"storage {kind}://… holds credentials in its address, which logs and results would show; expected "
+        f"storage {kind}://… has credentials in its address, which logs and results would show; expected "
         f"{kind}://bucket/folder alone; put the credentials into the environment or the credential files of the cloud"
     )
 
 
-def _options(kind: str, location: str, query: str) -> tuple[tuple[str, str], ...]:
-    """The options of an address; raises StorageError for other ones, without their values."""
+def _parse_options(kind: str, location: str, query: str) -> tuple[tuple[str, str], ...]:
+    """The options of an address. Raises StorageError for unknown ones; the message does not contain their values."""
     pairs = parse_qsl(query, keep_blank_values=True)
     if any(_SECRET.search(key) for key, _ in pairs):
-        raise _credentials(kind)
+        raise _make_credentials_error(kind)
     known = ", ".join(KEYS[kind])
     for key, value in pairs:
         if key not in KEYS[kind]:
@@ -267,44 +269,44 @@ def _options(kind: str, location: str, query: str) -> tuple[tuple[str, str], ...
                 f"storage {printable(location)} has an option {printable(key)!r} that kdctl does not know; the options "
                 f"of {kind}:// are {known}"
             )
-        wanted = re.compile("https?") if key == "scheme" else _ENDPOINT
-        if not wanted.fullmatch(value):
+        expected = re.compile("https?") if key == "scheme" else _ENDPOINT
+        if not expected.fullmatch(value):
             raise StorageError(
-                f"storage {printable(location)} has an option {key} with a value that cannot be right; expected "
+                f"storage {printable(location)} has an option {key} with an impossible value; expected "
                 "http or https as scheme, host:port as endpoint_override and a name as region"
             )
     if len(dict(pairs)) != len(pairs) or bool(query) != bool(pairs):
         raise StorageError(
-            f"storage {printable(location)} has options that are given twice or not as name=value; expected some of "
+            f"storage {printable(location)} has options that are repeated or not name=value; expected any of "
             f"{known}, each once"
         )
     return tuple(sorted(pairs))
 
 
 @lru_cache(maxsize=16)
-def _connect(bucket: Bucket, in_parts: bool = False) -> Any:
-    """One file system a process and bucket, made when it is first needed: it holds connections."""
-    proxies.spare_loopback()  # for gs://; what reaches s3:// uses no proxy
+def _connect(bucket: Bucket, is_multipart: bool = False) -> Any:
+    """One file system per process and bucket, created on first use, because it holds connections."""
+    proxies.spare_loopback()  # for gs://; requests to s3:// use no proxy
     options: dict[str, Any] = dict(bucket.options)
     if bucket.kind == "gs":
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=90), **options)
     if "region" not in options:
-        # Without one the library asks the cloud machine that it hopes to run on, and takes its region.
-        own = "endpoint_override" in options
-        options["region"] = "us-east-1" if own else fs.resolve_s3_region(bucket.root.partition("/")[0])
+        # Without a region the library asks the metadata service of a cloud machine, which most machines are not.
+        has_endpoint = "endpoint_override" in options
+        options["region"] = "us-east-1" if has_endpoint else fs.resolve_s3_region(bucket.root.partition("/")[0])
     return fs.S3FileSystem(
         retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS),
         connect_timeout=CONNECT_SECONDS,
         request_timeout=REQUEST_SECONDS,
         background_writes=True,
-        allow_delayed_open=not in_parts,  # small objects go in one request
+        allow_delayed_open=not is_multipart,  # small objects go in one request
         **options,
     )
 
 
 def _put_all(bucket: Bucket, key: str, content: Any) -> None:
-    # In the background, for otherwise a stream whose part was refused stores the parts before it.
-    # A stream that opens late hangs for ever where an upload in parts is refused at its start.
+    # Written in the background, because otherwise a stream whose part was refused stores the parts before it.
+    # A stream that opens late hangs forever if the server refuses to start a multipart upload.
     stream = _connect(bucket, len(content) > ONE_REQUEST).open_output_stream(key)
     stream.write(content)
     stream.close()
@@ -317,7 +319,7 @@ def _entry(name: str, info: Any) -> Entry | None:
 
 
 def _drop_others(copy: Path) -> None:
-    """Removes earlier copies of a file, and what downloads that were killed have left."""
+    """Removes earlier copies of a file, and the leftovers of downloads that were killed."""
     for path in copy.parent.iterdir():
         with suppress(FileNotFoundError):
             is_live = path.name.startswith(PART) and time.time() - path.stat().st_mtime < STALE_SECONDS
@@ -333,8 +335,8 @@ def _size(path: Path) -> int | None:
 
 
 @contextmanager
-def _room(name: str) -> Iterator[None]:
-    """Tells of a local disk that has no room for what goes to the bucket or comes from it."""
+def _using_disk(name: str) -> Iterator[None]:
+    """Turns errors of the local disk, through which uploads and downloads go, into a StorageError."""
     try:
         yield
     except OSError as error:

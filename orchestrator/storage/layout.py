@@ -1,4 +1,4 @@
-"""The storage: every file name in it. Nobody else composes one."""
+"""The storage and the names of all its files. No other module composes such a name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OUTPUTS = ("logits", "pooled")
 
 
 class FileKind(StrEnum):
-    """What a file of a storage is."""
+    """What a file of a storage contains."""
 
     WEIGHTS = "weights"
     TABLE = "table"
@@ -39,16 +39,16 @@ class FileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """What the name of a file tells: `trial_id` is the trial or teacher that it belongs to, `table` its table."""
+    """What the name of a file shows; `trial_id` is the trial or teacher that it belongs to, `table` its table."""
 
     kind: FileKind
     trial_id: str = ""
     table: TableKey | None = None
 
 
-_TRIAL = "(?P<trial>[0-9a-f]{1,12})"  # a launch makes ids of 12 digits
+_TRIAL = "(?P<trial>[0-9a-f]{1,12})"  # ids that a launch makes have 12 digits
 _TABLE = rf"teachers/{_TRIAL}/(?P<table>[a-z]+-p\d+-(?:no)?flip-n\d+)"
-# Every name that a storage gives its files; what has another one lies there by mistake, as copies of sync programs do.
+# All names of files in a storage. A file with any other name is there by mistake, such as a copy of a sync program.
 _NAMES = {
     kind: re.compile(pattern)
     for kind, pattern in {
@@ -66,7 +66,7 @@ _NAMES = {
         FileKind.STOP: r"stops/[a-z0-9-]+\.json",
     }.items()
 }
-CHECKPOINTS_KEPT = 2  # of a trial under way: the last one, and the one before it in case that one is damaged
+CHECKPOINTS_KEPT = 2  # of a running trial: the last one, and the one before it in case the last is damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ class Storage:
                 raise StorageError(str(error)) from None
             _refuse_file(folder)
             return cls(Folder(folder))
-        from orchestrator.storage.bucket import Bucket  # its library takes a while to import, and few need it
+        from orchestrator.storage.bucket import Bucket  # here, because importing its library takes long
 
         return cls(Bucket.at(str(address)))
 
     def prepare(self) -> None:
-        """Makes the storage and tries it. Raises StorageError where it cannot be written."""
+        """Creates the storage if it is missing. Raises StorageError if it cannot be written."""
         self.backend.prepare()
 
     # Names.
@@ -107,23 +107,23 @@ class Storage:
         return f"teachers/{trial_id}"
 
     def table(self, key: TableKey) -> str:
-        """A teacher table, a NumPy array [V, N, C] of float16. Its facts stand beside it, see `table_facts`."""
+        """A teacher table, a NumPy array [V, N, C] of float16. Its facts are beside it, see `table_facts`."""
         return f"{self.teacher(key.teacher_id)}/{key.name}.npy"
 
     def table_facts(self, key: TableKey) -> str:
-        """What a table was made from (JSON); written after the table, so that it stands for a whole one."""
+        """What a table was made from (JSON); written after the table, so that it proves that the table is complete."""
         return f"{self.teacher(key.teacher_id)}/{key.name}.json"
 
     def table_slice(self, key: TableKey, digest: str, number: int) -> str:
-        """A slice of a table under way, see `slices`; `digest` tells apart what it is made from."""
+        """A slice of an unfinished table, see `teachers`; `digest` identifies what it is made from."""
         return f"{self.teacher(key.teacher_id)}/{key.name}-{digest}-{number:06d}.slice"
 
     def dataset(self, name: str, digest: str) -> str:
-        """A dataset decoded, checked and in canonical order, safetensors."""
+        """A dataset, decoded, checked and in canonical order, safetensors."""
         return f"datasets/{name}-{digest}.safetensors"
 
-    trial_rows = "results/trials"  # the folder of the `trials` table, one Parquet file a trial
-    epoch_rows = "results/epochs"  # that of the `epochs` table, one Parquet file a trial
+    trial_rows = "results/trials"  # the folder of the `trials` table, one Parquet file per trial
+    epoch_rows = "results/epochs"  # the folder of the `epochs` table, one Parquet file per trial
 
     def trial_row(self, trial_id: str) -> str:
         """The row of one trial."""
@@ -138,7 +138,7 @@ class Storage:
         return f"checkpoints/{trial_id}"
 
     def checkpoint(self, trial_id: str, epoch: int, images: int) -> str:
-        """A checkpoint taken in an epoch after so many of its images; later ones sort after earlier ones."""
+        """A checkpoint taken in an epoch after this number of its images; names sort in the order of training."""
         return f"{self.checkpoints(trial_id)}/{epoch:06d}-{images:08d}.checkpoint"
 
     leases = "leases"  # the folder of claims
@@ -147,10 +147,10 @@ class Storage:
         """The claim of one owner to a resource, see `leases`."""
         return f"{self.leases}/{resource}~{owner}.json"
 
-    plans = "plans"  # the folder of what the last launch of each study wanted
+    plans = "plans"  # the folder of the last launched plan of each study
 
     def plan(self, digest: str) -> str:
-        """What the last launch of a study wanted."""
+        """The last launched plan of a study."""
         return f"{self.plans}/{digest}.json"
 
     logs = "logs"  # the folder of the logs of trials
@@ -162,16 +162,16 @@ class Storage:
     stops = "stops"  # the folder of requests to stop
 
     def stop(self, resource: str) -> str:
-        """What stands there while the launch that holds this lease is asked to stop."""
+        """The request to stop the launch that holds this lease."""
         return f"{self.stops}/{resource}.json"
 
     weights_folder, tables_folder, datasets_folder, checkpoints_folder = "trials", "teachers", "datasets", "checkpoints"
-    _flat = (trial_rows, epoch_rows, leases, plans, logs, stops, datasets_folder)  # with files alone
+    _flat = (trial_rows, epoch_rows, leases, plans, logs, stops, datasets_folder)  # with files only
     _nested = (weights_folder, tables_folder, checkpoints_folder)  # with a folder for each trial
-    folders = (*_flat, *_nested)  # all that hold files of a storage; they may hold other files too
+    folders = (*_flat, *_nested)  # every folder with files of a storage; it may contain other files too
 
     def parse(self, name: str) -> StoredFile | None:
-        """What a file is, by its name; None where a storage gives no file this name."""
+        """What a file is, by its name; None if no file of a storage has such a name."""
         for kind, pattern in _NAMES.items():
             if match := pattern.fullmatch(name):
                 groups = match.groupdict()
@@ -181,28 +181,28 @@ class Storage:
         return None
 
     def is_ours(self, name: str) -> bool:
-        """Whether a storage gives a file this name."""
+        """Whether a file of a storage can have this name."""
         return self.parse(name) is not None
 
     def has_folder(self, folder: str) -> bool:
-        """Whether a storage puts files directly into this folder."""
+        """Whether a storage has files directly in this folder."""
         parent, _, name = folder.rpartition("/")
         return folder in (".", *self._flat) or (parent in self._nested and name != "")
 
-    # What is there.
+    # Content.
 
-    def tables(self) -> Iterator[TableKey]:
-        """Every whole table."""
+    def list_tables(self) -> Iterator[TableKey]:
+        """Every complete table."""
         names = {entry.name for entry in self.backend.list_files(self.tables_folder)}
         for name in sorted(names):
             if name.endswith(".json"):
-                key = _table_key(read_json(self, name))
+                key = _parse_table_key(read_json(self, name))
                 if key and self.table_facts(key) == name and self.table(key) in names:
                     yield key
 
 
-def _table_key(facts: Any) -> TableKey | None:
-    """The key that such facts name, or None where they name none that a plan could make."""
+def _parse_table_key(facts: Any) -> TableKey | None:
+    """The key in the facts of a table; None if no plan could have made it."""
     try:
         key = codec.decode(TableKey, facts["key"])
         is_sound = is_trial_id(key.teacher_id) and key.outputs in _OUTPUTS
@@ -213,25 +213,25 @@ def _table_key(facts: Any) -> TableKey | None:
 
 def _refuse_file(folder: Path) -> None:
     """Raises StorageError if the folder of a storage, or a folder that should contain it, is a file."""
-    with suppress(OSError):  # a folder that cannot be examined is an error for whoever reads it
+    with suppress(OSError):  # a folder that cannot be examined is reported when it is read
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
             raise StorageError(f"{str(nearest)!r} is a file, expected a folder; name another folder with --storage")
 
 
-def key_facts(key: TableKey) -> dict[str, Any]:
-    """A table's key as JSON data, as `Storage.tables` reads it."""
+def encode_key(key: TableKey) -> dict[str, Any]:
+    """A table's key as JSON data, as `Storage.list_tables` reads it."""
     facts: dict[str, Any] = codec.encode(key)
     return facts
 
 
 def write_json(storage: Storage, name: str, data: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON in one step."""
     storage.backend.write(name, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(storage: Storage, name: str) -> Any:
-    """The JSON in a file, or None where there is none or it is damaged."""
+    """The JSON in a file; None if there is no such file or it is damaged."""
     try:
         return json.loads(storage.backend.read(name))
     except (OSError, ValueError, RecursionError):

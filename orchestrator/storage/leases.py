@@ -1,10 +1,11 @@
-"""Leases: which launch trains what, among launches that share a storage, on one machine or several.
+"""Leases: which launch trains which trial, among launches that share a storage, on one machine or several.
 
-A holder writes a claim, a file of its own, and touches it every few seconds. A process that wants it writes one too,
-then lists: where another live claim stands, it takes its own back. Of two that come at once the one who lists last
-sees the other, so that at most one stays; both may go, and try again. This needs no lock and no exchange of values,
-which buckets do not offer, only that a listing shows what was written before. A claim that its holder has not touched
-for `EXPIRES` seconds by the clock of the storage is dead, as is one of a process of this machine that is gone.
+A process that wants a resource writes a claim, a file of its own, and then lists all claims. If another live claim to
+the resource exists, it deletes its own; otherwise it holds the resource, and touches the claim every few seconds. If
+two processes claim a resource at once, the one that lists last sees the other's claim, so at most one holds it; both
+may give up and try again. This needs no lock and no compare-and-swap, which buckets do not offer, only listings that
+show every earlier write. A claim is dead if its holder has not touched it for `EXPIRES` seconds by the clock of the
+storage, or if its process ran on this machine and has ended.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from orchestrator.records import TableKey
 from orchestrator.storage.backend import Entry
 from orchestrator.storage.layout import Storage
 
-BEAT = 2.0  # seconds between two touches
-LAUNCH = "launch-"  # what the names of launches' own leases begin with
-EXPIRES = 30.0  # seconds without one after which a claim is dead
+BEAT = 2.0  # seconds between two touches of a claim
+LAUNCH = "launch-"  # the prefix of the resource that each launch itself holds
+EXPIRES = 30.0  # seconds without a touch after which a claim is dead
 _SECOND_LOOK = 2.5 * BEAT  # seconds
-_TRIES = 5  # for two that come at once, and both go
+_TRIES = 5  # because two processes that claim a resource at once may both give up
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds a lease: enough to find out whether it still runs, if it ran on this machine."""
+    """The process that holds a lease, with what is needed to find out whether it still runs on this machine."""
 
     host: str
-    machine: str  # boot id and process namespace, which pids mean something in
+    machine: str  # boot id and process namespace, in which the pid is valid
     pid: int
-    started: str  # when the process started, as a pid is used again
+    started: str  # when the process started, because pids are reused
     owner: str
 
     def is_gone(self) -> bool:
-        """Whether it ran on this machine and is not there any more."""
-        if self.machine != _machine():
+        """Whether the process ran on this machine and has ended."""
+        if self.machine != _read_machine_id():
             return False
         started = processes.read_start_time(self.pid)
         return started != self.started and (started is not None or not processes.exists(self.pid))
@@ -57,55 +58,57 @@ class Holder:
 
 
 @lru_cache(maxsize=1)
-def _machine() -> str:
-    # Where nobody knows what pids mean something in, claims die by age alone.
+def _read_machine_id() -> str:
+    # If the system has no boot id, pids cannot be compared, and claims die by age alone.
     return processes.read_boot_id() or f"{socket.gethostname()} {secrets.token_hex(8)}"
 
 
-def _clock() -> float:
-    """Seconds, which pass also while the machine sleeps."""
+def _read_clock() -> float:
+    """Seconds on a clock that also runs while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _this_process() -> Holder:
+def _describe_this_process() -> Holder:
     pid = os.getpid()
-    return Holder(socket.gethostname(), _machine(), pid, processes.read_start_time(pid) or "?", secrets.token_hex(8))
+    return Holder(
+        socket.gethostname(), _read_machine_id(), pid, processes.read_start_time(pid) or "?", secrets.token_hex(8)
+    )
 
 
-_DAMAGED = Holder("?", "?", 0, "?", "?")  # somebody's, until it is old
+_DAMAGED = Holder("?", "?", 0, "?", "?")  # of a claim that cannot be read; it counts until it expires
 
 
 class Lease:
-    """A resource that this process holds, kept alive by a thread until `release`; made by `acquire`.
+    """A resource that this process holds until `release`; a thread keeps it alive. Use `acquire` to get one.
 
-    `follows` is the lease of the launch that this one works for.
+    `follows` is the resource of the launch that this process works for.
     """
 
     def __init__(self, storage: Storage, resource: str, follows: str | None) -> None:
         self._storage = storage
         self._resource = resource
         self._follows = follows
-        self._me = _this_process()
-        self._touched = _clock()
+        self._me = _describe_this_process()
+        self._touched = _read_clock()
         self._woke = float("-inf")  # when it last claimed the resource again, after a pause
         self._ended = threading.Event()
         self._guard = threading.Lock()
-        self.is_lost = False  # somebody else may hold the resource by now
-        self.is_orphaned = False  # the launch that it works for has ended, or asks to stop
+        self.is_lost = False  # another process may hold the resource by now
+        self.is_orphaned = False  # the launch that this process works for has ended, or gave up its lease
 
     def check(self) -> None:
-        """Asks the storage. Raises LeaseLost where somebody else may hold the resource by now.
+        """Checks the claim in the storage. Raises LeaseLost if another process may hold the resource by now.
 
-        To be called before something is written that only the holder may write.
+        Call it before writing anything that only the holder may write.
         """
         self._beat()
         if self.is_lost:
-            raise LeaseLost(f"{self._resource} was taken over by another launch while this process stood still")
+            raise LeaseLost(f"{self._resource} was taken over by another launch while this process was suspended")
 
     def release(self) -> None:
-        """Gives the resource back."""
+        """Releases the resource."""
         self._ended.set()
-        with self._guard, suppress(StorageError):  # a claim that cannot be removed dies by age
+        with self._guard, suppress(StorageError):  # a claim that cannot be deleted expires
             self._storage.backend.delete(self.claim)
 
     def __enter__(self) -> Lease:
@@ -116,18 +119,18 @@ class Lease:
 
     @property
     def claim(self) -> str:
-        """The name of its file."""
+        """The name of the claim's file."""
         return self._storage.claim(self._resource, self._me.owner)
 
     def try_claim(self) -> bool:
-        """Claims the resource; False where another live claim stands."""
+        """Claims the resource; False if another live claim to it exists."""
         facts = codec.encode(self._me) | {"follows": self._follows}
-        claimed_at = _clock()
+        claimed_at = _read_clock()
         self._storage.backend.write(self.claim, json.dumps(facts).encode())
         if self.find_holder(self._resource):
             self._storage.backend.delete(self.claim)
             return False
-        self._touched = claimed_at  # not before the others were looked at: a beat that only touches looks at none
+        self._touched = claimed_at  # only now, because a beat touches the claim without a check for others
         return True
 
     def start_heartbeat(self) -> Lease:
@@ -136,34 +139,34 @@ class Lease:
         return self
 
     def find_holder(self, resource: str) -> Holder | None:
-        """The other holder of a resource, if any. Dead claims to it are removed."""
-        return self._holder(resource, self._claims())
+        """The holder of a resource, other than this process, if any. Deletes dead claims to it."""
+        return self._find_live(resource, self._list_claims())
 
     def find_holders(self, prefix: str) -> dict[str, Holder]:
-        """Every resource whose name has this prefix and that another process holds; dead claims to such are removed."""
-        claims = self._claims()
-        names = {name for name in map(_resource, claims) if name.startswith(prefix)}
-        found = {name: self._holder(name, claims) for name in sorted(names)}
+        """Every resource with this prefix that another process holds. Deletes dead claims to such resources."""
+        claims = self._list_claims()
+        names = {name for name in map(_parse_resource, claims) if name.startswith(prefix)}
+        found = {name: self._find_live(name, claims) for name in sorted(names)}
         return {name: holder for name, holder in found.items() if holder}
 
     def sweep(self) -> None:
-        """Removes every dead claim."""
+        """Deletes every dead claim."""
         self.find_holders("")
 
     def evict(self, resource: str) -> None:
-        """Takes a resource away from those who work for this lease; they notice at their next beat."""
-        for name in self._claims():
-            if _resource(name) == resource:
+        """Takes a resource away from processes that work for this launch; they notice at their next beat."""
+        for name in self._list_claims():
+            if _parse_resource(name) == resource:
                 with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                     if json.loads(self._storage.backend.read(name))["follows"] == self._resource:
                         self._storage.backend.delete(name)
 
-    def _claims(self) -> dict[str, Entry]:
+    def _list_claims(self) -> dict[str, Entry]:
         return {entry.name: entry for entry in self._storage.backend.list_files(self._storage.leases)}
 
-    def _holder(self, resource: str, claims: dict[str, Entry]) -> Holder | None:
+    def _find_live(self, resource: str, claims: dict[str, Entry]) -> Holder | None:
         for name, entry in claims.items():
-            if _resource(name) == resource and name != self.claim:
+            if _parse_resource(name) == resource and name != self.claim:
                 found = _read(self._storage, name)
                 if found and self._is_alive(found, entry, claims):
                     return found
@@ -172,42 +175,42 @@ class Lease:
 
     def _is_alive(self, holder: Holder, entry: Entry, claims: dict[str, Entry]) -> bool:
         mine = claims.get(self.claim)
-        if mine is None:  # it was taken from us; whatever else stands there is none of ours
+        if mine is None:  # our claim was deleted, so every other claim counts
             return True
-        # Both times are the storage's, so that no machine's clock needs to be right; ours is at most a beat old.
+        # Both times are of the storage's clock, so no machine's clock needs to be right; ours is at most a beat old.
         return not holder.is_gone() and mine.modified - entry.modified <= EXPIRES
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(BEAT) and not self.is_lost:
-            # A beat that fails is not yet a loss: the storage may be back before the claim is dead.
+            # A failed beat is not yet a loss: the storage may be reachable again before the claim is dead.
             with suppress(StorageError):
                 self._beat()
 
     def _claim_again(self) -> None:
-        """After a pause the claim may have been taken for dead: only a new one says whose the resource is."""
+        """Makes a new claim after a pause, because other processes may have taken the old one for dead."""
         self._storage.backend.delete(self.claim)
-        self._me = _this_process()
-        self._woke = _clock()
+        self._me = _describe_this_process()
+        self._woke = _read_clock()
         self.is_lost = not self.try_claim()
 
     def _beat(self) -> None:
         with self._guard:
             if self._ended.is_set() or self.is_lost:
                 return
-            now = _clock()
+            now = _read_clock()
             if now - self._touched > EXPIRES / 2:
                 self._claim_again()
                 return
             is_there = self._storage.backend.touch(self.claim)
-            if is_there and _clock() - now > EXPIRES / 2:
-                self._claim_again()  # so slow a touch may have come too late, or have brought back what was removed
+            if is_there and _read_clock() - now > EXPIRES / 2:
+                self._claim_again()  # so slow a touch may have been too late, or recreated a deleted claim
                 return
             if not is_there and self._resource.startswith(LAUNCH):
-                self._claim_again()  # nobody else wants it, and without it the workers of the launch would stop
+                self._claim_again()  # no other process claims it, and without it the workers of the launch would stop
                 return
             self.is_lost = not is_there
             self._touched = now
-            # After a pause the launch, which perhaps stood still too, has two beats to say that it lives.
+            # After a pause the launch, which may have been suspended too, has two beats to touch its claim.
             if self._follows and not self.is_lost and now - self._woke > 2 * BEAT:
                 self.is_orphaned = self.find_holder(self._follows) is None
 
@@ -223,23 +226,23 @@ def table_resource(key: TableKey) -> str:
 
 
 def acquire(storage: Storage, resource: str, follows: str | None = None) -> Lease | None:
-    """The lease of a resource, or None where a live process holds it. Raises StorageError."""
-    for turn in range(_TRIES):
+    """The lease of a resource; None if a live process holds it. Raises StorageError."""
+    for attempt in range(_TRIES):
         lease = Lease(storage, resource, follows)
         try:
             if lease.try_claim():
                 return lease.start_heartbeat()
         except StorageError:
-            lease.release()  # or the claim would stand for nobody until it is old
+            lease.release()  # otherwise the claim would block the resource until it expires
             raise
-        if turn + 1 < _TRIES:  # of two that came at once, and both went, one comes back first
-            time.sleep(random.uniform(0.02, 0.05) * 2**turn)  # noqa: S311
+        if attempt + 1 < _TRIES:  # of two that came at once, and both went, one comes back first
+            time.sleep(random.uniform(0.02, 0.05) * 2**attempt)  # noqa: S311
     return None
 
 
 @contextmanager
 def wait_for(storage: Storage, resource: str, check: Callable[[], None]) -> Iterator[Lease]:
-    """Holds a resource, after those who hold it now; `check` is called while it waits, and may raise."""
+    """Waits until a resource is free, and holds it; calls `check` while it waits, which may raise."""
     while (lease := acquire(storage, resource)) is None:
         check()
         time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - not all waiting processes should retry at once
@@ -250,30 +253,30 @@ def wait_for(storage: Storage, resource: str, check: Callable[[], None]) -> Iter
 def list_holders(storage: Storage, dead: set[tuple[str, float]] | None = None) -> dict[str, Holder]:
     """Every resource and its holder, for readers: writes nothing, and leaves dead claims in place.
 
-    Without a claim of its own a reader does not know the time of the storage. Where by the clock of this machine a
-    claim is dead, and nobody knows of its process, a second look tells whether it is touched still. A caller that polls
-    keeps in `dead` which claims were not, so that the same one costs a second look once. Raises StorageError.
+    Without a claim of its own, a reader does not know the time of the storage. If a claim is dead by the clock of this
+    machine, and its process cannot be checked, a second listing shows whether it is still touched. A caller that polls
+    passes the same set as `dead` each time, so that each dead claim costs one such wait. Raises StorageError.
     """
     known = set() if dead is None else dead
-    first = {name: claim for name, claim in _seen(storage).items() if (name, claim[1].modified) not in known}
+    first = {name: claim for name, claim in _list_live(storage).items() if (name, claim[1].modified) not in known}
     doubtful = [name for name, (_, entry) in first.items() if abs(time.time() - entry.modified) > EXPIRES]
-    again = first
+    second = first
     if doubtful:
         time.sleep(_SECOND_LOOK)
-        again = _seen(storage)
+        second = _list_live(storage)
     found = {}
-    for name, (holder, entry) in again.items():
+    for name, (holder, entry) in second.items():
         if (name, entry.modified) in known:
             continue
         if name not in doubtful or name not in first or entry.modified != first[name][1].modified:
-            found[_resource(name)] = holder
+            found[_parse_resource(name)] = holder
         else:
             known.add((name, entry.modified))
     return found
 
 
-def _seen(storage: Storage) -> dict[str, tuple[Holder, Entry]]:
-    """Every claim of which the process may be alive."""
+def _list_live(storage: Storage) -> dict[str, tuple[Holder, Entry]]:
+    """Every claim whose process may be alive."""
     found = {}
     for entry in storage.backend.list_files(storage.leases):
         holder = _read(storage, entry.name)
@@ -282,7 +285,7 @@ def _seen(storage: Storage) -> dict[str, tuple[Holder, Entry]]:
     return found
 
 
-def _resource(name: str) -> str:
+def _parse_resource(name: str) -> str:
     return name.rpartition("/")[2].partition("~")[0]
 
 

@@ -1,4 +1,4 @@
-"""The log of each trial, in the storage: what it said on its way, and the whole story of an error."""
+"""The log of each trial, in the storage: its messages, and the full traceback of an error."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _DROPPED = re.compile(r"… (\d+) earlier lines were dropped")
 
 
 class Log:
-    """A log that is being written, by whoever holds the trial's lease; what an earlier attempt wrote stays.
+    """A log to which the holder of the trial's lease writes; it keeps what earlier attempts wrote.
 
-    Raises StorageError where that cannot be read: it would be written over.
+    Raises StorageError if the earlier log cannot be read, because it would be overwritten.
     """
 
     def __init__(self, storage: Storage, trial_id: str) -> None:
@@ -29,30 +29,30 @@ class Log:
         self._is_dirty = False
 
     def add(self, text: str) -> None:
-        """Adds a text of one or several lines, with the time (UTC); it is kept at the next `flush`."""
+        """Adds one or more lines, with the time (UTC); the next `flush` stores them."""
         now = datetime.now(UTC).isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00")
         first, *more = text.splitlines() or [""]
-        self._lines += [_shown(f"{now} {first}"), *(f"    {_shown(line)}" for line in more)]
+        self._lines += [_format_line(f"{now} {first}"), *(f"    {_format_line(line)}" for line in more)]
         self._is_dirty = True
 
     def flush(self) -> None:
-        """Writes the log where something was added. Raises StorageError."""
+        """Stores the log if it changed. Raises StorageError."""
         if self._is_dirty:
             _write(self._storage, self._trial_id, self._lines)
             self._is_dirty = False
 
 
-def _shown(line: str) -> str:
+def _format_line(line: str) -> str:
     text = printable(line.rstrip())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _write(storage: Storage, trial_id: str, lines: Sequence[str]) -> None:
-    content = "\n".join(_bounded(lines)) + "\n"
+    content = "\n".join(_drop_oldest(lines)) + "\n"
     storage.backend.write(storage.log(trial_id), content.encode("utf-8", errors="replace"))
 
 
-def _bounded(lines: Sequence[str]) -> Iterable[str]:
+def _drop_oldest(lines: Sequence[str]) -> Iterable[str]:
     if len(lines) <= MOST_LINES:
         return lines
     earlier = _DROPPED.fullmatch(lines[0])
@@ -62,7 +62,7 @@ def _bounded(lines: Sequence[str]) -> Iterable[str]:
 
 
 def read(storage: Storage, trial_id: str) -> list[str]:
-    """The lines of a trial's log; none where there is no log, or where it cannot be read."""
+    """The lines of a trial's log; empty if there is no log, or it cannot be read."""
     with suppress(StorageError):
         return _load(storage, trial_id)
     return []
@@ -75,7 +75,7 @@ def _load(storage: Storage, trial_id: str) -> list[str]:
 
 
 def append(storage: Storage, trial_id: str, text: str) -> None:
-    """Adds what somebody else has to say of a trial, as of a worker that died. A storage that fails is no error."""
+    """Adds a message from outside the trial, for example that its worker died. Ignores errors of the storage."""
     with suppress(StorageError):
         log = Log(storage, trial_id)
         log.add(text)

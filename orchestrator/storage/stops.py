@@ -1,4 +1,4 @@
-"""Asking a launch to stop through the storage: from anywhere that sees it, whatever machine the launch runs on."""
+"""Requests through the storage that a launch stop, from any machine that can write to the storage."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from orchestrator.errors import StorageError
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import BEAT, Holder, list_holders
 
-PATIENCE = 60.0  # seconds for a launch to stop: an epoch's step, a checkpoint, and the end of Ray
+PATIENCE = 60.0  # seconds for a launch to stop: a step, a checkpoint, and the shutdown of Ray
 
 
 def request(storage: Storage, resource: str) -> None:
-    """Asks the launch that holds this lease to stop; it does within seconds, with checkpoints. Raises StorageError."""
+    """Asks the launch that holds this lease to stop, which takes seconds, with checkpoints. Raises StorageError."""
     storage.backend.write(storage.stop(resource), b"{}\n")
 
 
 def is_requested(storage: Storage, resource: str) -> bool:
-    """Whether somebody asked for it. Raises StorageError."""
+    """Whether the launch was asked to stop. Raises StorageError."""
     return storage.backend.stat(storage.stop(resource)) is not None
 
 
 def find_holder(storage: Storage, resource: str) -> Holder | None:
-    """The process whose launch holds this lease now; None where it has ended. Raises StorageError."""
+    """The process of the launch that holds this lease; None if it has ended. Raises StorageError."""
     return list_holders(storage).get(resource)
 
 
 def wait(storage: Storage, resource: str) -> bool:
-    """Waits until a launch has ended; False where that takes longer than `PATIENCE`. Raises StorageError."""
+    """Waits until a launch has ended; False if that takes longer than `PATIENCE`. Raises StorageError."""
     deadline = time.monotonic() + PATIENCE
     while find_holder(storage, resource):
         if time.monotonic() > deadline:
@@ -40,21 +40,21 @@ def wait(storage: Storage, resource: str) -> bool:
 
 
 def clear(storage: Storage, resource: str) -> None:
-    """Forgets what was asked of a launch that has ended."""
+    """Deletes the request to a launch that has ended."""
     with suppress(StorageError):
         storage.backend.delete(storage.stop(resource))
 
 
-def listen(storage: Storage, resource: str, ask: Callable[[], None], ended: threading.Event) -> threading.Thread:
-    """Calls `ask` once somebody asks the launch to stop, from a thread that lives until then or until `ended`."""
+def listen(storage: Storage, resource: str, on_stop: Callable[[], None], ended: threading.Event) -> threading.Thread:
+    """Calls `on_stop` once the launch is asked to stop, from a thread that runs until then or until `ended`."""
 
-    def look() -> None:
+    def poll() -> None:
         while not ended.wait(BEAT):
-            with suppress(StorageError):  # the storage may be back at the next look
+            with suppress(StorageError):  # the storage may be reachable again next time
                 if is_requested(storage, resource):
-                    ask()
+                    on_stop()
                     return
 
-    thread = threading.Thread(target=look, name="stops", daemon=True)
+    thread = threading.Thread(target=poll, name="stops", daemon=True)
     thread.start()
     return thread

@@ -18,7 +18,7 @@ from orchestrator.errors import KdctlError, StorageError
 from orchestrator.machine import commits
 from orchestrator.machine.paths import word
 from orchestrator.records import TableKey, TrialRecord
-from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.storage.layout import Storage, encode_key, read_json, write_json
 from orchestrator.storage.leases import LAUNCH
 from orchestrator.study import short_names
 from orchestrator.study.plan import Plan, PlannedTrial, PlanState
@@ -131,7 +131,7 @@ def store_plan(storage: Storage, plan: Plan, launched: Launch) -> None:
     """Stores the plan of a study; it replaces the plan of the last launch. Raises StorageError."""
     facts = {
         "study": plan.study,
-        "trials": {trial.trial_id: key_facts(trial.table) if trial.table else None for trial in plan.trials},
+        "trials": {trial.trial_id: encode_key(trial.table) if trial.table else None for trial in plan.trials},
         "member_fields": [
             _STORED_NAMES.get(name, name) for name in Member.__slots__
         ],  # once, as a study may have thousands of members

@@ -49,7 +49,7 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
     """Every finished trial that some row or table names as its teacher. Raises StorageError for a damaged row."""
     rows = {row.trial_id: row for row in store.read_trials(storage)}
     tables: dict[str, list[TableKey]] = {}
-    for key in storage.tables():
+    for key in storage.list_tables():
         tables.setdefault(key.teacher_id, []).append(key)
     users: dict[str, dict[str, int]] = {teacher_id: {} for teacher_id in tables}
     for row in rows.values():

@@ -19,7 +19,7 @@ from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.models.base import Classifier
 from orchestrator.records import TableKey, TrialConfig
-from orchestrator.storage.layout import Storage, key_facts, read_json, write_json
+from orchestrator.storage.layout import Storage, encode_key, read_json, write_json
 from orchestrator.storage.leases import Lease, table_resource, wait_for
 from orchestrator.teachers._chunks import Chunks
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
@@ -73,7 +73,7 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
         "format": TABLE_FORMAT,
         "dtype": "float16",
         "shape": [key.views, key.images, width],
-        "key": key_facts(key),
+        "key": encode_key(key),
         "model": config.student,
         "weights": _weights_digest(key.teacher_id, storage),
         "dataset": config.dataset,
@@ -134,7 +134,7 @@ def _join(chunks: Chunks, expected: dict[str, Any], model: Classifier, data: Dat
         size = part.stat().st_size
         lease.check()
     lease.check()
-    facts = {"made_from": expected, "key": key_facts(key), "bytes": size}
+    facts = {"made_from": expected, "key": encode_key(key), "bytes": size}
     write_json(storage, storage.table_facts(key), {**facts, "rounding": rounding, "largest_difference": error})
 
 

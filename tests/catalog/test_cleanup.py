@@ -23,7 +23,7 @@ from orchestrator.launch import launch, plan_study
 from orchestrator.records import State, TableKey, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.backend import MARKER, Entry, Folder
-from orchestrator.storage.layout import Storage, key_facts, write_json
+from orchestrator.storage.layout import Storage, encode_key, write_json
 from orchestrator.storage.leases import EXPIRES, Lease, acquire
 
 DONE, OPEN, GONE, TEACHER = "d" * 12, "0" * 12, "a" * 12, "e" * 12
@@ -70,7 +70,7 @@ def fill(storage: Storage) -> None:
     for key in (USED, UNUSED):
         write(storage.table(key), b"answers")
         write(storage.table_facts(key), b"{}")
-    remember(storage, {OPEN: key_facts(USED), DONE: key_facts(UNUSED), GONE: None})
+    remember(storage, {OPEN: encode_key(USED), DONE: encode_key(UNUSED), GONE: None})
 
 
 def remember(storage: Storage, trials: object) -> None:
@@ -204,7 +204,7 @@ def test_nothing_outside_goes_whatever_a_file_says(full: Storage, tmp_path: Path
     outside.mkdir()
     (outside / "000001-00000000.checkpoint").write_bytes(b"somebody's")
     (folder(full) / "checkpoints" / ("f" * 12)).symlink_to(outside)
-    remember(full, {OPEN: {**key_facts(USED), "teacher_id": "../../../outside"}})
+    remember(full, {OPEN: {**encode_key(USED), "teacher_id": "../../../outside"}})
     free(full)
     assert [path.name for path in outside.iterdir()] == ["000001-00000000.checkpoint"]
 
@@ -426,7 +426,7 @@ def test_a_launch_makes_again_what_was_freed(storage: Storage, tmp_path: Path) -
     again = launch(
         tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore, settings=["experiments[0].seed=7"]
     )
-    assert again.is_complete and len(list(storage.tables())) == 1
+    assert again.is_complete and len(list(storage.list_tables())) == 1
 
 
 # The command.

@@ -209,7 +209,7 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, out.splitlines()
 
 
-HASTY = ["stopped at once; what runs goes on from its last checkpoint", "how to resume"]
+HASTY = ["stopped at once; running trials resume from their last checkpoints", "how to resume"]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_json_is_a_format(run: Run, trained: Storage) -> None:
 
 
 def test_verify_prints_json_for_programs(run: Run, trained: Storage) -> None:
-    (key,) = list(trained.tables())
+    (key,) = list(trained.list_tables())
     words = ["teachers", "--storage", trained.backend.address]
     assert set(json.loads(run(*words, "--json", "verify", key.teacher_id)[1])[0]) == {"table", "largest_difference"}
     code, out, err = run(*words, "verify", key.teacher_id[:5], "--json")
@@ -402,7 +402,7 @@ def test_wrong_usage_is_exit_code_2_and_writes_nothing(run: Run, folder: Path, w
 
 def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path) -> None:
     own = Storage.at(shutil.copytree(trained.backend.address, tmp_path / "own"))
-    (key,) = list(own.tables())
+    (key,) = list(own.list_tables())
     np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
     code, out, err = run("teachers", "--storage", own.backend.address, "verify", key.teacher_id)
     assert (code, out) == (1, "") and "are not the teacher's" in err and "builds it again" in err

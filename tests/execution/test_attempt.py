@@ -184,7 +184,7 @@ def test_a_student(name: str, taught: Storage, make_config: MakeConfig) -> None:
     teacher_logits, _ = predictions(file_of(taught, taught.weights(source.trial_id)), teacher_config, taught)
     assert row.agreement == pytest.approx(percent(logits.argmax(1) == teacher_logits.argmax(1)))
     assert row.agreement is not None and 0 <= row.agreement <= 100
-    assert (job.trial.table in set(taught.tables())) == (job.trial.table is not None)
+    assert (job.trial.table in set(taught.list_tables())) == (job.trial.table is not None)
 
 
 def test_a_table_trains_as_a_live_teacher_does(taught: Storage, make_config: MakeConfig) -> None:
@@ -558,7 +558,7 @@ def test_a_trial_that_stops_while_its_table_is_built(
     for steps in range(building):
         row = reports(job, After(steps)).last
         assert row.error == "stopped in epoch 1 of 3; the same command resumes it from there"
-        assert taught.backend.list_unfinished() == [] and job.trial.table not in set(taught.tables())
+        assert taught.backend.list_unfinished() == [] and job.trial.table not in set(taught.list_tables())
     assert reports(job).last.resumed == building
     assert result(job, taught) == expected
 

@@ -211,7 +211,7 @@ def test_a_download_names_its_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("gs://bucket/a", "cannot be read through the proxy http://p:1 that all_proxy names"),
         (
             "s3://bucket/a",
-            "cannot be read without the proxy http://p:1 that all_proxy names, as s3:// is reached directly",
+            "cannot be read without the proxy http://p:1 that all_proxy names, because s3:// is reached directly",
         ),
         ("s3://bucket/a?endpoint_override=127.0.0.1:9", r"cannot be read \(no\)"),
     ],

@@ -99,11 +99,11 @@ def test_addresses(address: str, normal: str) -> None:
             "gs://bkt/a?region=eu-west-1",
             "'region' that kdctl does not know; the options of gs:// are endpoint_override,",
         ),
-        ("s3://bkt/a?scheme=ftp", "option scheme with a value that cannot be right; expected http or https"),
+        ("s3://bkt/a?scheme=ftp", "option scheme with an impossible value; expected http or https"),
         ("s3://bkt/a?endpoint_override=http://localhost:9000", "host:port as endpoint_override"),
         ("s3://bkt/a?region=", "name as region"),
         ("s3://bkt/a?region=a&region=b", "given twice"),
-        ("s3://bkt/a?region", "name as region|given twice or not as name=value"),
+        ("s3://bkt/a?region", "name as region|repeated or not name=value"),
     ],
 )
 def test_wrong_addresses(address: str, message: str) -> None:

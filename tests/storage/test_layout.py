@@ -16,7 +16,7 @@ from orchestrator.errors import StorageError
 from orchestrator.files import PART
 from orchestrator.records import TableKey
 from orchestrator.storage.backend import MARKER, Folder
-from orchestrator.storage.layout import FileKind, Storage, StoredFile, key_facts, read_json, write_json
+from orchestrator.storage.layout import FileKind, Storage, StoredFile, encode_key, read_json, write_json
 
 KEY = TableKey("0123456789ab", "logits", 4, True, 50_000)
 TRIAL_IDS = st.text("0123456789abcdef", min_size=12, max_size=12)
@@ -94,43 +94,43 @@ def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Stora
 def write_table(storage: Storage, key: TableKey) -> None:
     """What stands for a whole table, for those who only list them."""
     storage.backend.write(storage.table(key), b"the array")
-    write_json(storage, storage.table_facts(key), {"key": key_facts(key)})
+    write_json(storage, storage.table_facts(key), {"key": encode_key(key)})
 
 
 def test_tables_lists_every_whole_table(storage: Storage) -> None:
-    assert list(storage.tables()) == []
+    assert list(storage.list_tables()) == []
     keys = {KEY, replace(KEY, outputs="pooled"), replace(KEY, teacher_id="ba9876543210", flip=False)}
     for key in keys:
         write_table(storage, key)
-    assert len(list(storage.tables())) == len(keys)
-    assert set(storage.tables()) == keys
+    assert len(list(storage.list_tables())) == len(keys)
+    assert set(storage.list_tables()) == keys
 
 
 def test_tables_passes_over_a_table_without_facts_and_facts_without_a_table(storage: Storage) -> None:
     storage.backend.write(storage.table(KEY), b"built, but not checked to the end")
-    assert list(storage.tables()) == []
+    assert list(storage.list_tables()) == []
     write_table(storage, KEY)
     storage.backend.delete(storage.table(KEY))
-    assert list(storage.tables()) == []
+    assert list(storage.list_tables()) == []
 
 
 def test_tables_of_a_storage_that_was_never_used(tmp_path: Path) -> None:
-    assert list(Storage.at(tmp_path / "nowhere").tables()) == []
+    assert list(Storage.at(tmp_path / "nowhere").list_tables()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"key": 1}', '{"key": {"teacher_id": "a"}}', "\0"])
 def test_tables_passes_over_damaged_facts(storage: Storage, text: str) -> None:
     write_table(storage, KEY)
     storage.backend.write(storage.table_facts(KEY), text.encode())
-    assert list(storage.tables()) == []
+    assert list(storage.list_tables()) == []
 
 
 def test_facts_of_another_name_are_no_table(storage: Storage) -> None:
     other = replace(KEY, images=7)
     write_table(storage, KEY)
-    write_json(storage, storage.table_facts(KEY), {"key": key_facts(other)})
+    write_json(storage, storage.table_facts(KEY), {"key": encode_key(other)})
     storage.backend.write(storage.table(other), b"the array")
-    assert list(storage.tables()) == []
+    assert list(storage.list_tables()) == []
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -153,19 +153,19 @@ NEARLY = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(JSON, st.fixed_dictionaries({"key": JSON}), st.fixed_dictionaries({"key": NEARLY})))
-@example({"key": {**key_facts(KEY), "crop_padding": 1e400}})
-@example({"key": {**key_facts(KEY), "crop_padding": 10**4200}})
-@example({"key": {**key_facts(KEY), "images": True}})
-@example({"key": {**key_facts(KEY), "images": 5e4}})
-@example({"key": {**key_facts(KEY), "flip": 1}})
-@example({"key": {**key_facts(KEY), "answers": "maps"}})
-@example({"key": {**key_facts(KEY), "teacher_id": "0123456789ab\n"}})
+@example({"key": {**encode_key(KEY), "crop_padding": 1e400}})
+@example({"key": {**encode_key(KEY), "crop_padding": 10**4200}})
+@example({"key": {**encode_key(KEY), "images": True}})
+@example({"key": {**encode_key(KEY), "images": 5e4}})
+@example({"key": {**encode_key(KEY), "flip": 1}})
+@example({"key": {**encode_key(KEY), "answers": "maps"}})
+@example({"key": {**encode_key(KEY), "teacher_id": "0123456789ab\n"}})
 def test_no_facts_lead_out_of_the_tables(storage: Storage, facts: Any) -> None:
     write_table(storage, KEY)
     text = json.dumps(facts)
     for name in (storage.table_facts(KEY), "teachers/x.json", "teachers/0123456789ab/../../x.json"):
         storage.backend.write(name, text.encode())
-    found = list(storage.tables())
+    found = list(storage.list_tables())
     storage.backend.delete("teachers/x.json")
     assert found in ([], [KEY])
     for key in found:
@@ -186,7 +186,7 @@ def test_deep_facts_are_no_table(storage: Storage, depth: int) -> None:
     write_table(storage, KEY)
     for text in ("[" * depth, "[" * depth + "]" * depth, '{"key":' * depth + "1" + "}" * depth):
         storage.backend.write(storage.table_facts(KEY), text.encode())
-        assert list(storage.tables()) == []
+        assert list(storage.list_tables()) == []
 
 
 def names(storage: Storage, key: TableKey, trial_id: str) -> Iterator[str]:

@@ -257,8 +257,8 @@ def test_a_process_that_stands_still_loses_it(storage: Storage, fast: None) -> N
         found: list[Lease] = []
         until(lambda: found or found.extend(filter(None, [acquire(storage, "x")])))
         process.send_signal(signal.SIGCONT)
-        assert asked(process) == "x was taken over by another launch while this process stood still"
-        assert asked(process) == "x was taken over by another launch while this process stood still"
+        assert asked(process) == "x was taken over by another launch while this process was suspended"
+        assert asked(process) == "x was taken over by another launch while this process was suspended"
         found[0].check()
         assert claims(storage) == ["x"]
         found[0].release()
@@ -283,7 +283,7 @@ def test_a_process_that_stands_still_goes_on_where_nobody_took_it(storage: Stora
 
 def elsewhere(storage: Storage, resource: str, age: float, **changes: Any) -> str:
     """The claim of a process of another machine, so long untouched."""
-    holder = replace(leases._this_process(), machine="another", pid=1, **changes)
+    holder = replace(leases._describe_this_process(), machine="another", pid=1, **changes)
     return claim_of(storage, resource, json.dumps(asdict(holder)), age)
 
 
@@ -315,7 +315,7 @@ def test_a_process_of_another_machine_lives_as_long_as_its_claim_is_touched(stor
 
 
 def test_a_process_that_nobody_may_see_is_not_taken_for_dead(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    me = leases._this_process()
+    me = leases._describe_this_process()
     unseen = replace(me, pid=2**22 + 1)  # more than Linux counts
     assert not me.is_gone() and unseen.is_gone() and replace(me, started="1").is_gone()
     assert not replace(unseen, machine="another").is_gone()
@@ -356,13 +356,13 @@ def test_after_a_pause_of_all_nobody_is_an_orphan(storage: Storage, monkeypatch:
     slept = 100 * leases.EXPIRES
     for lease in (launch, trial):
         grow_old(storage, lease.claim, slept)
-    start = leases._clock()
-    monkeypatch.setattr(leases, "_clock", lambda: start + slept)
+    start = leases._read_clock()
+    monkeypatch.setattr(leases, "_read_clock", lambda: start + slept)
     for _ in range(3):  # the trial is up before the launch
         trial.check()
     assert not trial.is_orphaned
     launch.check()
-    monkeypatch.setattr(leases, "_clock", lambda: start + slept + 3 * leases.BEAT)
+    monkeypatch.setattr(leases, "_read_clock", lambda: start + slept + 3 * leases.BEAT)
     trial.check()
     assert not trial.is_orphaned
     launch.release()
@@ -395,7 +395,7 @@ def test_sweep_removes_dead_claims_alone(storage: Storage) -> None:
 
 # Damage.
 
-FACTS = asdict(leases._this_process())
+FACTS = asdict(leases._describe_this_process())
 DAMAGED = [
     "",
     "{",
@@ -488,10 +488,10 @@ def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
     first = Lease(storage, "x", None)
     assert first.try_claim()
     grow_old(storage, first.claim, 2 * leases.EXPIRES)
-    start = leases._clock()
+    start = leases._read_clock()
     with Lease(storage, "x", None) as second:
         assert second.try_claim()
-        monkeypatch.setattr(leases, "_clock", lambda: start + 2 * leases.EXPIRES)
+        monkeypatch.setattr(leases, "_read_clock", lambda: start + 2 * leases.EXPIRES)
         failing = Failing(monkeypatch, method)
         for _ in range(3):  # the storage fails in the midst of it
             with pytest.raises((StorageError, LeaseLost)):
@@ -549,7 +549,7 @@ def test_a_touch_that_took_too_long_is_a_pause(storage: Storage, monkeypatch: py
     before, touch = lease.claim, Folder.touch
 
     def slow(place: Folder, name: str) -> bool:
-        monkeypatch.setattr(leases, "_clock", lambda: time.monotonic() + leases.EXPIRES)
+        monkeypatch.setattr(leases, "_read_clock", lambda: time.monotonic() + leases.EXPIRES)
         return touch(place, name)
 
     monkeypatch.setattr(Folder, "touch", slow)

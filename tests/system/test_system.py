@@ -34,9 +34,9 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         if shutil.which("ps") is None:
             pytest.skip("there is no `ps` here")
         monkeypatch.setattr(processes, "_PROC", tmp_path / "no-proc")
-    leases._machine.cache_clear()
+    leases._read_machine_id.cache_clear()
     yield request.param
-    leases._machine.cache_clear()
+    leases._read_machine_id.cache_clear()
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ def test_a_process_of_another_user_exists(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_lease_whose_holder_was_killed_is_free(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "ps":
         monkeypatch.setattr(processes, "read_boot_id", lambda: "this boot")  # where `sysctl` knows it
-    leases._machine.cache_clear()
+    leases._read_machine_id.cache_clear()
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
         holder = leases.Holder(
-            "here", leases._machine(), process.pid, processes.read_start_time(process.pid) or "", "0" * 16
+            "here", leases._read_machine_id(), process.pid, processes.read_start_time(process.pid) or "", "0" * 16
         )
         facts = {name: getattr(holder, name) for name in ("host", "machine", "pid", "started", "owner")}
         claim = storage.claim("trial-1", holder.owner)

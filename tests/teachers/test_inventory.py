@@ -118,14 +118,14 @@ def test_an_ambiguous_beginning_is_refused(trained: Storage) -> None:
 
 
 def test_changed_answers_are_found(own: Storage) -> None:
-    (key,) = list(own.tables())
+    (key,) = list(own.list_tables())
     np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
     with pytest.raises(TeacherError, match="not the teacher's"):
         verify_teacher(key.teacher_id, own)
 
 
 def test_a_cut_table_is_found(own: Storage) -> None:
-    (key,) = list(own.tables())
+    (key,) = list(own.list_tables())
     own.backend.write(own.table(key), own.backend.read(own.table(key))[:200])
     with pytest.raises(TeacherError, match="was not made from this teacher"):
         verify_teacher(key.teacher_id, own)

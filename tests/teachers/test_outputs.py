@@ -235,7 +235,7 @@ def test_verify_repeats_the_check(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
     assert 0 < taught.verify(key) < 0.01
-    assert list(taught.storage.tables()) == [key]
+    assert list(taught.storage.list_tables()) == [key]
     facts = read_json(taught.storage, taught.storage.table_facts(key))
     assert 0 < facts["largest_difference"] < 0.01
     table = np.load(taught.path(key), mmap_mode="r+")
@@ -293,7 +293,7 @@ def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     taught.open(key)
     backend, name = taught.storage.backend, taught.storage.table_facts(key)
     backend.delete(name) if text is None else backend.write(name, text.encode())
-    assert list(taught.storage.tables()) == []
+    assert list(taught.storage.list_tables()) == []
     with pytest.raises(TeacherError, match="was not made from this teacher"):
         taught.verify(key)
     taught.open(key)  # builds it anew
