@@ -102,7 +102,7 @@ def test_addresses(address: str, normal: str) -> None:
         ("s3://bkt/a?scheme=ftp", "option scheme with an impossible value; expected http or https"),
         ("s3://bkt/a?endpoint_override=http://localhost:9000", "host:port as endpoint_override"),
         ("s3://bkt/a?region=", "name as region"),
-        ("s3://bkt/a?region=a&region=b", "given twice"),
+        ("s3://bkt/a?region=a&region=b", "repeated"),
         ("s3://bkt/a?region", "name as region|repeated or not name=value"),
     ],
 )
