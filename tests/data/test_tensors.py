@@ -168,7 +168,7 @@ class Fake:
     def write_torchvision(self, root: Path) -> None:
         """The batches of `files` in torchvision's layout."""
         folder = root / self.layout.name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, raw in self.files().items():
             (folder / name).write_bytes(raw)
 
@@ -701,20 +701,20 @@ def test_damage_is_always_noticed(damage: Damage, file: str) -> None:
         refused(fake, prepared(Path(place) / "runs"), "a file is missing or damaged", f"{file} has the MD5")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=CUTS | FLIPS | st.tuples(FLIPS, FLIPS).map(lambda both: lambda raw: both[1](both[0](raw))))
-def test_damage_that_no_checksum_shows_is_refused_or_changes_nothing(damage: Damage) -> None:
-    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
-        fake = make_fake("cifar10", Path(place) / "data", patch)
-        storage = prepared(Path(place) / "runs")
-        whole = fake.files()["train"]
-        accepted(fake, patch, damage(whole))
-        try:
-            prepare_dataset("cifar10", fake.folder, storage)
-        except DataError:
-            return
-        assert len(damage(whole)) == len(whole)  # what is cut off is always refused
-        assert same(stored_split(storage, "train"), order.sort_splits(fake.splits)["train"])
+def test_damage_that_no_checksum_shows_is_refused_or_changes_nothing(
+    cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch, damage: Damage
+) -> None:
+    whole = cifar10.files()["train"]
+    accepted(cifar10, monkeypatch, damage(whole))
+    try:
+        prepare_dataset("cifar10", cifar10.folder, empty)
+    except DataError:
+        return
+    assert len(damage(whole)) == len(whole)  # what is cut off is always refused
+    assert same(stored_split(empty, "train"), order.sort_splits(cifar10.splits)["train"])
+    empty.backend.delete(empty.dataset("cifar10", cifar10.facts.digest))
 
 
 def test_no_data_folder(cifar10: Fake, empty: Storage) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import math
@@ -36,8 +38,13 @@ MakeConfig = Callable[..., TrialConfig]
 EPOCH = EpochRecord(1, 0.05, 2.0, 1.5, None, 50.0, 1.25, 60.0, None, 3.0, 1000.0)
 
 
-def small(seed: int) -> Classifier:
+@functools.cache
+def built(seed: int) -> Classifier:
     return build_seeded(lambda: models.build("resnet_32_8", 10), seed, CPU)
+
+
+def small(seed: int) -> Classifier:
+    return copy.deepcopy(built(seed))  # hundreds are asked for
 
 
 @dataclass(frozen=True)
@@ -402,23 +409,29 @@ NOISE = st.binary(max_size=200).map(lambda noise: lambda raw: noise)
 TWICE = st.just(lambda raw: raw + raw) | st.just(lambda raw: raw + b"\0") | st.just(lambda raw: raw[1:])
 
 
+@pytest.fixture
+def two(saved: Saved) -> tuple[TrainingState, list[tuple[str, bytes]]]:
+    """What the older of two checkpoints holds, and both files with their names."""
+    before = saved.save(1, 32, seed=1)
+    saved.save(2, 0, seed=2)
+    return before, [(name, saved.storage.backend.read(name)) for name in saved.names()]
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damages=st.lists(CUTS | FLIPS | NOISE | TWICE, min_size=1, max_size=2))
 @example([lambda raw: b""])
 @example([lambda raw: raw[:-1]])
 def test_a_damaged_one_is_passed_over_for_the_one_before_it(
-    saved: Saved, damages: list[Callable[[bytes], bytes]]
+    saved: Saved, two: tuple[TrainingState, list[tuple[str, bytes]]], damages: list[Callable[[bytes], bytes]]
 ) -> None:
-    drop_checkpoints(saved.storage, ID)
-    before = saved.save(1, 32, seed=1)
-    saved.save(2, 0, seed=2)
-    older, newer = saved.names()
-    saved.storage.backend.write(newer, damages[0](saved.storage.backend.read(newer)))
+    before, (older, newer) = two
+    saved.storage.backend.write(*older)
+    saved.storage.backend.write(newer[0], damages[0](newer[1]))
     course = saved.fresh()
     found, said = saved.restore(course)
-    assert found == [] and len(said) == 1 and saved.storage.backend.describe(newer) in said[0]
+    assert found == [] and len(said) == 1 and saved.storage.backend.describe(newer[0]) in said[0]
     assert_same(course, before)
-    saved.storage.backend.write(older, damages[-1](saved.storage.backend.read(older)))
+    saved.storage.backend.write(older[0], damages[-1](older[1]))
     assert len(saved.passed_over()) == 2
 
 
@@ -442,12 +455,18 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(facts=NEARLY | JSON)
-def test_any_facts_are_passed_over_or_a_position(saved: Saved, facts: Any) -> None:
-    drop_checkpoints(saved.storage, ID)
+@pytest.fixture
+def one(saved: Saved) -> tuple[str, Whole]:
+    """The name and the parts of the only checkpoint."""
     whole = parts(saved)
     (name,) = saved.names()
+    return name, whole
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(facts=NEARLY | JSON)
+def test_any_facts_are_passed_over_or_a_position(saved: Saved, one: tuple[str, Whole], facts: Any) -> None:
+    name, whole = one
     saved.storage.backend.write(name, replace(whole, facts=facts).file())
     course = saved.fresh()
     found, said = saved.restore(course)
