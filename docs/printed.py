@@ -18,7 +18,7 @@ from orchestrator.training.optimizers import OPTIMIZERS, Optimizer
 from orchestrator.training.schedules import SCHEDULES, ScheduleFacts
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/monitoring.md")
+PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/methods.md", "docs/monitoring.md")
 SCHEMA = "docs/study.schema.json"
 _BLOCK = re.compile(r"(<!-- printed: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,12 +37,54 @@ def _choice_table(title: str, entries: Mapping[str, Optimizer] | Mapping[str, Sc
     return "\n".join([f"| {title} | meaning | options with their defaults |", "|---|---|---|", *rows])
 
 
+def _describe_teacher(method: losses.Method) -> str:
+    """Where a method's teacher outputs can come from, with its default options."""
+    needs = method.needs(method.defaults())
+    if not needs:
+        return "none"
+    return "live" if len(needs) > 1 or "maps" in needs else "table or live"
+
+
 def _method_table() -> str:
-    rows = []
-    for name, method in losses.METHODS.items():
-        teacher = "yes" if method.has_teacher else "no"
-        rows.append(f"| `{name}` | {teacher} | {method.doc} | {_options(method.options)} |")
-    return "\n".join(["| method | teacher | loss | options with their defaults |", "|---|---|---|---|", *rows])
+    rows = [
+        f"| [`{name}`](docs/methods.md#{name}) | {_describe_teacher(method)} | {method.doc} |"
+        for name, method in losses.METHODS.items()
+    ]
+    return "\n".join(["| method | teacher | loss |", "|---|---|---|", *rows])
+
+
+def _method_reference() -> str:
+    """A section for each method: its formula, options, what it needs of the teacher, and where it comes from."""
+    return "\n\n".join(_describe_method(name, method) for name, method in losses.METHODS.items())
+
+
+def _describe_method(name: str, method: losses.Method) -> str:
+    parts = [f"## {name}", f"{method.doc[0].upper()}{method.doc[1:]}.", f"```text\n{method.formula}\n```"]
+    if method.options:
+        rows = [
+            f"| `{option}` | {key.default_text()} | {_describe_values(key)} | {key.doc} |"
+            for option, key in ((option, fields.option_key(facts)) for option, facts in method.options.items())
+        ]
+        parts.append("\n".join(["| option | default | values | meaning |", "|---|---|---|---|", *rows]))
+    needs = " and ".join(method.needs(method.defaults()))
+    teacher = f"{needs}, {_describe_teacher(method)}" if needs else "none"
+    lines = [f"- Teacher: {teacher}", f"- Trained parameters of its own: {'yes' if method.has_parameters else 'no'}"]
+    lines.append(f"- Source: {method.source}")
+    if method.variant:
+        lines.append(f"- Paper and code: {method.variant}")
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _describe_values(key: Key) -> str:
+    """What an option may be."""
+    schema = key.value_type.schema()
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if schema["type"] == "boolean":
+        return "true, false"
+    kind = "whole numbers" if schema["type"] == "integer" else "numbers"
+    start = f"above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else f"from {schema['minimum']:g}"
+    return f"{kind} {start}" + (f" to {schema['maximum']:g}" if schema["maximum"] < 1e9 else "")
 
 
 def _column_table(columns: Mapping[str, tuple[str, str]]) -> str:
@@ -126,6 +168,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "teacher-keys": lambda: _key_table(fields.TEACHER_KEYS),
     "resource-keys": lambda: _key_table(fields.RESOURCE_KEYS),
     "methods": _method_table,
+    "method-reference": _method_reference,
     "optimizers": lambda: _choice_table("optimizer", OPTIMIZERS),
     "schedules": lambda: _choice_table("schedule", SCHEDULES),
     "metrics": _metric_table,

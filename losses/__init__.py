@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class Option:
     """An option of an entry: one of `choices`, or a number from `least` (or above it, if `exclusive`) to `most`.
 
-    It is an integer where its default is one.
+    It is true or false where its default is, and an integer where its default is one.
     """
 
-    default: float | str
+    default: float | str | bool
     doc: str
     choices: tuple[str, ...] = ()
     least: float = 0.0
@@ -26,7 +26,7 @@ class Option:
     exclusive: bool = False
 
 
-Options = Mapping[str, float | str]
+Options = Mapping[str, float | str | bool]
 
 
 class Widths(Protocol):
@@ -42,7 +42,11 @@ class Widths(Protocol):
 
 
 def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
-    if options["match"] != "pooled" or student.pooled == teacher.pooled:
+    if options["match"] != "pooled":
+        return ""
+    if options["standardize"]:
+        return "standardize is for logits, and match: pooled compares other outputs; remove one of the two"
+    if student.pooled == teacher.pooled:
         return ""
     return (
         f"match: pooled compares their pooled features one by one, and there are {student.pooled} of the student's "
@@ -65,6 +69,9 @@ class Method:
     where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. One that
     `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher. `mismatch`
     states why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
+
+    The docs print the rest: the `formula` of the loss in plain text, with the names of the options; the `source`, like
+    `arXiv 1503.02531`; and where the published code differs from the paper, which of the two this is (`variant`).
     """
 
     builder: str
@@ -73,34 +80,68 @@ class Method:
     needs: Callable[[Options], tuple[str, ...]]
     has_parameters: bool = False
     mismatch: Callable[[Options, Widths, Widths], str] = lambda options, student, teacher: ""
+    formula: str = field(kw_only=True)
+    source: str = field(kw_only=True)
+    variant: str = field(default="", kw_only=True)
 
     @property
     def has_teacher(self) -> bool:
         """Whether the method needs a teacher."""
         return bool(self.needs(self.defaults()))
 
-    def defaults(self) -> dict[str, float | str]:
+    def defaults(self) -> dict[str, float | str | bool]:
         """Every option at its default."""
         return {name: option.default for name, option in self.options.items()}
 
 
+_CE_WEIGHT = Option(1.0, "weight of the cross-entropy")
+_TEMPERATURE = Option(4.0, "T: what both sets of logits are divided by", exclusive=True)
+_STANDARDIZE = Option(
+    False,
+    "compare standardised logits, (z - mean(z)) / (1e-7 + std(z)) over the classes of each image, of both models; the "
+    "cross-entropy is that of the logits themselves (arXiv 2403.01427)",
+)
+
+
+def _needs_logits(options: Options) -> tuple[str, ...]:
+    return ("logits",)
+
+
 METHODS: Mapping[str, Method] = {
-    "base": Method("orchestrator.losses.logits:Base", "cross-entropy alone, no teacher", {}, lambda options: ()),
+    "base": Method(
+        "orchestrator.losses.logits:Base",
+        "cross-entropy alone, no teacher",
+        {},
+        lambda options: (),
+        formula="CE(z, y)",
+        source="the usual loss of classification",
+    ),
     "logit": Method(
         "orchestrator.losses.logits:Logit",
         "cross-entropy + mean squared difference to the teacher's logits (arXiv 1312.6184)",
         {
             "ce_weight": Option(1.0, "weight of the cross-entropy; 0 is pure regression on the teacher"),
             "match": Option("logits", "what is compared with the teacher's", choices=("logits", "pooled")),
+            "standardize": _STANDARDIZE,
         },
         lambda options: (str(options["match"]),),
         mismatch=_pooled_mismatch,
+        formula="ce_weight * CE(z, y) + mean over images and classes of (z - v)^2",
+        source="arXiv 1312.6184",
+        variant="The paper has no cross-entropy, which is ce_weight: 0.",
     ),
     "st": Method(
         "orchestrator.losses.logits:SoftTarget",
         "cross-entropy + T²·KL(teacher ‖ student) at temperature T (arXiv 1503.02531)",
-        {"temperature": Option(4.0, "T: what both sets of logits are divided by", exclusive=True)},
-        lambda options: ("logits",),
+        {
+            "temperature": _TEMPERATURE,
+            "ce_weight": _CE_WEIGHT,
+            "weight": Option(1.0, "weight of the divergence"),
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + weight * T^2 * KL(softmax(v / T) || softmax(z / T))\nT = temperature",
+        source="arXiv 1503.02531",
     ),
     "fitnet": Method(
         "orchestrator.losses.fitnet:FitNet",
@@ -112,11 +153,16 @@ METHODS: Mapping[str, Method] = {
         lambda options: ("maps",),
         has_parameters=True,
         mismatch=_stage_mismatch,
+        formula="CE(z, y) + weight * mean of (r(student's map) - teacher's map)^2\n"
+        "r = ReLU(BatchNorm(1x1 convolution)), of the stage's maps",
+        source="arXiv 1412.6550",
+        variant="The paper trains the student on the hint first, and then on the labels. The field's code trains on "
+        "both at once, and so does kdctl.",
     ),
 }
 
 
-def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options: float | str) -> Loss:
+def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options: float | str | bool) -> Loss:
     """The loss of a method; options that are not given are at their defaults.
 
     `shapes` are those of student and teacher, which a method with parameters needs; these are drawn from torch's global

@@ -70,8 +70,14 @@ class Shapes(NamedTuple):
 class Loss(Protocol):
     """Maps a batch's outputs of student and teacher, and its labels [B] (int64), to `LossTerms`.
 
-    A loss with parameters of its own is an `nn.Module`: they are trained with the student's and go into checkpoints.
+    `ce` is the cross-entropy of the student's logits, `kd` the teacher's term with its weight, and `total` is
+    ce_weight·ce + kd. A loss with parameters of its own is an `nn.Module`: they are trained with the student's and go
+    into checkpoints.
     """
+
+    @property
+    def ce_weight(self) -> float:
+        """The weight of the cross-entropy."""
 
     def __call__(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress

@@ -16,6 +16,8 @@ class FitNet(nn.Module):
     from 1, and 0 is the stem; both models have it, see `METHODS`.
     """
 
+    ce_weight = 1.0
+
     def __init__(self, student: Shapes, teacher: Shapes, *, weight: float, stage: int) -> None:
         super().__init__()
         self.weight = weight

@@ -1,8 +1,9 @@
-"""Losses on logits and pooled features, which a table of teacher outputs can serve."""
+"""Losses that compare logits (or pooled features) by their values, which a table of teacher outputs can serve."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,8 @@ from orchestrator.losses.base import LossTerms, Progress, StudentOutputs, Teache
 class Base:
     """Cross-entropy with the labels."""
 
+    ce_weight: ClassVar[float] = 1.0
+
     def __call__(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
     ) -> LossTerms:
@@ -21,36 +24,74 @@ class Base:
         return LossTerms(ce, ce, None)
 
 
-@dataclass(frozen=True)
-class Logit:
+@dataclass(frozen=True, kw_only=True)
+class LogitsLoss:
+    """ce_weight · cross-entropy + what `compare` says of the logits of student and teacher.
+
+    With `standardize` the comparison sees standardised logits (Sun et al., arXiv 2403.01427); the cross-entropy is
+    always that of the logits themselves.
+    """
+
+    ce_weight: float = 1.0
+    standardize: bool = False
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """The teacher's term with its weight: a scalar, from the logits [B, C] of student and teacher."""
+        raise NotImplementedError
+
+    def __call__(
+        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+    ) -> LossTerms:
+        ce = F.cross_entropy(student.logits, labels)
+        pair = student.logits, teacher.logits
+        own, taught = map(standardized, pair) if self.standardize else pair
+        kd = self.compare(own, taught, labels, progress)
+        return LossTerms(self.ce_weight * ce + kd, ce, kd)
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Each image's logits with mean 0 and standard deviation 1 over the classes."""
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (logits.std(1, keepdim=True) + 1e-7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logit(LogitsLoss):
     """ce_weight · cross-entropy + mean((student − teacher)²) over images and entries (Ba & Caruana, arXiv 1312.6184).
 
     The logits are compared, or with `match="pooled"` the average-pooled features.
     """
 
-    ce_weight: float = 1.0
     match: str = "logits"
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """The mean squared difference."""
+        return F.mse_loss(student, teacher)
 
     def __call__(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
     ) -> LossTerms:
+        if self.match == "logits":
+            return super().__call__(student, labels, teacher, progress)
         ce = F.cross_entropy(student.logits, labels)
-        kd = F.mse_loss(getattr(student, self.match), getattr(teacher, self.match))
+        kd = self.compare(student.pooled, teacher.pooled, labels, progress)
         return LossTerms(self.ce_weight * ce + kd, ce, kd)
 
 
-@dataclass(frozen=True)
-class SoftTarget:
-    """Cross-entropy + T²·KL(teacher ‖ student) at temperature T, batch mean (Hinton et al., arXiv 1503.02531)."""
+@dataclass(frozen=True, kw_only=True)
+class SoftTarget(LogitsLoss):
+    """ce_weight · cross-entropy + weight · T²·KL(teacher ‖ student) at temperature T (Hinton et al., arXiv 1503.02531).
 
+    The divergence is a mean over the batch.
+    """
+
+    weight: float = 1.0
     temperature: float = 4.0
 
-    def __call__(
-        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
-    ) -> LossTerms:
-        ce = F.cross_entropy(student.logits, labels)
-        log_student = F.log_softmax(student.logits / self.temperature, dim=1)
-        log_teacher = F.log_softmax(teacher.logits / self.temperature, dim=1)
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """The weighted divergence."""
+        log_student = F.log_softmax(student / self.temperature, dim=1)
+        log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
+        divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         # T² keeps the gradient's size as T grows, section 2 of the paper.
-        kd = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * self.temperature**2
-        return LossTerms(ce + kd, ce, kd)
+        return divergence * (self.weight * self.temperature**2)

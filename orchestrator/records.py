@@ -80,15 +80,15 @@ class TrialConfig:
     limit_train: int | None
     limit_test: int | None
     holdout: int
-    options: tuple[tuple[str, float | str], ...] = ()
+    options: tuple[tuple[str, float | str | bool], ...] = ()
     teacher: TrialConfig | None = None
     teacher_cache: str | None = None
     weights: str | None = None
     folder: Dataset | None = field(default=None, metadata=OMIT_DEFAULT)
     optimizer: str = field(default="sgd", metadata=OMIT_DEFAULT)
-    optimizer_options: tuple[tuple[str, float | str], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    optimizer_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
     schedule: str = field(default="steps", metadata=OMIT_DEFAULT)
-    schedule_options: tuple[tuple[str, float | str], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    schedule_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
@@ -117,8 +117,6 @@ class TrialConfig:
 def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
     always = _OPTIONS_OF_VERSION_2.get(method, ())
-    if all(name in always for name in options):  # as in every study so far: plans have thousands of trials
-        return dict(options)
     facts = losses.METHODS.get(method)
     defaults = facts.defaults() if facts else {}
     return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}

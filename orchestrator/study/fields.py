@@ -130,11 +130,16 @@ class Selection:
     """An entry of a table by its name, with the options that the study file gives it."""
 
     name: str
-    options: tuple[tuple[str, float | str], ...] = ()
+    options: tuple[tuple[str, float | str | bool], ...] = ()
 
     def __str__(self) -> str:
-        options = ",".join(f"{name}={value}" for name, value in self.options)
+        options = ",".join(f"{name}={_option_text(value)}" for name, value in self.options)
         return f"{self.name}:{options}" if options else self.name
+
+
+def _option_text(value: float | str | bool) -> str:
+    """A value as a study file has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Entry(Protocol):
@@ -319,6 +324,8 @@ def option_key(option: Option) -> Key:
     """The key of an option: its type, meaning and default."""
     if option.choices:
         return Key(Choice(option.choices), option.doc, option.default)
+    if isinstance(option.default, bool):
+        return Key(Boolean(), option.doc, option.default)
     if isinstance(option.default, int):
         return Key(Integer(int(option.least), int(option.most)), option.doc, option.default)
     return Key(Number(option.least, option.most, exclusive=option.exclusive), option.doc, option.default)

@@ -271,14 +271,16 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
     )
 
 
-def _resolve_options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str], ...]:
+def _resolve_options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str | bool], ...]:
     """Every option of a method, given under its name or next to `method`, or its default."""
     options = losses.METHODS[method.name].defaults()
     options |= {name: settings[name] for name in options if name in settings and name in fields.OPTION_KEYS}
     return tuple(sorted((options | dict(method.options)).items()))
 
 
-def _drop_defaults(selection: Selection, known: Mapping[str, losses.Option]) -> tuple[tuple[str, float | str], ...]:
+def _drop_defaults(
+    selection: Selection, known: Mapping[str, losses.Option]
+) -> tuple[tuple[str, float | str | bool], ...]:
     """The options that do not have their defaults."""
     return tuple((name, value) for name, value in selection.options if value != known[name].default)
 

@@ -12,7 +12,7 @@ from orchestrator.losses import Option
 def build_entry(
     builder: str,
     options: Mapping[str, Option],
-    given: Iterable[tuple[str, float | str]],
+    given: Iterable[tuple[str, float | str | bool]],
     *arguments: Any,
     **settings: Any,
 ) -> Any:

@@ -138,7 +138,7 @@ def variants() -> list[Any]:
         found.append(pytest.param(method, {}, id=method))
         for name, option in facts.options.items():
             numbers = (1, 2) if isinstance(option.default, int) else (option.least + option.exclusive / 2, 2.5)
-            values = option.choices or numbers
+            values = option.choices or ((False, True) if isinstance(option.default, bool) else numbers)
             found += [pytest.param(method, {name: value}, id=f"{method}-{name}={value}") for value in values]
     return found
 
@@ -170,11 +170,13 @@ class TestContract:
 
     def test_total_is_the_stated_combination(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch()
-        total, ce, kd = build(method, **options)(student, labels, teacher, NOWHERE)
+        loss = build(method, **options)
+        total, ce, kd = loss(student, labels, teacher, NOWHERE)
+        assert loss.ce_weight == {**losses.METHODS[method].defaults(), **options}.get("ce_weight", 1.0)
         assert all(term.shape == () for term in (total, ce))
         torch.testing.assert_close(ce, F.cross_entropy(student.logits, labels))
         assert (kd is not None) == losses.METHODS[method].has_teacher
-        torch.testing.assert_close(total, options.get("ce_weight", 1.0) * ce + (0.0 if kd is None else kd))
+        torch.testing.assert_close(total, loss.ce_weight * ce + (0.0 if kd is None else kd))
 
     def test_kd_is_zero_for_the_teacher_itself_and_else_above(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch()
@@ -183,7 +185,7 @@ class TestContract:
             itself = loss(Student(teacher.logits, teacher.pooled), labels, teacher, NOWHERE).kd
             other = loss(student, labels, teacher, NOWHERE).kd
             assert itself is not None and abs(itself.item()) < 1e-12
-            assert other is not None and other.item() > 1e-3
+            assert other is not None and (other.item() > 1e-3 or options.get("weight") == 0)
 
     def test_gradient(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch()
@@ -246,6 +248,47 @@ def test_fitnet_counts_stages_from_1_after_the_stem() -> None:
         assert (loss.regressor[0].in_channels, loss.regressor[0].out_channels) == widths
 
 
+def test_standardized_logits_by_hand() -> None:
+    # Both have mean 0 and deviation 1 over the classes: (−1, 0, 1) and (1, 0, −1), whatever their size and mean were.
+    # The differences are −2, 0, 2, the mean of their squares 8/3; the cross-entropy is that of the raw (0, 9, 18).
+    logits, taught = tensor((0, 9, 18)), tensor((7, 5, 3))
+    terms = losses.build("logit", standardize=True)(
+        Student(logits), torch.tensor([2]), TeacherOutputs(logits=taught), NOWHERE
+    )
+    ce = math.log1p(math.exp(-9) + math.exp(-18))
+    assert numbers(terms) == pytest.approx((ce + 8 / 3, ce, 8 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
+def test_standardized_logits_of_any_size_are_finite(scale: float) -> None:
+    student, labels, teacher = random_batch()
+    logits = (scale * student.logits).float().requires_grad_()
+    total = losses.build("st", standardize=True)(Student(logits), labels, teacher, NOWHERE).total
+    total.backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and total.isfinite()
+
+
+def test_pooled_features_cannot_be_standardized() -> None:
+    mismatch = losses.METHODS["logit"].mismatch
+    assert "remove one of the two" in mismatch({"match": "pooled", "standardize": True}, *SHAPES)
+    assert mismatch({"match": "logits", "standardize": True}, *SHAPES) == ""
+
+
+def test_weights_of_both_terms() -> None:
+    student, labels, teacher = random_batch()
+    plain = losses.build("st")(student, labels, teacher, NOWHERE)
+    weighted = losses.build("st", ce_weight=0.1, weight=0.9)(student, labels, teacher, NOWHERE)
+    assert plain.kd is not None
+    assert numbers(weighted)[1:] == approx(plain.ce.item(), 0.9 * plain.kd.item())
+    assert weighted.total.item() == pytest.approx(0.1 * plain.ce.item() + 0.9 * plain.kd.item(), rel=1e-9)
+
+
+def test_the_docs_can_say_where_each_method_comes_from() -> None:
+    for name, facts in losses.METHODS.items():
+        assert facts.formula and facts.source, name
+        assert all(option in facts.formula for option in facts.options if option.endswith("weight")), name
+
+
 def test_fitnet_needs_its_stage_in_both_models() -> None:
     mismatch = losses.METHODS["fitnet"].mismatch
     assert mismatch({"stage": 2}, *SHAPES) == ""
@@ -265,8 +308,8 @@ def test_an_output_that_is_not_needed_is_not_there() -> None:
 def test_defaults_are_those_of_the_design() -> None:
     assert {name: facts.defaults() for name, facts in losses.METHODS.items()} == {
         "base": {},
-        "logit": {"ce_weight": 1.0, "match": "logits"},
-        "st": {"temperature": 4.0},
+        "logit": {"ce_weight": 1.0, "match": "logits", "standardize": False},
+        "st": {"temperature": 4.0, "ce_weight": 1.0, "weight": 1.0, "standardize": False},
         "fitnet": {"weight": 100.0, "stage": 2},
     }
 
@@ -277,7 +320,7 @@ def test_unknown_method() -> None:
 
 
 def test_unknown_option() -> None:
-    with pytest.raises(ValueError, match="'st' has no option alpha, temp; it has temperature"):
+    with pytest.raises(ValueError, match="'st' has no option alpha, temp; it has temperature, ce_weight"):
         losses.build("st", temp=1.0, alpha=2.0, temperature=4.0)
 
 

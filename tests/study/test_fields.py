@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema  # Ray depends on it
 import pytest
 
+from orchestrator.losses import Option
 from orchestrator.study import document, fields
 from orchestrator.study.fields import (
     Boolean,
@@ -179,3 +180,11 @@ def test_no_two_tables_mean_different_things_by_one_key() -> None:
 )
 def test_the_nearest_word(got: object, wanted: str) -> None:
     assert nearest(got, ["lr", "epochs", "momentum"]) == wanted
+
+
+def test_an_option_with_a_truth_for_its_default_is_true_or_false() -> None:
+    key = fields.option_key(Option(False, "whether"))
+    assert key.value_type == Boolean() and key.default_text() == "false"
+    assert str(fields.Selection("st", (("standardize", True), ("temperature", 2.0)))) == (
+        "st:standardize=true,temperature=2.0"
+    )

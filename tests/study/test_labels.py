@@ -57,6 +57,7 @@ SLOW = replace(TEACHER, lr=0.05)
         (DEFAULT, "base"),
         (student(), "st"),
         (student(teacher=SLOW, lr=0.05, options=(("temperature", 2.0),)), "st temperature=2 lr=0.05"),
+        (student(options=(("standardize", True),)), "st standardize=true"),
         (student("logit", HALF, options=POOLED, epochs=60, milestones=(30, 45)), "logit match=pooled epochs=60"),
         (student(lr=0.05), "st lr=0.05 teacher.lr=0.1"),
         (student(teacher=HALF), "st teacher.epochs=60"),
@@ -106,11 +107,13 @@ TRAINING: dict[str, st.SearchStrategy[Any]] = {
     "holdout": st.sampled_from([0, 1]),
 }
 MILESTONES = st.sampled_from([None, (), (30,), (30, 45), (50, 75), (100, 150)])
-VALUES = {
-    "ce_weight": st.sampled_from([0.0, 1.0]), "match": st.sampled_from(["logits", "pooled"]),
-    "temperature": st.sampled_from([1.0, 2.5, 4.0]), "weight": st.sampled_from([1.0, 100.0]),
-    "stage": st.integers(1, 3),
-}  # fmt: skip
+
+
+def values(option: losses.Option) -> st.SearchStrategy[Any]:
+    """Some values of an option, its default among them."""
+    if option.choices or isinstance(option.default, bool):
+        return st.sampled_from(option.choices or (False, True))
+    return st.sampled_from([option.default, 1, 3] if isinstance(option.default, int) else [option.default, 1.0, 2.5])
 
 
 NO_MILESTONES = {"milestones": (), "gamma": 1.0}
@@ -142,7 +145,7 @@ def settings(draw: st.DrawFn) -> TrialConfig:
     method = draw(st.sampled_from(sorted(losses.METHODS)))
     if method == "base":
         return config
-    options = tuple((name, draw(VALUES[name])) for name, _ in OPTIONS[method])
+    options = tuple((name, draw(values(losses.METHODS[method].options[name]))) for name, _ in OPTIONS[method])
     file = from_file(limit_test=draw(TRAINING["limit_test"]))
     teacher = replace(draw(st.one_of(trained(), st.just(config), st.just(file))), student="resnet_32_110")
     cache = draw(st.sampled_from(["auto", "live", "table"]))

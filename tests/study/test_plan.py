@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import codec, losses
-from orchestrator.records import State, TableKey
+from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields
 from orchestrator.study.plan import Plan, PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
@@ -182,7 +182,7 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_study_key_has_a_change() -> None:
-    assert set(CHANGES) | {"temperature", "weight", "stage"} == set(fields.EXPERIMENT_KEYS)
+    assert set(CHANGES) | set(fields.OPTION_KEYS) == set(fields.EXPERIMENT_KEYS)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -205,11 +205,19 @@ def test_methods_with_their_options_are_an_axis(plan_of: Planner) -> None:
         STUDENT | {"method": ["logit", {"st": {"temperature": {"grid": [2, 8]}}}, {"logit": {"ce_weight": 0}}]}
     )
     assert [(trial.config.method, dict(trial.config.options)) for trial in students(plan)] == [
-        ("logit", {"ce_weight": 1.0, "match": "logits"}),
-        ("st", {"temperature": 2.0}),
-        ("st", {"temperature": 8.0}),
-        ("logit", {"ce_weight": 0.0, "match": "logits"}),
+        ("logit", losses.METHODS["logit"].defaults()),
+        ("st", {**losses.METHODS["st"].defaults(), "temperature": 2.0}),
+        ("st", {**losses.METHODS["st"].defaults(), "temperature": 8.0}),
+        ("logit", {**losses.METHODS["logit"].defaults(), "ce_weight": 0.0}),
     ]
+
+
+def test_an_option_that_is_true_makes_another_trial(plan_of: Planner) -> None:
+    plan = plan_of(STUDENT | {"method": [{"st": {"standardize": [False, True]}}, "st"]})
+    plain, standardized = students(plan)  # the third is the first
+    assert dict(standardized.config.options)["standardize"] is True
+    assert plain.trial_id != standardized.trial_id
+    assert codec.decode(TrialConfig, json.loads(json.dumps(codec.encode(standardized.config)))) == standardized.config
 
 
 def test_no_key_of_the_recipe_is_an_option_of_its_name(plan_of: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +252,7 @@ def test_a_cosine_has_no_milestones(plan_of: Planner) -> None:
 
 def test_a_temperature_changes_its_trial(plan_of: Planner) -> None:
     plan = plan_of(STUDENT | {"method": "st", "temperature": [4, 2]})
-    assert [dict(trial.config.options) for trial in students(plan)] == [{"temperature": 4.0}, {"temperature": 2.0}]
+    assert [dict(trial.config.options)["temperature"] for trial in students(plan)] == [4.0, 2.0]
 
 
 @pytest.mark.parametrize("name", fields.RECIPE_KEYS)
