@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class LossTerms(NamedTuple):
@@ -82,3 +83,9 @@ class Loss(Protocol):
     def __call__(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
     ) -> LossTerms: ...
+
+
+def with_cross_entropy(student: StudentOutputs, labels: Tensor, kd: Tensor) -> LossTerms:
+    """The terms of a loss that is cross-entropy + `kd`."""
+    ce = F.cross_entropy(student.logits, labels)
+    return LossTerms(ce + kd, ce, kd)

@@ -29,7 +29,7 @@ from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import no_teacher
+from orchestrator.teachers.outputs import LiveTeacher, no_teacher
 from orchestrator.training import loop, state
 from orchestrator.training.batches import Batch, EpochBatches
 from orchestrator.training.evaluation import evaluate
@@ -269,6 +269,29 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
         torch.testing.assert_close(trained, wanted)
 
 
+@pytest.mark.parametrize("method", losses.METHODS)
+def test_every_method_trains(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
+    # The teacher is wider than the student where the method allows it, and the last batch has one image.
+    facts, options = losses.METHODS[method], losses.METHODS[method].defaults()
+    config = make_config(method=method, options=tuple(sorted(options.items())), lr=1e-3, limit_train=49, batch_size=16)
+    student = models.widths(config.student)
+    name = next(name for name in ("wrn_10_2", "wrn_10_1") if not facts.mismatch(options, student, models.widths(name)))
+    widths = models.widths(name)
+    shapes = Shapes(10, student.pooled, student.maps), Shapes(10, widths.pooled, widths.maps)
+    loss = build_seeded(partial(losses.build, method, shapes, **options), config.seed, CPU, LOSS)
+    taught = build_seeded(lambda: models.build(name, 10), 1, CPU).eval()
+    course = TrainingState.start(fresh(config), loss, config)
+    before = {
+        name: parameter.clone() for module in course.modules.values() for name, parameter in module.named_parameters()
+    }
+    teacher = LiveTeacher(taught, facts.needs(options)) if facts.has_teacher else no_teacher
+    (record,) = loop.train(course, load(config, digits_storage), config, teacher)
+    assert math.isfinite(record.train_loss)
+    assert (record.kd_loss is not None) == facts.has_teacher
+    after = {name: parameter for module in course.modules.values() for name, parameter in module.named_parameters()}
+    assert [name for name, parameter in after.items() if torch.equal(parameter, before[name])] == []
+
+
 # Stopped, and gone on with.
 
 
@@ -363,6 +386,7 @@ WAYS: dict[str, dict[str, object]] = {
     "one batch, with a teacher": {"batch_size": 64, "method": "logit"},
     "even batches, held-out images": {"batch_size": 16, "holdout": 16},
     "a loss with parameters": {"batch_size": 24, "method": "fitnet", "options": (("stage", 3), ("weight", 1.0))},
+    "a loss with parameters of many kinds": {"batch_size": 24, "method": "vid", "options": (("weight", 1.0),)},
     "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
     "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
     "all of it, and more": {
