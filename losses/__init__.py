@@ -92,9 +92,9 @@ def _needs_pooled(options: Options) -> tuple[str, ...]:
 class Method:
     """A way to train a student.
 
-    `needs` tells from the options which outputs of the teacher it uses: some of `logits`, `pooled` and `maps`, or none
-    where there is no teacher. `builder` is `module:attribute`, called with the options as keywords. One that
-    `has_parameters` is an `nn.Module`, and its builder is also given the `Shapes` of student and teacher. `mismatch`
+    `needs` returns which outputs of the teacher it uses with given options: some of `logits`, `pooled` and `maps`, or
+    none if it has no teacher. `builder` is `module:attribute`, called with the options as keywords. A loss that
+    `has_parameters` is an `nn.Module`, and its builder also gets the `Shapes` of student and teacher. `mismatch`
     states why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
 
     The docs print the rest: the `formula` of the loss in plain text, with the names of the options; the `source`, like

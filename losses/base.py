@@ -1,4 +1,4 @@
-"""What every loss is built with, maps from, and maps to."""
+"""The types that losses take and return."""
 
 from __future__ import annotations
 

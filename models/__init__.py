@@ -66,7 +66,7 @@ class ModelName:
         return family.fill(family.variant, self.numbers)
 
 
-@lru_cache(1024)  # a status view asks for the same few names again and again
+@lru_cache(1024)  # a status view parses the same few names again and again
 def parse(name: str) -> ModelName:
     """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
     for key, family in FAMILIES.items():
@@ -104,7 +104,7 @@ def widths(name: str) -> Widths:
 
 
 def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
-    """What one forward pass of one image of `side`² pixels costs, in multiply-accumulate operations.
+    """The cost of one forward pass of one image of `side`² pixels, in multiply-accumulate operations.
 
     Convolutions and linear layers count. Raises ValueError for an unknown name.
     """
@@ -127,7 +127,7 @@ def deeper(name: str, blocks: int) -> str | None:
 
 
 def describe() -> str:
-    """Every name that there is, for messages and docs, like `resnet_32_D with D = 6n+2`."""
+    """The form of every name, for messages and docs, like `resnet_32_D with D = 6n+2`."""
     return ", or ".join(family.describe() for family in FAMILIES.values())
 
 

@@ -70,7 +70,7 @@ def classify(features: Tensor, linear: nn.Linear, maps: tuple[Tensor, ...]) -> O
 
 
 def fold_norm(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Conv2d, nn.Identity]:
-    """A convolution that includes the batch norm after it, and an identity for the norm's place."""
+    """A convolution that includes the batch norm after it, and an identity that replaces the norm."""
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     return fuse_conv_bn_eval(convolution, norm), nn.Identity()
 

@@ -19,7 +19,7 @@ class Widths(NamedTuple):
 class Number:
     """A number in a model's name: `letter` stands for it in the name's form, `word` in messages.
 
-    Allowed are `least`, `least + step`, … up to `most`; `rule` says the same as a formula, like `6n+2`.
+    Allowed are `least`, `least + step`, … up to `most`; `rule` states the same as a formula, like `6n+2`.
     """
 
     letter: str

@@ -51,9 +51,8 @@ class _Stage(nn.Module):
 class WideResNet(Classifier):
     """Depth 6n+4 and width K: a 3×3 stem, three stages of n blocks with 16K, 32K and 64K channels, one linear layer.
 
-    Batch norm, ReLU and global average pooling stand before the linear layer; `maps` are the outputs of the
-    stem and the stages before them. Modules are named as in RepDistiller and mdistiller, so that weights files from
-    there fit.
+    Batch norm, ReLU and global average pooling come before the linear layer; `maps` are the outputs of the stem and the
+    stages, before these. Modules are named as in RepDistiller and mdistiller, so that weights files from there fit.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:

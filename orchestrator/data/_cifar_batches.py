@@ -1,4 +1,4 @@
-"""The batches of CIFAR in torchvision's layout, which are pickles: read without running anything that they name."""
+"""Reads the batches of CIFAR in torchvision's layout, which are pickles, without running anything that they name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.data.order import Labels, Pixels
 
 
 class _Part:
-    """Stands where a batch asks for something of NumPy: takes down what it is made of, and runs nothing of NumPy."""
+    """Replaces the NumPy objects in a batch: records their arguments and state, and runs no code of NumPy."""
 
     def __init__(self, *args: object) -> None:
         self.args = args
@@ -23,32 +23,32 @@ class _Part:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """An unpickler that can make plain values and `_Part`s, so that no file can have it run anything."""
+    """An unpickler that can create only plain values and `_Part`s, so that no file can run code."""
 
-    # What the published files name; Python 2 wrote them with a NumPy of before 2.0.
+    # The names in the published files; Python 2 wrote them, with a NumPy older than 2.0.
     admitted = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
 
     def find_class(self, module: str, name: str) -> type[_Part]:
         """The stand-in for one of the admitted names. Raises UnpicklingError for all others."""
         if (module, name) in self.admitted:
             return _Part
-        raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'!r}, which no batch needs and kdctl never loads")
+        raise pickle.UnpicklingError(f"it names {f'{module}.{name}'!r}, which no batch needs and kdctl never loads")
 
 
 def parse_batch(raw: bytes, width: int) -> tuple[Pixels, Labels]:
-    """The images of a batch, [N, width], and their labels. Raises an error of some type where it is something else."""
-    return _rows_of(_unpickle(raw), width)
+    """The images of a batch, [N, width], and their labels. Raises an error of any type for anything else."""
+    return _read_rows(_unpickle(raw), width)
 
 
 def _unpickle(raw: bytes) -> object:
-    for opcode, argument, _ in pickletools.genops(raw):  # also that every length in it is that of the file
-        # The unpickler makes room for as many objects as the largest number says that it is told to keep one under.
+    for opcode, argument, _ in pickletools.genops(raw):  # this also checks that every length in it fits the file
+        # The unpickler allocates a list as long as the largest number under which an object is stored.
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument not in range(len(raw)):
-            raise pickle.UnpicklingError(f"it keeps an object under the number {argument}")
+            raise pickle.UnpicklingError(f"it stores an object under the number {argument}")
     return _BatchUnpickler(io.BytesIO(raw), encoding="bytes").load()
 
 
-def _rows_of(batch: object, width: int) -> tuple[Pixels, Labels]:
+def _read_rows(batch: object, width: int) -> tuple[Pixels, Labels]:
     if not isinstance(batch, dict):
         raise ValueError(f"found {type(batch).__name__}, expected a dict")
     match batch.get(b"data"):
@@ -57,7 +57,7 @@ def _rows_of(batch: object, width: int) -> tuple[Pixels, Labels]:
                 raise ValueError(f"found an array of shape {(count, found)}, expected rows of {width:,}")
             rows = np.frombuffer(pixels, np.uint8).reshape((count, width), order="F" if by_column else "C")
         case _:
-            raise ValueError("its data is not a whole array of bytes with two axes")
+            raise ValueError("its data is not a complete array of bytes with two axes")
     labels = batch.get(b"labels", batch.get(b"fine_labels"))
     if not isinstance(labels, list) or any(type(label) is not int for label in labels):
         raise ValueError("its labels are not a list of whole numbers")

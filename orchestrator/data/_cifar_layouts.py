@@ -1,4 +1,4 @@
-"""Where a data folder holds CIFAR, in any of the layouts that people have. Only names are looked at here."""
+"""Finds CIFAR in a data folder, in any of the layouts that people have. Only looks at names, not at images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from orchestrator.data.order import SPLITS
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the files of one of the two datasets are called and made up, but for what torchvision knows of its own."""
+    """The names and the structure of the files of one dataset, except what torchvision itself knows."""
 
     builder: str  # torchvision's class
     python: str  # the folder of its batches
     binary: str  # the folder of the binary version
-    archives: str  # what the names of both archives begin with
+    archives: str  # the beginning of the names of both archives
     binary_files: Mapping[str, Sequence[str]]  # those of the binary version, by split
-    binary_labels: int  # bytes before an image of that; the last is the label, for CIFAR-100 the fine one
-    columns: Sequence[str]  # that may hold the labels in Parquet, the best first
+    binary_labels: int  # bytes before each image in these files; the last is the label, for CIFAR-100 the fine label
+    columns: Sequence[str]  # that may contain the labels in Parquet, in order of preference
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -45,43 +45,43 @@ LAYOUTS: Mapping[str, Layout] = {
         ("fine_label", "fine_labels", "label", "labels"),
     ),
 }
-_SUFFIXES = (".tar.gz", ".tgz", ".tar")  # the last is what some browsers make of the first
+_SUFFIXES = (".tar.gz", ".tgz", ".tar")  # some browsers turn the first into the last
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A dataset as some folder or archive holds it. `lacks` says what is missing, as far as names tell."""
+    """A copy of a dataset in a folder or archive. `lacks` describes what is missing, judging by file names alone."""
 
     kind: str  # parquet, python or binary
-    place: Path
+    path: Path  # a folder or an archive
     shards: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # of Parquet, by split
     lacks: str = ""
 
     def __str__(self) -> str:
         if self.kind == "parquet":
             counts = " and ".join(f"{len(self.shards[split])} {split}" for split in SPLITS)
-            return f"Parquet in {self.place} ({counts} shards)"
-        return f"the {self.kind} version in {self.place}"
+            return f"Parquet in {self.path} ({counts} shards)"
+        return f"the {self.kind} version in {self.path}"
 
 
 def find(name: str, folder: Path) -> list[Copy]:
-    """Every copy of a dataset that a folder seems to hold, the handiest first."""
+    """Finds every copy of a dataset that a folder seems to contain, complete copies first."""
     layout = LAYOUTS[name]
     named = [("python", layout.python), ("binary", layout.binary)]
-    copies = list(_parquet(name, folder))
-    with suppress(OSError):  # a folder that nobody may read has nothing for us
-        copies += [Copy(kind, place) for kind, part in named for place in _find_below(name, folder, part, Path.is_dir)]
+    copies = list(_find_parquet(name, folder))
+    with suppress(OSError):  # a folder that cannot be read contains no copy
+        copies += [Copy(kind, path) for kind, part in named for path in _find_below(name, folder, part, Path.is_dir)]
         for kind, _ in named:
             for suffix in _SUFFIXES:
                 archive = f"{layout.archives}-{kind}{suffix}"
-                copies += [Copy(kind, place) for place in _find_below(name, folder, archive, Path.is_file)]
+                copies += [Copy(kind, path) for path in _find_below(name, folder, archive, Path.is_file)]
     return sorted(copies, key=lambda copy: bool(copy.lacks))
 
 
 def _find_below(name: str, folder: Path, part: str, is_there: Callable[[Path], bool]) -> Iterator[Path]:
-    places = [folder / part, folder / name / part, *([folder] if folder.name == part else [])]
-    return (place for place in places if is_there(place))
+    paths = [folder / part, folder / name / part, *([folder] if folder.name == part else [])]
+    return (path for path in paths if is_there(path))
 
 
 def describe_expected(name: str) -> str:
@@ -94,7 +94,7 @@ def describe_expected(name: str) -> str:
 
 
 def describe_folder(folder: Path) -> str:
-    """What a folder holds, in a few words for a message."""
+    """What a folder contains, in a few words for a message."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -105,20 +105,20 @@ def describe_folder(folder: Path) -> str:
 # Parquet.
 
 
-def _parquet(name: str, folder: Path) -> Iterator[Copy]:
-    seen = set()
-    for base in _bases(name, folder):
-        for place in (base, *(base / part for part in ("plain_text", name, "data"))):
-            if place in seen:
+def _find_parquet(name: str, folder: Path) -> Iterator[Copy]:
+    visited = set()
+    for base in _list_bases(name, folder):
+        for directory in (base, *(base / part for part in ("plain_text", name, "data"))):
+            if directory in visited:
                 continue
-            seen.add(place)
-            shards = {split: _shards(place, split) for split in SPLITS}
-            if any(shards.values()) and _is_of(name, place, [*shards["train"], *shards["test"]][0]):
-                yield Copy("parquet", place, shards, _describe_missing(shards))
+            visited.add(directory)
+            shards = {split: _find_shards(directory, split) for split in SPLITS}
+            if any(shards.values()) and _is_of(name, directory, [*shards["train"], *shards["test"]][0]):
+                yield Copy("parquet", directory, shards, _describe_missing(shards))
 
 
-def _bases(name: str, folder: Path) -> Iterator[Path]:
-    """The dataset's folder, a snapshot of it in a cache of the Hugging Face hub, or the data folder itself."""
+def _list_bases(name: str, folder: Path) -> Iterator[Path]:
+    """The dataset's folder, its snapshots in a cache of the Hugging Face hub, and the data folder itself."""
     yield folder / name
     for cache in (folder, folder / "hub"):
         yield from sorted(cache.glob(f"datasets--*--{name}/snapshots/*"))
@@ -126,9 +126,9 @@ def _bases(name: str, folder: Path) -> Iterator[Path]:
     yield folder
 
 
-def _is_of(name: str, place: Path, shard: Path) -> bool:
-    """Whether shards are of this dataset: by a folder that has its name, else by their columns."""
-    if any(part == name or part.endswith(f"--{name}") for part in place.absolute().parts[-4:]):
+def _is_of(name: str, directory: Path, shard: Path) -> bool:
+    """Whether shards belong to this dataset: by the name of a folder in their path, otherwise by their columns."""
+    if any(part == name or part.endswith(f"--{name}") for part in directory.absolute().parts[-4:]):
         return True
     try:
         has_fine = any(column.startswith("fine_label") for column in parquet.column_names(shard))
@@ -137,15 +137,15 @@ def _is_of(name: str, place: Path, shard: Path) -> bool:
     return has_fine == (name == "cifar100")
 
 
-def _shards(place: Path, split: str) -> tuple[Path, ...]:
-    """The shards of a split, by their names on the hub; copies of them that some program made are left out."""
+def _find_shards(directory: Path, split: str) -> tuple[Path, ...]:
+    """Finds the shards of a split by their names on the hub; copies of them under other names are ignored."""
     with suppress(OSError):
-        names = sorted(path.name for path in place.iterdir() if path.is_file())
+        names = sorted(path.name for path in directory.iterdir() if path.is_file())
         of_hub = [name for name in names if re.fullmatch(split + _SHARD.pattern + r"\.parquet", name)]
         found = of_hub or [name for name in names if re.fullmatch(rf"{split}(-\w+)*\.parquet", name)]
         if found:
-            return tuple(place / name for name in found)
-        inner = sorted(path for path in (place / split).iterdir() if re.fullmatch(r"\d+\.parquet", path.name))
+            return tuple(directory / name for name in found)
+        inner = sorted(path for path in (directory / split).iterdir() if re.fullmatch(r"\d+\.parquet", path.name))
         return tuple(inner)  # as the hub converts other formats: train/0000.parquet
     return ()
 

@@ -1,4 +1,4 @@
-"""Encoded images as pixels: the one door to Pillow."""
+"""Decodes images into pixels: the only module that imports Pillow."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from PIL import Image, UnidentifiedImageError
 from orchestrator.data.order import Pixels
 
 FORMATS = ("PNG", "WEBP", "BMP", "JPEG")  # Pillow knows many more, some of which start other programs
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel, which convert to RGB
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel, can be converted to RGB
 _REPLACE = "replace the file, or remove it"
 _LARGEST = 64_000_000  # pixels of an image; Pillow itself warns from 89 million on
 
 
 def decode(raw: bytes, side: int) -> Pixels:
-    """The pixels [side, side, 3] of an image. Raises ValueError where it is damaged or of another size."""
+    """Decodes an image into pixels [side, side, 3]. Raises ValueError where it is damaged or has another size."""
     image = _open(raw)
-    if image.size != (side, side):  # before it is decoded, as it may fill the memory
+    if image.size != (side, side):  # checked before decoding, which may fill the memory
         width, height = image.size
         raise ValueError(f"is {width}×{height}, expected {side}×{side}")
-    return _pixels(image)
+    return _to_rgb(image)
 
 
 def decode_square(raw: bytes, size: int | None) -> Pixels:
-    """The pixels [S, S, 3] of an image of whatever size and mode.
+    """Decodes an image of any size and mode into pixels [S, S, 3].
 
-    With a `size` S is that: the shorter side is resized to it (bilinear, with antialiasing) and the middle is cut out,
-    as torchvision's Resize and CenterCrop do. Raises ValueError for an image that is damaged, is not square where there
-    is no `size`, or cannot become RGB in 8 bits without a decision that is the user's.
+    If `size` is given, S = `size`: the shorter side is resized to it (bilinear, with antialiasing) and the centre is
+    cut out, as torchvision's Resize and CenterCrop do. Raises ValueError for an image that is damaged, that is not
+    square where no `size` is given, or that has no obvious conversion to 8-bit RGB, so that the user must decide.
     """
     try:
         image = _open(raw)
@@ -42,11 +42,11 @@ def decode_square(raw: bytes, size: int | None) -> Pixels:
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"has {image.n_frames} frames, expected a still image; save one frame of it")
     if image.mode not in _MODES:
-        raise ValueError(f"has the mode {image.mode}, expected 8 bits a channel; save it as an RGB PNG")
+        raise ValueError(f"has the mode {image.mode}, expected 8 bits per channel; save it as an RGB PNG")
     if size is None and width != height:
         raise ValueError(f"is {width}×{height}, expected a square")
     try:
-        return _pixels(image) if size is None else _resize(image, size)
+        return _to_rgb(image) if size is None else _resize(image, size)
     except ValueError as error:
         raise ValueError(f"{error}; {_REPLACE}") from None
 
@@ -55,20 +55,20 @@ def _open(raw: bytes) -> Any:
     try:
         return Image.open(io.BytesIO(raw), formats=FORMATS)
     except Exception as error:  # a damaged image makes Pillow raise errors of a dozen types
-        raise ValueError(f"cannot be decoded ({_reason(error)})") from None
+        raise ValueError(f"cannot be decoded ({_describe_error(error)})") from None
 
 
-def _pixels(image: Any) -> Pixels:
+def _to_rgb(image: Any) -> Pixels:
     try:
         if image.mode in ("P", "PA"):
-            image = image.convert("RGBA")  # on the direct way Pillow warns of a palette with transparency
+            image = image.convert("RGBA")  # a direct conversion makes Pillow warn about transparent palettes
         return np.asarray(image.convert("RGB"))
     except Exception as error:
-        raise ValueError(f"cannot be decoded ({_reason(error)})") from None
+        raise ValueError(f"cannot be decoded ({_describe_error(error)})") from None
 
 
 def _resize(image: Any, size: int) -> Pixels:
-    pixels = _pixels(image)
+    pixels = _to_rgb(image)
     height, width = pixels.shape[:2]
     short = min(width, height)
     wide, high = (size if edge == short else int(size * edge / short) for edge in (width, height))
@@ -79,7 +79,7 @@ def _resize(image: Any, size: int) -> Pixels:
     return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"  # Pillow's own words name an object in memory
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from what the user has, or downloaded: the one door to torchvision."""
+"""CIFAR-10 and CIFAR-100, from the files that the user has or downloaded: the only module that imports torchvision."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from orchestrator.errors import DataError
 from orchestrator.machine import proxies
 from orchestrator.text import first_line
 
-_LARGEST = 200_000_000  # bytes of a file in an archive; the largest of CIFAR's has 155 million
+_LARGEST = 200_000_000  # bytes of a file in an archive; CIFAR's largest has 155 million
 
 
 def read(dataset: str, folder: Path | None) -> Splits:
-    """CIFAR from the first copy in a folder that is whole, downloaded where there is none. Raises DataError."""
+    """Reads CIFAR from the first complete copy in a folder; downloads it if there is no copy. Raises DataError."""
     if folder is None:
         raise DataError(f"{dataset} needs a data folder; name it with --data DIR or in KDCTL_DATA")
     copies = _cifar_layouts.find(dataset, folder)
@@ -49,7 +49,7 @@ def read(dataset: str, folder: Path | None) -> Splits:
 
 
 def locate(dataset: str, folder: Path) -> tuple[str, str]:
-    """The copy that a launch would read, or what to do where there is none that is whole. Only names are looked at."""
+    """The copy that a launch would read, or what to do if none is complete. Only looks at file names."""
     copies = _cifar_layouts.find(dataset, folder)
     if copies and not copies[0].lacks:
         return f"{copies[0]}; a launch checks and prepares it", ""
@@ -64,19 +64,19 @@ def locate(dataset: str, folder: Path) -> tuple[str, str]:
 
 def _describe_fix(dataset: str) -> str:
     return (
-        f"put whole files there ({_cifar_layouts.describe_expected(dataset)}), or remove them and launch where there "
-        "is a network, which downloads them"
+        f"put complete files there ({_cifar_layouts.describe_expected(dataset)}), or remove them and launch where "
+        "there is a network, which downloads them"
     )
 
 
 def _read(copy: Copy, name: str) -> Splits:
     if copy.lacks:
-        raise DataError(f"{copy.place}: {copy.lacks}; {_describe_fix(name)}")
+        raise DataError(f"{copy.path}: {copy.lacks}; {_describe_fix(name)}")
     if copy.kind == "parquet":
         return {split: _read_shards(paths, name) for split, paths in copy.shards.items()}
     if copy.kind == "binary":
-        return _read_binary(name, copy.place)
-    return _read_torchvision(name, copy.place)
+        return _read_binary(name, copy.path)
+    return _read_torchvision(name, copy.path)
 
 
 def _read_shards(paths: Sequence[Path], name: str) -> tuple[Pixels, Labels]:
@@ -98,56 +98,56 @@ def _read_shards(paths: Sequence[Path], name: str) -> tuple[Pixels, Labels]:
     return np.concatenate(parts), np.array(labels, np.int64)
 
 
-def _read_torchvision(name: str, place: Path) -> Splits:
-    """The batches of torchvision's layout, which are pickles: each is compared with its published MD5, then decoded."""
+def _read_torchvision(name: str, source: Path) -> Splits:
+    """Reads the batches of torchvision's layout, which are pickles, each after a comparison with its published MD5."""
     from torchvision import datasets
 
     builder = getattr(datasets, LAYOUTS[name].builder)  # for its lists of files; it reads them with a bare pickle.load
     side = DATASETS[name].side
-    files = _open_files(place, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
+    read_file = _open_files(source, {file for file, _ in (*builder.train_list, *builder.test_list)}, name)
     splits = {}
     for split, listed in (("train", builder.train_list), ("test", builder.test_list)):
-        batches = [_read_batch(place / file, files(file), md5, name, 3 * side * side) for file, md5 in listed]
+        batches = [_read_batch(source / file, read_file(file), md5, name, 3 * side * side) for file, md5 in listed]
         rows, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         splits[split] = (rows.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels)
     return splits
 
 
-def _read_binary(name: str, place: Path) -> Splits:
-    """The files of the binary version: of each image its labels, then its red, green and blue pixels."""
+def _read_binary(name: str, source: Path) -> Splits:
+    """Reads the files of the binary version: for each image its labels, then its red, green and blue pixels."""
     layout, side = LAYOUTS[name], DATASETS[name].side
     head = layout.binary_labels
-    files = _open_files(place, {file for files in layout.binary_files.values() for file in files}, name)
+    read_file = _open_files(source, {file for files in layout.binary_files.values() for file in files}, name)
     width = head + 3 * side * side
     splits = {}
     for split, names in layout.binary_files.items():
-        raw = b"".join(files(file) for file in names)
+        raw = b"".join(read_file(file) for file in names)
         if len(raw) % width:
-            raise DataError(f"{place}: the {split} files are not whole ({len(raw):,} bytes); {_describe_fix(name)}")
+            raise DataError(f"{source}: the {split} files are not complete ({len(raw):,} bytes); {_describe_fix(name)}")
         rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
         pixels = rows[:, head:].reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
         splits[split] = (pixels, rows[:, head - 1].astype(np.int64))
     return splits
 
 
-def _open_files(place: Path, files: set[str], name: str) -> Callable[[str], bytes]:
-    """Gives the content of a file by its name: of a folder, or of an archive, from which nothing is extracted."""
-    inside = None if place.is_dir() else _unpack(place, files, name)
+def _open_files(source: Path, files: set[str], name: str) -> Callable[[str], bytes]:
+    """A function from a file name to its content, in a folder or in an archive; nothing is extracted to disk."""
+    unpacked = None if source.is_dir() else _unpack(source, files, name)
 
-    def content(file: str) -> bytes:
+    def read_file(file: str) -> bytes:
         try:
-            if inside is None:
-                return (place / file).read_bytes()
-            return inside[file]
+            if unpacked is None:
+                return (source / file).read_bytes()
+            return unpacked[file]
         except (OSError, KeyError) as error:
             reason = f"it has no {file}" if isinstance(error, KeyError) else first_line(error)
-            raise DataError(f"{place}: a file is missing or damaged ({reason}); {_describe_fix(name)}") from None
+            raise DataError(f"{source}: a file is missing or damaged ({reason}); {_describe_fix(name)}") from None
 
-    return content
+    return read_file
 
 
 def _unpack(archive: Path, files: set[str], name: str) -> dict[str, bytes]:
-    """Some files of an archive, in memory, by their names without any folder."""
+    """Reads some files of an archive into memory; their keys are file names without folders."""
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(archive, "r|*") as tar:
@@ -175,20 +175,21 @@ def _read_batch(path: Path, raw: bytes, md5: str, name: str, width: int) -> tupl
 
 
 def _download(name: str, folder: Path) -> None:
-    """Downloads with torchvision into a folder of its own, then moves the whole into place."""
+    """Downloads with torchvision into a temporary folder, then moves the complete dataset into place."""
     from torchvision import datasets
     from torchvision.datasets.utils import download_and_extract_archive
 
     layout = LAYOUTS[name].python
-    source = getattr(datasets, LAYOUTS[name].builder)  # not made: that would read the batches with a bare pickle.load
+    # Not instantiated: that would read the batches with a bare pickle.load.
+    builder = getattr(datasets, LAYOUTS[name].builder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
-            download_and_extract_archive(source.url, part, filename=source.filename, md5=source.tgz_md5)
+            download_and_extract_archive(builder.url, part, filename=builder.filename, md5=builder.tgz_md5)
             shutil.move(Path(part) / layout, folder / layout)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         raise DataError(
             f"{name} is not in {folder}, {_cifar_layouts.describe_folder(folder)}, and could not be downloaded"
-            f"{proxies.through(source.url)} ({first_line(error)}); put it there by hand: "
+            f"{proxies.through(builder.url)} ({first_line(error)}); put it there by hand: "
             f"{_cifar_layouts.describe_expected(name)}"
         ) from None

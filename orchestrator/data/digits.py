@@ -1,4 +1,4 @@
-"""scikit-learn's digits, which that package ships: the one door to it."""
+"""The digits that scikit-learn ships: the only module that imports scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.errors import DataError
 
 
 def read(dataset: str, folder: Path | None) -> Splits:
-    """The 1,797 scans in 17 levels of grey; the first 500 of the canonical order are the test set.
+    """Reads the 1,797 scans in 17 levels of grey; the first 500 in canonical order are the test set.
 
-    Raises DataError where scikit-learn has other images.
+    Raises DataError if scikit-learn has other images.
     """
     from sklearn.datasets import load_digits  # takes seconds to import, and only digits need it
 
@@ -30,7 +30,7 @@ def read(dataset: str, folder: Path | None) -> Splits:
 
 
 def locate(dataset: str, folder: Path) -> tuple[str, str]:
-    """That they come with scikit-learn. Raises DataError where it is not installed."""
+    """States that the images come with scikit-learn. Raises DataError where it is not installed."""
     if find_spec("sklearn") is None:
         raise DataError("scikit-learn, which ships them, is not installed; install kdctl again, which installs it too")
     return "comes with scikit-learn", ""

@@ -1,8 +1,8 @@
-"""Images of a user's own: a folder for each split, in it one for each class, as torchvision's ImageFolder has them.
+"""A user's own images: a folder for each split, and in it a folder for each class, as torchvision's ImageFolder reads.
 
-`root/train/CLASS/*.png` and `root/test/CLASS/*.png` (or `val` for `test`). A class has the number of its name in the
-sorted list of names. What is measured here, the number of images, their classes, size, mean and digest, stands in the
-config of every trial on them.
+`root/train/CLASS/*.png` and `root/test/CLASS/*.png` (or `val` for `test`). The number of a class is the position of its
+name in the sorted list of names. What is measured here (the number of images, their classes, size, mean and digest) is
+part of the config of every trial on them.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from orchestrator.errors import DataError, KdctlError
 from orchestrator.machine import folders
 from orchestrator.text import printable
 
-if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a measurement is looked up
+if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a stored measurement is
     from orchestrator.data.order import Pixels, Splits
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_OTHER_IMAGES = (  # refused by name: somebody who has them would miss them
+_OTHER_IMAGES = (  # refused by name, as their owner would miss them in the dataset
     ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".svg", ".npy",
 )  # fmt: skip
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first that is there is read
+_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first that exists is read
 _EXPECTED = "expected train/CLASS/*.png and test/CLASS/*.png (or val for test) in it, a folder for each class"
-_MOST_BYTES = 16 << 30  # of all pixels; they are held in memory as a whole
-_FORMAT = 1  # of a kept measurement; raise it where the same files would be measured otherwise
-_MIN_AGE = 2.0  # seconds since the last change of a file, from which on another change would show in its time
+_MOST_BYTES = 16 << 30  # of all pixels, which are in memory at the same time
+_FORMAT = 1  # of a stored measurement; raise it when the same files would be measured differently
+_MIN_AGE = 2.0  # seconds after the last change of a file; from then on another change gets another file time
 _NAME_LENGTH = 40
 
 Progress: TypeAlias = Callable[[int, int], None]  # images read, of how many
@@ -49,48 +49,48 @@ class _Listing:
     classes: int
     files: dict[str, list[tuple[Path, int]]]
     digest: str
-    changed: float  # when, at the latest; seconds since the epoch
+    changed: float  # the time of the latest change; seconds since the epoch
 
 
 def measure(path: Path, size: int | None, progress: Progress = lambda done, of: None) -> FolderDataset:
-    """What the images in a folder are, each resized and cut to `size` pixels a side where that is given.
+    """Measures the images in a folder, each resized and cropped to `size` pixels a side if that is given.
 
-    They are read once: the result is kept with the names, sizes and times of the files. Raises DataError for a folder
-    of another structure and for an image that cannot be used.
+    They are read once: the result is stored with the names, sizes and times of the files. Raises DataError for a folder
+    with another structure, and for an image that cannot be used.
     """
     listing = _list(path)
-    kept = _measurement_file(path, size)
+    kept = _locate_measurement(path, size)
     facts = _load_measurement(kept, listing)
     if facts is None:
         facts = _measure_splits(_read(path, listing, size, progress), listing.classes)
         if kept and time.time() - listing.changed > _MIN_AGE:
             _save_measurement(kept, listing, facts)
-    return FolderDataset(str(path), size, f"{_plain_name(path)}-{facts.digest[:8]}", facts)
+    return FolderDataset(str(path), size, f"{_simplify_name(path)}-{facts.digest[:8]}", facts)
 
 
 def read(dataset: FolderDataset) -> Splits:
-    """The images of a folder that was measured, in canonical order. Raises DataError, also where they have changed."""
+    """Reads the images of a measured folder, in canonical order. Raises DataError, also if they have changed."""
     path = Path(dataset.path)
     listing = _list(path)
     splits = _read(path, listing, dataset.size)
     if (facts := _measure_splits(splits, listing.classes)) != dataset.facts:
         raise DataError(
-            f"{_show(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
+            f"{_escape(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
             f"{dataset.facts.digest}; launch again, which measures them again"
         )
     return splits
 
 
-def _show(path: Path) -> str:
+def _escape(path: Path) -> str:
     return printable(str(path))
 
 
-def _plain_name(path: Path) -> str:
-    """The folder's name, fit for a column, a label and the name of a file."""
+def _simplify_name(path: Path) -> str:
+    """The folder's name with only characters that are safe in a column, a label and a file name."""
     return re.sub(r"[^\w-]+", "-", path.resolve().name).strip("-")[:_NAME_LENGTH] or "images"
 
 
-# Which files there are.
+# The list of files.
 
 
 def _list(path: Path) -> _Listing:
@@ -98,12 +98,12 @@ def _list(path: Path) -> _Listing:
         if not path.is_dir():
             found = "it is not a folder" if path.exists() else "there is no such folder"
             raise DataError(
-                f"{_show(path)}: {found}; name the folder that has train/ and test/ in it, relative to the study file"
+                f"{_escape(path)}: {found}; name the folder that has train/ and test/ in it, relative to the study file"
             )
         return _list_splits(path)
     except OSError as error:
         raise DataError(
-            f"{_show(Path(error.filename or path))} cannot be read ({error.strerror or error}); make it readable, or "
+            f"{_escape(Path(error.filename or path))} cannot be read ({error.strerror or error}); make it readable, or "
             "name another folder"
         ) from None
 
@@ -111,30 +111,32 @@ def _list(path: Path) -> _Listing:
 def _list_splits(path: Path) -> _Listing:
     named, files = {}, {}
     for split, names in _SPLIT_FOLDERS.items():
-        place = next((path / name for name in names if (path / name).is_dir()), None)
-        if place is None:
-            raise DataError(f"{_show(path)} has {_list_names(_folders(path))}, and no {names[0]}/; {_EXPECTED}")
-        named[split] = _folders(place)
+        folder = next((path / name for name in names if (path / name).is_dir()), None)
+        if folder is None:
+            raise DataError(
+                f"{_escape(path)} has {_describe_folders(_list_folders(path))}, and no {names[0]}/; {_EXPECTED}"
+            )
+        named[split] = _list_folders(folder)
         files[split] = [
-            (file, number) for number, name in enumerate(named[split]) for file in _images_of_class(place / name)
+            (file, number) for number, name in enumerate(named[split]) for file in _list_images(folder / name)
         ]
     if len(named["train"]) < 2:
-        raise DataError(f"{_show(path / 'train')} has {_list_names(named['train'])}; {_EXPECTED}, at least two")
+        raise DataError(f"{_escape(path / 'train')} has {_describe_folders(named['train'])}; {_EXPECTED}, at least two")
     if named["train"] != named["test"]:
         only = {split: sorted(set(named[split]) - set(named[other])) for split, other in _PAIRS}
-        differing = ", ".join(f"{_list_names(names)} only in {split}" for split, names in only.items() if names)
-        raise DataError(f"{_show(path)}: its splits have different classes: {differing}; give both the same folders")
+        differing = ", ".join(f"{_describe_folders(names)} only in {split}" for split, names in only.items() if names)
+        raise DataError(f"{_escape(path)}: its splits have different classes: {differing}; give both the same folders")
     return _Listing(len(named["train"]), files, *_digest_files(path, files))
 
 
 _PAIRS = (("train", "test"), ("test", "train"))
 
 
-def _folders(path: Path) -> list[str]:
+def _list_folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _list_names(names: Sequence[str]) -> str:
+def _describe_folders(names: Sequence[str]) -> str:
     shown = ", ".join(printable(name) for name in names[:6])
     return (
         f"{'folder' if len(names) == 1 else 'folders'} {shown}{', …' if len(names) > 6 else ''}"
@@ -143,39 +145,39 @@ def _list_names(names: Sequence[str]) -> str:
     )
 
 
-def _images_of_class(folder: Path) -> list[Path]:
-    """The images in a folder and those below, sorted; hidden files and what is no image are passed over."""
+def _list_images(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, sorted; hidden files and other files are ignored."""
     found = sorted(_walk(folder, set()))
     for file in found:
         if file.suffix.lower() in _OTHER_IMAGES:
             raise DataError(
-                f"{_show(file)} has a format that kdctl does not read; expected {', '.join(_SUFFIXES)}; save it as "
+                f"{_escape(file)} has a format that kdctl does not read; expected {', '.join(_SUFFIXES)}; save it as "
                 "PNG, or remove it"
             )
     images = [file for file in found if file.suffix.lower() in _SUFFIXES]
     if not images:
         raise DataError(
-            f"{_show(folder)} has no image; expected files that end in {', '.join(_SUFFIXES)}; add some, or remove "
+            f"{_escape(folder)} has no image; expected files that end in {', '.join(_SUFFIXES)}; add some, or remove "
             "the folder"
         )
     return images
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """Every file below a folder. Links are followed, each folder once."""
-    if (real := os.path.realpath(folder)) in seen:
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    """Every file below a folder. Links are followed; each folder is visited once."""
+    if (real := os.path.realpath(folder)) in visited:
         return
-    seen.add(real)
+    visited.add(real)
     for entry in list(os.scandir(folder)):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+            yield from _walk(Path(entry.path), visited)
         else:
             yield Path(entry.path)
 
 
-# What was measured before.
+# Stored measurements.
 
 
 def _digest_files(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, float]:
@@ -189,10 +191,10 @@ def _digest_files(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple
     return sha.hexdigest(), changed
 
 
-def _measurement_file(path: Path, size: int | None) -> Path | None:
+def _locate_measurement(path: Path, size: int | None) -> Path | None:
     try:
         own = folders.own()
-    except KdctlError:  # there is no place to keep anything
+    except KdctlError:  # there is nowhere to store a measurement
         return None
     name = hashlib.sha256(repr((_FORMAT, str(path.resolve()), size)).encode(errors="surrogateescape")).hexdigest()
     return own / "image-folders" / f"{name[:32]}.json"
@@ -216,7 +218,7 @@ def _save_measurement(kept: Path, listing: _Listing, facts: Dataset) -> None:
         part.unlink(missing_ok=True)
 
 
-# The images themselves.
+# The content of the images.
 
 
 def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = lambda done, of: None) -> Splits:
@@ -229,43 +231,43 @@ def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = 
     side = size
     for split, files in listing.files.items():
         pixels: Pixels | None = None
-        for place, (file, image) in enumerate(_decode_all([file for file, _ in files], size)):
+        for index, (file, image) in enumerate(_decode_all([file for file, _ in files], size)):
             side, first = side or len(image), first or file
             if len(image) != side:
                 raise DataError(
-                    f"{_show(path)}: its images have different sizes: {_show(first)} is {side}×{side}, "
-                    f"{_show(file)} is {len(image)}×{len(image)}; {_set_size(side)}"
+                    f"{_escape(path)}: its images have different sizes: {_escape(first)} is {side}×{side}, "
+                    f"{_escape(file)} is {len(image)}×{len(image)}; {_advise_size(side)}"
                 )
             if pixels is None:
                 if total * side * side * 3 > _MOST_BYTES:
                     raise DataError(
-                        f"{_show(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
-                        f"memory; {_set_size(64)}"
+                        f"{_escape(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
+                        f"memory; {_advise_size(64)}"
                     )
                 pixels = np.empty((len(files), side, side, 3), np.uint8)
-            pixels[place] = image
+            pixels[index] = image
             progress(done := done + 1, total)
         assert pixels is not None  # no class is empty
         splits[split] = (pixels, np.array([number for _, number in files], np.int64))
     return order.sort_splits(splits)
 
 
-def _set_size(side: int) -> str:
-    return f"write `dataset: {{folder: PATH, size: {side}}}`, which resizes every image and cuts out its middle"
+def _advise_size(side: int) -> str:
+    return f"write `dataset: {{folder: PATH, size: {side}}}`, which resizes every image and cuts out its centre"
 
 
 def _decode_all(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path, Pixels]]:
-    """Every image with its file, in order, a part of them at a time. Raises DataError at one that cannot be used."""
+    """Every image with its file, in order, decoded in batches. Raises DataError at an image that cannot be used."""
     from orchestrator.data._decode import decode_square
 
     def decode(file: Path) -> Pixels | DataError:
         try:
             return decode_square(file.read_bytes(), size)
         except OSError as error:
-            return DataError(f"{_show(file)} cannot be read ({error.strerror or error}); make it readable")
+            return DataError(f"{_escape(file)} cannot be read ({error.strerror or error}); make it readable")
         except ValueError as error:
-            text = f"{_show(file)} {printable(str(error))}"
-            return DataError(f"{text}; {_set_size(32)}" if text.endswith("expected a square") else text)
+            text = f"{_escape(file)} {printable(str(error))}"
+            return DataError(f"{text}; {_advise_size(32)}" if text.endswith("expected a square") else text)
 
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
         for start in range(0, len(files), _BATCH):
@@ -276,7 +278,7 @@ def _decode_all(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path,
                 yield file, image
 
 
-_BATCH = 256  # images that are decoded before the next are looked at, so that few wait in memory
+_BATCH = 256  # images that are decoded at a time, so that few wait in memory
 
 
 def _measure_splits(splits: Splits, classes: int) -> Dataset:
@@ -284,14 +286,14 @@ def _measure_splits(splits: Splits, classes: int) -> Dataset:
 
     pixels, _ = splits["train"]
     test, _ = splits["test"]
-    mean, std = _statistics(pixels)
+    mean, std = _compute_statistics(pixels)
     return Dataset(classes, len(pixels), len(test), pixels.shape[1], mean, std, order.digest(splits))
 
 
-def _statistics(pixels: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation a channel, of pixels scaled to 0..1, to four digits.
+def _compute_statistics(pixels: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1, to four digits.
 
-    From whole numbers, so that they are the same on every machine. A channel without any contrast has the deviation 1.
+    Computed with integers, so that they are the same on every machine. A channel without contrast gets deviation 1.
     """
     import numpy as np
 

@@ -19,16 +19,16 @@ SPLITS = ("train", "test")
 
 
 def sort_splits(splits: Splits) -> dict[str, tuple[Pixels, Labels]]:
-    """The same images in an order that depends on nothing but themselves: not on the layout, nor on how it was made.
+    """Sorts images into an order that depends only on the images, not on the layout or on how its files were made.
 
-    Within a class images are sorted by the SHA-256 of their pixels, which mixes them; then one of each class is taken
-    in turn, so that the first n images hold every class alike.
+    Within a class, images are sorted by the SHA-256 of their pixels, which mixes them. Then one image of each class is
+    taken in turn, so that the first n images contain every class equally often.
     """
     return {split: sort_images(*both) for split, both in splits.items()}
 
 
 def sort_images(pixels: Pixels, labels: Labels) -> tuple[Pixels, Labels]:
-    """One split in canonical order."""
+    """Sorts one split into canonical order."""
     keys = np.array([hashlib.sha256(image.tobytes()).digest() for image in pixels], dtype="S32")
     order = np.lexsort((keys, labels))
     turn = np.empty(len(labels), np.int64)
@@ -40,7 +40,7 @@ def sort_images(pixels: Pixels, labels: Labels) -> tuple[Pixels, Labels]:
 
 
 def digest(splits: Splits) -> str:
-    """12 hex digits over every pixel and label, as they are ordered."""
+    """12 hex digits over every pixel and label, in their order."""
     sha = hashlib.sha256()
     for split in SPLITS:
         pixels, labels = splits[split]

@@ -1,4 +1,4 @@
-"""A dataset into the storage, decoded, checked and in canonical order, from which every worker loads it."""
+"""Puts datasets into the storage, decoded, checked and in canonical order; every worker loads them from there."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from orchestrator.storage.leases import wait_for
 
 
 def prepared_file(config: TrialConfig, storage: Storage) -> str:
-    """The file in the storage that has the images of a trial."""
-    return _file(config.dataset, config.folder, storage)
+    """The file in the storage that contains the images of a trial."""
+    return _name_file(config.dataset, config.folder, storage)
 
 
-def _file(name: str, folder: Dataset | None, storage: Storage) -> str:
-    if folder:  # equal images are one file, whatever their folders are called
+def _name_file(name: str, folder: Dataset | None, storage: Storage) -> str:
+    if folder:  # equal images share one file, whatever the names of their folders
         return storage.dataset("folder", folder.digest)
     return storage.dataset(name, DATASETS[name].digest)
 
 
 def _file_of(dataset: str | FolderDataset, storage: Storage) -> str:
-    return _file(dataset, None, storage) if isinstance(dataset, str) else _file("", dataset.facts, storage)
+    if isinstance(dataset, str):
+        return _name_file(dataset, None, storage)
+    return _name_file("", dataset.facts, storage)
 
 
 def is_prepared(dataset: str | FolderDataset, storage: Storage) -> bool:
@@ -45,11 +47,11 @@ def prepare_dataset(
     storage: Storage,
     while_waiting: Callable[[], None] = lambda: None,
 ) -> None:
-    """Puts a dataset into the storage unless it is there.
+    """Puts a dataset into the storage unless it is already there.
 
-    `data` is the data folder, from which CIFAR is read, and into which it is downloaded where it is missing.
-    `while_waiting` is called while another launch does so. Raises DataError that says which file is missing or damaged
-    and how to get it.
+    `data` is the data folder: CIFAR is read from it, and downloaded into it if it is missing. `while_waiting` is called
+    while another launch prepares the dataset. Raises DataError that states which file is missing or damaged, and how to
+    get it.
     """
     target = _file_of(dataset, storage)
     if storage.backend.stat(target):
@@ -70,7 +72,10 @@ def prepare_dataset(
 
 
 def require_prepared(config: TrialConfig, storage: Storage) -> None:
-    """Puts the images of a trial into the storage again where that needs nothing from the user. Raises DataError."""
+    """Puts the images of a trial into the storage if they are missing and this needs nothing from the user.
+
+    Raises DataError otherwise.
+    """
     if config.folder is None:
         prepare_dataset(config.dataset, None, storage)
     elif storage.backend.stat(prepared_file(config, storage)) is None:

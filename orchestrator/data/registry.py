@@ -1,7 +1,7 @@
 """The datasets that a study file can name: facts alone, readable without importing torch.
 
 To add one, write a module with the two functions of `Reader` and an entry of `DATASETS`; messages, help texts,
-`kdctl doctor` and `kdctl init` follow from that. Images of a user's own need neither, see `folder`.
+`kdctl doctor` and `kdctl init` follow from that. A user's own images need neither, see `folder`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Example:
     """What `kdctl init` writes about a dataset: a comment, and a recipe that suits it.
 
-    `{file}` stands for the study file. `trial_settings` shorten a first launch where the whole recipe takes long,
-    `duration` says how long that launch takes.
+    `{file}` stands for the study file. `trial_settings` shorten a first launch where the full recipe takes long;
+    `duration` describes how long that launch takes.
     """
 
     intro: str
@@ -36,10 +36,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedDataset(Dataset):
-    """A dataset of the table. `title` is that of published tables, `name` what a sentence calls it.
+    """A dataset of the table. `title` is its name in published tables, `name` its name in sentences.
 
-    `reader` is the module that finds and reads the images, see `Reader`. `from_data_folder` says whether they are in
-    the folder that `--data` names.
+    `reader` is the module that finds and reads the images, see `Reader`. `from_data_folder` is true if they are in the
+    folder that `--data` names.
     """
 
     title: str
@@ -49,21 +49,21 @@ class NamedDataset(Dataset):
     example: Example
 
     def load_reader(self) -> Reader:
-        """The module of its reader."""
+        """Imports the module of its reader."""
         return cast(Reader, import_module(self.reader))
 
 
 class Reader(Protocol):
-    """What a reader's module has. Importing it loads neither torch nor the libraries that only reading needs."""
+    """The functions of a reader's module. Importing it loads neither torch nor libraries that only reading needs."""
 
     def read(self, dataset: str, folder: Path | None) -> Splits:
-        """Every image with its label, in canonical order, checked against the digest; `folder` is the data folder.
+        """Reads all images and labels, in canonical order, checked against the digest; `folder` is the data folder.
 
-        Raises DataError that says which file is missing or damaged and how to get it.
+        Raises DataError that states which file is missing or damaged and how to get it.
         """
 
     def locate(self, dataset: str, folder: Path) -> tuple[str, str]:
-        """Where the images are, and what to do where they are not there (empty where they are). Reads no image.
+        """Where the images are, and what to do if they are missing (empty if they are not). Reads no image.
 
         Raises DataError where reading could not work.
         """
@@ -73,7 +73,7 @@ _CIFAR_RECIPE = """
 recipe: # what every experiment shares; an experiment may override any of it
   epochs: 200
   batch_size: 128
-  lr: 0.1 # a tenth of it after half of the epochs, and again after three quarters; milestones: [100, 150] says where
+  lr: 0.1 # a tenth of it after half of the epochs, and again after three quarters; or set milestones: [100, 150]
   weight_decay: 1e-4
   crop_padding: 4
   flip: true
@@ -158,10 +158,10 @@ DATASETS: Mapping[str, NamedDataset] = {
 
 @dataclass(frozen=True, slots=True)
 class FolderDataset:
-    """Images of a user's own, as they were measured: `dataset: {folder: PATH, size: N}` of a study file.
+    """A user's own images, as they were measured: `dataset: {folder: PATH, size: N}` of a study file.
 
-    `name` is for people: the folder's own, and the first digits of the digest, which tell folders of one
-    name apart. Where the images are is not part of what they are.
+    `name` is for people: the name of the folder, and the first digits of the digest, which distinguish folders of the
+    same name. The path is not compared: equal images are one dataset, wherever they are.
     """
 
     path: str = field(compare=False)
@@ -179,16 +179,16 @@ def facts_of(dataset: str | FolderDataset) -> Dataset:
 
 
 def facts_of_trial(config: TrialConfig) -> Dataset:
-    """The facts of the dataset of a trial."""
+    """The facts of a trial's dataset."""
     return config.folder or DATASETS[config.dataset]
 
 
 def stored_facts(dataset: str, recipe: Mapping[str, Any]) -> Dataset:
-    """The same by what a row of results holds. Raises KeyError or CodecError where that is no dataset."""
+    """The facts of the dataset of a row of results. Raises KeyError or CodecError where that names no dataset."""
     folder = recipe.get("folder")
     return codec.decode(Dataset, folder) if folder else DATASETS[dataset]
 
 
 def title_of(dataset: str) -> str:
-    """What a table calls a dataset, given the value of the column `dataset`."""
+    """The title of a dataset in a table, given the value of the column `dataset`."""
     return DATASETS[dataset].title if dataset in DATASETS else dataset

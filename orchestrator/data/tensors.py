@@ -1,4 +1,4 @@
-"""Datasets as tensors on the training device: what a trial trains on, selects with and is tested on."""
+"""Datasets as tensors on the training device: the training, validation and test images of a trial."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Data:
-    """What a trial is trained on (`train`), selected with (`val`, None without a holdout) and tested on (`test`)."""
+    """The images that a trial is trained on, selects its epoch with (`val`, None without holdout) and is tested on."""
 
     train: Images
     val: Images | None
@@ -41,13 +41,13 @@ class Data:
     facts: Dataset
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Float images, zero mean and unit variance a channel over the training set, from uint8 [B, 3, S, S]."""
-        mean, std = _statistics(self.facts, pixels.device)
+        """Converts uint8 images [B, 3, S, S] to float: zero mean and unit variance per channel on the training set."""
+        mean, std = _make_statistics(self.facts, pixels.device)
         return (pixels.float() - mean) / std
 
 
 @lru_cache
-def _statistics(facts: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_statistics(facts: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(values, device=device).mul(255).view(shape) for values in (facts.mean, facts.std))
     _wait(device)
@@ -55,42 +55,42 @@ def _statistics(facts: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _wait(device: torch.device) -> None:
-    """Waits until what this thread made on a GPU is there, for other threads have streams of their own."""
+    """Waits until a GPU has finished the work of this thread, as other threads use their own streams."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
-    """The images of a trial, from what `prepare_dataset` left in the storage.
+    """Loads the images of a trial from the file that `prepare_dataset` wrote into the storage.
 
     The first images of the canonical order are taken: classes stay balanced, and a smaller limit is a subset of a
     larger one. The held-out images are the last of those. Raises DataError where `prepare_dataset` was not called.
     """
     with _loading:
-        whole = _whole(config.dataset, prepared_file(config, storage), storage, device)
-    train = _first(whole["train"], config.limit_train)
+        splits = _load_all(config.dataset, prepared_file(config, storage), storage, device)
+    train = _take(splits["train"], config.limit_train)
     kept = len(train) - config.holdout
     val = Images(train.pixels[kept:], train.labels[kept:]) if config.holdout else None
-    return Data(_first(train, kept), val, _first(whole["test"], config.limit_test), facts_of_trial(config))
+    return Data(_take(train, kept), val, _take(splits["test"], config.limit_test), facts_of_trial(config))
 
 
-def _first(images: Images, count: int | None) -> Images:
+def _take(images: Images, count: int | None) -> Images:
     return Images(images.pixels[:count], images.labels[:count])
 
 
 _loading = threading.Lock()  # trials of one process that start side by side load the images once
 
 
-@lru_cache(maxsize=2)  # a worker goes from trial to trial; the images stay on its device
-def _whole(name: str, file: str, storage: Storage, device: torch.device) -> dict[str, Images]:
-    shown = storage.backend.describe(file)
+@lru_cache(maxsize=2)  # a worker trains one trial after another; the images stay on its device
+def _load_all(name: str, file: str, storage: Storage, device: torch.device) -> dict[str, Images]:
+    path = storage.backend.describe(file)
     try:
         tensors = load_file(storage.backend.local_path(file), device=str(device))
         _wait(device)
         return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in SPLITS}
     except FileNotFoundError:
-        raise DataError(f"{shown} is missing; launch the study again, which prepares {name} again") from None
+        raise DataError(f"{path} is missing; launch the study again, which prepares {name} again") from None
     except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise DataError(
-            f"{shown} is damaged ({error}); remove it and launch the study, which prepares {name} again"
+            f"{path} is damaged ({error}); remove it and launch the study, which prepares {name} again"
         ) from None

@@ -1,4 +1,4 @@
-"""The finite space of views of an image: flip × crop offset, as tensor arithmetic over whole batches."""
+"""The finite space of views of an image (flip × crop offset), computed for an entire batch at a time."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ class Padded:
         flipped = (view // (span * span) == 1)[:, None]
         columns = torch.where(flipped, self.side - 1 - steps, steps) + (view % span)[:, None]  # [B, S]
         rows = steps + (view // span % span)[:, None]  # [B, S]
-        places = (index[:, None] * width + rows)[:, :, None] * width + columns[:, None, :]  # [B, S, S]
+        pixel_indices = (index[:, None] * width + rows)[:, :, None] * width + columns[:, None, :]  # [B, S, S]
         # A single gather of whole pixels; as [B, 3, S, S] this is already the channels-last layout.
-        return self.pixels.view(-1, 3)[places].permute(0, 3, 1, 2)
+        return self.pixels.view(-1, 3)[pixel_indices].permute(0, 3, 1, 2)

@@ -127,14 +127,14 @@ _loading = threading.Lock()  # `safe_globals` changes the whole process, and tri
 def _unpickle(raw: bytes, pickles: list[bytes]) -> Any:
     try:
         with _loading, safe_globals(_PARTS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about how the file was saved
+            warnings.simplefilter("ignore")  # about how the file was saved
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise errors of a dozen types
         refused = re.search(r"GLOBAL (\S+) |persistent_load", str(error))
-        raise (_refusal(list(_names_in(pickles))) if refused else _explain(error)) from None
+        raise (_explain_refusal(list(_find_names(pickles))) if refused else _explain(error)) from None
 
 
-def _names_in(pickles: list[bytes]) -> Iterator[str]:
+def _find_names(pickles: list[bytes]) -> Iterator[str]:
     """Every class or function that pickles name, in order; the same bytes may hold several pickles in a row."""
     for pickled in pickles:
         file, texts = io.BytesIO(pickled), ["", ""]
@@ -153,11 +153,11 @@ _HARMLESS = re.compile(r"(collections|torch|torch\._utils|_codecs|numpy[\w.]*|bu
 _TORCH_MODULE = re.compile(r"torch\.nn\.(modules|parallel)\.")
 
 
-def _refusal(named: list[str]) -> UnreadableWeights:
+def _explain_refusal(named: list[str]) -> UnreadableWeights:
     refused = list(dict.fromkeys(name for name in named if not _HARMLESS.fullmatch(name))) or named[:1]
     if any(_TORCH_MODULE.match(name) for name in named):
         return UnreadableWeights(
-            f"holds a whole pickled model of class {refused[0]}, and opening it would run code; where its source code "
+            f"holds a pickled model of class {refused[0]}, and opening it would run code; where its source code "
             "is available, save only its state: "
             "`torch.save(torch.load(FILE, 'cpu', weights_only=False).state_dict(), 'state.pth')`, and name state.pth"
         )
@@ -175,7 +175,7 @@ _NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
-def tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor | None]:
+def select_tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor | None]:
     """The tensors and arrays of a mapping by name; None for one that is not a dense tensor of numbers."""
     return {
         name: _to_dense(value)

@@ -1,4 +1,4 @@
-"""Why weights do not fit a model, in the words of its architecture rather than tensor by tensor."""
+"""Explains why weights do not fit a model, in terms of its architecture rather than tensor by tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_NAMES = {  # what other code bases call the same layers
 
 @dataclass(slots=True)
 class _Comparison:
-    """The shapes in a file and in the model, and which names some reason explains already."""
+    """The shapes in a file and in the model, and the names that a reason already explains."""
 
     found: dict[str, Shape | None]  # None for a value that is not a dense tensor of numbers
     expected: dict[str, Shape]
@@ -32,17 +32,17 @@ class _Comparison:
     @property
     def stages(self) -> list[str]:
         """The model's stages, in order."""
-        return _stages(self.expected)
+        return _list_stages(self.expected)
 
-    def missing(self) -> list[str]:
+    def list_missing(self) -> list[str]:
         """Names of the model that the file lacks."""
         return [name for name in self.expected if name not in self.found and name not in self.explained]
 
-    def unknown(self) -> list[str]:
+    def list_unknown(self) -> list[str]:
         """Names in the file that the model lacks."""
         return [name for name in self.found if name not in self.expected and name not in self.explained]
 
-    def reshaped(self) -> list[str]:
+    def list_reshaped(self) -> list[str]:
         """Names in both whose shapes differ."""
         both = [name for name in self.expected if name in self.found and name not in self.explained]
         return [name for name in both if self.found[name] != self.expected[name]]
@@ -55,22 +55,22 @@ class _Comparison:
 def find_mismatches(
     state: Mapping[str, Tensor | None], expected: Mapping[str, Tensor], model: str, classes: int
 ) -> list[str]:
-    """What is wrong with the names and shapes of a state, most telling first; nothing where it fits the model."""
+    """Reasons why the names and shapes of a state do not fit a model, the most general first; none if it fits."""
     compared = _Comparison(
         {name: None if tensor is None else tuple(tensor.shape) for name, tensor in state.items()},
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
         model,
         classes,
     )
-    compared.explain(name for name in compared.missing() if name.endswith(_COUNTER))
+    compared.explain(name for name in compared.list_missing() if name.endswith(_COUNTER))
     found = [reason for check in _CHECKS if (reason := check(compared))]
     return found + list(_list_names(compared))
 
 
 def _list_names(compared: _Comparison) -> Iterable[str]:
-    yield from (f"{name} is missing" for name in compared.missing())
-    yield from (f"{name} is unknown" for name in compared.unknown())
-    for name in compared.reshaped():
+    yield from (f"{name} is missing" for name in compared.list_missing())
+    yield from (f"{name} is unknown" for name in compared.list_unknown())
+    for name in compared.list_reshaped():
         shape = compared.found[name]
         found = "is not a dense tensor of numbers" if shape is None else f"has shape {shape}"
         yield f"{name} {found}, expected {compared.expected[name]}"
@@ -79,7 +79,7 @@ def _list_names(compared: _Comparison) -> Iterable[str]:
 def _check_names(compared: _Comparison) -> str:
     """Layers under the names of another code base. Later checks compare them under the model's names."""
     renamed = {}
-    for name in compared.unknown():
+    for name in compared.list_unknown():
         parts = [_OTHER_NAMES.get(part, part) for part in name.split(".")]
         if (own := ".".join(parts)) in compared.expected and own not in compared.found:
             renamed[name] = own
@@ -94,10 +94,10 @@ def _check_names(compared: _Comparison) -> str:
 
 def _check_architecture(compared: _Comparison) -> str:
     """Stages with the names of another family: its other differences add nothing."""
-    found = _stages(compared.found)
+    found = _list_stages(compared.found)
     if not found or set(found) & set(compared.stages):
         return ""
-    names = [*compared.missing(), *compared.unknown(), *compared.reshaped()]
+    names = [*compared.list_missing(), *compared.list_unknown(), *compared.list_reshaped()]
     compared.explain(name for name in names if not name.startswith("fc."))
     return f"it has another architecture: its stages are {', '.join(found)}, expected {', '.join(compared.stages)}"
 
@@ -113,12 +113,14 @@ def _check_stem(compared: _Comparison) -> str:
 
 def _check_blocks(compared: _Comparison) -> str:
     """Bottlenecks, or a fourth stage: another kind of ResNet, whose other differences add nothing."""
-    names = compared.unknown()
-    stages = sorted(set(_stages(names)) - set(compared.stages))
+    names = compared.list_unknown()
+    stages = sorted(set(_list_stages(names)) - set(compared.stages))
     is_bottleneck = any(_BLOCK.match(name) and name.endswith(".conv3.weight") for name in names)
     if not stages and not is_bottleneck:
         return ""
-    compared.explain(name for name in (*compared.missing(), *names, *compared.reshaped()) if _BLOCK.match(name))
+    compared.explain(
+        name for name in (*compared.list_missing(), *names, *compared.list_reshaped()) if _BLOCK.match(name)
+    )
     listed = [f"it has {', '.join(stages)}, expected {len(compared.stages)} stages"] if stages else []
     return ", and ".join([*listed, *(["blocks of three convolutions, expected two"] if is_bottleneck else [])])
 
@@ -128,11 +130,11 @@ def _check_depth(compared: _Comparison) -> str:
     expected = {stage: _count_blocks(compared.expected, stage) for stage in compared.stages}
     if found == expected or not all(found.values()):
         return ""
-    names = [name for name in (*compared.missing(), *compared.unknown()) if _is_beyond(name, found, expected)]
+    names = [name for name in (*compared.list_missing(), *compared.list_unknown()) if _is_beyond(name, found, expected)]
     if not names:
         return ""
     compared.explain(names)
-    listed = ", ".join(_ranges(names))
+    listed = ", ".join(_format_ranges(names))
     more = {found[stage] - expected[stage] for stage in found}
     other = models.deeper(compared.model, more.pop()) if len(more) == 1 else None
     if other:
@@ -142,7 +144,7 @@ def _check_depth(compared: _Comparison) -> str:
     return f"its stages have {blocks} blocks, expected {max(expected.values())} each: {listed} are missing or extra"
 
 
-def _stages(names: Iterable[str]) -> list[str]:
+def _list_stages(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(match[1] for name in names if (match := _BLOCK.match(name))))
 
 
@@ -151,12 +153,12 @@ def _count_blocks(names: Iterable[str], stage: str) -> int:
 
 
 def _is_beyond(name: str, found: Mapping[str, int], expected: Mapping[str, int]) -> bool:
-    """Whether a name belongs to a block that only one of both sides has."""
+    """Whether a name belongs to a block that only the file or only the model has."""
     match = _BLOCK.match(name)
     return match is not None and match[1] in found and int(match[2]) >= min(found[match[1]], expected[match[1]])
 
 
-def _ranges(names: Sequence[str]) -> list[str]:
+def _format_ranges(names: Sequence[str]) -> list[str]:
     """Blocks as `layer1.3…layer1.17`, one range per stage."""
     blocks: dict[str, list[int]] = {}
     for name in names:
@@ -172,11 +174,11 @@ def _check_widths(compared: _Comparison) -> str:
     expected = [compared.expected[name][0] for name in first]
     if len(found) != len(expected) or found == expected:
         return ""
-    shapes = [name for name in compared.reshaped() if not name.startswith("fc.bias")]
+    shapes = [name for name in compared.list_reshaped() if not name.startswith("fc.bias")]
     classes = compared.found.get("fc.weight")
     compared.explain(name for name in shapes if name != "fc.weight" or not classes or classes[0] == compared.classes)
     # Whether the first stage needs a shortcut with weights follows from its width.
-    shortcuts = (name for name in (*compared.missing(), *compared.unknown()) if _SHORTCUT.search(name))
+    shortcuts = (name for name in (*compared.list_missing(), *compared.list_unknown()) if _SHORTCUT.search(name))
     compared.explain(name for name in shortcuts if name.startswith(compared.stages[0]) and _is_in_first_block(name))
     return f"its stages have {', '.join(map(str, found))} channels, expected {', '.join(map(str, expected))}"
 
@@ -198,10 +200,10 @@ def _check_classes(compared: _Comparison) -> str:
 
 def _check_shortcuts(compared: _Comparison) -> str:
     expected = {name for name in compared.expected if ".downsample." in name and not name.endswith(_COUNTER)}
-    if not expected or not expected <= set(compared.missing()) or "layer2.0.conv1.weight" not in compared.found:
+    if not expected or not expected <= set(compared.list_missing()) or "layer2.0.conv1.weight" not in compared.found:
         return ""
-    if any(re.match(r"layer[23]\.0\.(?!conv|bn)", name) for name in compared.unknown()):
-        return ""  # they may be there, under names that kdctl does not know
+    if any(re.match(r"layer[23]\.0\.(?!conv|bn)", name) for name in compared.list_unknown()):
+        return ""  # the shortcuts may exist under names that kdctl does not know
     compared.explain(expected)
     listed = ", ".join(sorted({name.partition(".downsample.")[0] for name in expected}))
     return f"its shortcuts have no convolution (option A of the paper), expected one in {listed} (downsample, option B)"

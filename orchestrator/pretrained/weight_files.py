@@ -13,11 +13,11 @@ from torch import Tensor
 
 from orchestrator import models
 from orchestrator.errors import TeacherError
-from orchestrator.pretrained._formats import UnreadableWeights, parse, tensors
+from orchestrator.pretrained._formats import UnreadableWeights, parse, select_tensors
 from orchestrator.pretrained._mismatches import find_mismatches
 from orchestrator.text import printable
 
-_WRAPPERS = {"module", "_orig_mod"}  # DataParallel and torch.compile add them to names; no model of ours has them
+_WRAPPERS = {"module", "_orig_mod"}  # DataParallel and torch.compile add these to names; no model of kdctl uses them
 _DEEPEST = 4  # levels of nested mappings that are searched
 _COUNTER = "num_batches_tracked"  # changes no output of a model in eval mode, and old files lack it
 
@@ -25,7 +25,7 @@ State = Mapping[str, Tensor | None]  # None for a value that is not a dense tens
 
 
 def read(path: Path, digest: str | None = None) -> Any:
-    """The content of a weights file: a state dict, or nested mappings that may contain one.
+    """Reads the content of a weights file: a state dict, or nested mappings that may contain one.
 
     Nothing in it is executed. Raises TeacherError where the file is missing, damaged, in an unknown format, or has
     another SHA-256 than `digest`.
@@ -77,7 +77,7 @@ class _Candidate:
 
     def has_names(self, expected: Mapping[str, Tensor]) -> bool:
         """Whether it has every name of the model, and no other."""
-        return _without_counters(self.state) == _without_counters(expected) and self.state.keys() <= expected.keys()
+        return _remove_counters(self.state) == _remove_counters(expected) and self.state.keys() <= expected.keys()
 
     def has_shapes(self, expected: Mapping[str, Tensor]) -> bool:
         """Whether its tensors have the shapes of the model's."""
@@ -91,7 +91,7 @@ class _Candidate:
         )
 
 
-def _without_counters(state: Mapping[str, Any]) -> set[str]:
+def _remove_counters(state: Mapping[str, Any]) -> set[str]:
     return {name for name in state if not name.endswith(_COUNTER)}
 
 
@@ -102,7 +102,7 @@ def fit(content: Any, path: Path, model: str, classes: int) -> dict[str, Tensor]
     """
     with torch.device("meta"):
         expected = models.build(model, classes).state_dict()
-    found = list(_candidates(content, expected))
+    found = list(_find_candidates(content, expected))
     has_tensors = any(tensor is not None for candidate in found for tensor in candidate.state.values())
     if not has_tensors and content != {}:
         raise TeacherError(f"{path} holds no dense tensors of numbers by name; save only model.state_dict()")
@@ -150,11 +150,11 @@ def _choose(found: list[_Candidate], expected: Mapping[str, Tensor], path: Path)
     return max(found, key=lambda candidate: candidate.similarity(expected), default=_Candidate("", {}))
 
 
-def _candidates(content: Any, expected: Mapping[str, Tensor]) -> Iterator[_Candidate]:
+def _find_candidates(content: Any, expected: Mapping[str, Tensor]) -> Iterator[_Candidate]:
     """Every mapping of tensors in a file, once for each prefix that a model's names may have in it."""
     anchor = next(iter(expected))  # a name that every state of such a model has
-    for path, mapping in _mappings(content, ()):
-        state = _without_wrappers(tensors(mapping))
+    for path, mapping in _find_mappings(content, ()):
+        state = _remove_wrappers(select_tensors(mapping))
         prefixes = {name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")}
         for prefix in sorted({"", *prefixes}, key=len):
             inner = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
@@ -162,20 +162,20 @@ def _candidates(content: Any, expected: Mapping[str, Tensor]) -> Iterator[_Candi
                 yield _Candidate(_describe(path, prefix), inner)
 
 
-def _mappings(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+def _find_mappings(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     if isinstance(content, Mapping):
         yield path, content
         if len(path) < _DEEPEST:
             for name, inner in content.items():
-                yield from _mappings(inner, (*path, str(name)))
+                yield from _find_mappings(inner, (*path, str(name)))
 
 
-def _without_wrappers(state: State) -> State:
+def _remove_wrappers(state: State) -> State:
     bare = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in state}
     return {short: state[name] for short, name in bare.items()} if len(bare) == len(state) else state
 
 
 def _describe(path: tuple[str, ...], prefix: str) -> str:
-    """The location of tensors in a file, like `['model'], names that begin with net.`; empty for the whole file."""
+    """The location of tensors in a file, like `['model'], names that begin with net.`; empty for the entire file."""
     parts = ("".join(f"[{name!r}]" for name in path), f"names that begin with {prefix}" if prefix else "")
     return ", ".join(filter(None, parts))

@@ -1,6 +1,6 @@
 """A table under construction: chunks of it, each one file, which any number of workers build at the same time.
 
-Finished chunks stay: after a kill only those that were being built are built again. The last worker joins them.
+Finished chunks stay: after a kill, only the chunks that were being built are built again. The last worker joins them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.storage.layout import FileKind, Storage
 from orchestrator.storage.leases import acquire, table_resource
 
 CHUNK = 50_000  # outputs in one: a view of all of CIFAR; it limits the memory, and the work that a kill costs
-_PAUSE = (0.3, 0.7)  # seconds before the next look, where others build everything that is left
+_PAUSE = (0.3, 0.7)  # seconds until the next check, while others build all remaining chunks
 
 Compute = Callable[[int, int], bytes]  # the outputs from one number up to another, in the order of the table
 
@@ -57,17 +57,17 @@ class Chunks:
         names, bounds = self.names(), self.bounds()
         sizes = self.storage.backend.read_sizes([names[number] for number in numbers])
         expected = [(bounds[number][1] - bounds[number][0]) * self.width for number in numbers]
-        return [number for number, size, whole in zip(numbers, sizes, expected, strict=True) if size != whole]
+        return [number for number, size, complete in zip(numbers, sizes, expected, strict=True) if size != complete]
 
     def build(self, compute: Compute, check: Callable[[], None], is_done: Callable[[], bool]) -> None:
         """Builds missing chunks that no other worker is building, until none is missing or `is_done` returns true.
 
         `check` is called between two chunks and while others build the last ones; it may raise.
         """
-        # In this order: the worker that joins the table deletes the chunks after the table is there.
+        # In this order: the worker that joins the table deletes the chunks after the table exists.
         while (missing := self.missing()) and not is_done():
             check()
-            # A random one: workers that all start at the same end would meet at every chunk.
+            # A random chunk: workers that all start at the same end would meet at every chunk.
             number = random.choice(missing)  # noqa: S311
             lease = acquire(self.storage, f"{table_resource(self.key)}-{number}")
             if lease is None:
@@ -82,7 +82,7 @@ class Chunks:
                     self.storage.backend.write(self.names()[number], content)
 
     def _check_size(self, number: int, content: bytes) -> None:
-        """Raises TeacherError for a chunk of another size than the table's: it would be built without end."""
+        """Raises TeacherError for a chunk of another size than the table's: it would be built again for ever."""
         start, end = self.bounds()[number]
         if len(content) != (end - start) * self.width:
             raise TeacherError(
@@ -92,14 +92,14 @@ class Chunks:
             )
 
     def join(self, file: BinaryIO) -> None:
-        """Appends all chunks to a file. Raises StorageError where one is gone."""
+        """Appends all chunks to a file. Raises StorageError where one was removed."""
         for name in self.names():
             try:
                 file.write(self.storage.backend.read(name))
             except FileNotFoundError:
-                shown = self.storage.backend.describe(name)
+                path = self.storage.backend.describe(name)
                 raise StorageError(
-                    f"{shown} was removed while the table was built; launch again, which builds it again"
+                    f"{path} was removed while the table was built; launch again, which builds it again"
                 ) from None
 
     def delete(self) -> None:

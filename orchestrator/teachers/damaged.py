@@ -1,4 +1,4 @@
-"""Teachers in a storage whose weights are not those that were written: found before a student learns from them."""
+"""Finds damaged weights of teachers in a storage before a student learns from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from orchestrator.study.plan import Plan, PlanState
 
 
 def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
-    """Removes the weights of a teacher that a student of the plan needs, where their SHA-256 is not that of its row.
+    """Removes the weights of teachers that students of the plan need, where their SHA-256 is not the one in the row.
 
-    Returns a sentence for each. A teacher without weights counts as not trained, so the launch trains it again.
+    Returns a sentence for each removed file. A teacher without weights counts as not trained, so the launch trains it
+    again.
     """
     needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state is not PlanState.FINISHED}
     ready = [trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED and trial.trial_id in needed]

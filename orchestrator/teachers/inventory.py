@@ -1,4 +1,4 @@
-"""The teachers in a storage: their accuracy and size, the studies that use them, and whether their tables are right."""
+"""The teachers in a storage: their accuracy and size, the studies that use them, and the check of their tables."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StoredTeacher:
 
 
 def list_teachers(storage: Storage) -> list[StoredTeacher]:
-    """Every finished trial that some row or table names as its teacher. Raises StorageError for a damaged row."""
+    """Every finished trial that is the teacher of some row or table. Raises StorageError for a damaged row."""
     rows = {row.trial_id: row for row in store.read_trials(storage)}
     tables: dict[str, list[TableKey]] = {}
     for key in storage.list_tables():
@@ -57,20 +57,22 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
             of_study = users.setdefault(row.teacher_id, {})
             of_study[row.study] = of_study.get(row.study, 0) + 1
     return [
-        _stored(rows[teacher_id], tables.get(teacher_id, []), users[teacher_id], storage)
+        _make_stored_teacher(rows[teacher_id], tables.get(teacher_id, []), users[teacher_id], storage)
         for teacher_id in sorted(users)
         if teacher_id in rows and rows[teacher_id].state is State.FINISHED
     ]
 
 
-def _stored(row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage) -> StoredTeacher:
+def _make_stored_teacher(
+    row: TrialRecord, tables: Sequence[TableKey], users: dict[str, int], storage: Storage
+) -> StoredTeacher:
     sizes = storage.backend.read_sizes([storage.weights(row.trial_id), *map(storage.table, tables)])
     return StoredTeacher(row, tuple(tables), sum(size or 0 for size in sizes), users)
 
 
 @dataclass(frozen=True, slots=True)
 class TableCheck:
-    """A table that matches its teacher: `largest_difference` is the largest one in the sample."""
+    """A table that matches its teacher; `largest_difference` is over the sample."""
 
     table: TableKey
     largest_difference: float
@@ -88,7 +90,7 @@ def verify_teacher(teacher_id: str, storage: Storage) -> list[TableCheck]:
     from orchestrator.teachers import tables
 
     stored = _find(teacher_id, list_teachers(storage))
-    config = _config(stored.row)
+    config = _make_config(stored.row)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checks = []
     for key in stored.tables:
@@ -104,14 +106,14 @@ def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
         raise KdctlError("this storage holds no teacher yet; launch a study first, or name its storage with --storage")
     known = {stored.teacher_id: stored for stored in teachers}
 
-    def titles(ids: Sequence[str]) -> list[str]:
+    def list_titles(ids: Sequence[str]) -> list[str]:
         return [labels.title(known[teacher_id].row) for teacher_id in ids]
 
-    return known[choose(text.strip().lower(), list(known), titles, "teacher", "`kdctl teachers` lists them")]
+    return known[choose(text.strip().lower(), list(known), list_titles, "teacher", "`kdctl teachers` lists them")]
 
 
-def _config(row: TrialRecord) -> TrialConfig:
-    """A teacher's config, from its row, whose recipe also says how it was run."""
+def _make_config(row: TrialRecord) -> TrialConfig:
+    """A teacher's config from its row; the recipe in it also contains how the teacher was run."""
     columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
     recipe = {name: value for name, value in row.recipe.items() if name in TrialConfig.__slots__}
     return codec.decode(TrialConfig, {**recipe, **columns})

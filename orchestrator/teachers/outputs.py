@@ -13,7 +13,7 @@ from orchestrator.training.batches import Batch, EpochOrder
 
 
 def no_teacher(batch: Batch) -> TeacherOutputs:
-    """For methods without a teacher."""
+    """The teacher of methods without a teacher."""
     return TeacherOutputs()
 
 
@@ -32,7 +32,7 @@ class LiveTeacher:
 
 @dataclass(frozen=True)
 class TableTeacher:
-    """Looks the outputs up: `table` is float16 [V, N, C] and holds the outputs of one `kind`, `logits` or `pooled`."""
+    """Looks up the outputs: `table` is float16 [V, N, C] and holds the outputs of one `kind`, `logits` or `pooled`."""
 
     table: Tensor
     kind: str
@@ -44,8 +44,8 @@ class TableTeacher:
 class HostTable:
     """A table [V, N, C] of float16 that stays on the host, for a device without room for it.
 
-    An epoch uses one row of the table for each image. The rows are looked up while the device still works on the epoch
-    before, and are copied to it at once: [N, C] for each trial is all that lies on the device.
+    An epoch uses one row of the table for each image. The rows are looked up while the device still works on the
+    previous epoch, and are copied to it together: only [N, C] values of each trial are on the device.
     """
 
     def __init__(self, table: Tensor, kind: str, device: torch.device) -> None:
@@ -63,4 +63,4 @@ class HostTable:
         self._now.copy_(self._next)
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        return TeacherOutputs(**{self.kind: self._now[batch.place].float()})
+        return TeacherOutputs(**{self.kind: self._now[batch.position].float()})

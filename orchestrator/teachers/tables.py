@@ -27,7 +27,7 @@ from orchestrator.teachers.weights import load_teacher
 from orchestrator.training.batches import Batch
 from orchestrator.training.evaluation import Check, unchecked
 
-TABLE_FORMAT = 2  # raise it when the same key would hold other bytes
+TABLE_FORMAT = 2  # raise it when the same key would give other bytes
 # Small enough for the caches of a CPU, large enough to keep a GPU busy.
 _BUILD_BATCHES = {"cpu": 500, "cuda": 5000}
 # The tolerance of a stored output, as a share of the largest one: for rounding to float16 and sums in another order. A
@@ -45,14 +45,14 @@ def open_table(
     device: torch.device,
     check: Check = unchecked,
 ) -> TableTeacher | HostTable:
-    """The table of a teacher (its `config`) over the training images of `data`, built first where it is missing.
+    """Opens the table of a teacher (`config`) over the training images of `data`; builds it first if it is missing.
 
-    All workers that need it build it together; `check` is called meanwhile. On the CPU, and where a GPU has no room to
-    spare, the table stays in the file, memory-mapped: one copy for all workers of a machine. Raises TeacherError where
-    the table does not hold the teacher's outputs.
+    All workers that need it build it together; `check` is called meanwhile. On the CPU, and if a GPU has too little
+    free memory, the table stays in the file, memory-mapped: one copy for all workers of a machine. Raises TeacherError
+    where the table does not hold the teacher's outputs.
     """
-    expected = _facts(key, config, storage)
-    if not _is_whole(key, expected, storage):
+    expected = _make_facts(key, config, storage)
+    if not _is_complete(key, expected, storage):
         _build(key, load_teacher(config, storage, device), data, expected, storage, check)
     table = _map(key, expected["shape"], storage)
     if device.type == "cuda" and table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
@@ -65,7 +65,7 @@ def has_table(key: TableKey, storage: Storage) -> bool:
     return None not in storage.backend.read_sizes([storage.table(key), storage.table_facts(key)])
 
 
-def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
+def _make_facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, Any]:
     """Everything that can change a byte of a table."""
     facts = facts_of_trial(config)
     width = facts.classes if key.outputs == "logits" else models.widths(config.student).pooled
@@ -75,7 +75,7 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
         "shape": [key.views, key.images, width],
         "key": encode_key(key),
         "model": config.student,
-        "weights": _weights_digest(key.teacher_id, storage),
+        "weights": _digest_weights(key.teacher_id, storage),
         "dataset": config.dataset,
         "dataset_digest": facts.digest,
         "mean": list(facts.mean),
@@ -83,16 +83,16 @@ def _facts(key: TableKey, config: TrialConfig, storage: Storage) -> dict[str, An
     }
 
 
-def _weights_digest(teacher_id: str, storage: Storage) -> str:
+def _digest_weights(teacher_id: str, storage: Storage) -> str:
     name = storage.weights(teacher_id)
     try:
         return hashlib.sha256(storage.backend.read(name)).hexdigest()
     except FileNotFoundError:
-        shown = storage.backend.describe(name)
-        raise TeacherError(f"{shown} is missing; launch the study again, which trains it") from None
+        path = storage.backend.describe(name)
+        raise TeacherError(f"{path} is missing; launch the study again, which trains it") from None
 
 
-def _is_whole(key: TableKey, expected: dict[str, Any], storage: Storage) -> bool:
+def _is_complete(key: TableKey, expected: dict[str, Any], storage: Storage) -> bool:
     facts = read_json(storage, storage.table_facts(key))
     return (
         isinstance(facts, dict)
@@ -109,12 +109,12 @@ def _build(
     chunks = Chunks(storage, key, {**expected, "device": device}, 2 * expected["shape"][-1])
     outputs = _ChunkOutputs(key, model, data, check)
     try:
-        while not _is_whole(key, expected, storage):
+        while not _is_complete(key, expected, storage):
             check()
-            chunks.build(outputs.compute, check, lambda: _is_whole(key, expected, storage))
-            # A worker that was suspended, or whose chunks another removed as wrong, starts again with what there is.
+            chunks.build(outputs.compute, check, lambda: _is_complete(key, expected, storage))
+            # A worker that was suspended, or whose chunks another removed as wrong, starts again with existing files.
             with suppress(LeaseLost), wait_for(storage, table_resource(key), check) as lease:
-                if not _is_whole(key, expected, storage) and not chunks.missing():
+                if not _is_complete(key, expected, storage) and not chunks.missing():
                     _join(chunks, expected, model, data, lease)
                     chunks.delete()
     except TeacherError:
@@ -175,7 +175,7 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
     of the value), plus `rounding` times the largest output, for products and sums in another order.
     """
     device = data.train.labels.device
-    generator = torch.Generator().manual_seed(secrets.randbits(63))  # other pairs in every check
+    generator = torch.Generator().manual_seed(secrets.randbits(63))  # different pairs in every check
     index = torch.randint(key.images, (_SAMPLE,), generator=generator).to(device)
     view = torch.randint(key.views, (_SAMPLE,), generator=generator).to(device)
     sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
@@ -205,24 +205,24 @@ def _map(key: TableKey, shape: Sequence[int], storage: Storage) -> Tensor:
     except StorageError:
         raise
     except Exception as error:  # a damaged header makes NumPy raise errors of several types
-        shown = storage.backend.describe(name)
-        raise TeacherError(f"{shown} is damaged ({error}); remove it, and the next launch builds it again") from None
+        damaged = storage.backend.describe(name)
+        raise TeacherError(f"{damaged} is damaged ({error}); remove it, and the next launch builds it again") from None
     return torch.from_numpy(table)
 
 
 def verify(key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device) -> float:
     """Repeats the check of a stored table; returns the largest difference. Raises TeacherError where it is wrong."""
-    expected = _facts(key, config, storage)
-    if not _is_whole(key, expected, storage):
-        shown = storage.backend.describe(storage.table(key))
-        raise TeacherError(f"{shown} was not made from this teacher; remove it and the .json file next to it")
+    expected = _make_facts(key, config, storage)
+    if not _is_complete(key, expected, storage):
+        path = storage.backend.describe(storage.table(key))
+        raise TeacherError(f"{path} was not made from this teacher; remove it and the .json file next to it")
     table = _map(key, expected["shape"], storage)
-    return compare(table, key, load_teacher(config, storage, device), data, _rounding(key, storage, device))
+    return compare(table, key, load_teacher(config, storage, device), data, _find_rounding(key, storage, device))
 
 
-def _rounding(key: TableKey, storage: Storage, device: torch.device) -> float:
+def _find_rounding(key: TableKey, storage: Storage, device: torch.device) -> float:
     """The tolerance of a table, given the device that built it and the one that checks it."""
     facts = read_json(storage, storage.table_facts(key))
     recorded = facts.get("rounding") if isinstance(facts, dict) else None
-    # Only a known value counts: a damaged one could let everything pass.
+    # Only a known value counts: a damaged one could accept any table.
     return max(value for value in _ROUNDING.values() if value in (recorded, _ROUNDING[device.type]))

@@ -19,7 +19,7 @@ from orchestrator.training.seeds import build_seeded
 
 
 def load_weights(path: Path, model: str, classes: int, device: torch.device, digest: str | None = None) -> Classifier:
-    """A model in eval mode with the weights of a file, in any of the formats of `pretrained.formats`.
+    """A model in eval mode with the weights of a file, in any format that `pretrained` reads.
 
     Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
     """
@@ -43,6 +43,6 @@ def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) ->
     try:
         path = storage.backend.local_path(name)
     except FileNotFoundError:
-        shown = storage.backend.describe(name)
-        raise TeacherError(f"{shown} is missing; launch the study again, which trains what is missing") from None
+        missing = storage.backend.describe(name)
+        raise TeacherError(f"{missing} is missing; launch the study again, which trains the teacher again") from None
     return load_weights(path, config.student, facts_of_trial(config).classes, device)

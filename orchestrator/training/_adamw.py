@@ -18,7 +18,7 @@ def build(
     beta2: float,
     eps: float,
 ) -> AdamW:
-    """AdamW as torch has it, in one kernel for all parameters; on a GPU its count of steps lies there too."""
+    """Torch's AdamW, in one kernel for all parameters; on a GPU its step count is in GPU memory too."""
     capturable = isinstance(lr, Tensor)
     return AdamW(
         parameters,

@@ -9,13 +9,13 @@ from orchestrator.records import TrialConfig
 
 
 def build(config: TrialConfig, *, warmup: int, floor: float) -> Callable[[int, int], float]:
-    """Rises to 1 over `warmup` epochs, by the same amount each step, then falls towards `floor` until training ends."""
+    """A factor that rises to 1 in `warmup` epochs, by the same amount each step, then falls to `floor`."""
 
-    def factor(step: int, steps_per_epoch: int) -> float:
+    def compute_factor(step: int, steps_per_epoch: int) -> float:
         rising, total = warmup * steps_per_epoch, config.epochs * steps_per_epoch
         if step < rising:
             return (step + 1) / rising
         share = (step - rising) / (total - rising)
         return floor + (1 - floor) * (1 + math.cos(math.pi * share)) / 2
 
-    return factor
+    return compute_factor

@@ -1,4 +1,4 @@
-"""How an entry of the tables of optimizers and schedules becomes what it names."""
+"""Builds what an entry in the tables of optimizers and schedules names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_entry(
     *arguments: Any,
     **settings: Any,
 ) -> Any:
-    """What `builder` (`module:attribute`) returns for the arguments, with every option: as given, or its default."""
+    """Calls `builder` (`module:attribute`) with the arguments and every option: as given, or its default."""
     module, attribute = builder.split(":")
     defaults = {name: option.default for name, option in options.items()}
     return getattr(import_module(module), attribute)(*arguments, **settings, **(defaults | dict(given)))

@@ -10,5 +10,5 @@ from torch.optim import SGD
 
 
 def build(parameters: Iterable[Parameter], *, lr: float | Tensor, weight_decay: float, momentum: float) -> SGD:
-    """SGD as torch has it, in one kernel for all parameters."""
+    """Torch's SGD, in one kernel for all parameters."""
     return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)

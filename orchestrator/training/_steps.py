@@ -8,10 +8,10 @@ from orchestrator.records import TrialConfig
 
 
 def build(config: TrialConfig) -> Callable[[int, int], float]:
-    """gamma to the power of the number of milestones that have passed."""
+    """A factor of gamma to the power of the number of milestones that have passed."""
 
-    def factor(step: int, steps_per_epoch: int) -> float:
+    def compute_factor(step: int, steps_per_epoch: int) -> float:
         passed = step // steps_per_epoch
         return config.gamma ** sum(milestone <= passed for milestone in config.milestones)
 
-    return factor
+    return compute_factor

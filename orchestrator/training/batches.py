@@ -18,17 +18,17 @@ from orchestrator.training.seeds import mix
 class Batch(NamedTuple):
     """B training images under one view each. `index` and `view` [B] are their numbers in a table of teacher outputs.
 
-    `place` [B] is their position in the order of the epoch.
+    `position` [B] is their position in the order of the epoch.
     """
 
     images: Tensor  # [B, 3, S, S], normalised
     labels: Tensor  # [B]
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is never called
     view: Tensor
-    place: Tensor
+    position: Tensor
 
 
-Teacher = Callable[[Batch], TeacherOutputs]  # gives the outputs that the loss needs: from a model or from a table
+Teacher = Callable[[Batch], TeacherOutputs]  # computes or looks up the outputs that the loss needs
 
 
 class EpochOrder(NamedTuple):
@@ -40,7 +40,7 @@ class EpochOrder(NamedTuple):
 
 @runtime_checkable
 class EpochPreparer(Protocol):
-    """A teacher whose outputs are prepared for a whole epoch at a time."""
+    """A teacher whose outputs are prepared for an entire epoch at a time."""
 
     def prepare(self, order: EpochOrder) -> None:
         """Prepares the outputs of the next epoch, while the device still works on this one."""
@@ -50,9 +50,9 @@ class EpochPreparer(Protocol):
 
 
 class EpochBatches:
-    """Every training image once an epoch, in an order and under views that follow from the seed and the epoch alone.
+    """Every training image once per epoch, in an order and under views that depend only on the seed and the epoch.
 
-    A cursor on the device says where the next batch begins, so that taking one needs nothing from the host.
+    A cursor on the device is the start of the next batch, so that taking one needs nothing from the host.
     """
 
     def __init__(self, data: Data, config: TrialConfig) -> None:
@@ -81,7 +81,7 @@ class EpochBatches:
         return drawn
 
     def begin(self, done: int = 0) -> None:
-        """Starts the prepared epoch after its first `done` images, which are whole batches or all."""
+        """Starts the prepared epoch after its first `done` images, which are complete batches or the entire epoch."""
         assert self._prepared is not None
         _, drawn = self._prepared
         self._order.copy_(drawn.order)
@@ -96,8 +96,8 @@ class EpochBatches:
 
     def take(self, size: int) -> Batch:
         """The next batch."""
-        place = self._cursor + torch.arange(size, device=self._cursor.device)
-        index, view = self._order[place], self._views[place]
+        position = self._cursor + torch.arange(size, device=self._cursor.device)
+        index, view = self._order[position], self._views[position]
         images = self._data.normalise(self._padded.take(index, view))
         self._cursor += size
-        return Batch(images, self._data.train.labels[index], index, view, place)
+        return Batch(images, self._data.train.labels[index], index, view, position)

@@ -15,11 +15,11 @@ from orchestrator.models.base import Classifier
 # Fixed, so that the batch size of training cannot change an evaluation; a GPU is idle between small ones.
 EVAL_BATCHES = {"cpu": 500, "cuda": 2500}
 
-Check = Callable[[], None]  # called between steps; what it raises ends the training there
+Check = Callable[[], None]  # called between steps; an exception that it raises ends the training there
 
 
 def unchecked() -> None:
-    """The check of work that nothing is to stop."""
+    """The check of work that nothing may stop."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: Classifier, images: Images, data: Data, check: Check = unchecked) -> Score:
-    """Tests a model on a whole split, in eval mode and without augmentation. Raises what `check` raises."""
+    """Tests a model on an entire split, in eval mode and without augmentation. Raises what `check` raises."""
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=images.labels.device)
     predictions = []
@@ -49,7 +49,7 @@ def evaluate(model: Classifier, images: Images, data: Data, check: Check = unche
         hits = best == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss.double(), hits[:, 0].sum().double(), hits.sum().double()])
-    predicted = torch.cat(predictions)  # before the device is waited for, as another thread may read them
+    predicted = torch.cat(predictions)  # before waiting for the device, as another thread may read them
     total, right, among5 = sums.tolist()
-    # Whole numbers of images over the number of images: no accuracy has more digits than it was measured with.
+    # Integer counts divided by the number of images: no accuracy has more digits than were measured.
     return Score(total / len(images), 100 * right / len(images), 100 * among5 / len(images), predicted)

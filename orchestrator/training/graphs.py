@@ -1,4 +1,4 @@
-"""Captures a step that always uses the same tensors as a CUDA graph: after a few runs no kernel waits for Python."""
+"""Captures a step that always uses the same tensors as a CUDA graph, so that no kernel waits for Python after that."""
 
 from __future__ import annotations
 
@@ -83,4 +83,4 @@ def new_pool(device: torch.device) -> Any:
 
 def sharing(gpus: float) -> int:
     """How many trials share a GPU; 1 where they use none."""
-    return int(1 / gpus + 1e-9) if gpus else 1  # of a tenth there are ten, whatever the rounding
+    return int(1 / gpus + 1e-9) if gpus else 1  # 0.1 gives ten, in spite of rounding

@@ -23,7 +23,7 @@ from orchestrator.training.state import TrainingState
 def train(
     state: TrainingState, data: Data, config: TrialConfig, teacher: Teacher, check: Check = unchecked
 ) -> Iterator[EpochRecord]:
-    """Trains from the state's position to the end, one record an epoch; the state is after that epoch by then.
+    """Trains from the state's position to the end; yields a record after each epoch, when the state is at the next.
 
     Raises DivergedError at the first epoch whose mean loss is not finite, and what `check` raises.
     """
@@ -87,7 +87,7 @@ class StepRunner:
         self._graphs: dict[int, GraphedStep] = {}  # by batch size: the last batch of an epoch may be smaller
 
     def run(self, check: Check) -> None:
-        """The remaining steps of the state's epoch. On a GPU they are only queued by then."""
+        """Runs the remaining steps of the state's epoch. On a GPU they are only queued when this returns."""
         state, config = self._state, self._config
         if not self._batches.holds(state.epoch):
             self._prepare(state.epoch)
@@ -111,11 +111,11 @@ class StepRunner:
         return self._config.lr * self._schedule(done + step, self._steps_per_epoch)
 
     def close(self) -> None:
-        """Frees what lies on the device: a captured step and its training would otherwise keep each other alive."""
+        """Frees device memory: a captured step and its training would otherwise keep each other alive."""
         self._graphs.clear()
 
     def _set_learning_rate(self, lr: float) -> None:
-        """Sets it where it changes: as a tensor of a GPU that is one more kernel in the queue."""
+        """Sets it only when it changes: for a tensor on a GPU that is one more kernel in the queue."""
         if lr != self._lr:
             set_learning_rate(self._state.optimizer, lr)
             self._lr = lr
@@ -138,11 +138,11 @@ class StepRunner:
 
 
 def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: Progress) -> bool:
-    """One step of the optimizer; adds total, ce, kd and the count of right predictions to the sums.
+    """Runs one step of the optimizer; adds total, ce, kd and the number of right predictions to the sums.
 
-    Waits for no device. Returns whether the loss has a teacher's term.
+    Does not wait for the device. Returns whether the loss has a teacher's term.
     """
-    # Nothing is cast twice, and a cache would outlive a captured step.
+    # No cache: nothing is cast twice, and a cache would outlive a captured step.
     with torch.autocast(
         state.device.type, torch.bfloat16, enabled=state.compute_dtype == "bfloat16", cache_enabled=False
     ):

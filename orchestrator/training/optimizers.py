@@ -49,7 +49,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 
 def build(config: TrialConfig, parameters: Iterable[Parameter], lr: float | Tensor) -> TorchOptimizer:
-    """The optimizer of a trial over its parameters, which all lie on one device."""
+    """Builds the optimizer of a trial for its parameters, which are all on one device."""
     facts = OPTIMIZERS[config.optimizer]
     settings = {"momentum": config.momentum} if facts.has_momentum else {}
     optimizer: TorchOptimizer = build_entry(

@@ -1,4 +1,4 @@
-"""The learning-rate schedules that a study file can name. Reading the table does not import what they compute with."""
+"""The learning-rate schedules that a study file can name. Reading the table does not import their modules."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from orchestrator.records import TrialConfig
 from orchestrator.training._entries import build_entry
 
 Schedule = Callable[[int, int], float]
-"""What the learning rate is multiplied by at a step of the training, given the number of steps before it and how many
-steps an epoch has."""
+"""The factor of the learning rate at a step of the training, given the number of steps before it and the number in an
+epoch."""
 
 
 @dataclass(frozen=True)
 class ScheduleFacts:
     """A schedule. `builder` is `module:attribute`, called with the trial's config and, as keywords, the options.
 
-    `has_milestones` says whether the recipe's milestones and gamma have a meaning for it.
+    `has_milestones` is true if it uses the recipe's milestones and gamma.
     """
 
     builder: str
@@ -43,7 +43,7 @@ SCHEDULES: Mapping[str, ScheduleFacts] = {
 
 
 def build(config: TrialConfig) -> Schedule:
-    """The schedule of a trial."""
+    """Builds the schedule of a trial."""
     facts = SCHEDULES[config.schedule]
     schedule: Schedule = build_entry(facts.builder, facts.options, config.schedule_options, config)
     return schedule

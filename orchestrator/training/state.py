@@ -1,4 +1,4 @@
-"""A training under way: everything that its next step depends on, so that it can stop anywhere and resume."""
+"""The state of a training: everything that its next step depends on, so that it can stop anywhere and resume."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from orchestrator.records import TrialConfig
 from orchestrator.training import optimizers
 from orchestrator.training.evaluation import Score
 
-_MOMENTUM = "momentum."  # what the names of SGD's buffers began with in checkpoints of earlier versions
+_MOMENTUM = "momentum."  # the beginning of the names of SGD's buffers in checkpoints of earlier versions
 _OPTIMIZER = "optimizer."
 
 
 @dataclass
 class Position:
-    """How far a training is, and what may not change while it lasts.
+    """How far a training is, and what may not change until it ends.
 
-    `epoch` counts from 1 and is the one to resume in; `images` of it are done, in `seconds`. `with_teacher` says
-    whether its loss has a teacher's term, `compute_dtype` what convolutions compute in, and `teacher_mode` whether the
-    teacher's outputs come from a `table` or `live`; None without a teacher.
+    `epoch` counts from 1 and is the epoch to resume in; `images` of it are done, in `seconds`. `with_teacher` is true
+    if the loss has a teacher's term. `compute_dtype` is the type in which convolutions are computed. `teacher_mode` is
+    `table` or `live`, or None without a teacher.
     """
 
     epoch: int = 1
@@ -39,23 +39,23 @@ class Position:
 
 @dataclass(kw_only=True)
 class TrainingState(Position):
-    """The student, the loss, the optimizer of both, and the position; `sums` are of the epoch's images so far.
+    """The student, the loss, the optimizer of both, and the position; `sums` are over the epoch's images so far.
 
-    The sums are those of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
+    They are the sums of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
     """
 
     model: Classifier
     loss: Loss
     optimizer: torch.optim.Optimizer
     sums: Tensor  # float64 [4]
-    tested: Score | None = None  # at the end of the last epoch, where this process saw it
-    uncaptured: str | None = None  # why its steps do not run as a CUDA graph, where that was tried
+    tested: Score | None = None  # at the end of the last epoch, if this process trained it
+    uncaptured: str | None = None  # why its steps do not run as a CUDA graph, if that was tried
 
     @classmethod
     def start(cls, model: Classifier, loss: Loss, config: TrialConfig) -> TrainingState:
-        """The training of a fresh model. Raises ResourceError where its device lacks the requested precision."""
+        """Starts the training of a fresh model. Raises ResourceError where its device lacks the requested precision."""
         device = next(model.parameters()).device
-        # A GPU reads the learning rate from its memory, so that a captured step sees another one.
+        # A GPU reads the learning rate from its memory, so that a captured step sees changes.
         lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
         parameters = [parameter for module in _modules(model, loss).values() for parameter in module.parameters()]
         optimizer = optimizers.build(config, parameters, lr)
@@ -65,21 +65,21 @@ class TrainingState(Position):
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """The device that trains."""
         return self.sums.device
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What is trained, by the name that its tensors begin with in a checkpoint."""
+        """The trained modules, by the prefix of their tensors' names in a checkpoint."""
         return _modules(self.model, self.loss)
 
     @property
     def position(self) -> Position:
-        """How far it is."""
+        """Its position alone."""
         return Position(*(getattr(self, field.name) for field in fields(Position)))
 
     def move_to(self, position: Position) -> None:
-        """Takes the position of another training, whose tensors it has."""
+        """Takes over a position; its tensors were restored before."""
         for field in fields(Position):
             setattr(self, field.name, getattr(position, field.name))
 
@@ -95,7 +95,7 @@ class TrainingState(Position):
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes what `tensors` gave. Raises ValueError where something is missing, unknown or of another shape."""
+        """Restores what `tensors` returned. Raises ValueError for a missing or unknown name, and for another shape."""
         given, tensors = tensors, {_current_name(name): tensor for name, tensor in tensors.items()}
         if len(tensors) < len(given):
             raise ValueError("a momentum buffer is there twice")
@@ -109,7 +109,7 @@ class TrainingState(Position):
         ]
         if wrong:
             raise ValueError(f"{wrong[0]} is missing, unknown or of another shape")
-        copies = {  # made before anything is changed, as there may be no memory
+        copies = {  # made before anything is changed, as the memory may not suffice
             name: torch.empty_like(layout).copy_(tensors[name]) for name, (_, _, layout) in states.items()
         }
         for name, tensor in own.items():
@@ -148,12 +148,12 @@ def _modules(model: Classifier, loss: Loss) -> dict[str, nn.Module]:
 
 
 def _current_name(name: str) -> str:
-    """The name of a tensor, also where an earlier version wrote it."""
+    """The current name of a tensor, which an earlier version may have written."""
     return f"{_OPTIMIZER}momentum_buffer.model.{name.removeprefix(_MOMENTUM)}" if name.startswith(_MOMENTUM) else name
 
 
 def compute_dtype(precision: str, device: torch.device) -> str:
-    """What convolutions compute in: `float32`, or `bfloat16` where `precision` says so or leaves it to the device.
+    """Chooses the compute dtype: `float32`, or `bfloat16` if `precision` requires it or leaves it to the device.
 
     Raises ResourceError where the device does not support what `precision` requires.
     """
@@ -176,5 +176,5 @@ def supports_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_facts() -> Mapping[str, Any]:
-    """What this CPU supports, by PyTorch's names; empty where PyTorch is too old to tell."""
+    """The features of this CPU, by PyTorch's names; empty where PyTorch is too old to report them."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

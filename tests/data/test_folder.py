@@ -1,4 +1,4 @@
-"""Images of a user's own: what is measured, what is refused by name, and a whole study on them."""
+"""A user's own images: what is measured, what is refused by name, and a complete study on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orchestrator.study.reader import load_study
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place of the test's own for measurements."""
+    """A folder of the test's own for measurements."""
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -74,8 +74,8 @@ def test_labels_are_those_of_torchvisions_image_folder(flowers: Path) -> None:
     splits = image_folder.read(measure(flowers, None))
     theirs = ImageFolder(str(flowers / "train"))
     pixels = np.stack([np.asarray(image) for image, _ in theirs])
-    wanted = order.sort_images(pixels, np.array([label for _, label in theirs], np.int64))
-    assert all(np.array_equal(ours, own) for ours, own in zip(splits["train"], wanted, strict=True))
+    expected = order.sort_images(pixels, np.array([label for _, label in theirs], np.int64))
+    assert all(np.array_equal(ours, own) for ours, own in zip(splits["train"], expected, strict=True))
 
 
 @pytest.mark.parametrize("size", [(20, 13), (13, 20), (8, 8), (9, 31), (5, 4)])
@@ -83,9 +83,9 @@ def test_images_are_resized_as_torchvision_does(tmp_path: Path, size: tuple[int,
     root = make_folder(tmp_path / "photos", size=size)
     resize = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8)])
     theirs = [(np.asarray(resize(image)), label) for image, label in ImageFolder(str(root / "train"))]
-    wanted = order.sort_images(np.stack([image for image, _ in theirs]), np.array([label for _, label in theirs]))
+    expected = order.sort_images(np.stack([image for image, _ in theirs]), np.array([label for _, label in theirs]))
     found = image_folder.read(measure(root, 8))["train"]
-    assert np.array_equal(found[0], wanted[0])
+    assert np.array_equal(found[0], expected[0])
 
 
 def test_the_same_images_elsewhere_are_the_same_and_another_image_is_not(flowers: Path, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_a_channel_without_contrast_does_not_divide_by_zero(flowers: Path) -> No
     assert measure(flowers, None).facts.std[2] == 1.0
 
 
-# What is there besides, and what becomes RGB.
+# Other files, and images that become RGB.
 
 
-def test_hidden_files_and_other_files_are_passed_over(flowers: Path) -> None:
+def test_hidden_files_and_other_files_are_ignored(flowers: Path) -> None:
     before = measure(flowers, None)
     for name in (".DS_Store", "train/.DS_Store", "train/class0/.DS_Store", "train/class0/Thumbs.db", "README.txt"):
         (flowers / name).write_bytes(b"something else")
@@ -235,7 +235,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "16 bits": (
         lambda root: Image.fromarray(np.zeros((8, 8), np.uint16)).save(some_image(root)),
-        r"3\.png has the mode I;16, expected 8 bits a channel; save it as an RGB PNG",
+        r"3\.png has the mode I;16, expected 8 bits per channel; save it as an RGB PNG",
     ),
     "animation": (
         lambda root: save_animation(some_image(root).with_suffix(".webp")),

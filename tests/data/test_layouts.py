@@ -1,4 +1,4 @@
-"""CIFAR as people have it: archives, the hub's layouts, other columns, the binary version; what is missing is named."""
+"""CIFAR as people have it: archives, the hub's layouts, other columns, the binary version; missing files are named."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ ARCHIVE = {"cifar10": "cifar-10-python", "cifar100": "cifar-100-python"}
 
 
 def assert_read(fake: Fake, folder: Path, tmp_path: Path) -> None:
-    """Asserts that a data folder gives the images of the likeness, and that `doctor` finds them."""
+    """Asserts that a data folder gives the images of the fake dataset, and that `doctor` finds them."""
     storage = prepared(tmp_path / "runs")
     assert next(f for f in examine(str(tmp_path / "none"), folder) if f.check == fake.name).level is CheckLevel.OK
     prepare_dataset(fake.name, folder, storage)
-    for split, wanted in order.sort_splits(fake.splits).items():
-        assert same(stored_split(storage, split, fake.name), wanted)
+    for split, expected in order.sort_splits(fake.splits).items():
+        assert same(stored_split(storage, split, fake.name), expected)
 
 
 def pack(path: Path, files: dict[str, bytes], mode: str = "w:gz", folder: str = "any-folder") -> Path:
@@ -46,26 +46,26 @@ def pack(path: Path, files: dict[str, bytes], mode: str = "w:gz", folder: str = 
     return path
 
 
-def pack_whole(fake: Fake, folder: Path | None = None, suffix: str = ".tar.gz") -> Path:
+def pack_all(fake: Fake, folder: Path | None = None, suffix: str = ".tar.gz") -> Path:
     mode = "w" if suffix == ".tar" else "w:gz"
     return pack((folder or fake.folder) / f"{ARCHIVE[fake.name]}{suffix}", fake.files(), mode)
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar"])
-def test_a_whole_archive_is_read_without_unpacking(fake: Fake, tmp_path: Path, suffix: str) -> None:
-    path = pack_whole(fake, suffix=suffix)
+def test_a_complete_archive_is_read_without_unpacking(fake: Fake, tmp_path: Path, suffix: str) -> None:
+    path = pack_all(fake, suffix=suffix)
     assert_read(fake, fake.folder, tmp_path)
     assert list(fake.folder.iterdir()) == [path]
 
 
 def test_an_archive_in_the_folder_of_the_dataset(fake: Fake, tmp_path: Path) -> None:
-    pack_whole(fake, fake.folder / fake.name)
+    pack_all(fake, fake.folder / fake.name)
     assert_read(fake, fake.folder, tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 10, 400, -1000])
 def test_an_archive_that_is_cut_off_is_named(cifar10: Fake, empty: Storage, size: int) -> None:
-    path = pack_whole(cifar10)
+    path = pack_all(cifar10)
     path.write_bytes(path.read_bytes()[:size])
     refused(cifar10, empty, str(path), "damaged or cut off")
 
@@ -78,7 +78,7 @@ def test_an_archive_without_a_file_is_named(cifar10: Fake, empty: Storage) -> No
 
 
 def test_an_archive_writes_nowhere_and_follows_no_link(cifar10: Fake, tmp_path: Path) -> None:
-    path = pack_whole(cifar10, suffix=".tar")
+    path = pack_all(cifar10, suffix=".tar")
     with tarfile.open(path, "a") as archive:
         for name, kind, target in (("../../escaped", tarfile.REGTYPE, ""), ("test", tarfile.SYMTYPE, "/etc/passwd")):
             member = tarfile.TarInfo(name)
@@ -88,19 +88,19 @@ def test_an_archive_writes_nowhere_and_follows_no_link(cifar10: Fake, tmp_path: 
     assert not (tmp_path / "escaped").exists() and list(cifar10.folder.iterdir()) == [path]
 
 
-def test_of_several_copies_a_whole_one_is_taken(cifar10: Fake, tmp_path: Path) -> None:
+def test_of_several_copies_a_complete_one_is_used(cifar10: Fake, tmp_path: Path) -> None:
     cifar10.write_torchvision(cifar10.folder)
-    (cifar10.layout / "more").unlink()  # as where unpacking was interrupted
+    (cifar10.layout / "more").unlink()  # as if unpacking was interrupted
     cifar10.write_parquet()
     shard(cifar10).write_bytes(b"damaged")
-    pack_whole(cifar10)
+    pack_all(cifar10)
     assert_read(cifar10, cifar10.folder, tmp_path)
 
 
 def test_all_damaged_copies_are_named(cifar10: Fake, empty: Storage) -> None:
     cifar10.write_torchvision(cifar10.folder)
     (cifar10.layout / "more").unlink()
-    path = pack_whole(cifar10)
+    path = pack_all(cifar10)
     path.write_bytes(b"")
     refused(cifar10, empty, str(cifar10.layout), f"\n{path} is damaged")
 
@@ -122,23 +122,23 @@ def test_the_binary_version(fake: Fake, tmp_path: Path, monkeypatch: pytest.Monk
         )
         for name, split in zip("abc", [*splits, fake.splits["test"]], strict=True)
     }
-    place = fake.folder / layout.binary
+    target = fake.folder / layout.binary
     if is_packed:
         pack(fake.folder / f"{ARCHIVE[fake.name].removesuffix('-python')}-binary.tar.gz", files)
     else:
-        place.mkdir(parents=True)
+        target.mkdir(parents=True)
         for name, raw in files.items():
-            (place / name).write_bytes(raw)
+            (target / name).write_bytes(raw)
     assert_read(fake, fake.folder, tmp_path)
     if not is_packed:
-        (place / "b.bin").write_bytes(b"half")
-        with pytest.raises(DataError, match=r"the train files are not whole \([\d,]+ bytes\)"):
+        (target / "b.bin").write_bytes(b"half")
+        with pytest.raises(DataError, match=r"the train files are not complete \([\d,]+ bytes\)"):
             prepare_dataset(fake.name, fake.folder, prepared(tmp_path / "again"))
 
 
 # The hub's layouts.
 
-PLACES: dict[str, tuple[str, str]] = {  # where the shards are, and what --data names
+LOCATIONS: dict[str, tuple[str, str]] = {  # where the shards are, and what --data names
     "plain_text": ("data/{name}/plain_text", "data"),
     "a folder of its own": ("data/{name}/{name}", "data"),
     "data": ("data/{name}/data", "data"),
@@ -151,17 +151,17 @@ PLACES: dict[str, tuple[str, str]] = {  # where the shards are, and what --data 
 }
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", LOCATIONS)
 def test_shards_where_the_hub_puts_them(fake: Fake, tmp_path: Path, kind: str) -> None:
     fake.write_parquet()
-    place, folder = (tmp_path / text.format(name=fake.name) for text in PLACES[kind])
+    target, folder = (tmp_path / text.format(name=fake.name) for text in LOCATIONS[kind])
     parts = list((fake.folder / fake.name).iterdir())
-    place.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for path in parts:
-        path.rename(place / path.name)
+        path.rename(target / path.name)
     assert_read(fake, folder, tmp_path)
     other = {"cifar10": "cifar100", "cifar100": "cifar10"}[fake.name]
-    assert _cifar_layouts.find(other, folder) == []  # not taken for what it is not
+    assert _cifar_layouts.find(other, folder) == []  # not mistaken for the other dataset
 
 
 def test_shards_as_the_hub_converts_them(cifar10: Fake, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_shards_as_the_hub_converts_them(cifar10: Fake, tmp_path: Path) -> None:
     assert_read(cifar10, cifar10.folder, tmp_path)
 
 
-def test_copies_beside_shards_are_not_read(cifar10: Fake, tmp_path: Path) -> None:
+def test_copies_next_to_shards_are_not_read(cifar10: Fake, tmp_path: Path) -> None:
     cifar10.write_parquet()
     path = shard(cifar10)
     for name in (f"._{path.name}", path.name.replace(".", " (1)."), path.name.replace(".", ".sync-conflict-20260101.")):
@@ -226,7 +226,7 @@ def test_other_columns(fake: Fake, tmp_path: Path, kind: str) -> None:
     assert_read(fake, fake.folder, tmp_path)
 
 
-def test_the_columns_that_are_there_are_listed(cifar10: Fake, empty: Storage) -> None:
+def test_the_existing_columns_are_listed(cifar10: Fake, empty: Storage) -> None:
     cifar10.write_parquet()
     rows = [{"picture": row["img"], "class": row["label"]} for row in pq.read_table(shard(cifar10)).to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows), shard(cifar10))
@@ -242,7 +242,9 @@ def test_paths_instead_of_images_are_refused(cifar10: Fake, empty: Storage) -> N
     refused(cifar10, empty, "has img of type string", "expected encoded images")
 
 
-def test_a_folder_that_holds_neither_says_what_it_holds(cifar10: Fake, empty: Storage, monkeypatch: Any) -> None:
+def test_the_message_lists_the_content_of_a_folder_without_a_copy(
+    cifar10: Fake, empty: Storage, monkeypatch: Any
+) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise OSError("no network")
 

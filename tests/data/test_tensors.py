@@ -70,7 +70,7 @@ def test_canonical_order_does_not_depend_on_the_order_of_reading(labels: list[in
     before = order.sort_splits({"train": (pixels, numbers)})["train"]
     after = order.sort_splits({"train": (pixels[shuffled], numbers[shuffled])})["train"]
     assert same(before, after)
-    assert pairs(before) == pairs((pixels, numbers))  # none lost, none given another label
+    assert pairs(before) == pairs((pixels, numbers))  # no image is lost or has another label
 
 
 def pairs(split: Arrays) -> Counter[tuple[bytes, int]]:
@@ -79,7 +79,7 @@ def pairs(split: Arrays) -> Counter[tuple[bytes, int]]:
 
 @settings(max_examples=20, deadline=None)
 @given(classes=st.integers(1, 5), each=st.integers(1, 6), seed=st.integers(0, 2**32))
-def test_every_prefix_holds_every_class_alike(classes: int, each: int, seed: int) -> None:
+def test_every_prefix_contains_all_classes_equally_often(classes: int, each: int, seed: int) -> None:
     split = random_split(list(range(classes)) * each, seed=seed)
     _, labels = order.sort_splits({"test": split})["test"]
     for count in range(1, len(labels) + 1):
@@ -89,7 +89,7 @@ def test_every_prefix_holds_every_class_alike(classes: int, each: int, seed: int
 
 @settings(max_examples=30, deadline=None)
 @given(split=st.sampled_from(["train", "test"]), entry=st.integers(0, 5), bit=st.integers(0, 7), of_label=st.booleans())
-def test_digest_sees_every_bit(split: str, entry: int, bit: int, of_label: bool) -> None:
+def test_digest_depends_on_every_bit(split: str, entry: int, bit: int, of_label: bool) -> None:
     splits = {"train": random_split([0, 1, 2, 0, 1, 2]), "test": random_split([0, 1, 2, 2, 1, 0], seed=1)}
     before = order.digest(splits)
     pixels, labels = splits[split]
@@ -113,7 +113,7 @@ def stored(storage: Storage, name: str = "digits") -> dict[str, Any]:
     return load_file(storage.backend.local_path(storage.dataset(name, DATASETS[name].digest)))
 
 
-def test_digits_in_the_storage_are_what_their_facts_say(digits_storage: Storage) -> None:
+def test_digits_in_the_storage_match_their_facts(digits_storage: Storage) -> None:
     arrays, facts = stored(digits_storage), DATASETS["digits"]
     for split, count in (("train", 1297), ("test", 500)):
         pixels, labels = arrays[f"{split}.pixels"], arrays[f"{split}.labels"]
@@ -127,18 +127,18 @@ def test_digits_in_the_storage_are_what_their_facts_say(digits_storage: Storage)
     assert order.digest(splits) == facts.digest
 
 
-def test_digits_are_all_of_scikit_learns(digits_storage: Storage) -> None:
+def test_digits_are_all_digits_of_scikit_learn(digits_storage: Storage) -> None:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    wanted = pairs((np.rint(raw.images * 255 / 16).astype(np.uint8), raw.target))
+    expected = pairs((np.rint(raw.images * 255 / 16).astype(np.uint8), raw.target))
     arrays = stored(digits_storage)
     found = [pairs((arrays[f"{split}.pixels"][:, 0], arrays[f"{split}.labels"])) for split in ("train", "test")]
-    assert found[0] + found[1] == wanted
+    assert found[0] + found[1] == expected
     assert not found[0] & found[1]  # no test image is trained on
 
 
-# CIFAR, by a small likeness.
+# CIFAR, as a small fake dataset.
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,13 @@ class Fake:
             (folder / name).write_bytes(raw)
 
     def files(self) -> dict[str, bytes]:
-        """Batches as the published ones are: two of training images, one of test images."""
+        """Batches like the published ones: two of training images, one of test images."""
         (pixels, labels), test = self.splits["train"], self.splits["test"]
         batches = {"train": (pixels[:12], labels[:12]), "more": (pixels[12:], labels[12:]), "test": test}
         return {file: python2(self.batch(*split)) for file, split in batches.items()}
 
     def batch(self, pixels: Pixels, labels: Labels) -> dict[bytes, Any]:
-        """What is pickled in one file."""
+        """The content that is pickled in one file."""
         rows = pixels.transpose(0, 3, 1, 2).reshape(len(labels), -1)
         names = [b"image_s_%06d.png" % number for number in range(len(labels))]
         key = b"labels" if self.name == "cifar10" else b"fine_labels"
@@ -188,13 +188,13 @@ class Fake:
 
 @dataclass(frozen=True)
 class Opcodes:
-    """A part of a pickle that stands in it as it is."""
+    """A part of a pickle that is written unchanged."""
 
     raw: bytes
 
 
 def python2(value: object) -> bytes:
-    """The pickle of plain values and arrays that cPickle of Python 2 wrote at protocol 2."""
+    """A pickle of plain values and arrays, as cPickle of Python 2 wrote it at protocol 2."""
     return b"\x80\x02" + written(value, itertools.count(1)) + b"."
 
 
@@ -245,7 +245,7 @@ def dtype(values: NDArray[Any], memo: Iterator[int]) -> bytes:
 
 
 def array(state: object, memo: Iterator[int]) -> bytes:
-    """An array with a state of one's own."""
+    """An array with a given state."""
     made_of = (Opcodes(b"cnumpy\nndarray\n"), (0,), b"b")
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
     return reconstruct + written(made_of, memo) + b"R" + written(state, memo) + b"b"
@@ -312,13 +312,13 @@ def test_both_layouts_give_the_same_images(fake: Fake, tmp_path: Path) -> None:
         storage = prepared(tmp_path / layout / "runs")
         prepare_dataset(fake.name, part.folder, storage)
         found.append(storage.backend.read(storage.dataset(fake.name, fake.facts.digest)))
-        for split, wanted in order.sort_splits(fake.splits).items():
-            assert same(stored_split(storage, split, fake.name), wanted)
+        for split, expected in order.sort_splits(fake.splits).items():
+            assert same(stored_split(storage, split, fake.name), expected)
     assert found[0] == found[1] == found[2]
 
 
 def refused(fake: Fake, storage: Storage, *words: str) -> None:
-    """Asserts that preparing fails with a message of these words and a cure, and leaves nothing in the storage."""
+    """Asserts that preparing fails with a message of these words and a fix, and leaves nothing in the storage."""
     with pytest.raises(DataError) as caught:
         prepare_dataset(fake.name, fake.folder, storage)
     message = str(caught.value)
@@ -376,7 +376,7 @@ def test_broken_row(cifar10: Fake, empty: Storage, kind: str, split: str) -> Non
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of 100 bytes that says it is so large."""
+    """A PNG of 100 bytes whose header states this size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
@@ -407,7 +407,7 @@ def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("subprocess.Popen", popen)
     monkeypatch.setattr("subprocess.check_call", popen)
     raw = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
-    assert Image.open(io.BytesIO(raw)).size == (32, 32)  # Pillow would know it
+    assert Image.open(io.BytesIO(raw)).size == (32, 32)  # Pillow itself could read it
     with pytest.raises(ValueError, match="cannot be decoded"):
         decode(raw, 32)
 
@@ -478,7 +478,7 @@ def test_broken_split(cifar10: Fake, empty: Storage, kind: str) -> None:
     refused(cifar10, empty, "cifar10", words)
 
 
-# CIFAR in torchvision's layout: pickles, of which none may run anything.
+# CIFAR in torchvision's layout: pickles, which must not run any code.
 
 
 @pytest.mark.parametrize("file", ["train", "more", "test"])
@@ -501,14 +501,14 @@ def test_changed_batches_are_not_unpickled(fake: Fake, empty: Storage, tmp_path:
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_likeness_is_what_python_2_wrote(fake: Fake) -> None:
+def test_the_fake_pickle_loads_like_one_of_python_2(fake: Fake) -> None:
     pixels, labels = fake.splits["test"]
-    wanted = fake.batch(pixels, labels)
+    expected = fake.batch(pixels, labels)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy tells that numpy.core is its old name
+        warnings.simplefilter("ignore")  # NumPy warns that numpy.core is an old name
         found = pickle.loads(fake.files()["test"], encoding="bytes")
-    assert found.pop(b"data").tobytes() == wanted.pop(b"data").tobytes()
-    assert found == wanted
+    assert found.pop(b"data").tobytes() == expected.pop(b"data").tobytes()
+    assert found == expected
 
 
 def test_class_names_are_not_read(fake: Fake, empty: Storage) -> None:
@@ -528,16 +528,16 @@ def accepted(fake: Fake, monkeypatch: pytest.MonkeyPatch, raw: bytes) -> Path:
     return path
 
 
-def asking(module: str, name: str, argument: bytes) -> bytes:
-    """Opcodes that call a function, as `__reduce__` has them written."""
+def call_opcodes(module: str, name: str, argument: bytes) -> bytes:
+    """Opcodes that call a function, as pickle writes them for `__reduce__`."""
     return f"c{module}\n{name}\n".encode() + written((argument,), itertools.count(1)) + b"R"
 
 
 HOSTILE: dict[str, Callable[[Path], bytes]] = {
-    "posix.system": lambda path: asking("posix", "system", b"touch %s" % bytes(path)),
-    "os.system": lambda path: asking("os", "system", b"touch %s" % bytes(path)),
-    "builtins.eval": lambda path: asking("builtins", "eval", b"open('%s', 'w')" % bytes(path)),
-    "builtins.exec": lambda path: asking("builtins", "exec", b"open('%s', 'w').close()" % bytes(path)),
+    "posix.system": lambda path: call_opcodes("posix", "system", b"touch %s" % bytes(path)),
+    "os.system": lambda path: call_opcodes("os", "system", b"touch %s" % bytes(path)),
+    "builtins.eval": lambda path: call_opcodes("builtins", "eval", b"open('%s', 'w')" % bytes(path)),
+    "builtins.exec": lambda path: call_opcodes("builtins", "exec", b"open('%s', 'w').close()" % bytes(path)),
     "subprocess.getoutput": lambda path: b"csubprocess\ngetoutput\n(Vtouch %s\ntR" % bytes(path),
     "os.mkdir": lambda path: b"(U%c%sios\nmkdir\n" % (len(bytes(path)), bytes(path)),  # the opcode INST
     "os.makedirs": lambda path: b"\x8c\x02os\x8c\x08makedirs\x93" + written((bytes(path),), itertools.count(1)) + b"R",
@@ -562,12 +562,12 @@ def test_a_hostile_pickle_runs_nothing(
     executed = tmp_path / "executed"
     raw = python2(PLACES[place](cifar10, Opcodes(HOSTILE[name](executed))))
     path = accepted(cifar10, monkeypatch, raw)
-    refused(cifar10, empty, str(path), f"asks for '{name}'")
+    refused(cifar10, empty, str(path), f"it names '{name}'")
     assert not executed.exists()
     with warnings.catch_warnings(), suppress(Exception):
         warnings.simplefilter("ignore")
         pickle.loads(raw, encoding="bytes")
-    assert executed.exists()  # so the pickle is a hostile one
+    assert executed.exists()  # so the pickle is hostile
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -579,7 +579,7 @@ def test_a_hostile_object_of_any_protocol_runs_nothing(
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
     path = accepted(cifar10, monkeypatch, pickle.dumps({"data": [Evil()]}, protocol))
-    refused(cifar10, empty, str(path), "asks for 'posix.system', which no batch needs and kdctl never loads")
+    refused(cifar10, empty, str(path), "it names 'posix.system', which no batch needs and kdctl never loads")
     assert not (tmp_path / "executed").exists()
 
 
@@ -588,8 +588,8 @@ def test_a_hostile_object_of_any_protocol_runs_nothing(
 def test_not_even_numpy_is_called(
     cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
-    path = accepted(cifar10, monkeypatch, python2(Opcodes(asking(module, name, b"/dev/null"))))
-    refused(cifar10, empty, str(path), f"asks for '{module}.{name}'")
+    path = accepted(cifar10, monkeypatch, python2(Opcodes(call_opcodes(module, name, b"/dev/null"))))
+    refused(cifar10, empty, str(path), f"it names '{module}.{name}'")
 
 
 Batch = dict[bytes, Any]
@@ -607,20 +607,29 @@ U1 = Opcodes(b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR")
 BROKEN_BATCHES: dict[str, tuple[Callable[[Batch], object], str]] = {
     "a list": (lambda batch: [batch], "found list, expected a dict"),
     "an array alone": (lambda batch: batch[b"data"], "found _Part, expected a dict"),
-    "empty": (lambda batch: {}, "its data is not a whole array"),
-    "data of text": (lambda batch: {**batch, b"data": b"images"}, "its data is not a whole array"),
-    "data in a list": (lambda batch: {**batch, b"data": [0] * 3072}, "its data is not a whole array"),
-    "wide numbers": (lambda batch: {**batch, b"data": batch[b"data"].astype("<i2")}, "its data is not a whole array"),
-    "signed numbers": (lambda batch: {**batch, b"data": batch[b"data"].astype("i1")}, "its data is not a whole array"),
-    "one axis": (lambda batch: {**batch, b"data": batch[b"data"].ravel()}, "its data is not a whole array"),
-    "three axes": (lambda batch: {**batch, b"data": batch[b"data"][None]}, "its data is not a whole array"),
-    "array without a state": (lambda batch: with_state(batch), "its data is not a whole array"),
+    "empty": (lambda batch: {}, "its data is not a complete array"),
+    "data of text": (lambda batch: {**batch, b"data": b"images"}, "its data is not a complete array"),
+    "data in a list": (lambda batch: {**batch, b"data": [0] * 3072}, "its data is not a complete array"),
+    "wide numbers": (
+        lambda batch: {**batch, b"data": batch[b"data"].astype("<i2")},
+        "its data is not a complete array",
+    ),
+    "signed numbers": (
+        lambda batch: {**batch, b"data": batch[b"data"].astype("i1")},
+        "its data is not a complete array",
+    ),
+    "one axis": (lambda batch: {**batch, b"data": batch[b"data"].ravel()}, "its data is not a complete array"),
+    "three axes": (lambda batch: {**batch, b"data": batch[b"data"][None]}, "its data is not a complete array"),
+    "array without a state": (lambda batch: with_state(batch), "its data is not a complete array"),
     "narrow images": (narrow, "found an array of shape (12, 3071), expected rows of 3,072"),
     "no images": (lambda batch: {**batch, b"data": batch[b"data"][:0]}, "found an array of shape (0, 3072)"),
     "negative shape": (lambda batch: with_state(batch, 1, (-1, 3072), U1, False, b"x" * 3072), "shape (-1, 3072)"),
     "too few bytes": (lambda batch: with_state(batch, 1, (12, 3072), U1, False, b"x" * 3072), "cannot reshape"),
     "too large a shape": (lambda batch: with_state(batch, 1, (2**60, 3072), U1, False, b""), "is not a batch"),
-    "objects": (lambda batch: with_state(batch, 1, (12, 3072), U1, False, [None] * 36864), "its data is not a whole"),
+    "objects": (
+        lambda batch: with_state(batch, 1, (12, 3072), U1, False, [None] * 36864),
+        "its data is not a complete array",
+    ),
     "no labels": (lambda batch: {b"data": batch[b"data"]}, "its labels are not a list of whole numbers"),
     "labels in words": (lambda batch: {**batch, b"labels": [b"cat"] * 12}, "its labels are not a list"),
     "labels of truth": (lambda batch: {**batch, b"labels": [True] * 12}, "its labels are not a list"),
@@ -642,7 +651,7 @@ def test_broken_batch(cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "raw",
     [
-        b"r\xff\xff\xff\xff",  # keeps an object under a number that asks for 64 GB
+        b"r\xff\xff\xff\xff",  # stores an object under a number that needs 64 GB
         b"p4294967295\n",
         b"p-1\n",
         b"\x8e" + (2**40).to_bytes(8, "little"),  # bytes of a terabyte
@@ -703,7 +712,7 @@ def test_damage_is_always_noticed(damage: Damage, file: str) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=CUTS | FLIPS | st.tuples(FLIPS, FLIPS).map(lambda both: lambda raw: both[1](both[0](raw))))
-def test_damage_that_no_checksum_shows_is_refused_or_changes_nothing(
+def test_damage_without_a_checksum_is_refused_or_changes_nothing(
     cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch, damage: Damage
 ) -> None:
     whole = cifar10.files()["train"]
@@ -770,15 +779,15 @@ def test_unwritable_data_folder(cifar10: Fake, empty: Storage, tmp_path: Path) -
     refused(cifar10, empty, str(cifar10.folder), "could not be downloaded")
 
 
-# What a trial loads.
+# The images that a trial loads.
 
 
 def test_limits(storage: Storage, make_config: MakeConfig) -> None:
-    whole = tensors.load(make_config(limit_train=None, limit_test=None), storage, CPU)
-    assert (len(whole.train), whole.val, len(whole.test)) == (1297, None, 500)
+    complete = tensors.load(make_config(limit_train=None, limit_test=None), storage, CPU)
+    assert (len(complete.train), complete.val, len(complete.test)) == (1297, None, 500)
     some = tensors.load(make_config(limit_train=128, limit_test=100), storage, CPU)
     fewer = tensors.load(make_config(limit_train=50, limit_test=10), storage, CPU)
-    for small, large, count in ((some, whole, 128), (fewer, some, 50)):
+    for small, large, count in ((some, complete, 128), (fewer, some, 50)):
         assert len(small.train) == count
         assert torch.equal(small.train.pixels, large.train.pixels[:count])
         assert torch.equal(small.train.labels, large.train.labels[:count])
@@ -788,15 +797,15 @@ def test_limits(storage: Storage, make_config: MakeConfig) -> None:
 
 
 def test_holdout_is_the_rest_of_the_training_images(storage: Storage, make_config: MakeConfig) -> None:
-    whole = tensors.load(make_config(), storage, CPU)
+    complete = tensors.load(make_config(), storage, CPU)
     split = tensors.load(make_config(holdout=28), storage, CPU)
     assert split.val is not None
     assert (len(split.train), len(split.val)) == (100, 28)
-    assert torch.equal(torch.cat([split.train.pixels, split.val.pixels]), whole.train.pixels)
-    assert torch.equal(torch.cat([split.train.labels, split.val.labels]), whole.train.labels)
+    assert torch.equal(torch.cat([split.train.pixels, split.val.pixels]), complete.train.pixels)
+    assert torch.equal(torch.cat([split.train.labels, split.val.labels]), complete.train.labels)
     images = torch.cat([split.train.pixels, split.val.pixels]).flatten(1)
-    assert len(torch.unique(images, dim=0)) == 128  # so that none is in both
-    assert torch.equal(split.test.pixels, whole.test.pixels)
+    assert len(torch.unique(images, dim=0)) == 128  # so no image is in both
+    assert torch.equal(split.test.pixels, complete.test.pixels)
 
 
 def test_normalise(storage: Storage, make_config: MakeConfig) -> None:
@@ -820,15 +829,15 @@ def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: 
     raw = bytearray(storage.backend.read(name))
     was, raw[place] = raw[place], byte
     storage.backend.write(name, bytes(raw))
-    tensors._whole.cache_clear()
+    tensors._load_all.cache_clear()
     try:
-        tensors._whole("digits", name, storage, CPU)
+        tensors._load_all("digits", name, storage, CPU)
     except DataError as error:
         assert "is damaged" in str(error)
     finally:
         raw[place] = was
         storage.backend.write(name, bytes(raw))
-        tensors._whole.cache_clear()
+        tensors._load_all.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The space of views: its size, each view against a slow reference, and what a table relies on."""
+"""The space of views: its size, each view compared with a slow reference, and what a table relies on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_images(count: int, side: int, seed: int = 0) -> Tensor:
 
 
 def reference(image: NDArray[np.uint8], view: int, padding: int) -> NDArray[np.uint8]:
-    """One view of one image [3, S, S], slowly."""
+    """One view of one image [3, S, S], computed slowly."""
     side, span = image.shape[-1], 2 * padding + 1
     flip, offset = divmod(view, span * span)
     row, column = divmod(offset, span)
@@ -49,14 +49,14 @@ def test_centre_is_the_image(padding: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(side=st.integers(2, 9), padding=st.integers(0, 4), flip=st.booleans(), seed=st.integers(0, 2**32))
 def test_every_view_against_the_reference(side: int, padding: int, flip: bool, seed: int) -> None:
-    padding = min(padding, side - 1)  # reflection has no more than that
+    padding = min(padding, side - 1)  # reflection allows no more
     space = ViewSpace(padding, flip)
     images = random_images(2, side, seed)
     padded = space.pad(images)
     views = torch.arange(space.size)
     for number, image in enumerate(images.numpy()):
-        wanted = np.stack([reference(image, view, padding) for view in range(space.size)])
-        np.testing.assert_array_equal(padded.take(torch.full_like(views, number), views).numpy(), wanted)
+        expected = np.stack([reference(image, view, padding) for view in range(space.size)])
+        np.testing.assert_array_equal(padded.take(torch.full_like(views, number), views).numpy(), expected)
 
 
 def test_all_views_of_an_image_differ() -> None:

@@ -71,8 +71,8 @@ def test_logit_on_pooled_by_hand() -> None:
 
 
 def test_soft_target_by_hand() -> None:
-    # At T = 2 the teacher says (3/4, 1/4) and the student (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.1308…
-    # for the first image, nothing for the second, where both say the same. Mean 0.0654…, times T² = 0.2616….
+    # At T = 2 the teacher predicts (3/4, 1/4) and the student (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.1308…
+    # for the first image, nothing for the second, where both agree. Mean 0.0654…, times T² = 0.2616….
     student = Student(tensor((0, 0), (0, 0)))
     terms = losses.build("st", temperature=2.0)(
         student, LABELS, TeacherOutputs(logits=tensor((2 * LN3, 0), (0, 0))), NOWHERE
@@ -123,8 +123,8 @@ def test_temperature_against_an_explicit_sum(temperature: float) -> None:
         return [power / sum(powers) for power in powers]
 
     divergences = [
-        sum(p * math.log(p / q) for p, q in zip(soft(taught), soft(said), strict=True))
-        for taught, said in zip(teacher.logits.tolist(), student.logits.tolist(), strict=True)
+        sum(p * math.log(p / q) for p, q in zip(soft(taught), soft(predicted), strict=True))
+        for taught, predicted in zip(teacher.logits.tolist(), student.logits.tolist(), strict=True)
     ]
     terms = losses.build("st", temperature=temperature)(student, labels, teacher, NOWHERE)
     assert terms.kd is not None
@@ -154,7 +154,7 @@ def variants() -> list[Any]:
     return found
 
 
-class Asked(TeacherOutputs):
+class RecordingOutputs(TeacherOutputs):
     """A teacher's outputs that remember which were used."""
 
     def __init__(self, outputs: TeacherOutputs) -> None:
@@ -169,15 +169,15 @@ class Asked(TeacherOutputs):
 
 @pytest.mark.parametrize(("method", "options"), variants())
 class TestContract:
-    """What training relies on, for every method and option there is."""
+    """What training relies on, for every method and option."""
 
     def test_uses_what_it_needs(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
-        asked = Asked(teacher)
-        build(method, **options)(student, labels, asked, NOWHERE)
+        recording = RecordingOutputs(teacher)
+        build(method, **options)(student, labels, recording, NOWHERE)
         facts = losses.METHODS[method]
-        assert asked.names == set(facts.needs({**facts.defaults(), **options}))
-        assert facts.has_teacher == bool(asked.names)
+        assert recording.names == set(facts.needs({**facts.defaults(), **options}))
+        assert facts.has_teacher == bool(recording.names)
 
     def test_total_is_the_stated_combination(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
@@ -189,7 +189,7 @@ class TestContract:
         assert (kd is not None) == losses.METHODS[method].has_teacher
         torch.testing.assert_close(total, loss.ce_weight * ce + (0.0 if kd is None else kd))
 
-    def test_kd_is_zero_for_the_teacher_itself_and_else_above(self, method: str, options: dict[str, Any]) -> None:
+    def test_kd_is_zero_for_the_teacher_itself_and_never_negative(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
         loss, facts = build(method, **options), losses.METHODS[method]
         if facts.has_teacher and not facts.has_parameters:
@@ -204,13 +204,13 @@ class TestContract:
         inputs = (student.logits, student.pooled, *student.maps)
 
         def total(logits: Tensor, pooled: Tensor, *maps: Tensor) -> Tensor:
-            # The nought times all keeps each an input, whatever the method looks at.
+            # Adding zero times everything keeps each an input, whatever the method uses.
             unused = 0 * sum(each.sum() for each in (logits, pooled, *maps))
             return loss(Student(logits, pooled, maps), labels, teacher, NOWHERE).total + unused
 
         assert torch.autograd.gradcheck(total, tuple(each.requires_grad_() for each in inputs), fast_mode=True)
 
-    def test_parameters_are_there_where_the_table_says_so_and_learn(self, method: str, options: dict[str, Any]) -> None:
+    def test_parameters_exist_where_the_table_states_them_and_learn(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
         loss = build(method, **options)
         assert isinstance(loss, nn.Module) == losses.METHODS[method].has_parameters
@@ -220,13 +220,13 @@ class TestContract:
             assert parameters and (options.get("weight") == 0 or all(each.grad is not None for each in parameters))
 
     def test_mean_over_the_batch(self, method: str, options: dict[str, Any]) -> None:
-        # The same batch twice over is the same loss: sums over an epoch weigh each image alike.
+        # A batch repeated twice has the same loss: sums over an epoch weight all images equally.
         student, labels, teacher = random_batch(method)
         loss = build(method, **options)
         once = loss(student, labels, teacher, NOWHERE)
         twice = loss(
-            Student(*map(twofold, student)), torch.cat([labels, labels]),
-            TeacherOutputs(**{name: twofold(getattr(teacher, name)) for name in TeacherOutputs.__slots__}), NOWHERE,
+            Student(*map(repeat, student)), torch.cat([labels, labels]),
+            TeacherOutputs(**{name: repeat(getattr(teacher, name)) for name in TeacherOutputs.__slots__}), NOWHERE,
         )  # fmt: skip
         torch.testing.assert_close(twice.ce, once.ce)
         if method not in RELATIONAL:
@@ -238,9 +238,9 @@ class TestContract:
         assert build(method, **options)(large, labels, teacher, NOWHERE).total.isfinite()
 
 
-def twofold(outputs: Any) -> Any:
-    """A batch's outputs, twice over."""
-    return tuple(map(twofold, outputs)) if isinstance(outputs, tuple) else torch.cat([outputs, outputs])
+def repeat(outputs: Any) -> Any:
+    """The outputs of a batch, repeated twice."""
+    return tuple(map(repeat, outputs)) if isinstance(outputs, tuple) else torch.cat([outputs, outputs])
 
 
 def test_fitnet_by_hand() -> None:
@@ -313,7 +313,7 @@ def test_parameters_need_the_shapes_of_both_models() -> None:
         losses.build("fitnet")
 
 
-def test_an_output_that_is_not_needed_is_not_there() -> None:
+def test_an_output_that_is_not_needed_does_not_exist() -> None:
     with pytest.raises(AttributeError):
         TeacherOutputs(logits=LOGITS).pooled  # noqa: B018 - reading it is the test
 

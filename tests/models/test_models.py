@@ -1,4 +1,4 @@
-"""The models' names, and what the rest of kdctl relies on, for every family there is."""
+"""The models' names, and what the rest of kdctl relies on, for every family."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_too_few_classes(classes: int) -> None:
         models.build("resnet_32_8", classes)
 
 
-# What the rest of kdctl relies on, for every family there is.
+# What the rest of kdctl relies on, for every family.
 
 FAMILIES = pytest.mark.parametrize("family", models.FAMILIES.values(), ids=models.FAMILIES)
 NAMES = sorted({family.example for family in models.FAMILIES.values()} | {"resnet_32_8"})
@@ -80,13 +80,13 @@ def smallest(family: Family) -> str:
     return family.fill(family.form, [number.least for number in family.numbers])
 
 
-def trained_a_little(name: str, classes: int) -> Classifier:
+def train_a_little(name: str, classes: int) -> Classifier:
     """A model whose batch norms are no longer close to the identity, as fresh ones are."""
     model = seeded(name, classes)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
-    model(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1)))  # means and variances of their own
+    model(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(1)))  # sets their means and variances
     return model
 
 
@@ -156,14 +156,14 @@ class TestClassifier:
         assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
 
     def test_maps_are_not_overwritten_later_in_the_pass(self, name: str) -> None:
-        model, seen = trained_a_little(name, 5).eval(), []
+        model, outputs = train_a_little(name, 5).eval(), []
         for module in model.modules():
-            module.register_forward_hook(lambda module, args, output: seen.append((output, output.clone())))
+            module.register_forward_hook(lambda module, args, output: outputs.append((output, output.clone())))
         maps = model.embed(torch.randn(2, 3, 8, 8)).maps
-        copies = {id(output): copy for output, copy in seen}
+        copies = {id(output): copy for output, copy in outputs}
         assert all(torch.equal(each, copies[id(each)]) for each in maps)
 
-    def test_weights_follow_from_the_generator_alone(self, name: str) -> None:
+    def test_weights_depend_on_the_generator_alone(self, name: str) -> None:
         first, same, other = (seeded(name, 5, seed).state_dict() for seed in (0, 0, 1))
         assert all(torch.equal(first[key], same[key]) for key in first)
         assert any(not torch.equal(first[key], other[key]) for key in first)
@@ -174,7 +174,7 @@ class TestClassifier:
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]))
 
     def test_a_folded_copy_has_the_same_outputs(self, name: str) -> None:
-        model = trained_a_little(name, 10)
+        model = train_a_little(name, 10)
         images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         folded = model.folded()
@@ -197,7 +197,7 @@ class TestClassifier:
         assert torch.equal(outputs.logits, F.linear(outputs.pooled, model.fc.weight, model.fc.bias))
 
 
-def test_all_that_a_plan_needs_does_not_import_torch() -> None:
+def test_planning_with_models_does_not_import_torch() -> None:
     code = (
         "import sys; from orchestrator import models; name = 'resnet_32_20'; models.parse(name), models.widths(name), "
         "models.multiply_adds(name), models.pattern(); sys.exit('torch' in sys.modules)"

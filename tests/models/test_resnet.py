@@ -73,7 +73,7 @@ def test_forward_agrees_with_functional_ops(depth: int) -> None:
     generator = torch.Generator().manual_seed(1)
     state = model.state_dict()
     for name, tensor in state.items():
-        if tensor.ndim == 1:  # fresh batch norms do next to nothing, so that a forgotten one would not be seen
+        if tensor.ndim == 1:  # fresh batch norms change little, so that a forgotten one would not be noticed
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
     images = torch.randn(3, 3, 32, 32, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(model(images), reference(state, images, depth))

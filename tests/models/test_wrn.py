@@ -54,7 +54,7 @@ def test_forward_agrees_with_functional_ops(name: str, blocks: int) -> None:
     generator = torch.Generator().manual_seed(1)
     state = model.state_dict()
     for tensor in state.values():
-        if tensor.ndim == 1:  # fresh batch norms change little, so that a forgotten one would not be seen
+        if tensor.ndim == 1:  # fresh batch norms change little, so that a forgotten one would not be noticed
             tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
     images = torch.randn(3, 3, 16, 16, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(model(images), reference(state, images, blocks))

@@ -1,4 +1,4 @@
-"""Weights files as people have them: what is loaded from them, and the messages about those that do not fit."""
+"""Weights files as people have them: what is loaded from them, and the messages about files that do not fit."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def renamed(old: str, new: str, state: Saved = STATE) -> Saved:
 
 
 def doubled() -> Saved:
-    """Twice as many channels, and the last layer as it is."""
+    """Twice as many channels, and an unchanged last layer."""
     return {
         name: tensor.repeat_interleave(2, 0) if tensor.dim() and "fc" not in name else tensor
         for name, tensor in STATE.items()
@@ -151,13 +151,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {"model": STATE, "args": argparse.Namespace(lr=0.1)},
         r"holds argparse\.Namespace besides its tensors.*torch\.load\('t\.pth', 'cpu', weights_only=False\)\['model'\]",
     ),
-    "a whole model": (
+    "a pickled model": (
         lambda: MODEL,
-        r"whole pickled model of class orchestrator\.models\.resnet\.ResNet, .*\.state_dict\(\)",
+        r"pickled model of class orchestrator\.models\.resnet\.ResNet, .*\.state_dict\(\)",
     ),
     "a model in a mapping": (
         lambda: {"net": nn.DataParallel(MODEL)},
-        r"whole pickled model of class torch\.nn\.parallel\S+DataParallel",
+        r"pickled model of class torch\.nn\.parallel\S+DataParallel",
     ),
     "another depth": (
         lambda: fresh(0, "resnet_32_20").state_dict(),
@@ -269,7 +269,7 @@ def test_a_folder_and_an_archive_of_something_else(tmp_path: Path) -> None:
     (1, (2**40,), None, False, b""), (1, (-1,), "f4", False, b"1234"), (1, (1,), "O8", False, b"12345678"), "nonsense",
 ])  # fmt: skip
 def test_a_hostile_array_reaches_nothing_of_numpy(state: Any) -> None:
-    from orchestrator.pretrained._formats import Part, tensors
+    from orchestrator.pretrained._formats import Part, select_tensors
 
     kind = Part(state[2], False, True) if isinstance(state, tuple) else None
     if kind:
@@ -277,7 +277,7 @@ def test_a_hostile_array_reaches_nothing_of_numpy(state: Any) -> None:
         state = (*state[:2], kind, *state[3:])
     part = Part(Part, (0,), b"b")
     part.__setstate__(state)
-    assert tensors({"a": part}) == {"a": None}
+    assert select_tensors({"a": part}) == {"a": None}
 
 
 # Before anything is trained, and again when the file is loaded.

@@ -1,4 +1,4 @@
-"""The YAML door: what plain text means, where it stands, and that bad text is refused quickly and with a location."""
+"""YAML documents: the values of plain text, their locations, and that bad text is refused quickly with a location."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=12,
 )
-# Fragments that mean something to YAML meet far more of the parser than evenly drawn characters.
+# Fragments that have a meaning in YAML reach far more of the parser than evenly drawn characters.
 YAML_LIKE = st.lists(
     st.sampled_from(["a", "1", "é", ": ", "- ", "[", "]", "{", "}", ",", "&a ", "*a", "!t ", "'", '"', "#", "\n", "  "])
     | st.sampled_from(["---\n", "...\n", "%YAML 1.1\n", "? ", "|\n", ">-\n", "<<", "\t", "\0", "\x85", "\ud800", "\\u"])
@@ -41,7 +41,7 @@ def plain(node: Node) -> Any:
 
 
 def fault_of(text: str) -> Fault:
-    """The one fault of a text."""
+    """The only fault of a text."""
     with pytest.raises(StudyError) as caught:
         document.parse(text, "s.yaml")
     (fault,) = caught.value.faults
@@ -79,18 +79,18 @@ def fault_of(text: str) -> Fault:
         ("! 5", "5"),
         ("|\n 5", "5"),
         ("9" * 100, int("9" * 100)),
-        ("9" * 5000, math.inf),  # Python refuses to make an int of so many digits
+        ("9" * 5000, math.inf),  # Python refuses to make an int of this many digits
     ],
 )
-def test_a_scalar_means_what_yaml_1_2_says(text: str, value: document.Scalar) -> None:
-    got = document.parse(text, "s.yaml").value
-    assert got == value
-    assert type(got) is type(value)
+def test_a_scalar_has_the_value_that_yaml_1_2_defines(text: str, value: document.Scalar) -> None:
+    found = document.parse(text, "s.yaml").value
+    assert found == value
+    assert type(found) is type(value)
 
 
 def test_nan_is_a_number() -> None:
-    got = document.parse(".nan", "s.yaml").value
-    assert isinstance(got, float) and math.isnan(got)
+    found = document.parse(".nan", "s.yaml").value
+    assert isinstance(found, float) and math.isnan(found)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,16 @@ def test_an_alias_is_the_anchored_value() -> None:
         ("<<: [*x, *y]", {"b": 1, "c": 2, "d": 6}),
         ("<<: {e: 1}", {"e": 1}),
         ("<<: []\n  b: 1", {"b": 1}),
-        ("'<<': *x", {"<<": {"b": 1, "c": 2}}),  # quoted it is any key, as YAML 1.1 has it
+        ("'<<': *x", {"<<": {"b": 1, "c": 2}}),  # quoted, it is an ordinary key, as in YAML 1.1
         ("b: <<", {"b": "<<"}),
     ],
 )
-def test_a_merge_key_adds_what_its_mapping_has_not(text: str, value: Any) -> None:
+def test_a_merge_key_adds_only_the_missing_keys(text: str, value: Any) -> None:
     root = document.parse(f"x: &x {{b: 1, c: 2}}\ny: &y {{b: 5, d: 6}}\nz:\n  {text}", "s")
     assert plain(root)["z"] == value
 
 
-def test_merged_keys_are_merged_on_and_stand_where_they_were_written() -> None:
+def test_merged_keys_can_be_merged_again_and_keep_their_locations() -> None:
     root = document.parse("x: &x\n  b: 1\ny: &y\n  <<: *x\nz:\n- <<: *y\n", "s")
     assert plain(root) == {"x": {"b": 1}, "y": {"b": 1}, "z": [{"b": 1}]}
     assert isinstance(root.value, dict) and isinstance(root.value["z"].value, list)
@@ -226,7 +226,7 @@ def test_a_file_that_is_not_utf8_names_the_byte(tmp_path: Path, raw: bytes, loca
     assert part in str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     root = document.read(path)
@@ -244,7 +244,7 @@ def test_a_huge_file_is_refused_without_being_read(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 1
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "utf-16.yaml").write_text("study: s", "utf-16")
     for path, part in [
         (tmp_path / "none.yaml", "there is no such file; check the path"),
@@ -256,7 +256,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StudyError) as caught:
             document.read(path)
         (fault,) = caught.value.faults
-        assert str(fault).startswith((f"{path}: ", "a\\x00b: "))  # there is no line to look at
+        assert str(fault).startswith((f"{path}: ", "a\\x00b: "))  # there is no line
         assert part in fault.message
 
 

@@ -1,4 +1,4 @@
-"""Every kind of value: what it takes and refuses, and that its JSON Schema says the same."""
+"""Every type of value: what it accepts and refuses, and that its JSON Schema agrees."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ TABLES = {
     "resources": fields.RESOURCE_KEYS,
 }
 ALL = [pytest.param(key, id=f"{table}.{name}") for table, known in TABLES.items() for name, key in known.items()]
-KINDS: list[ValueType] = [
+VALUE_TYPES: list[ValueType] = [
     Integer(0, 9),
     Integer(1, 9, optional=True),
     Number(0, 5),
     Number(0, 5, exclusive=True),
     Boolean(),
 ]
-KINDS += [Choice(("auto", "live")), GpuShare(), ModelValue(), EpochList(), FilePath()]
+VALUE_TYPES += [Choice(("auto", "live")), GpuShare(), ModelValue(), EpochList(), FilePath()]
 
 
-def read(kind: ValueType, value: Any) -> Any:
-    """What a kind makes of a value that a study file could hold."""
-    return kind.read(document.parse(json.dumps(value), "s.yaml"))
+def read(value_type: ValueType, value: Any) -> Any:
+    """Reads a value, as a study file could contain it, as a type of value."""
+    return value_type.read(document.parse(json.dumps(value), "s.yaml"))
 
 
-def takes(kind: ValueType, value: Any) -> bool:
+def accepts(value_type: ValueType, value: Any) -> bool:
     try:
-        read(kind, value)
+        read(value_type, value)
     except ValueError:
         return False
     return True
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "wanted"),
+    ("value_type", "value", "expected"),
     [
         (Integer(0, 9), 9, 9),
         (Integer(0, 9), 9.0, 9),
@@ -73,14 +73,14 @@ def takes(kind: ValueType, value: Any) -> bool:
         (FilePath(), "a b/é.pt", "a b/é.pt"),
     ],
 )
-def test_a_kind_takes_this(kind: ValueType, value: Any, wanted: Any) -> None:
-    got = read(kind, value)
-    assert got == wanted
-    assert type(got) is type(wanted)
+def test_a_value_type_accepts(value_type: ValueType, value: Any, expected: Any) -> None:
+    found = read(value_type, value)
+    assert found == expected
+    assert type(found) is type(expected)
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "part"),
+    ("value_type", "value", "part"),
     [
         (Integer(0, 9), 10, "found the number 10; expected a whole number from 0 to 9"),
         (Integer(0, 9), 0.5, "found the number 0.5"),
@@ -113,9 +113,9 @@ def test_a_kind_takes_this(kind: ValueType, value: Any, wanted: Any) -> None:
         (FilePath(), 5, "found the number 5"),
     ],
 )
-def test_a_kind_refuses_this(kind: ValueType, value: Any, part: str) -> None:
+def test_a_value_type_refuses(value_type: ValueType, value: Any, part: str) -> None:
     with pytest.raises(ValueError) as caught:
-        read(kind, value)
+        read(value_type, value)
     assert part in str(caught.value)
 
 
@@ -123,19 +123,21 @@ VALUES = [None, True, False, *range(-2, 11), 1024, 1025, 0.5, 1.5, 2.0, -0.0, 1e
 VALUES += [[], [1, 3], [1, 2, 2], [0], [1.5], ["1"], [[1]], {}, {"a": 1}]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=repr)
-def test_a_schema_takes_what_its_kind_takes(kind: ValueType) -> None:
-    schema = jsonschema.Draft202012Validator(kind.schema())
-    assert [value for value in VALUES if schema.is_valid(value)] == [value for value in VALUES if takes(kind, value)]
+@pytest.mark.parametrize("value_type", VALUE_TYPES, ids=repr)
+def test_a_schema_accepts_what_its_value_type_accepts(value_type: ValueType) -> None:
+    schema = jsonschema.Draft202012Validator(value_type.schema())
+    assert [value for value in VALUES if schema.is_valid(value)] == [
+        value for value in VALUES if accepts(value_type, value)
+    ]
 
 
-def test_all_that_a_schema_cannot_say_is_that_epochs_ascend() -> None:
+def test_a_schema_cannot_require_ascending_epochs() -> None:
     assert jsonschema.Draft202012Validator(EpochList().schema()).is_valid([3, 1])
-    assert not takes(EpochList(), [3, 1])
+    assert not accepts(EpochList(), [3, 1])
 
 
 @pytest.mark.parametrize("key", ALL)
-def test_a_default_is_a_value_of_its_kind(key: fields.Key) -> None:
+def test_a_default_is_a_value_of_its_type(key: fields.Key) -> None:
     if key.default is not None:
         written = key.default.name if isinstance(key.default, fields.Selection) else key.default
         assert read(key.value_type, written) == key.default
@@ -143,7 +145,7 @@ def test_a_default_is_a_value_of_its_kind(key: fields.Key) -> None:
 
 
 @pytest.mark.parametrize("key", ALL)
-def test_every_key_says_what_it_is(key: fields.Key) -> None:
+def test_every_key_has_a_description(key: fields.Key) -> None:
     schema = key.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["description"] == key.doc != ""
@@ -159,7 +161,7 @@ def test_defaults_as_a_study_file_writes_them() -> None:
     assert [texts[name] for name in ("method", "limit_train")] == ["required", "all"]
 
 
-def test_no_two_tables_mean_different_things_by_one_key() -> None:
+def test_a_key_has_the_same_meaning_in_every_table() -> None:
     everything = [item for known in TABLES.values() for item in known.items()]
     shared = {name for name, _ in everything if sum(name == other for other, _ in everything) > 1}
     assert "epochs" in shared
@@ -168,7 +170,7 @@ def test_no_two_tables_mean_different_things_by_one_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("got", "wanted"),
+    ("found", "expected"),
     [
         ("lrr", "did you mean lr?"),
         ("LR", "did you mean lr?"),
@@ -178,8 +180,8 @@ def test_no_two_tables_mean_different_things_by_one_key() -> None:
         (10, "choose one of them"),
     ],
 )
-def test_the_nearest_word(got: object, wanted: str) -> None:
-    assert nearest(got, ["lr", "epochs", "momentum"]) == wanted
+def test_the_nearest_word(found: object, expected: str) -> None:
+    assert nearest(found, ["lr", "epochs", "momentum"]) == expected
 
 
 def test_an_option_with_a_truth_for_its_default_is_true_or_false() -> None:

@@ -1,4 +1,4 @@
-"""Labels: the setting alone, each setting its own, the same for a plan and for its rows, of any version."""
+"""Labels: they depend on the settings alone, differ between settings, and are the same for plans and rows."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ FILE = hashlib.sha256(b"a file").hexdigest()
 
 
 def student(method: str = "st", teacher: TrialConfig = TEACHER, **settings: Any) -> TrialConfig:
-    """A student with the given settings, all others at their defaults."""
+    """A student with the given settings and defaults for all others."""
     return replace(
         DEFAULT, method=method, **{"options": OPTIONS[method], "teacher": teacher, "teacher_cache": "auto", **settings}
     )
 
 
 def stored(config: TrialConfig, **how: Any) -> TrialRecord:
-    """Its row; `how` it was run."""
+    """The row of a config; `how` is how it was run."""
     columns = {name: getattr(config, name) for name in ("method", "dataset", "student", "lr", "batch_size")}
     teacher = config.teacher.student if config.teacher else None
     return row(config.seed, nepoch=config.epochs, teacher=teacher, recipe={**config.recipe(), **how}, **columns)
 
 
 def from_file(**settings: Any) -> TrialConfig:
-    """A teacher from a file, as `plan` has it."""
+    """A teacher from a file, as `plan` represents it."""
     return replace(TEACHER, epochs=0, milestones=(), gamma=1.0, weights=FILE, **settings)
 
 
@@ -87,7 +87,7 @@ SLOW = replace(TEACHER, lr=0.05)
         ),
     ],
 )
-def test_the_label_is_the_method_and_what_is_no_default(config: TrialConfig, label: str) -> None:
+def test_the_label_is_the_method_and_every_setting_that_is_not_the_default(config: TrialConfig, label: str) -> None:
     assert labels.of_config(config) == labels.of_row(stored(config)) == label
     seeded = replace(config, seed=7, teacher=replace(config.teacher, seed=9) if config.teacher else None)
     how = {"arithmetic": "bfloat16", "teacher_answers": "table"}
@@ -164,7 +164,7 @@ def test_two_settings_never_share_a_label_nor_two_trials_a_title(configs: list[T
 
 
 @given(settings())
-def test_a_row_is_called_as_its_plan_calls_it(config: TrialConfig) -> None:
+def test_a_row_has_the_label_of_its_plan(config: TrialConfig) -> None:
     assert labels.of_row(stored(config)) == labels.of_config(config)
     planned = PlannedTrial(config.trial_id(), "student", config, None, "new", None, None)
     assert labels.title(stored(config)) == planned.title()
@@ -176,25 +176,25 @@ def test_the_base_of_a_setting_is_its_training_without_a_teacher(config: TrialCo
     assert labels.base_of_row(stored(config)) == labels.of_config(base)
 
 
-def test_what_an_older_kdctl_did_not_store_is_at_its_default() -> None:
+def test_a_setting_that_an_older_kdctl_did_not_store_has_its_default() -> None:
     assert labels.of_row(row(recipe={})) == "logit"
     assert labels.of_row(row(recipe={}, nepoch=60, lr=0.2, batch_size=64)) == "logit epochs=60 batch_size=64 lr=0.2"
     old = {"epochs": 60, "lr": None, "options": {"ce_weight": None}, "teacher": {"seed": 1, "epochs": 60}}
     assert labels.of_row(row(recipe=old)) == "logit epochs=60"
 
 
-def test_what_a_newer_kdctl_stored_is_shown() -> None:
+def test_a_setting_that_a_newer_kdctl_stored_is_in_the_label() -> None:
     new = {
         "warmup": 5,
         "options": {"beta": 0.5, "match": "pooled"},
         "teacher": {"ema": "a b", "options": {"c": [1, 2]}},
     }
-    wanted = 'logit match=pooled options.beta=0.5 warmup=5 teacher.ema="a\\u0020b" teacher.options.c=[1,2]'
-    assert labels.of_row(row(recipe=new)) == wanted
+    expected = 'logit match=pooled options.beta=0.5 warmup=5 teacher.ema="a\\u0020b" teacher.options.c=[1,2]'
+    assert labels.of_row(row(recipe=new)) == expected
     assert labels.of_row(row(method="fitnet", recipe={"options": {"beta": 0.5}})) == "fitnet options.beta=0.5"
 
 
-def test_titles_say_which_teacher_taught(make_config: Callable[..., TrialConfig]) -> None:
+def test_titles_name_the_teacher(make_config: Callable[..., TrialConfig]) -> None:
     assert labels.title(student()) == "st cifar10 resnet_32_20 ← resnet_32_110 seed 0"
     taught = student(teacher=replace(TEACHER, seed=1), seed=2)
     assert labels.title(taught) == "st cifar10 resnet_32_20 ← resnet_32_110 (seed 1) seed 2"

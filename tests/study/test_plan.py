@@ -1,4 +1,4 @@
-"""Plans: which trials a study is, that ids follow what matters and nothing else, and what each trial waits for."""
+"""Plans: the trials of a study, that ids depend only on what matters, and what each trial waits for."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def teachers(plan: Plan) -> list[PlannedTrial]:
     return [trial for trial in plan.trials if trial.role == "teacher"]
 
 
-# What an id does not depend on.
+# Changes that an id does not depend on.
 
 
 PLAIN = """
@@ -131,7 +131,7 @@ def test_the_order_of_a_teachers_keys_does_not_order_the_plan(tmp_path: Path, pl
     [
         {"milestones": [4, 6, 8]},  # nothing is trained after the last epoch
         {"milestones": [4, 6, 100]},
-        {"limit_train": 1297},  # all there are
+        {"limit_train": 1297},  # all that exist
         {"limit_test": 500},
         {"limit_train": None},
         {"gamma": 0.1},  # the default
@@ -153,7 +153,7 @@ def test_the_cache_of_a_trial_without_a_teacher_does_not_matter(plan_of: Planner
     assert ids(plan_of(base, teacher_cache="live")) == ids(plan_of(base))
 
 
-# What it does depend on.
+# Changes that an id depends on.
 
 CHANGES: dict[str, Any] = {
     "method": "st",
@@ -189,12 +189,12 @@ def test_every_study_key_has_a_change() -> None:
 def test_every_key_of_an_experiment_changes_its_trial(plan_of: Planner, name: str) -> None:
     (plain,), (changed,) = students(plan_of(STUDENT)), students(plan_of(STUDENT | {name: CHANGES[name]}))
     assert plain.trial_id != changed.trial_id
-    # The teacher follows its student in the images alone.
+    # A teacher takes only the images from its student.
     same = plain.teacher_id == changed.teacher_id
     assert same == (name not in {"dataset", *fields.DATA_KEYS})
 
 
-def test_options_under_the_method_are_those_beside_it(plan_of: Planner) -> None:
+def test_options_under_the_method_equal_options_next_to_it(plan_of: Planner) -> None:
     beside = plan_of(STUDENT | {"method": "st", "temperature": [4, 2]})
     nested = plan_of(STUDENT | {"method": {"st": {"temperature": [4, 2]}}})
     assert [trial.trial_id for trial in nested.trials] == [trial.trial_id for trial in beside.trials]
@@ -220,7 +220,7 @@ def test_an_option_that_is_true_makes_another_trial(plan_of: Planner) -> None:
     assert codec.decode(TrialConfig, json.loads(json.dumps(codec.encode(standardized.config)))) == standardized.config
 
 
-def test_no_key_of_the_recipe_is_an_option_of_its_name(plan_of: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_key_is_not_an_option_of_the_same_name(plan_of: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
     method = losses.METHODS["st"]
     more = replace(method, options={**method.options, "gamma": losses.Option(2.0, "a power")})
     monkeypatch.setitem(losses.METHODS, "st", more)
@@ -238,7 +238,7 @@ def test_an_optimizer_brings_its_own_defaults(plan_of: Planner) -> None:
     assert (given.config.lr, given.config.momentum) == (0.1, None)
 
 
-def test_options_at_their_defaults_make_no_other_trial(plan_of: Planner) -> None:
+def test_options_with_default_values_do_not_change_the_trial(plan_of: Planner) -> None:
     plain = ids(plan_of(STUDENT, optimizer="adamw", schedule="cosine"))
     same = {"optimizer": {"adamw": {"beta1": 0.9}}, "schedule": {"cosine": {"warmup": 0}}}
     assert ids(plan_of(STUDENT, **same)) == plain
@@ -269,7 +269,7 @@ def test_every_key_of_the_teacher_changes_it_and_its_student(plan_of: Planner, n
     assert not ids(plan) & ids(plan_of(STUDENT))
 
 
-def test_a_teacher_sees_the_images_of_its_student_but_has_its_own_recipe(plan_of: Planner) -> None:
+def test_a_teacher_has_the_images_of_its_student_but_its_own_recipe(plan_of: Planner) -> None:
     own = {"limit_train": 300, "limit_test": 200, "holdout": 20, "lr": 0.5, "epochs": 3, "crop_padding": 1, "seed": 5}
     (teacher,) = teachers(plan_of(STUDENT | own))
     config = teacher.config
@@ -301,8 +301,8 @@ def test_axes_multiply(
 ) -> None:
     teacher = {"model": nets, "seed": own}
     plan = plan_of(STUDENT | {"seed": seeds, "lr": lrs, "student": models, "teacher": teacher})
-    got = [(t.config.student, t.config.lr, t.config.seed, t.config.teacher) for t in students(plan)]
-    assert len(got) == len(set(got)) == len(seeds) * len(lrs) * len(models) * len(own) * len(nets)
+    found = [(t.config.student, t.config.lr, t.config.seed, t.config.teacher) for t in students(plan)]
+    assert len(found) == len(set(found)) == len(seeds) * len(lrs) * len(models) * len(own) * len(nets)
     assert {(t.config.student, t.config.seed) for t in teachers(plan)} == set(itertools.product(nets, own))
 
 
@@ -322,7 +322,7 @@ def test_a_list_of_teachers(plan_of: Planner) -> None:
     assert [trial.teacher_id for trial in students(plan)] == [trial.trial_id for trial in teachers(plan)]
 
 
-def test_seeds_stay_side_by_side(plan_of: Planner) -> None:
+def test_seeds_are_next_to_each_other(plan_of: Planner) -> None:
     plan = plan_of(STUDENT | {"seed": [0, 1], "lr": [0.1, 0.2]})
     order = [(trial.config.lr, trial.config.seed) for trial in students(plan)]
     assert order == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
@@ -352,12 +352,12 @@ def test_a_base_experiment_like_a_teacher_is_that_teacher(plan_of: Planner) -> N
 
 def test_teachers_precede_the_students_that_wait_for_them(plan_of: Planner) -> None:
     many = [STUDENT | {"seed": [0, 1], "holdout": holdout} for holdout in (0, 5, 9)]
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for trial in plan_of(*many).trials:
-        assert trial.teacher_id is None or trial.teacher_id in seen
+        assert trial.teacher_id is None or trial.teacher_id in earlier
         assert trial.to_json()["waits_for"] == ([trial.teacher_id] if trial.teacher_id else [])
-        seen.add(trial.trial_id)
-    assert len(seen) == 9
+        earlier.add(trial.trial_id)
+    assert len(earlier) == 9
 
 
 def test_titles(plan_of: Planner) -> None:
@@ -390,7 +390,7 @@ def test_a_weights_file_is_known_by_its_bytes(tmp_path: Path, plan_of: Planner) 
     assert teacher.title() == "base weights=ba7816bf8f01 · digits · resnet_32_14 · seed 0"
 
 
-def test_how_others_train_changes_no_teacher_from_a_file(tmp_path: Path, plan_of: Planner) -> None:
+def test_training_settings_do_not_change_a_teacher_from_a_file(tmp_path: Path, plan_of: Planner) -> None:
     (tmp_path / "w.pt").write_bytes(b"abc")
     experiment = STUDENT | {"teacher": {"model": "resnet_32_14", "weights": str(tmp_path / "w.pt")}}
     (plain,) = teachers(plan_of(experiment))
@@ -423,12 +423,12 @@ def decisions(plan: Plan) -> list[str | None]:
     return [trial.teacher_cache for trial in plan.trials]
 
 
-# With padding 1 and flips a table has 18 views of 1,297 images; 0.8 · (18 · 1,297 + 1,000) answers are 15.02 epochs'.
+# With padding 1 and flips a table has 18 views of 1,297 images; 0.8 · (18 · 1,297 + 1,000) outputs equal 15.02 epochs.
 VIEWS = STUDENT | {"crop_padding": 1, "milestones": []}
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "expected"),
     [
         ({"epochs": 15}, ["live"]),
         ({"epochs": 16}, ["table"]),
@@ -442,15 +442,13 @@ VIEWS = STUDENT | {"crop_padding": 1, "milestones": []}
         ({"epochs": 1, "teacher_cache": "table"}, ["table"]),
         ({"epochs": 12, "teacher_cache": ["auto", "live"]}, ["live"] * 2),  # a live trial needs no table
         ({"epochs": 12, "teacher_cache": ["auto", "table"]}, ["table"] * 2),
-        ({"epochs": 12, "match": ["logits", "pooled"]}, ["live"] * 2),  # other answers are another table
+        ({"epochs": 12, "match": ["logits", "pooled"]}, ["live"] * 2),  # other outputs need another table
         ({"epochs": 18, "limit_train": [100, 200]}, ["live"] * 2),  # so are other images
     ],
 )
-def test_a_table_is_made_where_epochs_enough_are_to_come(
-    plan_of: Planner, change: dict[str, Any], wanted: list[str]
-) -> None:
+def test_a_table_is_made_if_enough_epochs_remain(plan_of: Planner, change: dict[str, Any], expected: list[str]) -> None:
     plan = plan_of(VIEWS | change)
-    assert decisions(plan) == [None] * len(teachers(plan)) + wanted
+    assert decisions(plan) == [None] * len(teachers(plan)) + expected
 
 
 def test_methods_share_a_table(plan_of: Planner) -> None:
@@ -459,7 +457,7 @@ def test_methods_share_a_table(plan_of: Planner) -> None:
     assert one.table == other.table == TableKey(teachers(plan)[0].trial_id, "logits", 1, True, 1297)
 
 
-def test_finished_students_ask_for_nothing(plan_of: Planner) -> None:
+def test_finished_students_need_no_table(plan_of: Planner) -> None:
     experiment = VIEWS | {"epochs": 12, "seed": [0, 1]}
     first = students(plan_of(experiment))[0].trial_id
     assert decisions(plan_of(experiment, states={first: State.FINISHED})) == [None, "live", "live"]
@@ -477,7 +475,7 @@ def test_a_table_that_exists_is_used(plan_of: Planner) -> None:
     assert decisions(plan_of(experiment, tables=[other])) == [None, "live"]
 
 
-def test_what_is_decided_changes_no_id(plan_of: Planner) -> None:
+def test_the_decision_changes_no_id(plan_of: Planner) -> None:
     (student,) = students(plan_of(VIEWS))
     key = TableKey(str(student.teacher_id), "logits", 1, True, 1297)
     assert ids(plan_of(VIEWS, tables=[key])) == ids(plan_of(VIEWS))
@@ -501,7 +499,7 @@ def test_the_published_plan_comes_back_from_json() -> None:
 
 
 def run(code: str, seed: str = "1") -> Any:
-    """What a fresh process prints, as JSON."""
+    """The output of a new process, as JSON."""
     environment = {**os.environ, "PYTHONHASHSEED": seed}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Study files: each broken one is refused at its place and with its cure, and nothing else ever escapes."""
+"""Study files: each broken file is refused with the location and the fix, and no other error ever escapes."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def base(*lines: str) -> str:
-    """A good `base` study whose experiment goes on with these lines, the first in line 6."""
+    """A valid `base` study whose experiment continues with these lines, the first in line 6."""
     own = "".join(f"  {line}\n" for line in lines)
     return f"study: s\nexperiments:\n- method: base\n  dataset: digits\n  student: resnet_32_8\n{own}"
 
 
 def logit(*lines: str) -> str:
-    """The same with method `logit`."""
+    """The same study with method `logit`."""
     return base(*lines).replace("method: base", "method: logit")
 
 
 def recipe(*lines: str, rest: str = "") -> str:
-    """A good study with a recipe of these lines, the first in line 2."""
+    """A valid study with a recipe of these lines, the first in line 2."""
     shared = "".join(f"  {line}\n" for line in lines)
     return f"recipe:\n{shared}{base()}{rest}"
 
 
 def resources(line: str) -> str:
-    """A good study with one line of resources, which is line 7."""
+    """A valid study with one line of resources, which is line 7."""
     return f"{base()}resources:\n  {line}\n"
 
 
 def load(folder: Path, text: str, *sets: str) -> Study:
-    """The study of a text."""
+    """Loads a study from a text."""
     path = folder / "s.yaml"
     path.write_text(text, encoding="utf-8")
     return load_study(path, sets)
@@ -61,7 +61,7 @@ SEEDS = ", ".join(map(str, range(1000)))
 E0 = "experiments[0]"
 
 BROKEN = [
-    # What is no study at all.
+    # Files that are not a study.
     ("a list", "[]", "1:1", "", "found an empty list; expected a mapping with the keys study, recipe"),
     ("a number", "5", "1:1", "", "found the number 5; expected a mapping"),
     ("no study", base().replace("study: s\n", ""), "1:1", "study", "key 'study' is missing; give the study a name"),
@@ -236,10 +236,10 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "place", "path", "part"), [pytest.param(*row[1:], id=row[0]) for row in BROKEN])
-def test_a_broken_study_has_exactly_this_fault(tmp_path: Path, text: str, place: str, path: str, part: str) -> None:
-    ((got_place, got_path, message),) = faults_of(tmp_path, text)
-    assert (got_place, got_path) == (place, path)
+@pytest.mark.parametrize(("text", "location", "path", "part"), [pytest.param(*row[1:], id=row[0]) for row in BROKEN])
+def test_a_broken_study_has_exactly_this_fault(tmp_path: Path, text: str, location: str, path: str, part: str) -> None:
+    ((found_location, found_path, message),) = faults_of(tmp_path, text)
+    assert (found_location, found_path) == (location, path)
     assert part in message
 
 
@@ -249,7 +249,7 @@ def test_all_faults_come_at_once_in_order(tmp_path: Path) -> None:
         "experiments:\n- method: logit\n  dataset: mnist\n  student: resnet_32_21\n  seed: [0, yes]\n"
         "- {method: logit, dataset: digits, student: resnet_32_8}\nresources: {gpus_per_trial: 1.5}\nmore: 1\n"
     )
-    assert [(place, path) for place, path, _ in faults_of(tmp_path, text, "recipe.flip=5")] == [
+    assert [(location, path) for location, path, _ in faults_of(tmp_path, text, "recipe.flip=5")] == [
         ("--set recipe.flip=5", "recipe.flip"),
         ("1:8", "study"),
         ("3:7", "recipe.lr"),
@@ -269,7 +269,7 @@ def test_a_fault_hides_no_other_fault_of_its_experiment(tmp_path: Path) -> None:
         "study: s\nexperiments:\n- method: base\n  dataset: digits\n  student: resnet_32_8\n  teacher: resnet_32_9\n"
         "  limit_train: 9999\n  lr: fast\n  ephocs: 3\n  student: resnet_32_21\n"
     )
-    assert [(place, path) for place, path, _ in faults_of(tmp_path, text)] == [
+    assert [(location, path) for location, path, _ in faults_of(tmp_path, text)] == [
         ("3:11", "experiments[0].method"),
         ("6:12", "experiments[0].teacher"),
         ("7:16", "experiments[0].limit_train"),
@@ -280,7 +280,7 @@ def test_a_fault_hides_no_other_fault_of_its_experiment(tmp_path: Path) -> None:
     ]
 
 
-def test_a_fault_reads_as_an_editor_understands(tmp_path: Path) -> None:
+def test_a_fault_has_a_form_that_editors_understand(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as caught:
         load(tmp_path, base().replace("_8", "_21"))
     message = "unknown model 'resnet_32_21'; depth must be 6n+2, from 8 to 1202 (did you mean resnet_32_20?)"
@@ -298,8 +298,8 @@ def test_trials_are_counted_over_all_experiments(tmp_path: Path) -> None:
     text = f"study: s\nexperiments:\n- &e {line}\n- *e\n"
     assert sum(len(e.axes["seed"]) for e in load(tmp_path, text).experiments) == MAX_TRIALS
     text += "- {method: base, dataset: digits, student: resnet_32_8}\n"
-    ((place, path, message),) = faults_of(tmp_path, text)
-    assert (place, path) == ("3:1", "experiments")
+    ((location, path, message),) = faults_of(tmp_path, text)
+    assert (location, path) == ("3:1", "experiments")
     assert message == "found 100,001 trials in all; at most 100,000 are allowed; split the study"
 
 
@@ -319,7 +319,7 @@ def test_huge_axes_are_not_compared_pair_by_pair(tmp_path: Path) -> None:
         ("wrn_10_2", ["teacher: wrn_16_2", "match: pooled"]),
     ],
 )
-def test_models_of_other_families_and_widths_teach_where_their_outputs_compare(
+def test_models_of_other_families_and_widths_teach_if_their_outputs_are_comparable(
     tmp_path: Path, student: str, lines: list[str]
 ) -> None:
     text = logit(*lines).replace("student: resnet_32_8", f"student: {student}")
@@ -327,7 +327,7 @@ def test_models_of_other_families_and_widths_teach_where_their_outputs_compare(
 
 
 @pytest.mark.parametrize("name", ["s", "7", "a.b_c-D", "x" * 64])
-def test_a_safe_study_name_is_taken(tmp_path: Path, name: str) -> None:
+def test_a_safe_study_name_is_accepted(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, base().replace("study: s", f"study: '{name}'")).name == name
 
 
@@ -335,12 +335,12 @@ def test_a_safe_study_name_is_taken(tmp_path: Path, name: str) -> None:
     "name", ["", ".", "..", "-x", ".x", "x.", "a/b", "a\\\\b", "a b", "é", "x" * 65, "a\\n", "a\\0"]
 )
 def test_an_unsafe_study_name_is_refused(tmp_path: Path, name: str) -> None:
-    ((place, path, message),) = faults_of(tmp_path, base().replace("study: s", f'study: "{name}"'))
-    assert (place, path) == ("1:8", "study")
+    ((location, path, message),) = faults_of(tmp_path, base().replace("study: s", f'study: "{name}"'))
+    assert (location, path) == ("1:8", "study")
     assert "expected a safe file name" in message
 
 
-def test_a_number_is_no_study_name(tmp_path: Path) -> None:
+def test_a_number_is_not_a_study_name(tmp_path: Path) -> None:
     ((_, path, message),) = faults_of(tmp_path, base().replace("study: s", "study: 2026"))
     assert path == "study" and message.startswith("found the number 2026; ")
 
@@ -363,14 +363,14 @@ def test_a_number_is_no_study_name(tmp_path: Path) -> None:
     ],
 )
 def test_good_values(tmp_path: Path, line: str, name: str, values: list[object]) -> None:
-    got = [value.value for value in load(tmp_path, base(line)).experiments[0].axes[name]]
-    assert got == values
-    assert [type(value) for value in got] == [type(value) for value in values]
-    assert str(got) == str(values)  # tells -0.0 from 0.0
+    found = [value.value for value in load(tmp_path, base(line)).experiments[0].axes[name]]
+    assert found == values
+    assert [type(value) for value in found] == [type(value) for value in values]
+    assert str(found) == str(values)  # distinguishes -0.0 from 0.0
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("gpus_per_trial: 0.5", Resources(0.5, 1)),
         ("gpus_per_trial: 0", Resources(0.0, 1)),
@@ -378,15 +378,17 @@ def test_good_values(tmp_path: Path, line: str, name: str, values: list[object])
         ("cpus_per_trial: 4", Resources(None, 4)),
     ],
 )
-def test_good_resources(tmp_path: Path, line: str, wanted: Resources) -> None:
-    assert load(tmp_path, resources(line)).resources == wanted
+def test_good_resources(tmp_path: Path, line: str, expected: Resources) -> None:
+    assert load(tmp_path, resources(line)).resources == expected
 
 
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     study = load(tmp_path, recipe("lr: 1e-2"))
-    got = {name: value.value for name, value in study.recipe.items()}
-    derived = dict.fromkeys(fields.DERIVED)  # missing on purpose: they follow from other settings of each trial
-    assert got == {name: key.default for name, key in fields.RECIPE_KEYS.items() if name not in derived} | {"lr": 0.01}
+    found = {name: value.value for name, value in study.recipe.items()}
+    derived = dict.fromkeys(fields.DERIVED)  # missing on purpose, as they follow from other settings of each trial
+    assert found == {name: key.default for name, key in fields.RECIPE_KEYS.items() if name not in derived} | {
+        "lr": 0.01
+    }
     assert (study.name, study.source, study.resources) == ("s", tmp_path / "s.yaml", Resources(None, 1))
 
 
@@ -410,8 +412,8 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     ],
 )
 def test_a_late_milestone_is_a_warning(tmp_path: Path, text: str, warnings: list[str]) -> None:
-    got = load(tmp_path, text).warnings
-    assert [f"{w.line}:{w.column} {w.path}: {w.message}" for w in got] == warnings
+    found = load(tmp_path, text).warnings
+    assert [f"{w.line}:{w.column} {w.path}: {w.message}" for w in found] == warnings
 
 
 def test_weights_are_digested_relative_to_the_study(tmp_path: Path) -> None:
@@ -431,16 +433,16 @@ def test_merge_keys_share_what_experiments_have_in_common(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "part"),
+    ("text", "location", "part"),
     [
         (base("seed: [0, 1, 0, 0]"), "6:16", "0 is in this list twice"),
         (logit("teacher: {model: [resnet_32_8, resnet_32_8]}"), "6:34", "resnet_32_8 is in this list twice"),
         (f"{base()}- {{method: base, dataset: digits, student: resnet_32_8}}", "6:3", "this equals experiments[0]"),
     ],
 )
-def test_what_adds_no_trial_is_a_warning(tmp_path: Path, text: str, place: str, part: str) -> None:
+def test_a_repeat_that_adds_no_trial_is_a_warning(tmp_path: Path, text: str, location: str, part: str) -> None:
     (warning,) = load(tmp_path, text).warnings
-    assert f"{warning.line}:{warning.column}" == place and part in warning.message
+    assert f"{warning.line}:{warning.column}" == location and part in warning.message
 
 
 @pytest.mark.parametrize(
@@ -475,7 +477,7 @@ def test_a_teacher_of_held_out_images_is_a_warning(tmp_path: Path, own: str, tea
     assert found == list(map(str, study.warnings))
 
 
-def test_a_leak_through_the_recipe_is_seen_once_a_teacher(tmp_path: Path) -> None:
+def test_a_leak_through_the_recipe_is_reported_once_per_teacher(tmp_path: Path) -> None:
     text = recipe("holdout: 50").replace("method: base", "method: [logit, st]")
     teachers = "teacher: [{model: resnet_32_8, holdout: 0}, {model: resnet_32_14, holdout: [0, 10]}, resnet_32_20]"
     study = load(tmp_path, f"{text}  {teachers}\n")
@@ -505,11 +507,11 @@ def test_a_setting_changes_the_study(tmp_path: Path, sets: list[str], values: tu
     assert [trial.config.seed for trial in plan.trials] == values[1]
 
 
-def test_a_setting_makes_a_mapping_of_an_empty_key(tmp_path: Path) -> None:
+def test_a_setting_turns_an_empty_key_into_a_mapping(tmp_path: Path) -> None:
     assert load(tmp_path, f"recipe:\n{base()}", "recipe.epochs=3").recipe["epochs"].value == 3
 
 
-def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
+def test_a_setting_does_not_change_what_an_alias_shares(tmp_path: Path) -> None:
     text = "study: s\nexperiments:\n- &e {method: base, dataset: digits, student: resnet_32_8}\n- *e\n"
     study = load(tmp_path, text, "experiments[1].seed=7")
     assert [len(e.axes) for e in study.experiments] == [3, 4]
@@ -554,14 +556,14 @@ def test_a_setting_leaves_what_an_alias_shares_alone(tmp_path: Path) -> None:
         ("experiments[0].student=resnet_32_9", "experiments[0].student", "did you mean resnet_32_8?"),
     ],
 )
-def test_a_bad_setting_is_its_own_place(tmp_path: Path, setting: str, path: str, part: str) -> None:
-    ((place, got_path, message),) = faults_of(tmp_path, base(), setting)
-    assert place == f"--set {setting if len(setting) <= 60 else setting[:59] + '…'}"
-    assert got_path == path
+def test_a_bad_setting_is_its_own_location(tmp_path: Path, setting: str, path: str, part: str) -> None:
+    ((location, found_path, message),) = faults_of(tmp_path, base(), setting)
+    assert location == f"--set {setting if len(setting) <= 60 else setting[:59] + '…'}"
+    assert found_path == path
     assert part in message
 
 
-# Whatever is written, a study or a StudyError comes of it.
+# Every input gives a study or a StudyError.
 
 GOOD: dict[str, Any] = {
     "study": "s",
@@ -597,7 +599,7 @@ DATA = st.recursive(
 )
 
 
-def survives(folder: Path, data: Any) -> None:
+def load_or_refuse(folder: Path, data: Any) -> None:
     """Loads data as a study file and plans it; any error but StudyError escapes and fails the test."""
     text = json.dumps(data)
     for word, spelled in (("NaN", ".nan"), ("-Infinity", "-.inf"), ("Infinity", ".inf")):
@@ -613,31 +615,31 @@ def survives(folder: Path, data: Any) -> None:
 
 @st.composite
 def mutations(draw: st.DrawFn) -> Any:
-    """The good study with up to three places changed, removed or added."""
+    """The good study with up to three entries changed, removed or added."""
     data = json.loads(json.dumps(GOOD))
     for _ in range(draw(st.integers(1, 3))):
         node = data
         while True:
-            places = list(node) if isinstance(node, dict) else list(range(len(node)))
-            if not places:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
                 break
-            place = draw(st.sampled_from(places))
-            if isinstance(node[place], dict | list) and draw(st.booleans()):
-                node = node[place]
+            key = draw(st.sampled_from(keys))
+            if isinstance(node[key], dict | list) and draw(st.booleans()):
+                node = node[key]
                 continue
             match draw(st.sampled_from(["change", "remove", "add"])):
                 case "remove":
-                    del node[place]
+                    del node[key]
                 case "add" if isinstance(node, dict):
                     node[draw(st.sampled_from([*fields.EXPERIMENT_KEYS, "teacher", "weights", "grid"]))] = draw(DATA)
                 case _:
-                    node[place] = draw(DATA)
+                    node[key] = draw(DATA)
             break
     return data
 
 
 def test_the_good_study_is_good(tmp_path: Path) -> None:
-    survives(tmp_path, GOOD)
+    load_or_refuse(tmp_path, GOOD)
     # 2 × 2 teachers; st × 2 temperatures + logit, each with every teacher; 4 base students.
     assert len(make_plan(load_study(tmp_path / "s.yaml")).trials) == 4 + (2 + 1) * 4 + 4
 
@@ -645,13 +647,13 @@ def test_the_good_study_is_good(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(["study", "recipe", "experiments", "resources"], DATA)) | DATA)
 def test_any_data_is_a_study_or_a_study_error(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
-    survives(tmp_path_factory.getbasetemp(), data)
+    load_or_refuse(tmp_path_factory.getbasetemp(), data)
 
 
 @settings(deadline=None, max_examples=250)
 @given(mutations())
 def test_any_mutation_is_a_study_or_a_study_error(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
-    survives(tmp_path_factory.getbasetemp(), data)
+    load_or_refuse(tmp_path_factory.getbasetemp(), data)
 
 
 @settings(deadline=None, max_examples=150)

@@ -1,4 +1,4 @@
-"""The JSON Schema: it accepts the study files that we ship, refuses broken ones, and is the one in docs/."""
+"""The JSON Schema: it accepts the study files that kdctl ships, refuses broken files, and equals the one in docs/."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ resources: {gpus_per_trial: 0.5, cpus_per_trial: 1}
 
 
 def plain(node: document.Node) -> Any:
-    """A document as data, as an editor sees it."""
+    """A document as plain data, as an editor reads it."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
@@ -52,13 +52,13 @@ def test_it_is_a_schema() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_what_we_ship_is_accepted(path: Path) -> None:
+def test_shipped_files_are_accepted(path: Path) -> None:
     assert faults(plain(document.read(path))) == []
     load_study(path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_what_we_ship_names_the_schema(path: Path) -> None:
+def test_shipped_files_name_the_schema(path: Path) -> None:
     match = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", path.read_text().splitlines()[0])
     assert match and (path.parent / match[1]).resolve() == ROOT / "docs" / "study.schema.json"
 
@@ -111,16 +111,16 @@ BROKEN: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_refused_as_the_loader_does(name: str, tmp_path: Path) -> None:
+def test_broken_files_are_refused_by_schema_and_loader(name: str, tmp_path: Path) -> None:
     data = good()
     BROKEN[name](data)
     assert faults(data)
-    # JSON is YAML, so the loader can be asked about the very same data.
+    # JSON is YAML, so the loader can read exactly the same data.
     (tmp_path / "study.yaml").write_text(json.dumps(data))
     with pytest.raises(StudyError):
         load_study(tmp_path / "study.yaml")
 
 
 @pytest.mark.parametrize("data", [None, [], "text", {}])
-def test_what_is_no_study_is_refused(data: Any) -> None:
+def test_other_data_is_refused(data: Any) -> None:
     assert faults(data)

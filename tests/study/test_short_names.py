@@ -1,4 +1,4 @@
-"""What tells the trials of one study apart, in names, in the plan at every width, and where no trial is named."""
+"""What distinguishes the trials of one study: in names, in the plan at every width, and in the list of `kdctl logs`."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_names_show_what_varies_defaults_included_and_are_unique(sweep: Plan) ->
     assert found[8] == "st temperature=4 lr=0.1 seed 1" and found[9] == "base lr=0.05 resnet_32_8 seed 0"
 
 
-def test_short_ids_have_as_many_digits_as_tell_them_apart() -> None:
+def test_short_ids_have_as_many_digits_as_distinguish_them() -> None:
     assert short_ids(["abcd00000000", "abce00000000"]) == {"abcd00000000": "abcd", "abce00000000": "abce"}
     assert set(short_ids(["abcdef000000", "abcdee000000"]).values()) == {"abcdef", "abcdee"}
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
-def test_a_plan_fits_its_terminal_and_every_trial_is_told_from_the_others(sweep: Plan, width: int) -> None:
+def test_a_plan_fits_its_terminal_and_distinguishes_all_trials(sweep: Plan, width: int) -> None:
     text = _plan_text(sweep, width)
     assert max(map(cell_len, text.split("\n"))) <= width
     lines = [" ".join(line.split()) for line in text.partition("\n\n")[0].split("\n")]
@@ -62,7 +62,7 @@ def test_a_plan_fits_its_terminal_and_every_trial_is_told_from_the_others(sweep:
         assert any("st 0.1 4 resnet_32_8 1" in line for line in lines)
 
 
-def test_a_plan_without_a_terminal_has_whole_ids_and_names_what_all_share(sweep: Plan) -> None:
+def test_a_plan_without_a_terminal_has_full_ids_and_names_what_all_share(sweep: Plan) -> None:
     text = _plan_text(sweep, None)
     assert all(trial.trial_id in text for trial in sweep.trials)
     assert "the same in all trials: epochs 5," in text and "limit_train 256" in text and "weight_decay" not in text

@@ -50,7 +50,7 @@ def launched(day: int = 1, **changes: object) -> Launch:
     return Launch(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def test_a_study_is_remembered_whole(storage: Storage, tmp_path: Path) -> None:
+def test_a_study_is_remembered_completely(storage: Storage, tmp_path: Path) -> None:
     plan = planned(tmp_path, "one", 0)
     stored_studies.store_plan(storage, plan, launched())
     found = stored_studies.find(storage, "one")
@@ -75,7 +75,7 @@ def test_the_last_launch_is_the_one_that_counts(storage: Storage, tmp_path: Path
     assert stored_studies.find(storage).launched.since.day == 4
 
 
-def test_a_name_that_nobody_knows_gets_the_nearest(storage: Storage, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(KdctlError, match="holds no study yet; launch one"):
         stored_studies.find(storage)
     stored_studies.store_plan(storage, planned(tmp_path, "resnet-logit"), launched())

@@ -27,7 +27,7 @@ def plain(node: document.Node) -> Any:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_every_dataset_gives_a_good_study(dataset: str, tmp_path: Path) -> None:
+def test_every_dataset_gives_a_valid_study(dataset: str, tmp_path: Path) -> None:
     path = tmp_path / "a study.yaml"
     assert template.write(path, dataset) == [path, tmp_path / template.SCHEMA]
     study = load_study(path)
@@ -40,7 +40,7 @@ def test_every_dataset_gives_a_good_study(dataset: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_what_the_comments_say_holds(dataset: str, tmp_path: Path) -> None:
+def test_the_comments_are_true(dataset: str, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     template.write(path, dataset)
     text = path.read_text()
@@ -79,27 +79,27 @@ def test_the_study_runs(tmp_path: Path, storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_small_try_is_a_good_command(dataset: str, tmp_path: Path) -> None:
+def test_the_small_launch_is_a_valid_command(dataset: str, tmp_path: Path) -> None:
     path = tmp_path / "it's a study.yaml"
     template.write(path, dataset)
-    told = [line.strip() for line in template.next_steps(path, dataset).splitlines()]
+    steps = [line.strip() for line in template.next_steps(path, dataset).splitlines()]
     in_file = [line for line in re.findall(r"^#   (kdctl .*)", path.read_text(), re.MULTILINE) if "--set" in line]
-    assert [line.split()[1] for line in told] == ["plan", "launch", "report"] and len(in_file) == (dataset != "digits")
-    # The small try has other settings than the file: its results are asked for by the study's name.
-    assert f"kdctl report my-{dataset}" in told[2] or dataset == "digits"
-    for line in [re.split(r"   ", told[1])[0], *in_file]:
+    assert [line.split()[1] for line in steps] == ["plan", "launch", "report"] and len(in_file) == (dataset != "digits")
+    # The small launch has other settings than the file: its results are found by the study's name.
+    assert f"kdctl report my-{dataset}" in steps[2] or dataset == "digits"
+    for line in [re.split(r"   ", steps[1])[0], *in_file]:
         kdctl, launched, file, *options = shlex.split(line)
         assert (kdctl, launched, file) == ("kdctl", "launch", str(path)) and set(options[::2]) <= {"--set"}
         assert load_study(path, options[1::2]).warnings == ()
 
 
-def test_a_schema_that_is_there_stays(tmp_path: Path) -> None:
+def test_an_existing_schema_is_kept(tmp_path: Path) -> None:
     (tmp_path / template.SCHEMA).write_text("mine")
     assert template.write(tmp_path / "study.yaml", "digits") == [tmp_path / "study.yaml"]
     assert (tmp_path / template.SCHEMA).read_text() == "mine"
 
 
-def test_no_folder_no_file(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "study.yaml"):
         with pytest.raises(KdctlError, match="cannot be written .*; name another"):
             template.write(path, "digits")

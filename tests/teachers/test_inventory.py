@@ -1,4 +1,4 @@
-"""The teachers of a storage: who they are, who uses them, and whether their tables say what they say."""
+"""The teachers of a storage: the list of them, the studies that use them, and the check of their tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.inventory import list_teachers, verify_teacher
 
-# Two teachers, one of which is asked for a table, as there are more epochs to come than views.
+# Two teachers, one of which has a table.
 STUDY = """\
 study: tiny
 recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 0, flip: false}
@@ -33,7 +33,7 @@ resources: {gpus_per_trial: 0}
 
 @pytest.fixture(scope="module")
 def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """A storage with the study in it. To be read only."""
+    """A storage that contains the study. Tests must only read it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "study.yaml").write_text(STUDY)
     storage = Storage.at(shutil.copytree(digits_storage.backend.address, folder / "runs"))
@@ -43,7 +43,7 @@ def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def own(trained: Storage, tmp_path: Path) -> Storage:
-    """The same, to be damaged."""
+    """A copy of it that a test may damage."""
     return Storage.at(shutil.copytree(trained.backend.address, tmp_path / "runs"))
 
 
@@ -55,9 +55,9 @@ def by_seed(storage: Storage) -> dict[int, str]:
     return {stored.row.seed: stored.teacher_id for stored in list_teachers(storage)}
 
 
-def test_every_teacher_is_listed_and_nobody_else(trained: Storage) -> None:
+def test_every_teacher_is_listed_and_no_other_trial(trained: Storage) -> None:
     found = {stored.row.seed: stored for stored in list_teachers(trained)}
-    assert set(found) == {0, 9}  # seed 3 is a trial that taught nobody
+    assert set(found) == {0, 9}  # seed 3 is a trial without students
     assert [found[seed].users for seed in (0, 9)] == [{"tiny": 2}, {"tiny": 1}]
     assert [len(found[seed].tables) for seed in (0, 9)] == [1, 0]
     (key,) = found[0].tables
@@ -94,8 +94,8 @@ def test_an_empty_storage_has_no_teachers(tmp_path: Path) -> None:
 
 def test_a_good_table_is_verified(trained: Storage) -> None:
     teacher_id = by_seed(trained)[0]
-    (verdict,) = verify_teacher(teacher_id, trained)
-    assert verdict.table.teacher_id == teacher_id and 0 <= verdict.largest_difference < 0.1
+    (check,) = verify_teacher(teacher_id, trained)
+    assert check.table.teacher_id == teacher_id and 0 <= check.largest_difference < 0.1
     result = teachers(trained, "verify", teacher_id[:6])
     assert result.exit_code == 0 and result.stdout.startswith("logits-p0-noflip-n64: matches the teacher")
 
@@ -117,7 +117,7 @@ def test_an_ambiguous_beginning_is_refused(trained: Storage) -> None:
     assert all(teacher_id in str(caught.value) for teacher_id in by_seed(trained).values())
 
 
-def test_changed_answers_are_found(own: Storage) -> None:
+def test_changed_outputs_are_found(own: Storage) -> None:
     (key,) = list(own.list_tables())
     np.load(own.backend.local_path(own.table(key)), mmap_mode="r+")[:] += 1
     with pytest.raises(TeacherError, match="not the teacher's"):

@@ -1,4 +1,4 @@
-"""The cached teacher: table against live answers, what the checks catch, who builds, and weights files of all kinds."""
+"""The cached teacher: table against live outputs, what the checks find, how tables are built, and weights files."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Taught:
         return self.storage.backend.local_path(self.storage.table(key))
 
     def state_size(self, key: TableKey) -> None:
-        """Has the facts of a table state the size that it has now."""
+        """Writes the current size of a table into its facts."""
         name = self.storage.table_facts(key)
         write_json(self.storage, name, {**read_json(self.storage, name), "bytes": self.path(key).stat().st_size})
 
@@ -101,7 +101,7 @@ def taught(storage: Storage, make_config: MakeConfig, trained: Classifier) -> Ta
 
 @pytest.mark.parametrize("answers", ["logits", "pooled"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bool) -> None:
+def test_table_has_the_outputs_of_the_teacher(taught: Taught, answers: str, flip: bool) -> None:
     key = taught.key(answers, flip)
     table, live = taught.open(key), LiveTeacher(taught.model, (answers,))
     assert table.table.shape == (key.views, 128, {"logits": 10, "pooled": 64}[answers])
@@ -109,16 +109,16 @@ def test_table_says_what_the_teacher_says(taught: Taught, answers: str, flip: bo
     config = replace(taught.config, flip=flip)
     for epoch in (1, 2, 3):
         for batch in batches_of(taught.data, config, epoch):
-            stored, asked = table(batch), live(batch)
-            assert names(stored) == names(asked) == {answers}
-            found, expected = getattr(stored, answers), getattr(asked, answers)
+            stored, computed = table(batch), live(batch)
+            assert names(stored) == names(computed) == {answers}
+            found, expected = getattr(stored, answers), getattr(computed, answers)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=HALF, atol=1e-5)
             assert not found.requires_grad and not expected.requires_grad
 
 
 def names(found: TeacherOutputs) -> set[str]:
-    """The outputs that there are."""
+    """The names of the outputs that exist."""
     return {name for name in found.__slots__ if hasattr(found, name)}
 
 
@@ -137,15 +137,15 @@ def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
 @pytest.mark.parametrize(
     ("method", "options"), [("logit", {}), ("logit", {"match": "pooled"}), ("logit", {"ce_weight": 0.0}), ("st", {})]
 )
-def test_student_of_the_table_is_the_student_of_the_teacher(
+def test_a_student_of_the_table_equals_a_student_of_the_live_teacher(
     taught: Taught, make_config: MakeConfig, method: str, options: dict[str, Any]
 ) -> None:
-    config = make_config(method=method, epochs=2, seed=5, lr=0.001)  # slow, so that roundings do not grow
+    config = make_config(method=method, epochs=2, seed=5, lr=0.001)  # a small lr, so that rounding errors do not grow
     (answers,) = losses.METHODS[method].needs({**losses.METHODS[method].defaults(), **options})
 
-    def losses_of(ask: Teacher) -> list[tuple[float, float, float | None]]:
+    def losses_of(teacher: Teacher) -> list[tuple[float, float, float | None]]:
         records = loop.train(
-            TrainingState.start(fresh(5), losses.build(method, **options), config), taught.data, config, ask
+            TrainingState.start(fresh(5), losses.build(method, **options), config), taught.data, config, teacher
         )
         return [(record.train_loss, record.ce_loss, record.kd_loss) for record in records]
 
@@ -153,7 +153,7 @@ def test_student_of_the_table_is_the_student_of_the_teacher(
     table = losses_of(taught.open(taught.key(answers)))
     for first, second in zip(live, table, strict=True):
         assert second == pytest.approx(first, rel=2e-3)
-    # Answers to other views are another teacher, as what others cache, and the tolerance does tell.
+    # Outputs for other views are another teacher, and the tolerance is small enough to notice.
     other = TableTeacher(taught.open(taught.key(answers)).table.roll(3, 0), answers)
     assert losses_of(other)[-1] != pytest.approx(live[-1], rel=2e-3)
 
@@ -167,7 +167,7 @@ def other_view(table: Tensor) -> None:
 
 
 def corrupted_block(table: Tensor) -> None:
-    table[3, 64:] += 0.05  # far below what a glance would see, far above the rounding
+    table[3, 64:] += 0.05  # too little to notice by eye, but far above the rounding
 
 
 def no_numbers(table: Tensor) -> None:
@@ -187,7 +187,7 @@ DAMAGES = [other_image, other_view, corrupted_block, no_numbers, never_written, 
 
 @pytest.mark.parametrize("answers", ["logits", "pooled"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_compare_catches(taught: Taught, answers: str, damage: Callable[[Tensor], None]) -> None:
+def test_compare_finds_damage(taught: Taught, answers: str, damage: Callable[[Tensor], None]) -> None:
     key = taught.key(answers)
     table = taught.open(key).table.clone()
     assert tables.compare(table, key, taught.model, taught.data) < 0.01
@@ -196,17 +196,17 @@ def test_compare_catches(taught: Taught, answers: str, damage: Callable[[Tensor]
         tables.compare(table, key, taught.model, taught.data)
 
 
-def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_samples_different_pairs_every_time(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     key = taught.key()
     table = taught.open(key).table
     draw = secrets.randbits
 
-    def recorded(bits: int) -> int:
+    def record(bits: int) -> int:
         seeds.append(draw(bits))
         return seeds[-1]
 
-    monkeypatch.setattr(secrets, "randbits", recorded)
+    monkeypatch.setattr(secrets, "randbits", record)
     for _ in range(3):
         tables.compare(table, key, taught.model, taught.data)
     assert len(set(seeds)) == 3
@@ -214,14 +214,14 @@ def test_compare_samples_other_pairs_every_time(taught: Taught, monkeypatch: pyt
 
 def test_wrong_table_is_not_kept(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key = taught.key()
-    ask = tables._ChunkOutputs.compute
-    monkeypatch.setattr(tables._ChunkOutputs, "compute", lambda *given: bytes(len(ask(*given))))
+    compute = tables._ChunkOutputs.compute
+    monkeypatch.setattr(tables._ChunkOutputs, "compute", lambda *given: bytes(len(compute(*given))))
     with pytest.raises(TeacherError, match="are not the teacher's"):
         taught.open(key)
     assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
 
 
-def test_answers_beyond_float16_are_refused_with_a_cure(taught: Taught) -> None:
+def test_outputs_beyond_float16_are_refused_with_a_fix(taught: Taught) -> None:
     loud = fresh()
     with torch.no_grad():
         loud.fc.bias.fill_(1e5)
@@ -245,7 +245,7 @@ def test_verify_repeats_the_check(taught: Taught) -> None:
         taught.verify(key)
 
 
-def test_verify_sees_other_weights(taught: Taught) -> None:
+def test_verify_notices_other_weights(taught: Taught) -> None:
     key = taught.key()
     taught.open(key)
     weights.save_weights(fresh(1), taught.storage, key.teacher_id)
@@ -288,7 +288,7 @@ def test_other_facts_are_another_table(taught: Taught, name: str, value: object)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"made_from": 1}', None])
-def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
+def test_a_table_with_damaged_facts_is_built_again(taught: Taught, text: str | None) -> None:
     key = taught.key()
     taught.open(key)
     backend, name = taught.storage.backend, taught.storage.table_facts(key)
@@ -296,7 +296,7 @@ def test_damaged_facts_are_no_table(taught: Taught, text: str | None) -> None:
     assert list(taught.storage.list_tables()) == []
     with pytest.raises(TeacherError, match="was not made from this teacher"):
         taught.verify(key)
-    taught.open(key)  # builds it anew
+    taught.open(key)  # builds it again
     assert taught.verify(key) < 0.01
 
 
@@ -332,13 +332,13 @@ def test_table_of_another_shape(taught: Taught, wrong: str) -> None:
         lambda raw: raw[:60],
         lambda raw: raw[:128],
         lambda raw: raw[:-1],
-        lambda raw: b"PK\x03\x04" + raw[4:],  # NumPy would take it for an .npz
+        lambda raw: b"PK\x03\x04" + raw[4:],  # NumPy would read it as an .npz
         lambda raw: raw[:20] + b"(" + raw[21:],
         lambda raw: raw[:11] + b"b" + raw[12:],
         lambda raw: pickle.dumps(np.zeros(3)),
     ],
 )
-def test_damaged_table_says_what_to_do(taught: Taught, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_table_is_an_error_with_a_fix(taught: Taught, damage: Callable[[bytes], bytes]) -> None:
     key = taught.key()
     taught.open(key)
     path = taught.path(key)
@@ -347,13 +347,13 @@ def test_damaged_table_says_what_to_do(taught: Taught, damage: Callable[[bytes],
     for attempt in (taught.verify, taught.open):
         with pytest.raises(TeacherError, match=f"{re.escape(str(path))} is damaged .*; remove it"):
             attempt(key)
-    path.unlink()  # as it says
+    path.unlink()  # as the message advises
     taught.open(key)
     assert taught.verify(key) < 0.01
 
 
 @pytest.mark.parametrize("size", [0, 60, 128, -1, None])
-def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> None:
+def test_a_table_of_another_size_is_built_again(taught: Taught, size: int | None) -> None:
     key = taught.key()
     taught.open(key)
     name = taught.storage.table(key)
@@ -361,7 +361,7 @@ def test_a_table_of_another_size_is_none(taught: Taught, size: int | None) -> No
     taught.storage.backend.write(name, raw[:size] if size is not None else raw + b"!")
     with pytest.raises(TeacherError, match="was not made from this teacher; remove it"):
         taught.verify(key)
-    taught.open(key)  # builds it anew
+    taught.open(key)  # builds it again
     assert taught.verify(key) < 0.01
 
 
@@ -377,11 +377,11 @@ def test_table_is_built_once(taught: Taught) -> None:
     again = taught.open(key)
     assert (stamp(taught.path(key)), stamp(facts)) == before
     assert torch.equal(first.table, again.table)
-    again.table.zero_()  # a private copy of the pages it wrote to
+    again.table.zero_()  # changes a private copy of the pages
     assert torch.equal(taught.open(key).table, first.table)
 
 
-def test_other_weights_build_it_anew(taught: Taught) -> None:
+def test_other_weights_build_it_again(taught: Taught) -> None:
     key = taught.key()
     before = taught.open(key).table.clone()
     weights.save_weights(fresh(1), taught.storage, key.teacher_id)
@@ -389,7 +389,7 @@ def test_other_weights_build_it_anew(taught: Taught) -> None:
     assert taught.verify(key) < 0.01
 
 
-def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> None:
+def test_the_check_is_called_while_waiting_and_while_building(taught: Taught) -> None:
     key = taught.key()
 
     def check() -> None:
@@ -397,7 +397,7 @@ def test_who_waits_for_a_builder_is_asked_whether_to_stop(taught: Taught) -> Non
 
     with wait_for(taught.storage, f"table-{key.teacher_id}-{key.name}", check), pytest.raises(KeyboardInterrupt):
         tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
-    with pytest.raises(KeyboardInterrupt):  # as is who builds
+    with pytest.raises(KeyboardInterrupt):  # also while it builds
         tables.open_table(key, taught.config, taught.data, taught.storage, CPU, check)
     assert taught.storage.backend.list_files("teachers") == taught.storage.backend.list_unfinished() == []
     taught.open(key)
@@ -411,27 +411,27 @@ def open_at_once(
     storage: Storage,
     pause: float = 0.0,
 ) -> None:
-    """What each of several processes does; every slice that it builds leaves a file."""
+    """The work of each of several processes; every slice that it builds leaves a file."""
     torch.set_num_threads(1)
     _chunks.CHUNK = 200
-    ask = tables._ChunkOutputs.compute
+    compute = tables._ChunkOutputs.compute
 
-    def logged(self: tables._ChunkOutputs, start: int, end: int) -> bytes:
+    def log_and_compute(self: tables._ChunkOutputs, start: int, end: int) -> bytes:
         (log / f"{start}-{end}-{os.getpid()}").touch()
-        time.sleep(pause)  # so that a kill finds it at work
-        return ask(self, start, end)
+        time.sleep(pause)  # so that a kill interrupts it
+        return compute(self, start, end)
 
-    tables._ChunkOutputs.compute = logged  # type: ignore[method-assign]
+    tables._ChunkOutputs.compute = log_and_compute  # type: ignore[method-assign]
     images = tensors.load(config, storage, CPU)
     barrier.wait(60)
     table = tables.open_table(key, config, images, storage, CPU)
     assert table.table.shape == (9, 128, 10)
 
 
-def started(taught: Taught, log: Path, count: int, pause: float = 0.0) -> list[BaseProcess]:
-    """Processes that have begun to look at the table."""
+def start_processes(taught: Taught, log: Path, count: int, pause: float = 0.0) -> list[BaseProcess]:
+    """Processes that have started to open the table."""
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(count + 1)  # of which this process must hold one end until all have theirs
+    barrier = context.Barrier(count + 1)  # this process must keep it until all have started
     given = (barrier, log, taught.key(), taught.config, taught.storage, pause)
     processes = [context.Process(target=open_at_once, args=given) for _ in range(count)]
     for process in processes:
@@ -443,7 +443,7 @@ def started(taught: Taught, log: Path, count: int, pause: float = 0.0) -> list[B
 def test_several_processes_build_each_slice_once(taught: Taught, tmp_path: Path) -> None:
     log = tmp_path / "builds"
     log.mkdir()
-    processes = started(taught, log, 3, pause=0.05)
+    processes = start_processes(taught, log, 3, pause=0.05)
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
@@ -454,11 +454,11 @@ def test_several_processes_build_each_slice_once(taught: Taught, tmp_path: Path)
     assert names == sorted([taught.storage.table(taught.key()), taught.storage.table_facts(taught.key())])
 
 
-def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
+def test_a_killed_build_resumes(taught: Taught, tmp_path: Path) -> None:
     log = tmp_path / "builds"
     log.mkdir()
-    (process,) = started(taught, log, 1, pause=0.2)
-    while len(list(log.iterdir())) < 4:  # three slices are there by then, and the fourth is in hand
+    (process,) = start_processes(taught, log, 1, pause=0.2)
+    while len(list(log.iterdir())) < 4:  # then three slices exist, and the fourth is being built
         assert process.is_alive()
         time.sleep(0.01)
     process.kill()
@@ -466,7 +466,7 @@ def test_a_killed_build_goes_on(taught: Taught, tmp_path: Path) -> None:
     kept = [entry for entry in taught.storage.backend.list_files("teachers") if entry.name.endswith(".slice")]
     assert len(kept) == 3
     before = len(list(log.iterdir()))
-    (again,) = started(taught, log, 1)
+    (again,) = start_processes(taught, log, 1)
     again.join(60)
     assert again.exitcode == 0
     assert len(list(log.iterdir())) - before == 6 - 3
@@ -507,7 +507,7 @@ def test_outputs_of_another_width_than_stated_end_with_an_error(
 
 
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw + b"!"])
-def test_a_slice_of_another_size_is_built_anew(
+def test_a_slice_of_another_size_is_built_again(
     taught: Taught, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
 ) -> None:
     key, backend = taught.key(), taught.storage.backend
@@ -520,7 +520,7 @@ def test_a_slice_of_another_size_is_built_anew(
     assert taught.verify(key) < 0.01
 
 
-def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_with_other_outputs_is_found_and_removed(taught: Taught, monkeypatch: pytest.MonkeyPatch) -> None:
     key, backend = taught.key(), taught.storage.backend
     monkeypatch.setattr(_chunks, "CHUNK", 200)
     with pytest.raises(Halt):
@@ -535,11 +535,11 @@ def test_a_slice_with_other_answers_is_found_out_and_gone(taught: Taught, monkey
 
 
 class Halt(Exception):
-    """What `After` raises."""
+    """The exception of `After`."""
 
 
 class After:
-    """A check that stops at its call of a number."""
+    """A check that stops after a number of calls."""
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
@@ -550,19 +550,19 @@ class After:
             raise Halt
 
 
-def test_a_table_on_the_host_answers_as_one_on_the_device(taught: Taught, make_config: MakeConfig) -> None:
+def test_a_table_on_the_host_equals_a_table_on_the_device(taught: Taught, make_config: MakeConfig) -> None:
     config = make_config(method="logit", epochs=3, batch_size=50)
     table = taught.open(taught.key())
     assert isinstance(table, TableTeacher)
     results = []
     for answers in (table, HostTable(table.table, "logits", CPU)):
-        course = TrainingState.start(fresh(5), losses.build("logit"), config)
-        stopped = loop.train(course, taught.data, config, answers, After(5))
-        with pytest.raises(Halt):  # in the second epoch, in which another run goes on
+        state = TrainingState.start(fresh(5), losses.build("logit"), config)
+        stopped = loop.train(state, taught.data, config, answers, After(5))
+        with pytest.raises(Halt):  # in the second epoch, from which the next run resumes
             list(stopped)
-        trained = loop.train(course, taught.data, config, answers)
+        trained = loop.train(state, taught.data, config, answers)
         records = [replace(record, seconds=0.0, images_per_second=0.0) for record in trained]
-        results.append((records, {name: tensor.clone() for name, tensor in course.tensors().items()}))
+        results.append((records, {name: tensor.clone() for name, tensor in state.tensors().items()}))
     (first, weights), (second, others) = results
     assert first == second and len(first) == 2
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
@@ -583,7 +583,7 @@ def assert_same(model: Classifier, state: State) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
-def test_weights_come_back(trained: Classifier, storage: Storage) -> None:
+def test_saved_weights_are_loaded(trained: Classifier, storage: Storage) -> None:
     size, digest = weights.save_weights(trained, storage, "0123456789ab")
     path = storage.backend.local_path(storage.weights("0123456789ab"))
     assert (size, digest) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -607,7 +607,7 @@ def test_plain_state_dict_loads_with_and_without_counters(trained: Classifier, t
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -666,7 +666,7 @@ def test_weights_that_do_not_fit(trained: Classifier, tmp_path: Path, kind: str,
     assert "num_batches_tracked is missing" not in message
 
 
-def test_weights_of_another_model_say_which(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(models.build("resnet_32_14", 100).state_dict(), path)
     with pytest.raises(TeacherError, match=r"weights of resnet_32_14, not resnet_32_8: .* for 100 classes"):
@@ -683,14 +683,14 @@ def weights_file(model: Classifier, form: str) -> bytes:
     return sink.getvalue()
 
 
-def flipped(raw: bytes, place: int, bit: int) -> bytes:
+def flipped(raw: bytes, index: int, bit: int) -> bytes:
     changed = bytearray(raw)
-    changed[place % len(raw)] ^= 1 << bit
+    changed[index % len(raw)] ^= 1 << bit
     return bytes(changed)
 
 
-PLACES = st.integers(0, 9000) | st.integers(-9000, -1) | st.integers(0, 2**20)
-FLIPS = st.lists(st.tuples(PLACES, st.integers(0, 7)), max_size=3)
+INDICES = st.integers(0, 9000) | st.integers(-9000, -1) | st.integers(0, 2**20)
+FLIPS = st.lists(st.tuples(INDICES, st.integers(0, 7)), max_size=3)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -700,20 +700,20 @@ def test_damaged_weights_are_a_teacher_error_or_weights(
 ) -> None:
     path = tmp_path / "weights"
     raw = weights_file(trained, form)
-    for place, bit in flips:
-        raw = flipped(raw, place, bit)
+    for index, bit in flips:
+        raw = flipped(raw, index, bit)
     path.write_bytes(raw[: int(kept * len(raw))])
     try:
         model = load(path)
     except TeacherError as error:
         assert str(path) in str(error)
         return
-    # Neither form has a checksum that is read: a weight may differ in a bit, and be a finite number still.
-    wanted = trained.state_dict()
-    wrong = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, wanted[name])]
+    # No checksum of the formats is checked: a weight may differ in one bit, and still be a finite number.
+    expected = trained.state_dict()
+    wrong = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, expected[name])]
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     assert len(wrong) <= 2 * len(flips)
-    assert [tensor.shape for tensor in model.state_dict().values()] == [tensor.shape for tensor in wanted.values()]
+    assert [tensor.shape for tensor in model.state_dict().values()] == [tensor.shape for tensor in expected.values()]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -775,7 +775,7 @@ def test_cut_off_weights(trained: Classifier, tmp_path: Path, form: str, kept: f
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says so at every sparse tensor
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 warns at every sparse tensor
 @pytest.mark.parametrize(
     "content",
     [
@@ -788,7 +788,7 @@ def test_cut_off_weights(trained: Classifier, tmp_path: Path, form: str, kept: f
     ],
     ids=["list", "tensor", "number", "sparse", "meta", "complex"],
 )
-def test_something_else_than_a_state_dict(tmp_path: Path, content: object) -> None:
+def test_content_other_than_a_state_dict(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pt"
     torch.save(content, path)
     with pytest.raises(TeacherError, match="holds no dense tensors of numbers by name; save only model.state_dict"):

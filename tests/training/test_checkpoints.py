@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is restored, the newest whole one is taken, and no damage is anything but passed over."""
+"""Checkpoints: saved states are restored, the newest undamaged file is used, and any damaged file is skipped."""
 
 from __future__ import annotations
 
@@ -58,31 +58,31 @@ class Saved:
         return TrainingState.start(small(seed), losses.build("base"), self.config)
 
     def save(self, epoch: int, images: int, seed: int = 0) -> TrainingState:
-        """Saves a course that was never trained, but has a momentum, and stands there."""
-        course = self.fresh(seed)
-        for parameter in course.model.parameters():
-            course.optimizer.state[parameter]["momentum_buffer"] = parameter.detach() * 2
-        course.sums += torch.tensor([math.pi, math.e, 0.1, 7.0], dtype=torch.float64)
-        course.epoch, course.images, course.seconds, course.with_teacher = epoch, images, images / 7, bool(images % 2)
-        save_checkpoint(self.storage, ID, course, [replace(EPOCH, epoch=number) for number in range(1, epoch)])
-        return course
+        """Saves a state that was never trained, but has a momentum, at this position."""
+        state = self.fresh(seed)
+        for parameter in state.model.parameters():
+            state.optimizer.state[parameter]["momentum_buffer"] = parameter.detach() * 2
+        state.sums += torch.tensor([math.pi, math.e, 0.1, 7.0], dtype=torch.float64)
+        state.epoch, state.images, state.seconds, state.with_teacher = epoch, images, images / 7, bool(images % 2)
+        save_checkpoint(self.storage, ID, state, [replace(EPOCH, epoch=number) for number in range(1, epoch)])
+        return state
 
-    def restore(self, course: TrainingState) -> tuple[list[EpochRecord] | None, list[str]]:
-        """What is restored, and what is said of it."""
-        said: list[str] = []
-        return restore_checkpoint(self.storage, ID, course, said.append), said
+    def restore(self, state: TrainingState) -> tuple[list[EpochRecord] | None, list[str]]:
+        """The restored epochs, and the notes about damage."""
+        notes: list[str] = []
+        return restore_checkpoint(self.storage, ID, state, notes.append), notes
 
     def names(self) -> list[str]:
         return [entry.name for entry in self.storage.backend.list_files(self.storage.checkpoints(ID))]
 
-    def passed_over(self) -> list[str]:
-        """What is said of the only checkpoint, which is damaged: a course is as fresh after it as before."""
-        course = self.fresh()
-        found, said = self.restore(course)
+    def restore_damaged(self) -> list[str]:
+        """The notes about damaged checkpoints, none of which is restored: a state stays as it was."""
+        state = self.fresh()
+        found, notes = self.restore(state)
         assert found is None
-        assert_same(course, self.fresh())
-        assert course.optimizer.state == {}
-        return said
+        assert_same(state, self.fresh())
+        assert state.optimizer.state == {}
+        return notes
 
 
 def assert_same(one: TrainingState, other: TrainingState) -> None:
@@ -92,8 +92,8 @@ def assert_same(one: TrainingState, other: TrainingState) -> None:
     assert position(one) == position(other)
 
 
-def position(course: TrainingState) -> tuple[int, int, float, bool, str, str | None]:
-    return course.epoch, course.images, course.seconds, course.with_teacher, course.compute_dtype, course.teacher_mode
+def position(state: TrainingState) -> tuple[int, int, float, bool, str, str | None]:
+    return state.epoch, state.images, state.seconds, state.with_teacher, state.compute_dtype, state.teacher_mode
 
 
 @pytest.fixture
@@ -107,24 +107,24 @@ def saved(tmp_path: Path, make_config: MakeConfig) -> Saved:
 # Round trips.
 
 
-def test_what_is_saved_is_restored(saved: Saved) -> None:
-    course, again = saved.save(3, 65), saved.fresh()
+def test_a_saved_state_is_restored(saved: Saved) -> None:
+    state, again = saved.save(3, 65), saved.fresh()
     assert saved.restore(again) == ([replace(EPOCH, epoch=1), replace(EPOCH, epoch=2)], [])
-    assert_same(again, course)
+    assert_same(again, state)
     assert position(again) == (3, 65, 65 / 7, True, "float32", None)
 
 
-def test_what_a_course_reckons_in_and_how_it_asks_are_restored(saved: Saved) -> None:
-    course, again = saved.fresh(), saved.fresh()
-    course.compute_dtype, course.teacher_mode = "bfloat16", "table"
-    save_checkpoint(saved.storage, ID, course, [])
+def test_compute_dtype_and_teacher_mode_are_restored(saved: Saved) -> None:
+    state, again = saved.fresh(), saved.fresh()
+    state.compute_dtype, state.teacher_mode = "bfloat16", "table"
+    save_checkpoint(saved.storage, ID, state, [])
     assert saved.restore(again) == ([], [])
     assert (again.compute_dtype, again.teacher_mode) == ("bfloat16", "table")
 
 
 def test_a_checkpoint_of_an_earlier_version_is_restored(saved: Saved) -> None:
-    whole, course, again = parts(saved), saved.fresh(), saved.fresh()
-    saved.restore(course)
+    whole, state, again = parts(saved), saved.fresh(), saved.fresh()
+    saved.restore(state)
     older = {
         name.replace("optimizer.momentum_buffer.model.", "momentum."): each for name, each in whole.tensors.items()
     }
@@ -132,18 +132,18 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(saved: Saved) -> None:
     (name,) = saved.names()
     saved.storage.backend.write(name, replace(whole, tensors=older).file())
     assert saved.restore(again)[1] == []
-    assert_same(again, course)
+    assert_same(again, state)
 
 
-def test_without_a_checkpoint_a_course_is_fresh(saved: Saved) -> None:
-    assert saved.passed_over() == []
+def test_without_a_checkpoint_a_state_is_fresh(saved: Saved) -> None:
+    assert saved.restore_damaged() == []
 
 
-def test_a_course_that_has_not_begun_is_saved_too(saved: Saved) -> None:
+def test_a_training_that_has_not_begun_is_saved_too(saved: Saved) -> None:
     save_checkpoint(saved.storage, ID, saved.fresh(1), [])
-    course = saved.fresh()
-    assert saved.restore(course) == ([], [])
-    assert_same(course, saved.fresh(1))
+    state = saved.fresh()
+    assert saved.restore(state) == ([], [])
+    assert_same(state, saved.fresh(1))
 
 
 FLOATS = st.floats()
@@ -159,20 +159,20 @@ EPOCHS = st.builds(
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EPOCHS, max_size=3), st.integers(0, 10**8 - 1), st.floats(0, 1e9), st.booleans())
 @example([replace(EPOCH, test_loss=math.nan, lr=1)], 0, 5e-324, True)
-def test_every_digit_comes_back(
+def test_every_digit_is_restored(
     saved: Saved, epochs: list[EpochRecord], images: int, seconds: float, with_teacher: bool
 ) -> None:
     records = [replace(record, epoch=number) for number, record in enumerate(epochs, 1)]
-    course, again = saved.fresh(), saved.fresh()
-    course.epoch, course.images, course.seconds, course.with_teacher = len(epochs) + 1, images, seconds, with_teacher
+    state, again = saved.fresh(), saved.fresh()
+    state.epoch, state.images, state.seconds, state.with_teacher = len(epochs) + 1, images, seconds, with_teacher
     drop_checkpoints(saved.storage, ID)
-    save_checkpoint(saved.storage, ID, course, records)
-    found, said = saved.restore(again)
-    assert repr(found) == repr(records) and said == []  # as a NaN is not equal to itself
-    assert position(again) == position(course)
+    save_checkpoint(saved.storage, ID, state, records)
+    found, notes = saved.restore(again)
+    assert repr(found) == repr(records) and notes == []  # as a NaN is not equal to itself
+    assert position(again) == position(state)
 
 
-def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage, make_config: MakeConfig) -> None:
+def test_training_resumes_from_a_file_as_if_it_had_not_stopped(storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=3, limit_train=64, batch_size=24)
     images, loss = tensors.load(config, storage, CPU), losses.build("base")
 
@@ -181,54 +181,54 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(storage: Storage,
 
     whole = TrainingState.start(small(0), loss, config)
     records = list(loop.train(whole, images, config, no_teacher))
-    course, found, said = TrainingState.start(small(0), loss, config), [], list[str]()
+    state, found, notes = TrainingState.start(small(0), loss, config), [], list[str]()
     calls = iter(range(1000))
 
     def check() -> None:
         if next(calls) % 3 == 2:
             raise KeyboardInterrupt
 
-    while course.epoch <= config.epochs:
+    while state.epoch <= config.epochs:
         try:
-            for record in loop.train(course, images, config, no_teacher, check):
+            for record in loop.train(state, images, config, no_teacher, check):
                 found.append(record)
         except KeyboardInterrupt:
-            save_checkpoint(storage, ID, course, found)
-            course = TrainingState.start(small(1), loss, config)
-            found = restore_checkpoint(storage, ID, course, said.append)
-    assert timeless(found) == timeless(records) and said == []
-    assert_same(course, whole)
+            save_checkpoint(storage, ID, state, found)
+            state = TrainingState.start(small(1), loss, config)
+            found = restore_checkpoint(storage, ID, state, notes.append)
+    assert timeless(found) == timeless(records) and notes == []
+    assert_same(state, whole)
 
 
-# Which one is taken, and which are kept.
+# Which checkpoint is used, and which are kept.
 
 
-def test_the_newest_is_taken_and_two_are_kept(saved: Saved) -> None:
-    for place in ((1, 32), (1, 96), (2, 0), (2, 128), (10, 5)):
-        saved.save(*place)
-        course = saved.fresh()
-        saved.restore(course)
-        assert (course.epoch, course.images) == place
+def test_the_newest_is_used_and_two_are_kept(saved: Saved) -> None:
+    for position in ((1, 32), (1, 96), (2, 0), (2, 128), (10, 5)):
+        saved.save(*position)
+        state = saved.fresh()
+        saved.restore(state)
+        assert (state.epoch, state.images) == position
     assert saved.names() == [saved.storage.checkpoint(ID, 2, 128), saved.storage.checkpoint(ID, 10, 5)]
-    saved.save(10, 5, seed=3)  # the same place once more
+    saved.save(10, 5, seed=3)  # the same position again
     assert len(saved.names()) == 2
     drop_checkpoints(saved.storage, ID)
-    assert saved.names() == [] and saved.passed_over() == []
+    assert saved.names() == [] and saved.restore_damaged() == []
 
 
-def test_damaged_ones_do_not_outlive_those_that_are_whole(saved: Saved) -> None:
-    """Who starts again before two damaged ones must not lose his own to them."""
-    for place in ((8, 0), (9, 0)):
-        saved.storage.backend.write(saved.storage.checkpoint(ID, *place), b"damaged")
-    for place in ((1, 32), (1, 64), (2, 32)):
-        saved.save(*place)
-        course = saved.fresh()
-        assert saved.restore(course)[1] == []
-        assert (course.epoch, course.images) == place
+def test_damaged_checkpoints_do_not_displace_good_checkpoints(saved: Saved) -> None:
+    """A training that starts again must not lose its own checkpoints to two later, damaged ones."""
+    for position in ((8, 0), (9, 0)):
+        saved.storage.backend.write(saved.storage.checkpoint(ID, *position), b"damaged")
+    for position in ((1, 32), (1, 64), (2, 32)):
+        saved.save(*position)
+        state = saved.fresh()
+        assert saved.restore(state)[1] == []
+        assert (state.epoch, state.images) == position
     assert saved.names() == [saved.storage.checkpoint(ID, 1, 64), saved.storage.checkpoint(ID, 2, 32)]
 
 
-def test_trials_keep_to_their_own(saved: Saved) -> None:
+def test_trials_only_delete_their_own_checkpoints(saved: Saved) -> None:
     saved.save(2, 0)
     other = "ba9876543210"
     save_checkpoint(saved.storage, other, saved.fresh(), [])
@@ -237,9 +237,11 @@ def test_trials_keep_to_their_own(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("method", ["write", "delete", "list_files"])
-def test_a_write_that_fails_keeps_the_earlier_ones(saved: Saved, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    for place in ((1, 32), (1, 64)):
-        saved.save(*place)
+def test_a_failed_write_keeps_the_earlier_checkpoints(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    for position in ((1, 32), (1, 64)):
+        saved.save(*position)
     before = {name: saved.storage.backend.read(name) for name in saved.names()}
 
     def failing(*given: Any) -> Any:
@@ -250,12 +252,12 @@ def test_a_write_that_fails_keeps_the_earlier_ones(saved: Saved, monkeypatch: py
         with pytest.raises(StorageError, match="no room"):
             saved.save(1, 96)
     assert before.items() <= {name: saved.storage.backend.read(name) for name in saved.names()}.items()
-    course = saved.fresh()
-    found, said = saved.restore(course)
-    assert found == [] and said == [] and course.images == (64 if method == "write" else 96)
+    state = saved.fresh()
+    found, notes = saved.restore(state)
+    assert found == [] and notes == [] and state.images == (64 if method == "write" else 96)
 
 
-def test_a_storage_that_cannot_be_read_is_no_damage(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_cannot_be_read_is_not_damage(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     saved.save(1, 32)
 
     def failing(*given: Any) -> Any:
@@ -271,7 +273,7 @@ def test_a_storage_that_cannot_be_read_is_no_damage(saved: Saved, monkeypatch: p
 
 @dataclass(frozen=True)
 class Whole:
-    """A checkpoint in its parts, to be put together with a right digest."""
+    """The parts of a checkpoint, which `file` joins with a right digest."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -281,7 +283,7 @@ class Whole:
 
 
 def signed(payload: bytes) -> bytes:
-    """A file with the right digest over whatever it holds."""
+    """A file with the right digest of any content."""
     return b"kdctl-checkpoint-1 " + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
 
 
@@ -292,7 +294,7 @@ def parts(saved: Saved) -> Whole:
     return Whole(json.loads(facts), load(tensors))
 
 
-def test_the_parts_are_those_of_a_whole_one(saved: Saved) -> None:
+def test_the_parts_give_the_same_file(saved: Saved) -> None:
     whole = parts(saved)
     (name,) = saved.names()
     assert whole.file() == saved.storage.backend.read(name)
@@ -323,7 +325,7 @@ def bare(payload: bytes) -> Callable[[Whole], bytes]:
 
 
 def header(text: bytes) -> Callable[[Whole], bytes]:
-    """Facts that are right, then tensors with such a header."""
+    """Right facts, then tensors with this header."""
     return lambda whole: signed(json.dumps(whole.facts).encode() + b"\n" + len(text).to_bytes(8, "little") + text)
 
 
@@ -363,48 +365,48 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
 
 
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_a_right_digest_over_what_is_wrong_is_passed_over(saved: Saved, number: int) -> None:
+def test_wrong_content_with_a_right_digest_is_skipped(saved: Saved, number: int) -> None:
     whole = parts(saved)
     (name,) = saved.names()
     saved.storage.backend.write(name, HOSTILE[number](whole))
-    (said,) = saved.passed_over()
-    assert said.startswith(f"checkpoint {saved.storage.backend.describe(name)} is damaged (")
-    assert said.endswith(") and passed over for the one before it")
-    assert len(said) < 1000 and "\n" not in said
+    (notes,) = saved.restore_damaged()
+    assert notes.startswith(f"checkpoint {saved.storage.backend.describe(name)} is damaged (")
+    assert notes.endswith("); the one before it is used instead")
+    assert len(notes) < 1000 and "\n" not in notes
 
 
-def test_the_one_of_another_trial_is_passed_over(saved: Saved) -> None:
+def test_a_checkpoint_of_another_trial_is_skipped(saved: Saved) -> None:
     saved.save(2, 32)
     (name,) = saved.names()
     content = saved.storage.backend.read(name)
     other = saved.storage.checkpoint("ba9876543210", 2, 32)
     saved.storage.backend.write(other, content)
-    said: list[str] = []
-    assert restore_checkpoint(saved.storage, "ba9876543210", saved.fresh(), said.append) is None
-    assert f"it is of trial '{ID}'" in said[0]
+    notes: list[str] = []
+    assert restore_checkpoint(saved.storage, "ba9876543210", saved.fresh(), notes.append) is None
+    assert f"it belongs to trial '{ID}'" in notes[0]
 
 
-def test_the_one_of_another_model_is_passed_over(saved: Saved) -> None:
-    course = TrainingState.start(models.build("resnet_32_14", 10), losses.build("base"), saved.config)
-    save_checkpoint(saved.storage, ID, course, [])
-    (said,) = saved.passed_over()
-    assert "is missing, unknown or of another shape" in said
+def test_a_checkpoint_of_another_model_is_skipped(saved: Saved) -> None:
+    state = TrainingState.start(models.build("resnet_32_14", 10), losses.build("base"), saved.config)
+    save_checkpoint(saved.storage, ID, state, [])
+    (notes,) = saved.restore_damaged()
+    assert "is missing, unknown or of another shape" in notes
 
 
 CUTS = st.floats(0, 1, exclude_max=True).map(lambda share: lambda raw: raw[: int(share * len(raw))])
-PLACES = st.integers(0, 3000) | st.integers(-3000, -1) | st.integers(0, 2**20)
+POSITIONS = st.integers(0, 3000) | st.integers(-3000, -1) | st.integers(0, 2**20)
 
 
-def flipped(place: int, bit: int) -> Callable[[bytes], bytes]:
+def flip(index: int, bit: int) -> Callable[[bytes], bytes]:
     def damage(raw: bytes) -> bytes:
         changed = bytearray(raw)
-        changed[place % len(raw)] ^= 1 << bit
+        changed[index % len(raw)] ^= 1 << bit
         return bytes(changed)
 
     return damage
 
 
-FLIPS = st.builds(flipped, PLACES, st.integers(0, 7))
+FLIPS = st.builds(flip, POSITIONS, st.integers(0, 7))
 NOISE = st.binary(max_size=200).map(lambda noise: lambda raw: noise)
 TWICE = st.just(lambda raw: raw + raw) | st.just(lambda raw: raw + b"\0") | st.just(lambda raw: raw[1:])
 
@@ -421,18 +423,18 @@ def two(saved: Saved) -> tuple[TrainingState, list[tuple[str, bytes]]]:
 @given(damages=st.lists(CUTS | FLIPS | NOISE | TWICE, min_size=1, max_size=2))
 @example([lambda raw: b""])
 @example([lambda raw: raw[:-1]])
-def test_a_damaged_one_is_passed_over_for_the_one_before_it(
+def test_the_checkpoint_before_a_damaged_one_is_used(
     saved: Saved, two: tuple[TrainingState, list[tuple[str, bytes]]], damages: list[Callable[[bytes], bytes]]
 ) -> None:
     before, (older, newer) = two
     saved.storage.backend.write(*older)
     saved.storage.backend.write(newer[0], damages[0](newer[1]))
-    course = saved.fresh()
-    found, said = saved.restore(course)
-    assert found == [] and len(said) == 1 and saved.storage.backend.describe(newer[0]) in said[0]
-    assert_same(course, before)
+    state = saved.fresh()
+    found, notes = saved.restore(state)
+    assert found == [] and len(notes) == 1 and saved.storage.backend.describe(newer[0]) in notes[0]
+    assert_same(state, before)
     saved.storage.backend.write(older[0], damages[-1](older[1]))
-    assert len(saved.passed_over()) == 2
+    assert len(saved.restore_damaged()) == 2
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(
@@ -465,15 +467,15 @@ def one(saved: Saved) -> tuple[str, Whole]:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(facts=NEARLY | JSON)
-def test_any_facts_are_passed_over_or_a_position(saved: Saved, one: tuple[str, Whole], facts: Any) -> None:
+def test_any_facts_are_skipped_or_a_position(saved: Saved, one: tuple[str, Whole], facts: Any) -> None:
     name, whole = one
     saved.storage.backend.write(name, replace(whole, facts=facts).file())
-    course = saved.fresh()
-    found, said = saved.restore(course)
+    state = saved.fresh()
+    found, notes = saved.restore(state)
     if found is None:
-        assert len(said) == 1
-        assert_same(course, saved.fresh())
+        assert len(notes) == 1
+        assert_same(state, saved.fresh())
         return
-    assert said == [] and course.epoch == len(found) + 1 and course.images >= 0 and 0 <= course.seconds < math.inf
+    assert notes == [] and state.epoch == len(found) + 1 and state.images >= 0 and 0 <= state.seconds < math.inf
     assert [record.epoch for record in found] == list(range(1, len(found) + 1))
-    assert list(map(type, position(course))) == [int, int, float, bool]
+    assert list(map(type, position(state))) == [int, int, float, bool]

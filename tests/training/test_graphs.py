@@ -1,4 +1,4 @@
-"""Work that a GPU repeats as a graph: what is run, captured and replayed, with a graph that this test plays."""
+"""Work that a GPU repeats as a graph: what is run, captured and replayed, with a simulated GPU."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 class Device:
-    """Takes down what a GPU would be told; a graph that is replayed does what was captured."""
+    """Records the commands to a GPU; a replayed graph does what was captured."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.commands: list[str] = []
         self.capturing: list[Any] = []
         self.failure: str | None = None
 
     def work(self) -> None:
         if self.capturing and self.failure:
             raise RuntimeError(f"{self.failure}\nwith many more lines")
-        self.told.append("capture" if self.capturing else "run")
+        self.commands.append("capture" if self.capturing else "run")
 
     @contextmanager
     def graph(self, graph: Any, **given: Any) -> Iterator[None]:
@@ -45,7 +45,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     class Graph:
         def replay(self) -> None:
-            device.told.append("replay")
+            device.commands.append("replay")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", device.graph)
@@ -53,8 +53,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-def in_threads(count: int, work: Callable[[], None]) -> None:
-    """Does it in so many threads, and waits for them."""
+def run_in_threads(count: int, work: Callable[[], None]) -> None:
+    """Runs `work` in `count` threads, and waits for them."""
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -62,7 +62,7 @@ def in_threads(count: int, work: Callable[[], None]) -> None:
         thread.join(30)
 
 
-def repeated(device: Device, calls: int) -> GraphedStep:
+def repeat(device: Device, calls: int) -> GraphedStep:
     found = GraphedStep(device.work, GPU, (0, 1))
     for _ in range(calls):
         found()
@@ -70,23 +70,23 @@ def repeated(device: Device, calls: int) -> GraphedStep:
 
 
 def test_a_gpu_runs_then_captures_then_replays(device: Device) -> None:
-    work = repeated(device, 6)
-    # A capture does nothing itself: the call in which it is made replays it at once.
-    assert device.told == ["run", "run", "run", "capture", "replay", "replay", "replay"]
+    work = repeat(device, 6)
+    # A capture does no work: the call that captures also replays.
+    assert device.commands == ["run", "run", "run", "capture", "replay", "replay", "replay"]
     assert work.failure is None
 
 
 def test_every_call_does_the_work_once(device: Device) -> None:
     for calls in range(1, 7):
-        device.told.clear()
-        repeated(device, calls)
-        assert len([word for word in device.told if word != "capture"]) == calls
+        device.commands.clear()
+        repeat(device, calls)
+        assert len([word for word in device.commands if word != "capture"]) == calls
 
 
-def test_what_cannot_be_captured_goes_on_without(device: Device) -> None:
+def test_a_step_that_cannot_be_captured_is_run(device: Device) -> None:
     device.failure = "operation not permitted when stream is capturing"
-    work = repeated(device, 6)
-    assert device.told == ["run"] * 6
+    work = repeat(device, 6)
+    assert device.commands == ["run"] * 6
     assert work.failure == device.failure
 
 
@@ -94,10 +94,10 @@ def test_a_cpu_runs_it_every_time(device: Device) -> None:
     work = GraphedStep(device.work, CPU, None)
     for _ in range(6):
         work()
-    assert device.told == ["run"] * 6
+    assert device.commands == ["run"] * 6
     assert work.failure is None and graphs.new_pool(CPU) is None
     with graphs.own_stream(CPU):
-        pass  # there is none to be had
+        pass  # a CPU has no streams
 
 
 def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch
     @contextmanager
     def graph(graph: Any, **given: Any) -> Iterator[None]:
         with pytest.raises(threading.BrokenBarrierError):
-            inside.wait()  # for another one, which does not come
+            inside.wait()  # for another capture, which does not come
         yield
 
     monkeypatch.setattr(torch.cuda, "graph", graph)
@@ -114,17 +114,17 @@ def test_threads_capture_in_turn(device: Device, monkeypatch: pytest.MonkeyPatch
 
     def train() -> None:
         try:
-            repeated(device, 4)
+            repeat(device, 4)
         except BaseException as error:
             failed.append(error)
 
-    in_threads(2, train)
-    assert failed == [] and device.told.count("replay") == 2
+    run_in_threads(2, train)
+    assert failed == [] and device.commands.count("replay") == 2
 
 
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every stream that was made; a thread begins with the default one."""
+    """Every stream that was created; a thread starts with the default stream."""
     made: list[str] = []
     current = threading.local()
 
@@ -139,7 +139,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_a_thread_has_a_stream_of_its_own_for_a_while(streams: list[str]) -> None:
+def test_a_thread_has_its_own_stream_inside_the_context(streams: list[str]) -> None:
     with graphs.own_stream(GPU):
         assert torch.cuda.current_stream(GPU) == "own 0"  # type: ignore[comparison-overlap]
         with graphs.own_stream(GPU):
@@ -148,7 +148,7 @@ def test_a_thread_has_a_stream_of_its_own_for_a_while(streams: list[str]) -> Non
     assert torch.cuda.current_stream(GPU) == "default"  # type: ignore[comparison-overlap]
 
 
-def test_no_two_threads_have_one_stream_and_few_are_made(streams: list[str]) -> None:
+def test_threads_never_share_a_stream_and_few_are_created(streams: list[str]) -> None:
     held: set[Any] = set()
     guard, failed = threading.Lock(), []
 
@@ -161,10 +161,10 @@ def test_no_two_threads_have_one_stream_and_few_are_made(streams: list[str]) -> 
                 with guard:
                     held.discard(mine)
 
-    in_threads(4, train)
+    run_in_threads(4, train)
     assert failed == [] and len(streams) <= 4  # of 200 trials
 
 
-@pytest.mark.parametrize(("gpus", "wanted"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
-def test_how_many_share_a_gpu(gpus: float, wanted: int) -> None:
-    assert graphs.sharing(gpus) == wanted
+@pytest.mark.parametrize(("gpus", "expected"), [(0.0, 1), (1.0, 1), (0.5, 2), (0.34, 2), (0.125, 8), (0.1, 10)])
+def test_how_many_share_a_gpu(gpus: float, expected: int) -> None:
+    assert graphs.sharing(gpus) == expected

@@ -1,4 +1,4 @@
-"""The training loop: rates, batches, repeatability, a plain loop to compare with, and going on where it was stopped."""
+"""The training loop: learning rates, batches, repeatability, comparison with a plain loop, resuming after a stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers.outputs import LiveTeacher, no_teacher
-from orchestrator.training import loop, state
+from orchestrator.training import loop
+from orchestrator.training import state as training_state
 from orchestrator.training.batches import Batch, EpochBatches
 from orchestrator.training.evaluation import evaluate
 from orchestrator.training.seeds import LOSS, build_seeded
@@ -59,9 +60,9 @@ def loss_of(config: TrialConfig) -> Loss:
 
 
 def run(config: TrialConfig, storage: Storage) -> tuple[list[EpochRecord], Classifier]:
-    course = started(config)
-    records = list(loop.train(course, load(config, storage), config, no_teacher))
-    return records, course.model
+    state = started(config)
+    records = list(loop.train(state, load(config, storage), config, no_teacher))
+    return records, state.model
 
 
 def epoch_of(config: TrialConfig, storage: Storage, epoch: int = 1) -> list[Batch]:
@@ -73,7 +74,7 @@ def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("milestones", "wanted"),
+    ("milestones", "expected"),
     [
         ((), [0.1, 0.1, 0.1, 0.1, 0.1]),
         ((2, 4), [0.1, 0.1, 0.01, 0.01, 0.001]),
@@ -82,24 +83,24 @@ def order(batches: list[Batch]) -> tuple[list[int], list[int]]:
     ],
 )
 def test_learning_rate_of_milestones(
-    digits_storage: Storage, make_config: MakeConfig, milestones: tuple[int, ...], wanted: list[float]
+    digits_storage: Storage, make_config: MakeConfig, milestones: tuple[int, ...], expected: list[float]
 ) -> None:
     config = make_config(lr=0.1, gamma=0.1, milestones=milestones, epochs=5, limit_train=20, limit_test=10)
     records, _ = run(config, digits_storage)
-    assert [record.lr for record in records] == [0.1 * 0.1 ** round(-math.log10(lr / 0.1)) for lr in wanted]
+    assert [record.lr for record in records] == [0.1 * 0.1 ** round(-math.log10(lr / 0.1)) for lr in expected]
 
 
-def test_learning_rate_is_what_the_steps_take(digits_storage: Storage, make_config: MakeConfig) -> None:
+def test_learning_rate_is_the_one_that_the_steps_use(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=2, milestones=(1,), gamma=0.0, momentum=0.0, limit_train=32)
     records, model = run(config, digits_storage)
     once, one = run(replace(config, epochs=1), digits_storage)
     assert [record.lr for record in records] == [0.05, 0.0]
-    # At a rate of nought the second epoch changes nothing.
+    # With a learning rate of zero the second epoch changes nothing.
     assert all(torch.equal(first, second) for first, second in zip(model.parameters(), one.parameters(), strict=True))
     assert [record.epoch for record in once] == [1]
 
 
-def test_batches_hold_every_image_once(digits_storage: Storage, make_config: MakeConfig) -> None:
+def test_batches_contain_every_image_once(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(batch_size=50, flip=True)
     found = epoch_of(config, digits_storage)
     index, view = order(found)
@@ -117,15 +118,15 @@ def test_batches_are_the_images_they_name(digits_storage: Storage, make_config: 
         assert torch.equal(batch.images, images.normalise(padded.take(batch.index, batch.view)))
 
 
-def test_batches_follow_from_seed_and_epoch_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
+def test_batches_depend_on_seed_and_epoch_alone(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(seed=1)
-    wanted = order(epoch_of(config, digits_storage, 2))
+    expected = order(epoch_of(config, digits_storage, 2))
     torch.manual_seed(7)
     other = replace(config, lr=1.0, batch_size=7, student="resnet_32_14", method="logit", epochs=9)
-    assert order(epoch_of(other, digits_storage, 2)) == wanted
+    assert order(epoch_of(other, digits_storage, 2)) == expected
     for seed, epoch in ((1, 1), (1, 3), (0, 2), (2, 1), (0, 3), (3, 0)):
         index, view = order(epoch_of(replace(config, seed=seed), digits_storage, epoch))
-        assert index != wanted[0] and view != wanted[1]
+        assert index != expected[0] and view != expected[1]
 
 
 def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
@@ -135,7 +136,7 @@ def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
 def test_training_twice_is_the_same(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=2, holdout=28, flip=True)
     first, model = run(config, digits_storage)
-    torch.rand(3)  # the global generator has no part in it
+    torch.rand(3)  # the global generator has no effect
     second, again = run(config, digits_storage)
     assert timeless(first) == timeless(second)
     assert all(record.seconds > 0 and record.images_per_second > 0 for record in first)
@@ -186,12 +187,12 @@ def test_divergence_names_the_epoch(digits_storage: Storage, make_config: MakeCo
 
 
 def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: MakeConfig) -> None:
-    images = load(make_config(limit_train=530), digits_storage)  # one whole batch of evaluation and a short one
+    images = load(make_config(limit_train=530), digits_storage)  # one full batch of evaluation and a short one
     _, model = run(make_config(), digits_storage)
-    model.train()  # evaluation is to see to that itself
+    model.train()  # evaluation must change this itself
     score = evaluate(model, images.train, images)
     model.eval()
-    loss, right, among5, said = 0.0, 0, 0, []
+    loss, right, among5, predictions = 0.0, 0, 0, []
     with torch.no_grad():
         for pixels, label in zip(images.train.pixels, images.train.labels.tolist(), strict=True):
             logits = model(images.normalise(pixels[None]))[0]
@@ -199,12 +200,12 @@ def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: Make
             loss -= F.log_softmax(logits, 0)[label].item()
             right += ranks[0] == label
             among5 += label in ranks[:5]
-            said.append(ranks[0])
+            predictions.append(ranks[0])
     assert score.loss == pytest.approx(loss / 530, rel=1e-4)
     assert score.acc == 100 * right / 530
     assert score.top5 == 100 * among5 / 530
-    assert score.predictions.tolist() == said
-    assert 0 < right < among5 < 530  # or the test would say little
+    assert score.predictions.tolist() == predictions
+    assert 0 < right < among5 < 530  # otherwise the test would prove little
 
 
 def test_evaluation_changes_no_weights(digits_storage: Storage, make_config: MakeConfig) -> None:
@@ -224,7 +225,7 @@ def test_accuracies_are_whole_numbers_of_images(digits_storage: Storage, make_co
 
 
 class Double(ResNet):
-    """Reckons in float64, where the order of a sum does not show after a few steps."""
+    """Computes in float64, where the order of a sum has no visible effect after a few steps."""
 
     def embed(self, x: Tensor) -> Outputs:
         return super().embed(x.double())
@@ -232,7 +233,7 @@ class Double(ResNet):
 
 @pytest.mark.parametrize("method", ["base", "logit"])
 def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
-    config = make_config(batch_size=50, method=method)  # the last batch is short: it must weigh less in the means
+    config = make_config(batch_size=50, method=method)  # the last batch is short: it must have less weight in the means
     images = load(config, digits_storage)
     model = build_seeded(lambda: Double(8, 10).double(), config.seed, CPU)
     plain = models.build(config.student, 10).double()
@@ -265,8 +266,8 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
     assert record.ce_loss == pytest.approx(ce_sum / 128, rel=1e-9)
     assert record.kd_loss == (pytest.approx(kd_sum / 128, rel=1e-9) if method == "logit" else None)
     assert record.train_acc == pytest.approx(100 * right / 128)
-    for trained, wanted in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(trained, wanted)
+    for trained, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected)
 
 
 @pytest.mark.parametrize("method", losses.METHODS)
@@ -280,27 +281,27 @@ def test_every_method_trains(digits_storage: Storage, make_config: MakeConfig, m
     shapes = Shapes(10, student.pooled, student.maps), Shapes(10, widths.pooled, widths.maps)
     loss = build_seeded(partial(losses.build, method, shapes, **options), config.seed, CPU, LOSS)
     taught = build_seeded(lambda: models.build(name, 10), 1, CPU).eval()
-    course = TrainingState.start(fresh(config), loss, config)
+    state = TrainingState.start(fresh(config), loss, config)
     before = {
-        name: parameter.clone() for module in course.modules.values() for name, parameter in module.named_parameters()
+        name: parameter.clone() for module in state.modules.values() for name, parameter in module.named_parameters()
     }
     teacher = LiveTeacher(taught, facts.needs(options)) if facts.has_teacher else no_teacher
-    (record,) = loop.train(course, load(config, digits_storage), config, teacher)
+    (record,) = loop.train(state, load(config, digits_storage), config, teacher)
     assert math.isfinite(record.train_loss)
     assert (record.kd_loss is not None) == facts.has_teacher
-    after = {name: parameter for module in course.modules.values() for name, parameter in module.named_parameters()}
+    after = {name: parameter for module in state.modules.values() for name, parameter in module.named_parameters()}
     assert [name for name, parameter in after.items() if torch.equal(parameter, before[name])] == []
 
 
-# Stopped, and gone on with.
+# Stopping and resuming.
 
 
 class Stop(Exception):
-    """What a check raises."""
+    """The exception of a check."""
 
 
 class After:
-    """A check that stops at its call of a number, counted from 0; `calls` is how many there were."""
+    """A check that stops at a given call, counted from 0; `calls` is the number of calls so far."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.stop, self.calls = stop, 0
@@ -312,7 +313,7 @@ class After:
 
 
 class Training:
-    """One way to train, again and again from its start."""
+    """One way to train, which can start any number of times."""
 
     def __init__(self, config: TrialConfig, storage: Storage) -> None:
         self.config, self.data = config, load(config, storage)
@@ -329,45 +330,45 @@ class Training:
 
         self.teacher = no_teacher if config.method == "base" else teacher
 
-    def go_on(self, course: TrainingState, check: Callable[[], None]) -> tuple[list[EpochRecord], bool]:
-        """The records from where a course stands, and whether it came to its end."""
+    def resume(self, state: TrainingState, check: Callable[[], None]) -> tuple[list[EpochRecord], bool]:
+        """Trains on from the position of a state; returns the new records, and whether it reached the end."""
         records: list[EpochRecord] = []
         try:
-            for record in loop.train(course, self.data, self.config, self.teacher, check):
+            for record in loop.train(state, self.data, self.config, self.teacher, check):
                 records.append(record)
         except Stop:
             return records, False
         return records, True
 
-    def undisturbed(self) -> tuple[list[EpochRecord], TrainingState, int]:
-        """Its records, its end, and how often it could have been stopped."""
-        course, check = started(self.config), After()
-        records, is_done = self.go_on(course, check)
+    def run(self) -> tuple[list[EpochRecord], TrainingState, int]:
+        """Trains without a stop; returns the records, the final state, and how often it could have been stopped."""
+        state, check = started(self.config), After()
+        records, is_done = self.resume(state, check)
         assert is_done
-        return records, course, check.calls
+        return records, state, check.calls
 
-    def stopped(self, *stops: int) -> tuple[list[EpochRecord], TrainingState]:
-        """The same with stops, after each of which a fresh course goes on from what was saved."""
-        course, records = started(self.config), []
+    def run_with_stops(self, *stops: int) -> tuple[list[EpochRecord], TrainingState]:
+        """Trains with stops; after each of them a fresh state resumes from the saved tensors."""
+        state, records = started(self.config), []
         for stop in stops:
-            new, is_done = self.go_on(course, After(stop))
+            new, is_done = self.resume(state, After(stop))
             records += new
             if is_done:
-                return records, course
-            course = resumed(course, self.config)
-        new, is_done = self.go_on(course, After())
+                return records, state
+            state = restore(state, self.config)
+        new, is_done = self.resume(state, After())
         assert is_done
-        return records + new, course
+        return records + new, state
 
 
-def resumed(course: TrainingState, config: TrialConfig) -> TrainingState:
-    """A fresh course that was brought to where another stands, of which nothing is left."""
-    saved = {name: tensor.detach().clone().contiguous() for name, tensor in course.tensors().items()}
-    again = started(replace(config, seed=config.seed + 1))  # weights of its own, which all must go
+def restore(state: TrainingState, config: TrialConfig) -> TrainingState:
+    """A fresh state with the tensors and the position of another, whose own tensors are zeroed."""
+    saved = {name: tensor.detach().clone().contiguous() for name, tensor in state.tensors().items()}
+    again = started(replace(config, seed=config.seed + 1))  # its own weights, which must all be overwritten
     again.restore(saved)
-    again.move_to(course.position)
+    again.move_to(state.position)
     with torch.no_grad():
-        for tensor in course.tensors().values():
+        for tensor in state.tensors().values():
             tensor.zero_()
     return again
 
@@ -379,7 +380,7 @@ def assert_same_course(one: TrainingState, other: TrainingState) -> None:
     assert (one.epoch, one.images, one.with_teacher) == (other.epoch, other.images, other.with_teacher)
 
 
-# Batch sizes: one step an epoch, a last batch that is short, one of a single image, all alike.
+# Batch sizes: one step per epoch, a short last batch, a last batch of a single image, equal batches.
 WAYS: dict[str, dict[str, object]] = {
     "short last batch": {"batch_size": 24},
     "last batch of one, no momentum": {"batch_size": 21, "momentum": 0.0},
@@ -404,19 +405,19 @@ WAYS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_stopped_anywhere_it_goes_on_as_if_it_was_not(
+def test_stopped_anywhere_it_resumes_as_if_it_was_not(
     digits_storage: Storage, make_config: MakeConfig, way: str
 ) -> None:
     config = make_config(**{"epochs": 2, "limit_train": 64, "limit_test": 30, **WAYS[way]})
     trained = Training(config, digits_storage)
-    records, course, calls = trained.undisturbed()
+    records, state, calls = trained.run()
     steps = -(-len(trained.data.train) // config.batch_size)
     evaluations = 1 + bool(config.holdout)
     assert calls == 2 * (steps + evaluations)
     for stop in range(calls):
-        found, again = trained.stopped(stop)
+        found, again = trained.run_with_stops(stop)
         assert timeless(found) == timeless(records), stop
-        assert_same_course(again, course)
+        assert_same_course(again, state)
 
 
 @settings(max_examples=15, deadline=None)
@@ -427,7 +428,7 @@ def test_stopped_anywhere_it_goes_on_as_if_it_was_not(
     method=st.sampled_from(["base", "logit", "st"]),
     holdout=st.sampled_from([0, 9]),
 )
-def test_stopped_again_and_again_it_goes_on_as_if_it_was_not(
+def test_stopped_many_times_it_resumes_as_if_it_was_not(
     digits_storage: Storage,
     make_config: MakeConfig,
     stops: list[int],
@@ -438,33 +439,33 @@ def test_stopped_again_and_again_it_goes_on_as_if_it_was_not(
 ) -> None:
     config = make_config(epochs=2, limit_train=64, limit_test=20, batch_size=batch_size, method=method)
     trained = Training(replace(config, momentum=momentum, holdout=holdout), digits_storage)
-    records, course, _ = trained.undisturbed()
-    found, again = trained.stopped(*stops)
+    records, state, _ = trained.run()
+    found, again = trained.run_with_stops(*stops)
     assert timeless(found) == timeless(records)
-    assert_same_course(again, course)
+    assert_same_course(again, state)
 
 
 def test_a_stop_in_an_evaluation_keeps_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=1, limit_train=64, batch_size=32, limit_test=None)
     trained = Training(config, digits_storage)
-    course = started(config)
-    assert trained.go_on(course, After(2)) == ([], False)
-    assert (course.epoch, course.images) == (1, 64), "trained, and not yet evaluated"
-    before = {name: tensor.clone() for name, tensor in course.tensors().items()}
-    assert trained.go_on(course, After(0)) == ([], False)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in course.tensors().items())
-    (record,), is_done = trained.go_on(course, After())
-    assert is_done and timeless([record]) == timeless(trained.undisturbed()[0])
-    assert (course.epoch, course.images, course.seconds, course.sums.tolist()) == (2, 0, 0.0, [0.0] * 4)
-    assert trained.go_on(course, After(0)) == ([], True), "there is nothing left to check for"
+    state = started(config)
+    assert trained.resume(state, After(2)) == ([], False)
+    assert (state.epoch, state.images) == (1, 64), "trained, and not yet evaluated"
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    assert trained.resume(state, After(0)) == ([], False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+    (record,), is_done = trained.resume(state, After())
+    assert is_done and timeless([record]) == timeless(trained.run()[0])
+    assert (state.epoch, state.images, state.seconds, state.sums.tolist()) == (2, 0, 0.0, [0.0] * 4)
+    assert trained.resume(state, After(0)) == ([], True), "there is nothing left to check for"
 
 
-def test_the_time_of_an_epoch_is_that_of_its_parts(digits_storage: Storage, make_config: MakeConfig) -> None:
+def test_the_time_of_an_epoch_includes_the_time_before_a_stop(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=1, limit_train=64, batch_size=32)
     trained = Training(config, digits_storage)
-    course = started(config)
-    course.seconds = 1000.0  # as if it had been stopped after so long
-    (record,), _ = trained.go_on(course, After())
+    state = started(config)
+    state.seconds = 1000.0  # as if it had been stopped after this time
+    (record,), _ = trained.resume(state, After())
     assert record.seconds > 1000
     assert record.images_per_second < 0.064
 
@@ -472,8 +473,8 @@ def test_the_time_of_an_epoch_is_that_of_its_parts(digits_storage: Storage, make
 def test_a_teacher_before_the_stop_is_a_teacher_after_it(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=1, limit_train=64, batch_size=32, method="logit")
     trained = Training(config, digits_storage)
-    ((record,), course), ((again,), _) = trained.stopped(2), trained.stopped()
-    assert course.with_teacher and record.kd_loss == again.kd_loss is not None
+    ((record,), state), ((again,), _) = trained.run_with_stops(2), trained.run_with_stops()
+    assert state.with_teacher and record.kd_loss == again.kd_loss is not None
 
 
 WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
@@ -483,7 +484,7 @@ WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "one momentum alone": lambda tensors: tensors.update({"momentum.fc.bias": torch.zeros(10)}),
     "another name": lambda tensors: tensors.update({"model.fc2.bias": torch.zeros(10)}),
     "another shape": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(11)}),
-    "a shape that would be spread": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(1)}),
+    "a shape that would be broadcast": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(1)}),
     "another kind": lambda tensors: tensors.update({"model.fc.bias": torch.zeros(10, dtype=torch.float64)}),
     "sums of another kind": lambda tensors: tensors.update(sums=torch.zeros(4)),
     "nothing": lambda tensors: tensors.clear(),
@@ -491,20 +492,20 @@ WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_does_not_fit_changes_nothing(digits_storage: Storage, make_config: MakeConfig, wrong: str) -> None:
-    other, course = started(make_config(seed=1)), started(make_config())
+def test_tensors_that_do_not_fit_change_nothing(digits_storage: Storage, make_config: MakeConfig, wrong: str) -> None:
+    other, state = started(make_config(seed=1)), started(make_config())
     tensors = dict(other.tensors())
     WRONG[wrong](tensors)
     with pytest.raises(ValueError, match=r"^\S+ is missing, unknown or of another shape$"):
-        course.restore(tensors)
-    assert_same_course(course, started(make_config()))
-    assert course.optimizer.state == {}
+        state.restore(tensors)
+    assert_same_course(state, started(make_config()))
+    assert state.optimizer.state == {}
 
 
-def test_momenta_are_laid_out_as_their_parameters(digits_storage: Storage, make_config: MakeConfig) -> None:
+def test_momenta_have_the_memory_layout_of_their_parameters(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(epochs=1, limit_train=32)
-    _, course = Training(config, digits_storage).stopped()
-    again = resumed(course, config)
+    _, state = Training(config, digits_storage).run_with_stops()
+    again = restore(state, config)
     for parameter in again.model.parameters():
         assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
@@ -518,11 +519,11 @@ def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
     assert not calls & {"float", "int", "bool"}
 
 
-# What convolutions reckon in.
+# The compute dtype of convolutions.
 
 
 @pytest.mark.parametrize(
-    ("precision", "has_it", "wanted"),
+    ("precision", "is_supported", "expected"),
     [
         ("auto", True, "bfloat16"),
         ("auto", False, "float32"),
@@ -530,29 +531,29 @@ def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
         ("bfloat16", True, "bfloat16"),
     ],
 )
-def test_precision_is_what_was_asked_or_what_the_device_has(
-    monkeypatch: pytest.MonkeyPatch, precision: str, has_it: bool, wanted: str
+def test_precision_is_the_requested_one_or_the_best_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, precision: str, is_supported: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(state, "supports_bfloat16", lambda device: has_it)
-    assert compute_dtype(precision, CPU) == wanted
+    monkeypatch.setattr(training_state, "supports_bfloat16", lambda device: is_supported)
+    assert compute_dtype(precision, CPU) == expected
 
 
 def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
-    monkeypatch.setattr(state, "supports_bfloat16", lambda device: False)
+    monkeypatch.setattr(training_state, "supports_bfloat16", lambda device: False)
     with pytest.raises(ResourceError, match="set precision: auto or float32"):
         started(make_config(precision="bfloat16"))
 
 
 @pytest.mark.parametrize(
-    ("facts", "wanted"),
+    ("facts", "expected"),
     [({}, False), ({"avx512_f": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": 1}, True)],
 )
-def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], wanted: bool) -> None:
+def test_bfloat16_of_a_cpu(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], expected: bool) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
-    assert supports_bfloat16(CPU) is wanted
+    assert supports_bfloat16(CPU) is expected
 
 
-def test_an_old_pytorch_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_pytorch_does_not_report_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert supports_bfloat16(CPU) is False
 
@@ -561,13 +562,13 @@ def test_bfloat16_differs_by_its_rounding_alone(digits_storage: Storage, make_co
     config = make_config(epochs=1, limit_train=96, method="logit", lr=0.01)
     trained = Training(config, digits_storage)
     records = {}
-    for arithmetic in ("float32", "bfloat16"):
-        course = started(config)
-        course.compute_dtype = arithmetic
-        ((record,), _) = trained.go_on(course, After())
-        records[arithmetic] = record
-        assert {parameter.dtype for parameter in course.model.parameters()} == {torch.float32}
-        assert {parameter.grad.dtype for parameter in course.model.parameters() if parameter.grad is not None} == {
+    for dtype in ("float32", "bfloat16"):
+        state = started(config)
+        state.compute_dtype = dtype
+        ((record,), _) = trained.resume(state, After())
+        records[dtype] = record
+        assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
+        assert {parameter.grad.dtype for parameter in state.model.parameters() if parameter.grad is not None} == {
             torch.float32
         }
     full, half = records["float32"], records["bfloat16"]

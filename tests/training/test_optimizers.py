@@ -1,4 +1,4 @@
-"""The optimizers of the table: what every one of them must do, and AdamW's step worked out by hand."""
+"""The optimizers of the table: what each of them must do, and AdamW's step computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config_of(make_config: MakeConfig, name: str) -> TrialConfig:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_falls_downhill_and_stands_still_at_a_rate_of_zero(make_config: MakeConfig, name: str) -> None:
+def test_it_descends_and_stops_at_a_learning_rate_of_zero(make_config: MakeConfig, name: str) -> None:
     weight = nn.Parameter(torch.tensor([3.0, -2.0]))
     optimizer = optimizers.build(config_of(make_config, name), [weight], 0.01)
     values = []
@@ -54,7 +54,7 @@ def test_its_state_is_tensors_of_the_shape_of_the_parameter_or_scalars(make_conf
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_option_reaches_it(make_config: MakeConfig, name: str) -> None:
-    def trained(**options: float) -> torch.Tensor:
+    def train(**options: float) -> torch.Tensor:
         config = make_config(optimizer=name, momentum=0.5, optimizer_options=tuple(options.items()))
         weight = nn.Parameter(torch.tensor([1.0, 2.0]))
         optimizer = optimizers.build(config, [weight], 0.1)
@@ -64,7 +64,7 @@ def test_every_option_reaches_it(make_config: MakeConfig, name: str) -> None:
             optimizer.step()
         return weight.detach()
 
-    assert all(not torch.equal(trained(**{option: 0.5}), trained()) for option in OPTIMIZERS[name].options)
+    assert all(not torch.equal(train(**{option: 0.5}), train()) for option in OPTIMIZERS[name].options)
 
 
 def test_adamw_by_hand(make_config: MakeConfig) -> None:
