@@ -373,7 +373,7 @@ def restore(state: TrainingState, config: TrialConfig) -> TrainingState:
     return again
 
 
-def assert_same_course(one: TrainingState, other: TrainingState) -> None:
+def assert_same_state(one: TrainingState, other: TrainingState) -> None:
     first, second = one.tensors(), other.tensors()
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
@@ -417,7 +417,7 @@ def test_stopped_anywhere_it_resumes_as_if_it_was_not(
     for stop in range(calls):
         found, again = trained.run_with_stops(stop)
         assert timeless(found) == timeless(records), stop
-        assert_same_course(again, state)
+        assert_same_state(again, state)
 
 
 @settings(max_examples=15, deadline=None)
@@ -442,7 +442,7 @@ def test_stopped_many_times_it_resumes_as_if_it_was_not(
     records, state, _ = trained.run()
     found, again = trained.run_with_stops(*stops)
     assert timeless(found) == timeless(records)
-    assert_same_course(again, state)
+    assert_same_state(again, state)
 
 
 def test_a_stop_in_an_evaluation_keeps_the_epoch(digits_storage: Storage, make_config: MakeConfig) -> None:
@@ -498,7 +498,7 @@ def test_tensors_that_do_not_fit_change_nothing(digits_storage: Storage, make_co
     WRONG[wrong](tensors)
     with pytest.raises(ValueError, match=r"^\S+ is missing, unknown or of another shape$"):
         state.restore(tensors)
-    assert_same_course(state, started(make_config()))
+    assert_same_state(state, started(make_config()))
     assert state.optimizer.state == {}
 
 
