@@ -189,7 +189,9 @@ class TestContract:
         assert (kd is not None) == losses.METHODS[method].has_teacher
         torch.testing.assert_close(total, loss.ce_weight * ce + (0.0 if kd is None else kd))
 
-    def test_kd_is_zero_for_the_teacher_itself_and_never_negative(self, method: str, options: dict[str, Any]) -> None:
+    def test_kd_is_zero_for_the_teacher_itself_and_positive_otherwise(
+        self, method: str, options: dict[str, Any]
+    ) -> None:
         student, labels, teacher = random_batch(method)
         loss, facts = build(method, **options), losses.METHODS[method]
         if facts.has_teacher and not facts.has_parameters:
