@@ -50,16 +50,16 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
             raise KdctlError(
                 wrapped(masked(str(error)), width_of(sys.stderr))
             ) from None  # masked before a line break can split a secret
-        click.echo(_check_json(file, None, 0, error.faults, ()))
+        click.echo(_format_json(file, None, 0, error.faults, ()))
         sys.exit(EXIT_USAGE)
     if as_json:
-        click.echo(_check_json(file, study.name, count, (), study.warnings))
+        click.echo(_format_json(file, study.name, count, (), study.warnings))
         return
     warn(study.warnings)
     click.echo(wrapped(f"{file}: study {study.name} is valid, {count} trials", width_of(sys.stdout)))
 
 
-def _check_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
+def _format_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:
     facts = {"file": masked(file), "good": not faults, "study": study, "trials": trials}
     found = {"faults": [fault.to_json() for fault in faults], "warnings": [fault.to_json() for fault in warnings]}
     return json.dumps({**facts, **found}, indent=1, ensure_ascii=False)

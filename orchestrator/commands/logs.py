@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PERIOD = 1.0  # seconds between two reads of a log
 
 
-_MOST_LISTED = 100  # trials that are listed if none is given
+_MAX_LISTED = 100  # trials that are listed if none is given
 
 
 @click.command()
@@ -49,21 +49,21 @@ def logs(trial: str | None, storage: str, address: str | None, lines: int | None
     if address:
         print_log(address, trial, lines, follow=follow)
     elif trial is None:
-        raise click.UsageError(_which_trial(Storage.at(storage)))
+        raise click.UsageError(_describe_missing_trial(Storage.at(storage)))
     else:
         _print_log(Storage.at(storage), trial, lines, follow=follow)
 
 
-def _which_trial(place: Storage) -> str:
+def _describe_missing_trial(opened: Storage) -> str:
     """An error about the missing argument that lists the trials of the last study."""
     from orchestrator.columns import table, width_of
     from orchestrator.study.stored_studies import list_studies
 
-    found = next(iter(list_studies(place)), None)
+    found = next(iter(list_studies(opened)), None)
     if found is None:
-        where = place.backend.describe("")
+        where = opened.backend.describe("")
         return f"Missing argument 'TRIAL'; {where} holds no study yet; launch one, or name another --storage"
-    rows = [(member.trial_id, member.display_name) for member in found.members[:_MOST_LISTED]]
+    rows = [(member.trial_id, member.display_name) for member in found.members[:_MAX_LISTED]]
     left = len(found.members) - len(rows)
     more = f"\nand {left:,} more; `kdctl status {found.name}` lists all" if left else ""
     trials = table(("id", "trial"), rows, width_of(sys.stderr))
@@ -71,22 +71,22 @@ def _which_trial(place: Storage) -> str:
     return f"Missing argument 'TRIAL'; {how}. The trials of study {found.name}:\n\n{trials}{more}"
 
 
-def _print_log(place: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
+def _print_log(opened: Storage, trial: str, lines: int | None, *, follow: bool) -> None:
     from orchestrator.catalog.trial_ids import resolve
     from orchestrator.errors import KdctlError
     from orchestrator.storage import logs as stored
     from orchestrator.text import printable
 
-    trial_id = resolve(place, trial)
-    shown = stored.read(place, trial_id)
-    if not shown and not follow:
+    trial_id = resolve(opened, trial)
+    lines_before = stored.read(opened, trial_id)
+    if not lines_before and not follow:
         raise KdctlError(f"trial {trial_id} has no log in this storage: it has not started yet, or its log was deleted")
-    _echo([printable(line) for line in shown[-(lines or len(shown)) :]])
+    _echo([printable(line) for line in lines_before[-(lines or len(lines_before)) :]])
     while follow:
-        is_over = _is_over(place, trial_id)
-        now = stored.read(place, trial_id)
-        _echo([printable(line) for line in _new_lines(shown, now)])
-        shown = now
+        is_over = _is_over(opened, trial_id)
+        now = stored.read(opened, trial_id)
+        _echo([printable(line) for line in _new_lines(lines_before, now)])
+        lines_before = now
         if is_over:
             return
         time.sleep(_PERIOD)
@@ -101,9 +101,9 @@ def _new_lines(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
     """The lines that were added to a log since it was last read; its first lines may have been dropped meanwhile."""
     if not before:
         return now
-    some = list(before[-10:])
-    for end in range(len(now), len(some) - 1, -1):
-        if list(now[end - len(some) : end]) == some:
+    end_before = list(before[-10:])
+    for end in range(len(now), len(end_before) - 1, -1):
+        if list(now[end - len(end_before) : end]) == end_before:
             return now[end:]
     return now
 

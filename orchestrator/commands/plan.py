@@ -47,13 +47,13 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
     found = plan_study(file, storage, settings, on_note=note)
     warn((*found.warnings, *integrity.find_foreign(Storage.at(storage))))
     if not as_json:
-        click.echo(colours.states(_plan_text(found, width_of(sys.stdout))))
+        click.echo(colours.states(_format_text(found, width_of(sys.stdout))))
         return
-    sys.stdout.writelines(f"{line}\n" for line in _plan_json(found))  # `echo` would flush every line
+    sys.stdout.writelines(f"{line}\n" for line in _format_json(found))  # `echo` would flush every line
     sys.stdout.flush()
 
 
-def _plan_json(plan: Plan) -> Iterator[str]:
+def _format_json(plan: Plan) -> Iterator[str]:
     """The lines of a plan as JSON, one per trial: a single text of a huge plan may not fit into memory."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
     facts = replace(plan, trials=()).to_json()
@@ -66,21 +66,21 @@ def _plan_json(plan: Plan) -> Iterator[str]:
     yield "]}"
 
 
-def _plan_text(plan: Plan, width: int | None) -> str:
+def _format_text(plan: Plan, width: int | None) -> str:
     """A table of the trials with the settings that vary, the settings that all share, and the number in each state."""
     from orchestrator.columns import fits, table, wrapped
     from orchestrator.study.plan import PlanState
 
-    for header, *rows in _layouts(plan):
+    for header, *rows in _make_layouts(plan):
         if fits(header, rows, width):
             break
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in PlanState if s in states)
-    lines = [*_common(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
+    lines = [*_describe_common(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
     return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
 
 
-def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
+def _make_layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     """Tables of a plan with their headers, from the widest to one for the narrowest terminals."""
     from orchestrator.study.short_names import all_settings, find_varying, names, short_ids
 
@@ -90,25 +90,25 @@ def _layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:
     own = [
         (*(found.get(name, "-") for name in varies), str(c.seed)) for found, c in zip(settings, configs, strict=True)
     ]
-    whole = [(trial.trial_id, trial.role) for trial in plan.trials]
+    ids_and_roles = [(trial.trial_id, trial.role) for trial in plan.trials]
     states = [(trial.state,) for trial in plan.trials]
     teachers = [(trial.teacher_id or "-", trial.teacher_cache or "-") for trial in plan.trials]
     last = ("waits for", "teacher cache", "state")
-    yield _table(("trial_id", "role", *varies, "seed", *last), whole, own, teachers, states)
+    yield _make_table(("trial_id", "role", *varies, "seed", *last), ids_and_roles, own, teachers, states)
     short = {"-": "-", **short_ids([trial.trial_id for trial in plan.trials])}
     ids = [(short[trial.trial_id],) for trial in plan.trials]
     teachers = [(short[teacher_id], cache) for teacher_id, cache in teachers]
-    yield _table(("id", *varies, "seed", *last), ids, own, teachers, states)
+    yield _make_table(("id", *varies, "seed", *last), ids, own, teachers, states)
     named = [(name,) for name in names(configs)]
-    yield _table(("id", "trial", *last), ids, named, teachers, states)
-    yield _table(("id", "trial", "state"), ids, named, states)
+    yield _make_table(("id", "trial", *last), ids, named, teachers, states)
+    yield _make_table(("id", "trial", "state"), ids, named, states)
 
 
-def _table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _make_table(header: tuple[str, ...], *parts: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [header, *(tuple(chain(*cells)) for cells in zip(*parts, strict=True))]
 
 
-def _common(plan: Plan) -> list[str]:
+def _describe_common(plan: Plan) -> list[str]:
     """One line with the settings that all trials share, without those at their default."""
     from orchestrator.study.short_names import all_settings, default, find_varying
 
@@ -117,5 +117,5 @@ def _common(plan: Plan) -> list[str]:
     found = {name: value for own in settings for name, value in own.items() if name not in varies}
     own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
     usual = {name for name, value in found.items() if value in (default(name), own.get(name))}
-    shown = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
-    return [f"the same in all trials: {', '.join(shown)}"] if shown else []
+    common = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
+    return [f"the same in all trials: {', '.join(common)}"] if common else []

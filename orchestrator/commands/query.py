@@ -60,7 +60,8 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
 
     The SQL dialect is DuckDB's. A query can read only these views; it also works while a study is
     running. `DESCRIBE trials` lists the columns of a view. `--format table` shows at most 100 rows,
-    6 digits of a float and 120 characters of a cell; the other formats are complete.
+    6 digits of a float and 120 characters of a cell. `--format markdown` shows all rows and cells, but
+    also 6 digits of a float; the other formats are complete.
 
     \b
     Examples:
@@ -74,25 +75,25 @@ def query(sql: str, storage: str, form: str | None, as_json: bool, output: str |
     from orchestrator.results.query import run_query
     from orchestrator.storage.layout import Storage
 
-    form = _form(form, as_json, output)
-    place = Storage.at(storage)
-    target = None if output is None else _target(output, place)
-    with run_query(place, _statement(sql)) as answer, _opened(target) as out:
+    form = _choose_format(form, as_json, output)
+    opened = Storage.at(storage)
+    target = None if output is None else _find_target(output, opened)
+    with run_query(opened, _read_statement(sql)) as answer, _open_output(target) as out:
         left_out = _write(answer, form, out, is_terminal=output is None and sys.stdout.isatty())
     if "epochs" in sql.lower():
-        warn(integrity.find_missing(place, look_for_weights=False))
+        warn(integrity.find_missing(opened, look_for_weights=False))
     else:
-        warn(integrity.find_foreign(place))
+        warn(integrity.find_foreign(opened))
     if left_out:
         click.echo(f"… {left_out:,} more rows; --format csv prints all", err=True)
 
 
-def _form(form: str | None, as_json: bool, output: str | None) -> str:
+def _choose_format(form: str | None, as_json: bool, output: str | None) -> str:
     if as_json and form not in (None, "json"):
         raise click.UsageError(f"--json and --format {form} are two formats; give only one of them")
     form = "json" if as_json else form
     if output is not None:
-        return _form_of_file(form, output)
+        return _choose_file_format(form, output)
     found = form or "table"
     if found == "parquet" and sys.stdout.isatty():
         raise click.UsageError(
@@ -101,7 +102,7 @@ def _form(form: str | None, as_json: bool, output: str | None) -> str:
     return found
 
 
-def _form_of_file(form: str | None, output: str) -> str:
+def _choose_file_format(form: str | None, output: str) -> str:
     """The format of an output file. Raises UsageError if its ending and `--format` disagree."""
     suffix = PurePath(output).suffix.lower()
     by_name = _SUFFIXES.get(suffix)
@@ -118,7 +119,7 @@ def _form_of_file(form: str | None, output: str) -> str:
     return form or by_name or ""
 
 
-def _statement(sql: str) -> str:
+def _read_statement(sql: str) -> str:
     if sql != "-":
         return sql
     if sys.stdin.isatty():
@@ -128,7 +129,7 @@ def _statement(sql: str) -> str:
 
 
 @contextmanager
-def _opened(target: Path | None) -> Iterator[IO[bytes]]:
+def _open_output(target: Path | None) -> Iterator[IO[bytes]]:
     if target is None:
         out = sys.stdout.buffer
         yield out
@@ -140,7 +141,7 @@ def _opened(target: Path | None) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _target(output: str, storage: Storage) -> Path:
+def _find_target(output: str, storage: Storage) -> Path:
     """The path of `--output`. Raises KdctlError for anything but a new or plain file outside the storage."""
     target = local(output, "--output").absolute()
     reason = None

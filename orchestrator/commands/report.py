@@ -51,17 +51,17 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
         raise click.UsageError(
             f"--output {path} must end in {FORMATS[form]} for --format {form}; rename it, or choose the other --format"
         )
-    place = Storage.at(storage)
-    facts: Facts = _facts(study, place, settings)
-    warn(integrity.find_missing(place, [member.trial_id for member in facts.members]))
+    opened = Storage.at(storage)
+    facts: Facts = _gather_facts(study, opened, settings)
+    warn(integrity.find_missing(opened, [member.trial_id for member in facts.members]))
     write(path.parent, render(facts, form, path.stem))
     click.echo(f"study {facts.name}: {describe_progress(facts)}", err=True)
-    if not facts.rows and (reason := lookup.describe_other_settings(place, lookup.Found(facts.name, facts.members))):
+    if not facts.rows and (reason := lookup.describe_other_settings(opened, lookup.Found(facts.name, facts.members))):
         click.echo(f"{reason}; `kdctl report {facts.name}` writes the report of its last launch", err=True)
     click.echo(path)
 
 
-def _facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Facts:
+def _gather_facts(study: str | None, storage: Storage, settings: Sequence[str]) -> Facts:
     """The facts about a study file, a study by name, the last study, or a storage without any study."""
     from datetime import UTC, datetime
 

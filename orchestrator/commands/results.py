@@ -51,23 +51,23 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     from orchestrator.storage.layout import Storage
     from orchestrator.study.stored_studies import Membership, StudyRows
 
-    place = Storage.at(storage)
-    found = None if study is None else lookup.find_study(place, study, settings)
-    membership = None if found else Membership.of(place)  # before the rows, to which a running launch may add
-    rows = stored.read_trials(place, found.trial_ids if found else None)
-    warn(integrity.find_missing(place, found.trial_ids if found else None))
+    opened = Storage.at(storage)
+    found = None if study is None else lookup.find_study(opened, study, settings)
+    membership = None if found else Membership.of(opened)  # before the rows, to which a running launch may add
+    rows = stored.read_trials(opened, found.trial_ids if found else None)
+    warn(integrity.find_missing(opened, found.trial_ids if found else None))
     if not rows:
-        click.echo(_nothing(storage, place, found), err=True)
+        click.echo(_nothing(storage, opened, found), err=True)
     parts = membership.split(rows) if membership else [StudyRows(found.name, tuple(rows))] if found and rows else []
     form = "json" if as_json else form
     text = render_studies(parts, form, runs=runs, width=columns.width_of(sys.stdout))
     click.echo(colours.states(text) if form == "table" else text, nl=False)
 
 
-def _nothing(storage: str, place: Storage, found: Found | None) -> str:
+def _nothing(storage: str, opened: Storage, found: Found | None) -> str:
     from orchestrator.catalog import lookup
 
-    reason = lookup.describe_other_settings(place, found) if found else None
+    reason = lookup.describe_other_settings(opened, found) if found else None
     if found and reason:
         return f"{reason}; `kdctl results {found.name}` prints the results of its last launch"
     return f"no trials in {storage}; launch a study first, or name another storage with --storage"

@@ -52,13 +52,13 @@ def status(study: str | None, storage: str, as_json: bool, address: str | None, 
     if address:
         status_of_jobs(address, study, as_json=as_json)
         return
-    place = Storage.at(storage)
-    found = find(place, lookup.find_study(place, study).name if study else None)
-    others = [] if study else [other.name for other in list_studies(place) if other.name != found.name]
-    follower = Follower(place, found)
-    warn(integrity.find_missing(place, [member.trial_id for member in found.members]))
+    opened = Storage.at(storage)
+    found = find(opened, lookup.find_study(opened, study).name if study else None)
+    others = [] if study else [other.name for other in list_studies(opened) if other.name != found.name]
+    follower = Follower(opened, found)
+    warn(integrity.find_missing(opened, [member.trial_id for member in found.members]))
     if watch:
-        _watch(follow(follower, place), as_json=as_json)
+        _watch(follow(follower, opened), as_json=as_json)
     else:
         _print(follower.read_status(), as_json=as_json)
     if others:
@@ -118,7 +118,7 @@ def _replace_by(newest: StudyStatus) -> Callable[[StudyStatus | None], StudyStat
 
 
 def _print_changes(statuses: Iterable[StudyStatus], *, as_json: bool) -> None:
-    """Prints the first status, then what changes; as JSON a whole status each time that something changes."""
+    """Prints the first status, then what changes; as JSON the full status whenever something changes."""
     before: dict[str, str] = {}
     for found in statuses:
         lines = {trial_id: trial.describe() for trial_id, trial in found.trials.items()}

@@ -46,9 +46,9 @@ def stop(study: str | None, storage: str, address: str | None, yes: bool) -> Non
     if address:
         stop_job(address, study, yes)
         return
-    place = Storage.at(storage)
-    found = stored_studies.find(place, lookup.find_study(place, study).name if study else None)
-    if _stop(place, found.name, found.launched.resource, yes=yes):
+    opened = Storage.at(storage)
+    found = stored_studies.find(opened, lookup.find_study(opened, study).name if study else None)
+    if _stop(opened, found.name, found.launched.resource, yes=yes):
         click.echo(f"resume with:  {shlex.join(stored_studies.command(found))}{storage_words(storage)}", err=True)
 
 

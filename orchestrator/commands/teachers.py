@@ -1,4 +1,4 @@
-"""`kdctl teachers`: the cached teachers, and whether their tables are right."""
+"""`kdctl teachers`: the cached teachers, and whether their tables are correct."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _list_teachers(storage: str, as_json: bool) -> None:
     from orchestrator.study import labels
     from orchestrator.teachers.inventory import list_teachers
 
-    place = Storage.at(storage)
-    found = list_teachers(place)
-    warn(integrity.find_foreign(place))
+    opened = Storage.at(storage)
+    found = list_teachers(opened)
+    warn(integrity.find_foreign(opened))
     if as_json:
         click.echo(json.dumps([teacher.to_json() for teacher in found], indent=1))
         return

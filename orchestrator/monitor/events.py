@@ -1,4 +1,4 @@
-"""The events of a launch, as values. Every listener that shows, counts or exports them gets the same events."""
+"""The events of a launch, as values. Every listener, whatever it does with events, gets the same ones."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Follower:
         self._rows: dict[str, TrialRecord] = {}
         self._progress: dict[str, Progress] = {}
         self._dead: set[tuple[str, float]] = set()  # claims of launches that are gone
-        self._most = 0  # the largest number of trials seen running at the same time
+        self._most = 0  # the largest number of trials that ran at the same time
 
     def read_status(self) -> StudyStatus:
         """The status of the study now. Raises StorageError if the storage cannot be read."""
@@ -117,7 +117,7 @@ class Follower:
     def _stage(self, row: TrialRecord, *, is_running: bool) -> Stage:
         """The stage of a trial that is not finished and that no launch is training."""
         if is_running and row.state is State.RUNNING and row.error:
-            return Stage.RETRYING  # see `inline_executor.TrialController`
+            return Stage.RETRYING  # see `controller.TrialController`
         is_of_this_launch = row.end_time is not None and row.end_time >= self.study.launched.since
         if not is_running or (is_of_this_launch and row.state is not State.STOPPED):
             return stage_at_rest(row.state)
@@ -133,9 +133,9 @@ class Follower:
 
 
 def follow(follower: Follower, storage: Storage) -> Iterator[StudyStatus]:
-    """The status of a study each time that the next one is asked for, until no launch of the study is running.
+    """Yields the status of a study, read again for each item, until no launch of the study is running.
 
-    A launch that follows on another is followed too. Raises StorageError if the storage cannot be read.
+    A later launch of the same study is followed, too. Raises StorageError if the storage cannot be read.
     """
     while True:
         status = follower.read_status()

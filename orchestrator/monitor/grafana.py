@@ -166,7 +166,7 @@ def _panels() -> list[dict[str, Any]]:
     return panels
 
 
-def _panel(number: int, panel: Panel, place: Mapping[str, int]) -> dict[str, Any]:
+def _panel(number: int, panel: Panel, area: Mapping[str, int]) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     is_now = panel.draws != "timeseries"
     targets = [
@@ -177,7 +177,7 @@ def _panel(number: int, panel: Panel, place: Mapping[str, int]) -> dict[str, Any
         for at, query in enumerate(panel.queries)
     ]  # fmt: skip
     return {
-        "id": number, "type": panel.draws, "title": panel.title, "description": panel.meaning, "gridPos": dict(place),
+        "id": number, "type": panel.draws, "title": panel.title, "description": panel.meaning, "gridPos": dict(area),
         "datasource": source, "targets": targets, "options": {},
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
     }  # fmt: skip
@@ -225,19 +225,19 @@ def _digest(content: bytes) -> str:
 
 
 def foreign(folder: Path) -> list[str]:
-    """The files in an export's place that no export wrote, or that were edited since. Raises StorageError."""
+    """The files that an export would replace although no export wrote them, or edited since. Raises StorageError."""
     try:
         known: dict[str, str] = {}
         with suppress(FileNotFoundError, UnicodeDecodeError):
             for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
                 digest, _, name = line.partition("  ")
                 known[name] = digest
-        there = {name: (folder / name).read_bytes() for name in files(folder) if (folder / name).exists()}
+        found = {name: (folder / name).read_bytes() for name in files(folder) if (folder / name).exists()}
     except OSError as error:
         raise _unwritable(folder, error) from None
-    if SUMS in there and set(known) <= set(files(folder)):
-        del there[SUMS]
-    return [name for name, content in there.items() if known.get(name) != _digest(content)]
+    if SUMS in found and set(known) <= set(files(folder)):
+        del found[SUMS]
+    return [name for name, content in found.items() if known.get(name) != _digest(content)]
 
 
 def export(folder: Path) -> None:

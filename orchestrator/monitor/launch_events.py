@@ -25,7 +25,7 @@ def start_event(plan: Plan, launched: Launch) -> Event:
 
 
 def end_event(plan: Plan, rows: Sequence[TrialRecord], since: datetime) -> Event:
-    """The last event of a launch that started at `since`, by the rows of its study."""
+    """The last event of a launch that started at `since`, from the rows of its study."""
     counted = Counter(row.state for row in rows)
     states = {state: counted[state] for state in State if counted[state]}
     seconds = (datetime.now(UTC) - since).total_seconds()
@@ -38,18 +38,18 @@ def one_at_a_time(on_event: EventListener) -> EventListener:
     """The same listener for several threads: it gets one event at a time."""
     turn = threading.Lock()
 
-    def tell_in_turn(event: Event) -> None:
+    def send_in_turn(event: Event) -> None:
         with turn:
             on_event(event)
 
-    return tell_in_turn
+    return send_in_turn
 
 
 def with_precision(on_event: EventListener) -> EventListener:
     """The same listener, which also gets a note of what `precision: auto` chose, once for each choice."""
     found: set[str] = set()
 
-    def tell_precision(event: Event) -> None:
+    def send_precision(event: Event) -> None:
         on_event(event)
         facts = event.facts
         if not isinstance(facts, TrialStarted) or not event.trial or event.trial.config.precision != "auto":
@@ -58,4 +58,4 @@ def with_precision(on_event: EventListener) -> EventListener:
             found.add(facts.compute_dtype)
             on_event(Event(EventKind.NOTE, f"precision auto: convolutions in {facts.compute_dtype} on {facts.device}"))
 
-    return tell_precision
+    return send_precision

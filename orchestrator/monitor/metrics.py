@@ -16,11 +16,11 @@ from orchestrator.monitor.trial_status import Stage
 from orchestrator.records import EpochRecord
 from orchestrator.study.plan import PlannedTrial
 
-PREFIX = "ray_"  # which Ray puts before every name
+PREFIX = "ray_"  # Ray puts it before every name
 
 # A series that is no longer updated stays for three of Ray's reports, 30 s in a cluster that kdctl did not start. For
 # at least that long `kdctl_trial_running` is 0 for a trial that has ended.
-_FAREWELL = timedelta(seconds=60)
+_END_PERIOD = timedelta(seconds=60)
 
 _STUDY = ("study",)
 _TRIAL = ("study", "trial_id", "trial", "method", "dataset", "student", "teacher", "seed")
@@ -127,7 +127,7 @@ class Meter:
 
     def gauges(self, now: datetime) -> list[Sample]:
         """All gauges at this moment (UTC)."""
-        self._ended = {key: one for key, one in self._ended.items() if now - one[1] < _FAREWELL}
+        self._ended = {key: (labels, end) for key, (labels, end) in self._ended.items() if now - end < _END_PERIOD}
         found = [*self._of_study(now)]
         for trial_id, running in self._running.items():
             found += self._of_trial(trial_id, running)

@@ -24,7 +24,7 @@ class StudyStatus:
         self.is_running = True
         self.host: str | None = None  # the machine of the launch, if known
         self.preparing: str | None = None  # what the launch is doing before its first trial
-        self.most_running = 0  # the largest number of trials seen running at the same time
+        self.most_running = 0  # the largest number of trials that ran at the same time
         self.trials: dict[str, TrialStatus] = {}
         self._students: dict[str, list[TrialStatus]] = defaultdict(list)
         for no, member in enumerate(members, 1):
@@ -100,7 +100,7 @@ class StudyStatus:
         """Notes that `count` trials ran at the same time, or as many as are running now."""
         self.most_running = max(self.most_running, count or len(self.in_stage(Stage.RUNNING)))
 
-    # Questions.
+    # Queries.
 
     def in_stage(self, *stages: Stage) -> list[TrialStatus]:
         """The trials in these stages, in the order of the plan."""

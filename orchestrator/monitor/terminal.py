@@ -31,11 +31,11 @@ _TIMEOUT = 2.0  # seconds that the end of a launch waits for a terminal that acc
 
 
 def format_status(status: StudyStatus, stream: TextIO) -> str:
-    """The whole view as lines of text: as wide as the terminal, or as needed if the stream is no terminal."""
+    """The full view as lines of text: as wide as the terminal, or as needed if the stream is no terminal."""
     is_terminal = stream.isatty()
     width = terminal_size(stream)[0] - 1 if is_terminal else _UNBOUND
     now = datetime.now(UTC)
-    rows = view_rows(status, width, _UNBOUND, estimate(status, now), now, whole=True)
+    rows = view_rows(status, width, _UNBOUND, estimate(status, now), now, is_full=True)
     if not is_terminal:
         return "".join(f"{row.plain.rstrip()}\n" for row in rows)
     return "".join(f"{text}\n" for text, _ in Frames(stream).render(rows, width))
@@ -75,7 +75,7 @@ class Frames:
         """Erases the frame; the notes stay."""
         width, height = self._size()
         over = self._over(width, height)
-        # Line by line: to erase a whole screen at once makes some terminals keep it in their history.
+        # Line by line: to erase the entire screen at once makes some terminals keep it in their history.
         erased = "\x1b[K\n" * self._rows(width, height)
         self._write("".join([over, erased, over, *(_note(note, width) for note in notes)]))
         self._lengths = []
@@ -156,7 +156,7 @@ class Live:
         self._thread.join(_TIMEOUT)
 
     def show(self, change: Callable[[StudyStatus | None], StudyStatus | None], notes: Sequence[str] = ()) -> None:
-        """Lets notes scroll by and shows another status: `change` makes it of the last one, in the drawing thread."""
+        """Lets notes scroll by and shows a new status: `change` makes it from the last one, in the drawing thread."""
 
         def apply() -> None:
             self._status = change(self._status)

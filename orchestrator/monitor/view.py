@@ -16,9 +16,9 @@ from orchestrator.monitor.study_status import StudyStatus
 from orchestrator.monitor.trial_status import FINAL, Stage, TrialStatus
 from orchestrator.text import printable
 
-_FEW, _SOME = 3, 20  # failures, and awaited teachers, that get a row each; of a whole view the second
-_HEADED = 3  # with more rows than this for trials, they have a header
-_LISTED = 100  # trials that a whole view lists at most
+_FEW, _SOME = 3, 20  # failures and awaited teachers with a row each; the second in a full view
+_HEADED = 3  # rows; a list of trials with more rows has a header
+_LISTED = 100  # trials at most in a full view
 
 _escape = lru_cache(maxsize=10_000)(printable)  # every frame shows the same names
 
@@ -35,7 +35,7 @@ _COLUMNS = {
 }  # fmt: skip
 _LEFT = ("bar", "device", "host")  # columns that are aligned left
 _NARROWEST = 12  # columns; a name with fewer is shortened, with more it is wrapped
-_ROOMY = 100  # columns; a terminal that is as wide shows whole ids
+_ROOMY = 100  # columns; a terminal at least as wide shows full ids
 _BAR = 10  # columns of the bar of a trial
 _WIDEST = 100  # columns of the bar of the study at most
 
@@ -47,13 +47,13 @@ def view_rows(
     eta: Eta | None,
     now: datetime,
     *,
-    whole: bool = False,
+    is_full: bool = False,
 ) -> list[Text]:
     """The view of a study, top down: at most `height` rows, each of which fits one line of a terminal.
 
-    It lists the running trials and a few failures and awaited teachers; if `whole`, all trials and more of the others.
+    It lists the running trials and a few failures and awaited teachers; if `is_full`, all trials and more of the rest.
     """
-    few = _SOME if whole else _FEW
+    few = _SOME if is_full else _FEW
     rows: list[Text] = [_headline_row(status, eta, now, width)]
     if height > 2:
         share, room = status.share_done(), max(1, min(width, _WIDEST) - 6)
@@ -67,11 +67,11 @@ def view_rows(
     failed, waiting, cached = _failed_rows(status, few, ids), _waiting_rows(status, few, ids), _cached_rows(status)
     live = status.in_stage(Stage.RUNNING, Stage.ELSEWHERE, Stage.RETRYING, Stage.LOST)
     # Running trials come first, but leave room for the failures.
-    shown = [part[: max(0, min(len(part), rest // 4 if live else rest // 2))] for part in (failed, waiting, cached)]
-    rest -= sum(map(len, shown))
-    trials, most = (list(status.trials.values()), min(rest, _LISTED + 1)) if whole else (live, rest)
+    parts = [part[: max(0, min(len(part), rest // 4 if live else rest // 2))] for part in (failed, waiting, cached)]
+    rest -= sum(map(len, parts))
+    trials, most = (list(status.trials.values()), min(rest, _LISTED + 1)) if is_full else (live, rest)
     rows += _listed(trials, ids, width, most)
-    for part in shown:
+    for part in parts:
         rows += part
     return rows[:height]
 
@@ -82,7 +82,7 @@ def rows_at_start(since: datetime, now: datetime) -> list[Text]:
 
 
 def _ids(status: StudyStatus, width: int) -> Mapping[str, str]:
-    """The id to show for each trial: whole if there is room, else as short as is unique within the study."""
+    """The id to show for each trial: in full if there is room, else as short as is unique within the study."""
     return {trial_id: trial_id for trial_id in status.trials} if width >= _ROOMY else status.short_ids
 
 
@@ -99,13 +99,13 @@ def _headline_row(status: StudyStatus, eta: Eta | None, now: datetime, width: in
             parts.pop(name, None)
     parts["study"] = shorten(parts["study"], cell_len(parts["study"]) - max(0, _too_wide(parts, width)))
     text = Text(no_wrap=True, overflow="ellipsis")
-    for number, (name, words) in enumerate(parts.items()):
-        text.append(" · " if number > 1 else " " if number else "").append(words, _HEADLINE.get(name, "dim"))
+    for number, (name, part) in enumerate(parts.items()):
+        text.append(" · " if number > 1 else " " if number else "").append(part, _HEADLINE.get(name, "dim"))
     return text
 
 
 def _too_wide(parts: Mapping[str, str], width: int) -> int:
-    return sum(cell_len(words) + 3 for words in parts.values()) - 5 - width
+    return sum(cell_len(part) + 3 for part in parts.values()) - 5 - width
 
 
 def _time_left(status: StudyStatus, eta: Eta | None) -> str:
@@ -158,14 +158,14 @@ def _failed_rows(status: StudyStatus, few: int, ids: Mapping[str, str]) -> list[
 def _waiting_rows(status: StudyStatus, few: int, ids: Mapping[str, str]) -> list[Text]:
     if not status.is_running:
         return []
-    waits = status.awaited_teachers()
+    awaited = status.awaited_teachers()
     rows: list[Text] = []
-    for teacher, count in waits[:few]:
+    for teacher, count in awaited[:few]:
         where = f", epoch {teacher.progress.epoch}/{teacher.member.epochs}" if teacher.stage is Stage.RUNNING else ""
         name = f"{ids[teacher.member.trial_id]} {teacher.member.display_name}"
         rows.append(_labelled_row("waiting", f"{count} for {name} ({teacher.stage}{where})", "dim"))
-    if len(waits) > few:
-        rows.append(_labelled_row("waiting", f"… and for {len(waits) - few} more teachers", "dim"))
+    if len(awaited) > few:
+        rows.append(_labelled_row("waiting", f"… and for {len(awaited) - few} more teachers", "dim"))
     return rows
 
 
@@ -182,7 +182,7 @@ def _cached_rows(status: StudyStatus) -> list[Text]:
 
 
 def _listed(trials: Sequence[TrialStatus], ids: Mapping[str, str], width: int, rest: int) -> list[Text]:
-    """A header and as many trials as fit, and the number of those that do not."""
+    """A header, as many trials as fit, and the number of the other trials."""
     if not trials or rest < 1:
         return []
     header, *blocks = _aligned(trials[:rest], ids, width)
@@ -203,9 +203,9 @@ def _aligned(trials: Sequence[TrialStatus], ids: Mapping[str, str], width: int) 
     columns = {name: [Text(head, "dim"), *(_cell(trial, name) for trial in trials)] for name, head in _COLUMNS.items()}
     if len({trial.host for trial in trials}) < 2:
         del columns["host"]
-    ids_shown = ["id", *(ids[trial.member.trial_id] for trial in trials)]
+    id_cells = ["id", *(ids[trial.member.trial_id] for trial in trials)]
     names = ["trial", *(_escape(trial.member.display_name) for trial in trials)]
-    id_width, longest = max(map(len, ids_shown)), max(map(cell_len, names))
+    id_width, longest = max(map(len, id_cells)), max(map(cell_len, names))
     room, kept = width - id_width - 1, dict[str, int]()
     for name, cells in columns.items():
         size = max(cell.cell_len for cell in cells[1:]) and max(cell.cell_len for cell in cells)
@@ -215,20 +215,20 @@ def _aligned(trials: Sequence[TrialStatus], ids: Mapping[str, str], width: int) 
         if size:
             room, kept[name] = room - size - 2, size
     return [
-        _row(ids_shown[no].ljust(id_width), names[no], min(room, longest), {k: (columns[k][no], kept[k]) for k in kept})
+        _row(id_cells[no].ljust(id_width), names[no], min(room, longest), {k: (columns[k][no], kept[k]) for k in kept})
         for no in range(len(names))
     ]
 
 
-def _row(id_shown: str, name: str, width: int, cells: Mapping[str, tuple[Text, int]]) -> list[Text]:
+def _row(trial_id: str, name: str, width: int, cells: Mapping[str, tuple[Text, int]]) -> list[Text]:
     """The lines of one trial; a name that is too long is wrapped."""
     first, *more = wrap(name, width) if width >= _NARROWEST else [shorten(name, width)]
     row = Text(no_wrap=True, overflow="ellipsis")
-    row.append(id_shown, "dim").append(f" {set_cell_size(first, max(0, width))}")
+    row.append(trial_id, "dim").append(f" {set_cell_size(first, max(0, width))}")
     for column, (cell, size) in cells.items():
         cell.align("left" if column in _LEFT else "right", size)
         row.append("  ").append_text(cell)
-    return [row, *(Text(f"{'':{len(id_shown)}} {part}", no_wrap=True) for part in more)]
+    return [row, *(Text(f"{'':{len(trial_id)}} {part}", no_wrap=True) for part in more)]
 
 
 def shorten(name: str, width: int) -> str:
@@ -249,7 +249,7 @@ def _cell(trial: TrialStatus, name: str) -> Text:
         return _bar(min(1.0, trial.progress.epoch / epochs) if epochs else 0.0, _BAR)
     if name == "epoch" and trial.stage is not Stage.RUNNING:
         return Text(str(trial.stage), _STYLES.get(trial.stage, ""))
-    words = {
+    texts = {
         "epoch": "building table" if trial.is_building else f"{trial.progress.epoch}/{epochs}",
         "acc": "" if trial.progress.acc is None else f"{trial.progress.acc:.2f}",
         "last": "" if trial.progress.last is None else f"{trial.progress.last:.2f}",
@@ -257,7 +257,7 @@ def _cell(trial: TrialStatus, name: str) -> Text:
         "device": device_name(trial.device),
         "host": trial.host or "",
     }
-    return Text(_escape(words[name]))
+    return Text(_escape(texts[name]))
 
 
 def device_name(device: str | None) -> str:

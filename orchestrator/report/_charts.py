@@ -10,14 +10,14 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from orchestrator.text import printable
 
 WIDTH = 460.0  # px of a chart as drawn; a page scales it
-POINTS = 120  # of a line; on this width the eye cannot see more
+POINTS = 120  # of a line; more would not be visible at this width
 TEACHER = 0  # slots of the palette: the references that methods are compared with are black or grey, not coloured
 BASE = 1
 METHODS = (2, 3, 4, 5, 6)
 
 _LEFT, _TOP, _HEIGHT, _AXIS = 50.0, 12.0, 230.0, 42.0
 _ROW = 17.0  # px of a line of text
-_LETTER = 6.6  # px of a letter, a little more than most
+_LETTER = 6.6  # px of a letter, slightly more than average
 
 # Colours like those of Paul Tol and Okabe-Ito, darkened or lightened so that text has a contrast of at least 4.5 to 1.
 _LIGHT = {
@@ -63,7 +63,7 @@ svg.chart .paper{fill:var(--paper)}
 
 @dataclass(frozen=True, slots=True)
 class CurveRun:
-    """One run of a curve, at the curve's x; `counts` says whether it is in the mean."""
+    """One run of a curve, at the curve's x; `counts` is whether it is part of the mean."""
 
     name: str
     y: tuple[float | None, ...]
@@ -221,8 +221,8 @@ class Scale:
 def cut(text: str, limit: int) -> str:
     """External text made printable and cut to `limit` characters; an ellipsis marks a cut."""
     # Also cut before making it printable, which looks at every character and may turn one into several.
-    shown = printable(text[: 4 * limit])
-    return shown if len(shown) <= limit and len(text) <= 4 * limit else shown[: limit - 1] + "…"
+    visible = printable(text[: 4 * limit])
+    return visible if len(visible) <= limit and len(text) <= 4 * limit else visible[: limit - 1] + "…"
 
 
 # Drawing.
@@ -231,8 +231,8 @@ def cut(text: str, limit: int) -> str:
 class Chart:
     """A drawn chart."""
 
-    def __init__(self, words: ChartText, kind: str, height: float) -> None:
-        self.words = words
+    def __init__(self, texts: ChartText, kind: str, height: float) -> None:
+        self.texts = texts
         self.root = Element(
             "svg",
             {
@@ -240,8 +240,8 @@ class Chart:
                 "viewBox": f"0 0 {WIDTH:g} {height:g}", "width": f"{WIDTH:g}", "height": f"{height:g}",
             },
         )  # fmt: skip
-        _add_title(self.root, words.title)
-        SubElement(self.root, "desc").text = cut(words.description, 600)
+        _add_title(self.root, texts.title)
+        SubElement(self.root, "desc").text = cut(texts.description, 600)
 
     def inline(self) -> str:
         """For a page that has `STYLE`."""
@@ -316,12 +316,12 @@ def _draw_frame(chart: Chart, x: Scale, y: Scale, *, with_y: bool = True) -> Non
         for value in y.choose_ticks():
             _draw_line(frame, "grid", x.start, y(value), x.end, y(value))
             _draw_text(frame, "soft", x.start - 6, y(value) + 4, format_number(value), "end")
-        _draw_text(frame, "soft", x.start - 6, _TOP + 1, cut(chart.words.y, 8), "end")
+        _draw_text(frame, "soft", x.start - 6, _TOP + 1, cut(chart.texts.y, 8), "end")
     for value in x.choose_ticks():
         _draw_line(frame, "axis" if with_y else "grid", x(value), y.start, x(value), y.start + 4 if with_y else y.end)
         _draw_text(frame, "soft", x(value), y.start + 17, format_number(value), "middle")
     _draw_line(frame, "axis", x.start, y.start, x.end, y.start)
-    _draw_text(frame, "soft", (x.start + x.end) / 2, y.start + 34, cut(chart.words.x, 60), "middle")
+    _draw_text(frame, "soft", (x.start + x.end) / 2, y.start + 34, cut(chart.texts.x, 60), "middle")
 
 
 def _draw_legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *, is_line: bool) -> None:
@@ -335,10 +335,10 @@ def _draw_legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: flo
         _draw_text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
 
 
-def draw_curves(words: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
-    """Lines with bands over x from `start` on. Single runs are drawn only if the whole range of x is."""
+def draw_curves(texts: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
+    """Lines with bands over x from `start` on. Single runs are drawn only if all of x is drawn."""
     legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, r.note) for r in rules]
-    chart = Chart(words, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
+    chart = Chart(texts, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
     pieces = [_select_points(curve, start) for curve in found]
     at = [value for piece in pieces for value in piece.x]
     x = Scale(min(at, default=0.0), max(at, default=1.0) + 0.01, _LEFT, WIDTH - 118, is_whole=True)
@@ -411,9 +411,9 @@ def _draw_end_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: fl
         _draw_text(_add(chart.root, "g", f"label k{slot}"), "own small", x, position + 4, cut(label, 19))
 
 
-def draw_scatter(words: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
+def draw_scatter(texts: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
     """Means in two dimensions with error bars; a log scale of x on request."""
-    chart = Chart(words, "scatter", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(points))
+    chart = Chart(texts, "scatter", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(points))
     reach = [value for p in points for value in (p.x - p.x_error, p.x + p.x_error) if value > 0 or not is_log]
     x = Scale.over(reach, _LEFT, WIDTH - 16, is_log=is_log)
     y = Scale.over((value for p in points for value in (p.y - p.y_error, p.y + p.y_error)), _TOP + _HEIGHT, _TOP + 8)
@@ -448,11 +448,11 @@ def _label_point(chart: Chart, point: Point, x: float, y: float, taken: list[tup
             return
 
 
-def draw_dots(words: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
+def draw_dots(texts: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
     """A row for each mean: its runs as dots, its interval as a bar. Reference lines run from top to bottom."""
     pitch, top = 38.0, 8.0
     bottom = top + pitch * len(rows) + 6
-    chart = Chart(words, "dots", bottom + _AXIS + 8 + _ROW * len(rules))
+    chart = Chart(texts, "dots", bottom + _AXIS + 8 + _ROW * len(rules))
     values = [value for row in rows for value in (row.low, row.high, *row.values)]
     x = Scale.over([*values, *(rule.value for rule in rules)], 10, WIDTH - 10)
     _draw_frame(chart, x, Scale(0, 1, bottom, top), with_y=False)

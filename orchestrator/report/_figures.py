@@ -103,10 +103,12 @@ def _assign_slots(entries: Sequence[Comparison]) -> list[int]:
     return [slots[id(entry)] for entry in entries]
 
 
-def _describe_omitted(shown: int, of: int) -> str:
-    if shown == of:
+def _describe_omitted(count: int, total: int) -> str:
+    if count == total:
         return ""
-    return f" This figure shows {shown} of {of:,} settings, those with the best last epoch; {MORE} prints the others."
+    return (
+        f" This figure shows {count} of {total:,} settings, those with the best last epoch; {MORE} prints the others."
+    )
 
 
 def _teacher_rules(pair: Pair) -> list[Rule]:
@@ -128,13 +130,13 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
 
 
 def draw_learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
-    """Test accuracy by epoch: the whole training next to its last quarter. Raises StorageError for damaged epochs."""
-    wanted = [pair for pair in found if any(entry.group.rows for entry in pair.entries)][:MAX_PAIRS]
-    shown = {pair.slug: choose_settings(pair.entries, MAX_SERIES) for pair in wanted}
-    ids = [row.trial_id for entries in shown.values() for entry in entries for row in entry.group.rows]
+    """Test accuracy by epoch: all epochs next to the last quarter. Raises StorageError for damaged epochs."""
+    drawable = [pair for pair in found if any(entry.group.rows for entry in pair.entries)][:MAX_PAIRS]
+    kept = {pair.slug: choose_settings(pair.entries, MAX_SERIES) for pair in drawable}
+    ids = [row.trial_id for entries in kept.values() for entry in entries for row in entry.group.rows]
     epochs = store.read_epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
-    for pair in wanted:
-        entries = shown[pair.slug]
+    for pair in drawable:
+        entries = kept[pair.slug]
         lines = [line for line in _curves(pair, entries, epochs) if line.x]
         if lines:
             yield _learning_figure(pair, entries, lines)
@@ -144,14 +146,14 @@ def _learning_figure(pair: Pair, entries: Sequence[Comparison], lines: Sequence[
     last = max(line.x[-1] for line in lines)
     rules = _teacher_rules(pair)
     description = "; ".join(f"{line.label} {line.note}" for line in lines)
-    words = ChartText(
+    texts = ChartText(
         f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {description}", "epoch", "acc, %"
     )
-    panels = [_charts.draw_curves(words, lines, rules)]
+    panels = [_charts.draw_curves(texts, lines, rules)]
     caption = "Line: mean over the finished runs; band: ± 1 sample standard deviation, if at least two runs finished."
     if last >= 8:
         start = round(last * _ZOOM) + 1  # just after a milestone at this epoch took effect
-        zoom = ChartText(f"{pair.title}: epochs {start:g} to {last:g}", words.description, words.x, words.y)
+        zoom = ChartText(f"{pair.title}: epochs {start:g} to {last:g}", texts.description, texts.x, texts.y)
         panels.append(_charts.draw_curves(zoom, lines, rules, start))
         caption += " The second panel is the last quarter of the training."
     caption += _describe_runs(entries, lines)
@@ -205,9 +207,9 @@ def _curve(
     ]
     return Curve(
         label, slot, f"n={len(done)}", tuple(map(float, numbers)),
-        tuple(one.mean if one else None for one in at) if done else (),
-        tuple(max(one.mean - one.std, 0.0) if one and one.std is not None else None for one in at),
-        tuple(min(one.mean + one.std, 100.0) if one and one.std is not None else None for one in at),
+        tuple(mean.mean if mean else None for mean in at) if done else (),
+        tuple(max(mean.mean - mean.std, 0.0) if mean and mean.std is not None else None for mean in at),
+        tuple(min(mean.mean + mean.std, 100.0) if mean and mean.std is not None else None for mean in at),
         tuple(runs),
     )  # fmt: skip
 
@@ -227,14 +229,14 @@ def draw_comparisons(found: Sequence[Pair]) -> Iterator[Figure]:
     """The last epoch's accuracy of every setting of a student, with its interval, its teacher and its base."""
     for pair in [pair for pair in found if any(entry.table.teacher for entry in pair.entries)][:MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.group.statistic("last_acc")]
-        shown = choose_settings(entries, MAX_SERIES)
-        if not shown:
+        kept = choose_settings(entries, MAX_SERIES)
+        if not kept:
             continue
         rows = [
-            _row(pair.label(entry), slot, entry.group) for entry, slot in zip(shown, _assign_slots(shown), strict=True)
+            _row(pair.label(entry), slot, entry.group) for entry, slot in zip(kept, _assign_slots(kept), strict=True)
         ]
         description = "; ".join(f"{row.label} {row.note}" for row in rows)
-        words = ChartText(
+        texts = ChartText(
             f"{pair.title}: accuracy after the last epoch", description, "test accuracy after the last epoch, %", ""
         )
         rules = _teacher_rules(pair)
@@ -243,14 +245,14 @@ def draw_comparisons(found: Sequence[Pair]) -> Iterator[Figure]:
             rules.append(Rule(base.label, _charts.BASE, base.note, base.mean))
         caption = "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots: runs."
         yield Figure(
-            f"standing-{pair.slug}", pair.title, caption + _describe_omitted(len(shown), len(entries)),
-            (_charts.draw_dots(words, rows, rules),),
+            f"standing-{pair.slug}", pair.title, caption + _describe_omitted(len(kept), len(entries)),
+            (_charts.draw_dots(texts, rows, rules),),
         )  # fmt: skip
 
 
 def _row(label: str, slot: int, group: Group) -> Row:
     statistic = group.statistic("last_acc")
-    assert statistic, "only those that have one are shown"
+    assert statistic, "only settings with a last epoch are drawn"
     values = tuple(row.last_acc for row in group.finished if row.last_acc is not None)
     low, high = statistic.interval() or (statistic.mean, statistic.mean)
     return Row(label, slot, str(statistic), values[:MAX_DOTS], statistic.mean, max(low, 0.0), min(high, 100.0))
@@ -267,14 +269,14 @@ def draw_costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
         entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
         taught = [entry for entry in entries if _is_teacher(facts, entry.group)][:2]
         others = [entry for entry in entries if entry not in taught]
-        kept = {id(entry) for entry in [*taught, *choose_settings(others, MAX_SERIES - len(taught))]}
-        shown = [entry for entry in entries if id(entry) in kept]
+        kept_ids = {id(entry) for entry in [*taught, *choose_settings(others, MAX_SERIES - len(taught))]}
+        kept = [entry for entry in entries if id(entry) in kept_ids]
         title = title_of(dataset)
         panels = []
         for column, name, unit in (("seconds", "training time of one run", "s"), ("params", "parameters", "")):
             points = [
                 point
-                for entry, slot in zip(shown, _assign_slots(shown), strict=True)
+                for entry, slot in zip(kept, _assign_slots(kept), strict=True)
                 if (point := _point(facts, entry.group, labels[id(entry)], slot, column, unit))
             ]
             if points:
@@ -283,9 +285,9 @@ def draw_costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
             caption = (
                 "Marks: means over the finished runs; bars: ± 1 sample standard deviation. A star marks a teacher."
             )
-            if len({row.device for entry in shown for row in entry.group.finished}) > 1:
+            if len({row.device for entry in kept for row in entry.group.finished}) > 1:
                 caption += " The runs used several kinds of devices, so their times are not comparable."
-            yield Figure(f"cost-{dataset}", title, caption + _describe_omitted(len(shown), len(entries)), tuple(panels))
+            yield Figure(f"cost-{dataset}", title, caption + _describe_omitted(len(kept), len(entries)), tuple(panels))
 
 
 def _cost_chart(title: str, name: str, unit: str, points: Sequence[Point]) -> Chart:

@@ -54,9 +54,9 @@ def _format_text(text: str) -> str:
 
 def _format_lines(text: str) -> str:
     """A file's text, made printable line by line."""
-    text = masked(text)  # also as a whole: a secret may span several lines
-    shown = "\n".join(printable(line.expandtabs(4)) for line in text[:MAX_CODE].splitlines())
-    return shown + "\n… (cut)" if len(text) > MAX_CODE else shown
+    text = masked(text)  # also the text as one: a secret may span several lines
+    visible = "\n".join(printable(line.expandtabs(4)) for line in text[:MAX_CODE].splitlines())
+    return visible + "\n… (cut)" if len(text) > MAX_CODE else visible
 
 
 # HTML. The template escapes everything except what the filters here return as markup.
@@ -150,15 +150,15 @@ def _render_block(block: Text | Table | Figure | Code, stem: str, files: dict[st
 
 
 def _render_cell(text: str, small: str, *, is_marked: bool) -> str:
-    shown = f"**{_escape(text)}**" if is_marked else _escape(text)
-    return f"{shown} ({_escape(small)})" if small else shown
+    body = f"**{_escape(text)}**" if is_marked else _escape(text)
+    return f"{body} ({_escape(small)})" if small else body
 
 
 def _render_figure(figure: Figure, stem: str, files: dict[str, str]) -> str:
     names = [f"{stem}-{figure.name}-{number}.svg" for number in range(1, len(figure.charts) + 1)]
     files.update(zip(names, (chart.standalone() for chart in figure.charts), strict=True))
     images = " ".join(
-        f"![{_escape(chart.words.title)}](<{name}>)" for chart, name in zip(figure.charts, names, strict=True)
+        f"![{_escape(chart.texts.title)}](<{name}>)" for chart, name in zip(figure.charts, names, strict=True)
     )
     return f"### {_escape(figure.title)}\n\n{images}\n\n{_escape(figure.caption)}"
 

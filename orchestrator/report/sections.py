@@ -58,7 +58,7 @@ class Table:
     @property
     def numbers(self) -> list[bool]:
         """Whether each column holds numbers."""
-        return [any(row[place].value is not None for row in self.rows) for place in range(len(self.header))]
+        return [any(row[index].value is not None for row in self.rows) for index in range(len(self.header))]
 
     @property
     def is_printed(self) -> bool:
@@ -101,7 +101,7 @@ def share_rows(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def build_sections(facts: Facts) -> list[Section]:
-    """The whole report. Raises StorageError where epochs cannot be read."""
+    """Builds the sections of the report. Raises StorageError if epochs cannot be read."""
     found = _figures.group_pairs(facts.ordered)
     made = [
         Section("results", "Results", tuple(_results(facts))),
@@ -139,7 +139,7 @@ _READING = (
         "images, if the study holds some out."
     ),
     Text(
-        "Figures are mean ± sample standard deviation (n − 1) over n finished runs, which differ in their seeds alone; "
+        "Figures are mean ± sample standard deviation (n − 1) over n finished runs, which differ only in their seeds; "
         "failed runs are not part of any mean. The difference to base is that of the last epoch between runs with the "
         "same seed, with the 95 % confidence interval of its mean (Student's t): an interval that contains 0 shows no "
         "significant difference. Base is the same training without a teacher."
@@ -161,16 +161,16 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
     entries: dict[tuple[str, str, str | None], list[Comparison]] = {}
     for entry in compare_to_base(found):
         entries.setdefault((entry.table.dataset, entry.table.student, entry.table.teacher), []).append(entry)
-    shown = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
-    runs = [[row for group in table.groups for row in group.rows] for table in shown]
+    listed_tables = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
+    runs = [[row for group in table.groups for row in group.rows] for table in listed_tables]
     listed = share_rows([len(own) for own in runs], MAX_LISTED)
-    settings = share_rows([min(len(table.groups), MAX_INLINE) for table in shown], MAX_SETTINGS)
-    for table, own, few, many in zip(shown, runs, listed, settings, strict=True):
+    settings = share_rows([min(len(table.groups), MAX_INLINE) for table in listed_tables], MAX_SETTINGS)
+    for table, own, few, many in zip(listed_tables, runs, listed, settings, strict=True):
         yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
         if few:
             yield _runs_table(table, own[:few], len(own))
-    if len(found) > len(shown):
-        yield Text(f"This page leaves out {len(found) - len(shown):,} more tables; {MORE} prints them.")
+    if len(found) > len(listed_tables):
+        yield Text(f"This page leaves out {len(found) - len(listed_tables):,} more tables; {MORE} prints them.")
 
 
 def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int) -> Table:
@@ -232,8 +232,8 @@ def _signed(found: Statistic | None) -> Cell:
     if found is None:
         return Cell("-")
     interval = found.interval()
-    shown = f"[{interval[0]:+.2f}, {interval[1]:+.2f}], " if interval else ""
-    return Cell(f"{found.mean:+.2f}", f"{shown}n={found.n}", found.mean)
+    ends = f"[{interval[0]:+.2f}, {interval[1]:+.2f}], " if interval else ""
+    return Cell(f"{found.mean:+.2f}", f"{ends}n={found.n}", found.mean)
 
 
 def _published(table: PairTable, group: Group, *, any_method: bool = False) -> Statistic | None:
@@ -305,7 +305,7 @@ def _comparisons(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
     if not taught:
         return
     yield Text(
-        "All accuracies here are test accuracies after the last epoch, for students, base and teachers alike, because "
+        "All accuracies here are test accuracies after the last epoch, for students, base and teachers, because "
         "a teacher teaches with its last weights. The gap closed is the mean difference between student and base, "
         "divided by that between teacher and base, on the seeds that student and base share. It is meaningful only if "
         "the teacher is clearly better than base, so it is given only if the 95 % interval of teacher − base is above "
@@ -392,7 +392,7 @@ def _cost_of_teachers(facts: Facts, group: Group) -> Cell:
     ids = {row.teacher_id for row in group.finished if row.teacher_id}
     if not ids:
         return Cell("-", "no teacher")
-    known = [row.seconds for one in ids if (row := facts.rows.get(one)) and row.seconds is not None]
+    known = [row.seconds for teacher_id in ids if (row := facts.rows.get(teacher_id)) and row.seconds is not None]
     if len(known) < len(ids):
         return Cell("-", "not in this study")
     return Cell(f"{sum(known):,.1f}", f"{len(ids)} teacher{'s' * (len(ids) > 1)}", sum(known))

@@ -1,4 +1,4 @@
-"""Rows of any query as text: an aligned table for a terminal, Markdown, CSV and JSON."""
+"""Formats the rows of any query: an aligned table for a terminal, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, 
         visible = {**_VISIBLE, ord("\t"): "\t"} if form == "tsv" else _VISIBLE
         out.writelines((line.translate(visible) for line in lines) if is_terminal else lines)
         return 0
-    shown = list(islice(rows, MAX_ROWS)) if form == "table" else list(rows)
-    grid = (_align if form == "table" else _format_markdown)(names, numeric, shown)
+    kept = list(islice(rows, MAX_ROWS)) if form == "table" else list(rows)
+    grid = (_align if form == "table" else _format_markdown)(names, numeric, kept)
     out.writelines(f"{line}\n" for line in grid)
     return sum(1 for _ in rows)
 

@@ -1,4 +1,4 @@
-"""The four tables of a lab note: its results, how its experiment differs from ours, and which settings come closest.
+"""The four tables of a lab note: its results, how its experiment differs from ours, and our closest settings.
 
 No run of kdctl repeats the note's experiment, so its results are shown next to ours and never as a target.
 """
@@ -30,7 +30,7 @@ class Published:
         return found
 
     def matches(self, method: str, dataset: str, student: str, teacher: str | None) -> bool:
-        """Whether the runs of such a pair are shown next to this table."""
+        """Whether runs of this method, dataset and pair are shown next to this table."""
         own = ("logit", self.dataset, self.student, self.teacher)
         return (method, dataset, student, teacher) == own
 
@@ -50,7 +50,7 @@ DIFFERENCES = (
     "it dropped the last, smaller batch of every epoch and of the test: 9,984 of the 10,000 test images count",
 )
 
-# These settings come closest to the note's, for teachers and students alike. They are here and not in a study file,
+# These settings come closest to the note's, for both teachers and students. They are here and not in a study file,
 # because editing a study file must not change what its runs are compared with.
 RECIPE: Mapping[str, Any] = {
     "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
@@ -62,7 +62,7 @@ CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the rec
 
 
 def describe_differences(row: TrialRecord) -> str:
-    """The settings of a run, or of its teacher, that differ from the closest ones; empty if none does."""
+    """The settings of a run or of its teacher that differ from the closest settings; empty if none does."""
     recipe = row.recipe
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
     found = list(_compare({**RECIPE, **OPTIONS}, own, ""))

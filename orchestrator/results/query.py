@@ -1,4 +1,4 @@
-"""SQL over what a storage holds: the only import of DuckDB, which sees some views in memory and nothing else."""
+"""SQL over the results in a storage: the only import of DuckDB, which reads some views in memory and nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "summary": SUMMARY_COLUMNS,
     "results": RESULT_COLUMNS,
 }
-MEMORY = "2GiB"  # for one query, beside the views that it reads
+MEMORY = "2GiB"  # for one query, in addition to the views that it reads
 
 _VIEWS = ", ".join(VIEWS)
 _SQL_TYPES = {
@@ -46,11 +46,11 @@ _SQL_TYPES = {
     "float": "DOUBLE",
     "timestamp": "TIMESTAMPTZ",
 }
-_BATCH = 50_000  # rows that are handed on at once
-# DuckDB opens no file, loads nothing, asks nobody, and reads no variable of this program. One after another, as
-# nothing of this kind can be set once it may not reach outside.
+_BATCH = 50_000  # rows per batch of a result
+# DuckDB must open no file, load no extension, use no network, and read no variable of this program. The last setting
+# comes last, because the others cannot be changed after it.
 _SETTINGS = (
-    "enable_progress_bar = false",  # it would stand among the data
+    "enable_progress_bar = false",  # it would be mixed with the data
     "temp_directory = ''",
     f"memory_limit = '{MEMORY}'",
     "autoinstall_known_extensions = false",
@@ -64,12 +64,12 @@ _SETTINGS = (
 
 
 class QueryError(KdctlError):
-    """A query that is no single SELECT, or that cannot be answered."""
+    """A query that is not a single SELECT, or that fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What a query gives: its columns by name, and their values batch after batch, as DuckDB finds them."""
+    """The result of a query: its columns by name, and their values batch after batch, as DuckDB computes them."""
 
     schema: Any
     batches: Iterator[parquet.Batch]
@@ -80,12 +80,12 @@ class QueryResult:
         return Heading(self.schema.names, [parquet.is_number(field.type) for field in self.schema])
 
     def columns(self) -> Iterator[list[list[Any]]]:
-        """The values of each batch as Python's, column by column."""
+        """The values of each batch as Python values, column by column."""
         for batch in self.batches:
             yield [self._values(name, column) for name, column in zip(self.schema.names, batch.columns, strict=True)]
 
     def write_parquet(self, sink: IO[bytes]) -> None:
-        """Writes all of it as one Parquet file. Raises QueryError for a type that Parquet has not."""
+        """Writes the result as one Parquet file. Raises QueryError for a type that Parquet does not have."""
         try:
             parquet.write_parquet(sink, self.schema, self.batches)
         except parquet.Error as error:
@@ -102,11 +102,11 @@ class QueryResult:
 
 @contextmanager
 def run_query(storage: Storage, sql: str) -> Iterator[QueryResult]:
-    """The answer of a storage to one SELECT over `VIEWS`; only those that it mentions are read.
+    """Runs one SELECT over `VIEWS` on a storage; reads only the views that it names.
 
-    Raises QueryError for another statement and for what DuckDB complains of, StorageError that names a damaged file.
+    Raises QueryError for other statements and for errors of DuckDB, StorageError that names a damaged file.
     """
-    # DuckDB works in a thread of its own: Ctrl-C reaches the main one, and there only between two lines of Python.
+    # DuckDB runs in a separate thread: Ctrl-C reaches only the main thread, and only between two Python instructions.
     with closing(duckdb.connect(":memory:")) as connection, ThreadPoolExecutor(1) as worker:
         _lock(connection)
         _refuse_all_but_select(connection, sql)
@@ -124,7 +124,7 @@ def run_query(storage: Storage, sql: str) -> Iterator[QueryResult]:
 def _run(worker: ThreadPoolExecutor, question: Callable[[], Any]) -> Any:
     try:
         return worker.submit(question).result()
-    except (duckdb.Error, parquet.Error, OSError, RuntimeError) as error:  # Arrow hands on DuckDB's as its own
+    except (duckdb.Error, parquet.Error, OSError, RuntimeError) as error:  # Arrow raises DuckDB's errors as its own
         raise QueryError(_explain(error)) from None
 
 
@@ -138,7 +138,7 @@ def _refuse_all_but_select(connection: duckdb.DuckDBPyConnection, sql: str) -> N
         sql.encode()
         kinds = [statement.type.name for statement in connection.extract_statements(sql)]
     except UnicodeError:
-        raise QueryError("the query is no text in UTF-8; write it so") from None
+        raise QueryError("the query is not valid UTF-8; save it as UTF-8") from None
     except duckdb.Error as error:
         raise QueryError(_explain(error)) from None
     if kinds == ["SELECT"]:
@@ -150,17 +150,17 @@ def _refuse_all_but_select(connection: duckdb.DuckDBPyConnection, sql: str) -> N
 
 
 def _find_views(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
-    """The views that a statement reads. To be asked while there are none: DuckDB tells the names that it misses."""
+    """The views that a statement reads. Call it before the views exist: DuckDB lists the names that are missing."""
     try:
         names = connection.get_table_names(sql)
     except duckdb.Error:
-        return set(VIEWS)  # to run it will say what is wrong
+        return set(VIEWS)  # running it reports what is wrong
     return {name.lower() for name in names} & set(VIEWS)
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage, wanted: set[str]) -> None:
-    """Makes the views. One that is not wanted has its columns, and refuses to be read rather than look empty."""
-    tables = _read_tables(storage, wanted)
+def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage, needed: set[str]) -> None:
+    """Creates the views. One that was not read has its columns, but using it is an error, so it never looks empty."""
+    tables = _read_tables(storage, needed)
     for name, columns in VIEWS.items():
         if name in tables:
             connection.register(name, tables[name])
@@ -169,14 +169,14 @@ def _create_views(connection: duckdb.DuckDBPyConnection, storage: Storage, wante
     connection.execute("SET lock_configuration = true")
 
 
-def _read_tables(storage: Storage, wanted: set[str]) -> dict[str, parquet.Table]:
+def _read_tables(storage: Storage, needed: set[str]) -> dict[str, parquet.Table]:
     tables: dict[str, parquet.Table] = {}
-    if "epochs" in wanted:  # before the trials, so that in a study that runs every epoch has its trial
+    if "epochs" in needed:  # before the trials, so that in a running study every epoch has its trial
         tables["epochs"] = read_epochs_table(storage)
-    if not wanted & {"trials", "summary", "results"}:
+    if not needed & {"trials", "summary", "results"}:
         return tables
-    membership = Membership.of(storage)  # before the rows, which may belong to a study that begins meanwhile
-    if wanted & {"summary", "results"}:
+    membership = Membership.of(storage)  # before the rows, which may belong to a study that starts meanwhile
+    if needed & {"summary", "results"}:
         rows = read_trials(storage)
         tables["trials"] = _add_studies(to_table(rows), membership)
         for name, describe in (("summary", summarize_metrics), ("results", summarize_results)):
@@ -196,14 +196,14 @@ def _add_studies(trials: parquet.Table, membership: Membership) -> parquet.Table
 
 
 def _unread_view(name: str, types: Mapping[str, str]) -> str:
-    # Each column is made from the complaint, so that no optimiser finds the view empty without asking for it.
+    # Each column is computed from the error, so that no optimiser finds the view empty without evaluating it.
     columns = ", ".join(f'CAST(e AS {_SQL_TYPES[kind]}) AS "{column}"' for column, kind in types.items())
-    complaint = f"{name} was not read; name it in the statement itself, not in a text that it runs"
-    return f"CREATE VIEW {name} AS SELECT {columns} FROM (SELECT error('{complaint}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
+    message = f"{name} was not read; name it in the statement itself, not in a text that it runs"
+    return f"CREATE VIEW {name} AS SELECT {columns} FROM (SELECT error('{message}') AS e) WHERE e IS NULL"  # noqa: S608 - ours
 
 
 def _make_unique(names: Sequence[str]) -> list[str]:
-    """A name for each column of its own: acc, acc_1, …"""
+    """Makes the names of columns unique: acc, acc_1, …"""
     taken: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in count(1))
@@ -212,13 +212,13 @@ def _make_unique(names: Sequence[str]) -> list[str]:
 
 
 def _explain(error: Exception) -> str:
-    """DuckDB's complaint as ours: safe to show, and without advice that nobody can follow here."""
+    """DuckDB's error as a message of kdctl: safe to print, and without advice that does not apply here."""
     text = re.split(r"\n\n(?:Possible solutions|Please try installing)", str(error))[0].strip()
-    shown = "\n".join(map(printable, text.splitlines()))
+    message = "\n".join(map(printable, text.splitlines()))
     if "Permission Error" in text or text.endswith("extension."):
-        return f"a query reads the views {_VIEWS} alone: no file, no network, no extension ({shown})"
+        return f"a query can read only the views {_VIEWS}: no file, no network, no extension ({message})"
     if "Out of Memory" in text:
         return f"the query needs more than {MEMORY} of memory; ask for fewer rows or columns, or filter them first"
     if text.startswith("Catalog Error: Table"):
-        return f"{shown}\nthe views are {_VIEWS}"
-    return shown
+        return f"{message}\nthe views are {_VIEWS}"
+    return message

@@ -17,17 +17,17 @@ from orchestrator.storage.layout import Storage
 
 SCHEMA_VERSION = "2"
 
-# name → (type, meaning); the first eleven of the trials are the published table's.
+# name → (type, meaning); the first eleven of the trials are the columns of the published table.
 TRIAL_COLUMNS: Mapping[str, tuple[str, str]] = columns_of(TrialRecord)
 EPOCH_COLUMNS: Mapping[str, tuple[str, str]] = {"trial_id": ("string", "the trial"), **columns_of(EpochRecord)}
 
 _Row = TypeVar("_Row")
 _FACTS = {"kdctl_schema": SCHEMA_VERSION}
-_FEW = 16  # trials up to which their files are asked for by name; for more, a listing says which there are
+_FEW = 16  # trials; for at most this many each file is read by name, for more the folder is listed first
 
 
 def types_of(columns: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Columns of a table without what they mean: name → type."""
+    """The types of the columns of a table: name → type."""
     return {name: kind for name, (kind, _) in columns.items()}
 
 
@@ -44,7 +44,7 @@ def write_epochs(storage: Storage, trial_id: str, epochs: Iterable[EpochRecord])
 
 
 def read_trials(storage: Storage, trial_ids: Collection[str] | None = None) -> list[TrialRecord]:
-    """The rows of the given trials, or of all; trials without a row are left out.
+    """Reads the rows of the given trials, or of all; trials without a row are left out.
 
     Raises StorageError that names a damaged file.
     """
@@ -95,7 +95,7 @@ def read_trials_table(storage: Storage) -> parquet.Table:
 
 
 def to_table(rows: Iterable[TrialRecord]) -> parquet.Table:
-    """Rows that are at hand as such a table."""
+    """Converts rows to such a table."""
     return parquet.table_of(types_of(TRIAL_COLUMNS), [row.to_row() for row in rows])
 
 
@@ -108,7 +108,7 @@ def read_epochs_table(storage: Storage) -> parquet.Table:
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
-    """The state of each trial that has a row. A finished one without whole weights counts as running: not done.
+    """The state of each trial that has a row. A finished trial without complete weights counts as running.
 
     A damaged row counts as running too, so that the next launch trains that trial again.
     """
@@ -141,7 +141,7 @@ def _list_names(storage: Storage, folder: str, trial_ids: Collection[str] | None
 
 
 def _read_contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
-    """Each file that there is with its content; a bucket answers slowly, but many questions at once."""
+    """Yields each existing file with its content; reads in parallel, because each request to a bucket is slow."""
     if len(names) <= 1:
         contents: Iterable[bytes | None] = (_read_content(storage, name) for name in names)
         yield from _drop_missing(names, contents)
@@ -157,7 +157,7 @@ def _drop_missing(names: list[str], contents: Iterable[bytes | None]) -> Iterabl
 def _read_content(storage: Storage, name: str) -> bytes | None:
     try:
         return storage.backend.read(name)
-    except FileNotFoundError:  # it never was there, or went while we looked
+    except FileNotFoundError:  # it never existed, or was deleted meanwhile
         return None
 
 
@@ -169,7 +169,7 @@ def _read(
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
     tables = _read_tables(storage, folder, trial_ids, columns)
-    try:  # all at once takes half the time
+    try:  # converting all rows at once takes half the time
         return list(map(make, parquet.rows(_join(tables, columns))))
     except parquet.UnreadableFile:
         return [row for name, table in tables.items() for row in _make_records(storage, name, table, make)]
@@ -210,11 +210,11 @@ def _name_in_errors(storage: Storage, name: str) -> Iterator[None]:
 def _advise(storage: Storage, name: str) -> str:
     """What to do about a damaged file."""
     trial_id = PurePosixPath(name).stem
-    again = "launch its study again, which trains this trial again, from its last checkpoint where there is one"
+    advice = "launch its study again, which trains this trial again, from its last checkpoint where there is one"
     if name == storage.trial_row(trial_id) or read_states(storage, [trial_id]).get(trial_id) is not State.FINISHED:
-        return again
+        return advice
     row = storage.backend.describe(storage.trial_row(trial_id))
     return (
-        "its trial is finished, and the results are whole: remove this file to go on without its curves, or also "
+        "its trial is finished, and its results are complete: remove this file to continue without its curves, or also "
         f"remove {row} and launch its study again, which trains it again"
     )

@@ -38,16 +38,16 @@ class Statistic:
 
     @classmethod
     def over(cls, values: Sequence[float]) -> Statistic | None:
-        """That of some values; None where there are none."""
+        """The statistic of some values; None if there are none."""
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the mean, by Student's t with n − 1 degrees; None for a single run."""
+        """The 95 % confidence interval of the mean (Student's t, n − 1 degrees of freedom); None for a single run."""
         if self.std is None:
             return None
-        from scipy.special import stdtrit  # takes a third of a second, and few ask
+        from scipy.special import stdtrit  # its import takes a third of a second, and few commands need it
 
         half = float(stdtrit(self.n - 1, (1 + _CONFIDENCE) / 2)) * self.std / math.sqrt(self.n)
         return self.mean - half, self.mean + half
@@ -59,7 +59,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone, and that were computed alike.
+    """Runs that differ only in their seeds, and were computed in the same dtype.
 
     `base` is the label of the same training without a teacher.
     """
@@ -70,34 +70,34 @@ class Group:
 
     @property
     def method(self) -> str:
-        """What its runs were trained with."""
+        """The method of its runs."""
         return self.rows[0].method
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """The runs that count."""
+        """The finished runs: only these count."""
         return [row for row in self.rows if row.state is State.FINISHED]
 
     def statistic(self, column: str) -> Statistic | None:
-        """Over the finished runs; None where there are none, or where the column is empty."""
+        """The statistic of a column over the finished runs; None without any, or if the column is empty."""
         return Statistic.over([value for _, value in self._values(column)])
 
     def by_seed(self, column: str) -> dict[int, float]:
-        """The mean of a column for each seed of the student, of which there may be several with other teachers."""
+        """The mean of a column for each seed; a seed may have several runs, with different teachers."""
         values: dict[int, list[float]] = {}
         for seed, value in self._values(column):
             values.setdefault(seed, []).append(value)
         return {seed: statistics.fmean(found) for seed, found in values.items()}
 
     def _values(self, column: str) -> Iterator[tuple[int, float]]:
-        """Seed and value of each finished run that has one; what is no finite number has no mean."""
+        """Seed and value of each finished run that has a finite value."""
         for row in self.finished:
             value = getattr(row, column)
             if value is not None and math.isfinite(value):
                 yield row.seed, value
 
     def difference(self, base: Group, column: str) -> Statistic | None:
-        """Its paired difference to another group: over the seeds that both have, ours less theirs."""
+        """Its paired difference to another group: ours minus theirs, over the seeds that both have."""
         ours, theirs = self.by_seed(column), base.by_seed(column)
         return Statistic.over([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
@@ -118,7 +118,7 @@ class PairTable:
 
     @property
     def name(self) -> str:
-        """The title without figures."""
+        """The title without the means."""
         student = models.parse(self.student)
         pair = student.title
         if self.teacher:
@@ -135,7 +135,7 @@ class PairTable:
 
 
 def group_tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
-    """Rows sorted into tables, and within a table into groups that differ in their seeds alone. Raises StorageError."""
+    """Rows sorted into tables, and within a table into groups that differ only in their seeds. Raises StorageError."""
     pairs: dict[tuple[str, str, str | None], list[TrialRecord]] = {}
     for row in rows:
         pairs.setdefault((row.dataset, row.student, row.teacher), []).append(row)
@@ -144,19 +144,19 @@ def group_tables(rows: Iterable[TrialRecord]) -> list[PairTable]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A group of some table, and the group without a teacher that it is to be compared with, where there is one."""
+    """A group of a table, and the group without a teacher that it is compared with, if there is one."""
 
     table: PairTable
     group: Group
     base: Group | None
 
     def difference(self, column: str) -> Statistic | None:
-        """The paired difference to the base, where there is one on some of the seeds."""
+        """The paired difference to the base; None without a base on any of the seeds."""
         return self.group.difference(self.base, column) if self.base else None
 
 
 def compare_to_base(found: Sequence[PairTable]) -> list[Comparison]:
-    """Every group of some tables beside its `base`: the same student, data and training, without a teacher."""
+    """Every group of some tables with its `base`: the same student, data and training, without a teacher."""
     bases = {
         (table.dataset, table.student, group.label): group
         for table in found
@@ -173,7 +173,7 @@ def compare_to_base(found: Sequence[PairTable]) -> list[Comparison]:
 
 
 def compare_by_table(found: Sequence[PairTable]) -> list[tuple[PairTable, list[Comparison]]]:
-    """The tables, each with its groups beside their bases."""
+    """The tables, each with its groups and their bases."""
     entries = iter(compare_to_base(found))
     return [(table, [next(entries) for _ in table.groups]) for table in found]
 
@@ -224,7 +224,7 @@ DIFFERENCE = "last_acc"  # what is compared with base, in `results` and in the r
 def summarize_metrics(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows with the columns of `SUMMARY_COLUMNS`; a metric that no run of a group has is left out.
 
-    `rows` are all of one study. Raises StorageError where one is damaged.
+    All `rows` belong to one study. Raises StorageError if one is damaged.
     """
     for entry in compare_to_base(group_tables(rows)):
         for metric in METRICS:
@@ -237,7 +237,7 @@ def summarize_metrics(rows: Iterable[TrialRecord], study: str | None = None) -> 
 
 
 def summarize_results(rows: Iterable[TrialRecord], study: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows with the columns of `RESULT_COLUMNS`: every group of one study, in its order, also without finished runs.
+    """Rows with the columns of `RESULT_COLUMNS`: every group of one study, in order, even without finished runs.
 
     Raises StorageError where a row is damaged.
     """
@@ -262,7 +262,7 @@ def _figures(found: Statistic | None) -> tuple[float | None, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A row's setting, that of its base, and what its convolutions were computed in, where that is known."""
+    """A row's setting, that of its base, and the dtype of its convolutions, if known."""
 
     label: str
     base: str
@@ -270,13 +270,13 @@ class _Setting:
     dtype: str | None
 
     def in_dtype(self, dtype: str) -> tuple[str, str]:
-        """Both labels of runs that were computed so: it is named where it does not follow from the setting."""
+        """Both labels of runs in this dtype, which names it unless it follows from the setting."""
         suffix = "" if dtype == self.implied else f" {dtype}"
         return f"{self.label}{suffix}", f"{self.base}{suffix}"
 
     @property
     def implied(self) -> str:
-        """What the setting computes in, unless the row says otherwise."""
+        """The dtype of the setting, unless the row has another one."""
         return "bfloat16" if self.precision == "bfloat16" else "float32"
 
 
@@ -284,12 +284,12 @@ def _setting_of(row: TrialRecord) -> _Setting:
     recipe = labels.recipe_of(row)
     dtype = recipe.get("arithmetic")
     if dtype is None and row.state is State.FINISHED:
-        dtype = "float32"  # of a kdctl that knew nothing else, or nothing was trained
+        dtype = "float32"  # an old kdctl that knew no other, or nothing was trained
     return _Setting(labels.of_row(row), labels.base_of_row(row), str(recipe.get("precision")), dtype)
 
 
 def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
-    """Rows with one label and one dtype; a run that has not begun to compute joins the only group of its setting."""
+    """Rows with one label and one dtype; a run that has not started to train joins the only group of its setting."""
     known: dict[tuple[Any, ...], _Setting] = {}
     found = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Result tables, one per pair and dataset: a line a setting, mean ± standard deviation with n, then its single runs."""
+"""Result tables, one per pair and dataset: a line per setting, mean ± standard deviation with n, then single runs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = Fal
 def render_studies(
     parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
 ) -> str:
-    """The rows of some studies as text, in one of `FORMATS`: per pair the settings first, a line each.
+    """The rows of some studies as text, in one of `FORMATS`: per pair first the settings, one line each.
 
-    `runs` lists the single runs below them, which the other formats always do. A `table` is no wider than `width`.
+    If `runs`, the single runs follow; the other formats always list them. A `table` is no wider than `width`.
     Raises StorageError where a row is damaged.
     """
     if form == "table":
@@ -80,7 +80,7 @@ def _heading(table: PairTable) -> str:
 
 
 def _settings_grid(entries: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """A line a setting; columns that none of them has are left out."""
+    """One line per setting; columns without any value are left out."""
     header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
     rows = [[entry.group.label, _count(entry.group), *_means(entry)] for entry in entries]
     kept = [no for no in range(len(header)) if no < 5 or any(row[no] != "-" for row in rows)]
@@ -121,17 +121,17 @@ def _ordered(table: PairTable) -> list[TrialRecord]:
 
 
 def _notes(table: PairTable) -> Iterator[str]:
-    """What part of the data was used, and what did not finish."""
+    """Which part of the data was used, and which trials did not finish."""
     yield from dict.fromkeys(cut for group in table.groups if (cut := describe_subset(group.rows[0])))
     for row in _ordered(table):
         if row.state is not State.FINISHED:
-            # An error's text may have lines; a list's entry has one.
+            # The text of an error may have several lines; an entry of a list must have one.
             reason = f": {' '.join(row.error.split())}" if row.error else ""
             yield f"{row.trial_id} seed {row.seed} {row.state}{reason}"
 
 
 def describe_subset(row: TrialRecord) -> str:
-    """What part of the dataset was used, where that is not all of it; empty where it is."""
+    """Which part of the dataset was used; empty if all of it was."""
     facts, recipe = stored_facts(row.dataset, row.recipe), row.recipe
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
     test = recipe.get("limit_test") or facts.test
@@ -149,7 +149,7 @@ def _cell(column: str, value: Any) -> str:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return f"{value:.2f}" if column == "acc" else str(value)  # a setting is shown as it was set
+    return f"{value:.2f}" if column == "acc" else str(value)  # a setting is printed as it was set
 
 
 def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
@@ -157,7 +157,7 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
 
 
 def _render_csv(parts: Sequence[StudyRows]) -> str:
-    """A row a trial, also where several studies want it."""
+    """One row per trial, even if it belongs to several studies."""
     out = io.StringIO()
     names = [*TRIAL_COLUMNS, "setting"]
     writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

@@ -127,7 +127,8 @@ def test_damaged_files_are_named_and_the_advice_works(here: Path, content: bytes
     epochs.write_bytes(content)
     error = str(run("query", "FROM epochs").exception)
     assert (
-        f"remove this file to go on without its curves, or also remove {row.absolute()} and launch its study" in error
+        f"remove this file to continue without its curves, or also remove {row.absolute()} and launch its study"
+        in error
     )
     epochs.unlink()
     assert run("query", "FROM epochs").exit_code == 0 and run("report").exit_code == 0

@@ -268,7 +268,7 @@ def outside(sql: str, folder: Path) -> str:
 def test_nothing_outside_can_be_read(sql: str, filled: Storage, tmp_path: Path) -> None:
     secret_variable = pa.table({"x": [1]})  # noqa: F841 - DuckDB would find it by its name
     with pytest.raises(
-        QueryError, match="reads the views trials, epochs, summary, results alone|does not exist|No function"
+        QueryError, match="can read only the views trials, epochs, summary, results|does not exist|No function"
     ):
         ask(filled, outside(sql, tmp_path))
 
@@ -632,7 +632,7 @@ def test_parquet_goes_through_a_pipe_and_sql_comes_through_one(filled: Storage) 
     assert done.returncode == 0, done.stderr
     assert pq.read_table(io.BytesIO(done.stdout)).column_names == [*TRIALS, "studies"]
     done = kdctl(filled, "-", input=b"SELECT '\xff'")
-    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"the query is no text in UTF-8; write it so\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"the query is not valid UTF-8; save it as UTF-8\n")
 
 
 def test_data_is_utf8_whatever_the_locale(filled: Storage) -> None:

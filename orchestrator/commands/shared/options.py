@@ -71,7 +71,7 @@ def json_option(command: Command) -> Command:
 def address_option(command: Command) -> Command:
     """`--address` of commands about studies that were submitted to a cluster."""
     option = click.option(
-        "--address", metavar="URL", callback=_dashboard,
+        "--address", metavar="URL", callback=_parse_dashboard,
         help="Dashboard of the Ray cluster that the study was submitted to, like http://HOST:8265.",
     )  # fmt: skip
     return option(command)
@@ -80,7 +80,7 @@ def address_option(command: Command) -> Command:
 def cluster_option(command: Command) -> Command:
     """`--address` of a launch: a cluster to join, or a dashboard to submit the study to."""
     option = click.option(
-        "--address", metavar="ADDR", callback=_cluster,
+        "--address", metavar="ADDR", callback=_parse_cluster,
         help="Ray cluster to join (auto: the one on this machine; local: a new one for this launch), or dashboard to "
         "submit the study to (http://HOST:8265). Default: the cluster in RAY_ADDRESS, else the one that `kdctl up` "
         "started, else a new one for this launch.",
@@ -88,7 +88,7 @@ def cluster_option(command: Command) -> Command:
     return option(command)
 
 
-def _cluster(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+def _parse_cluster(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
     if address is None:
         return None
     from orchestrator.machine import addresses
@@ -96,7 +96,7 @@ def _cluster(context: click.Context, option: click.Parameter, address: str | Non
     return addresses.dashboard(address) if addresses.is_dashboard(address) else addresses.to_join(address)
 
 
-def _dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
+def _parse_dashboard(context: click.Context, option: click.Parameter, address: str | None) -> str | None:
     if address is None:
         return None
     from orchestrator.machine import addresses
@@ -125,7 +125,7 @@ def confirm(question: str) -> bool:
 
 
 def note(text: str) -> None:
-    """Prints on standard error what takes longer than a moment."""
+    """Prints on standard error a note about a step that takes a while."""
     click.echo(text, err=True)
 
 

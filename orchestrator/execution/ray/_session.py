@@ -32,7 +32,7 @@ from orchestrator.text import masked
 # Whether the environment lets Ray use other addresses than loopback.
 _MAY_LEAVE = bool(ray_constants.ENABLE_RAY_CLUSTER)
 
-OWN = "local"  # the address that stands for a new cluster of the launch's own, even if `kdctl up` keeps one
+OWN = "local"  # the address that stands for a new cluster of the launch's own, even if `kdctl up` started one
 
 _HTTP_TIMEOUT = 2.0  # seconds for a server to answer in HTTP
 _PATIENCE = 7.0  # seconds to wait until Ray has shut down in this process

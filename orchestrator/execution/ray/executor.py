@@ -11,7 +11,7 @@ from orchestrator.monitor.events import Event, EventKind, EventListener
 def run(work: Workload, on_event: EventListener, *, address: str | None = None, dashboard: bool = True) -> None:
     """Trains as many trials at a time as fit on the cluster.
 
-    Without an address it uses the cluster that RAY_ADDRESS names, else the one that `kdctl up` keeps, else a new one,
+    Without an address it uses the cluster that RAY_ADDRESS names, else the one that `kdctl up` started, else a new one,
     which has a dashboard if `dashboard`. Raises ClusterError for an address that cannot be joined, ResourceError if no
     machine has the resources that a trial needs, StorageError if the storage fails, RayLost if Ray's own processes die,
     and Interrupted after a signal.
