@@ -130,6 +130,10 @@ _STANDARDIZE = Option(
 )
 
 
+_SOFT_TARGET = "ce_weight * CE(z, y) + weight * T^2 * KL(softmax(v / T) || softmax(z / T))"
+_WARMUP = Option(20, "epochs until the weight is reached; it grows by as much in each", least=1, most=100_000)
+
+
 def _needs_logits(options: Options) -> tuple[str, ...]:
     return ("logits",)
 
@@ -167,8 +171,176 @@ METHODS: Mapping[str, Method] = {
             "standardize": _STANDARDIZE,
         },
         _needs_logits,
-        formula="ce_weight * CE(z, y) + weight * T^2 * KL(softmax(v / T) || softmax(z / T))\nT = temperature",
+        formula=f"{_SOFT_TARGET}\nT = temperature",
         source="arXiv 1503.02531",
+    ),
+    "kd": Method(
+        "orchestrator.losses.logits:SoftTarget",
+        "0.1 · cross-entropy + 0.9 · T²·KL(teacher ‖ student), as the field weighs the terms of st (arXiv 1503.02531)",
+        {
+            "ce_weight": Option(0.1, "weight of the cross-entropy"),
+            "weight": Option(0.9, "weight of the divergence"),
+            "temperature": _TEMPERATURE,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula=f"{_SOFT_TARGET}\nT = temperature",
+        source="arXiv 1503.02531; the weights are those of the field's code for CIFAR-100",
+        variant="The paper gives no weights. The authors of standardize use it with temperature 2 and weight 9.",
+    ),
+    "dkd": Method(
+        "orchestrator.losses.decoupled:DKD",
+        "decoupled KD: the label's class against the rest, and the rest among themselves (arXiv 2203.08679)",
+        {
+            "alpha": Option(1.0, "weight of the label's class against the rest"),
+            "beta": Option(8.0, "weight of the other classes among themselves; published values are 2, 6 and 8"),
+            "temperature": _TEMPERATURE,
+            "warmup": _WARMUP,
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + w * T^2 * (alpha * KL(b(v) || b(z)) + beta * KL(n(v) || n(z)))\n"
+        "b(z) = (p, 1 - p) with p = softmax(z / T)[y],  n(z) = softmax of z / T over the classes but y\n"
+        "w = min(epoch / warmup, 1),  T = temperature",
+        source="arXiv 2203.08679",
+        variant="The warm-up is in the published code and not in the paper's formula; kdctl has it. The code leaves "
+        "the label out of n by subtracting 1000 from its logit, kdctl leaves it out exactly.",
+    ),
+    "dist": Method(
+        "orchestrator.losses.predictions:DIST",
+        "correlation of the predictions, of each image over classes and of each class over the batch "
+        "(arXiv 2205.10536)",
+        {
+            "weight": Option(2.0, "weight of both distances"),
+            "beta": Option(1.0, "weight of the distance of images"),
+            "gamma": Option(1.0, "weight of the distance of classes"),
+            "temperature": _TEMPERATURE,
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + weight * T^2 * (beta * (1 - mean r of images) + gamma * (1 - mean r of "
+        "classes))\nr = a.b / (|a| |b| + 1e-8), a and b the centred softmax(z / T) and softmax(v / T)\n"
+        "T = temperature",
+        source="arXiv 2205.10536",
+        variant="As in the published code, the distances are multiplied by T^2, and 1e-8 is added to the norms.",
+    ),
+    "nkd": Method(
+        "orchestrator.losses.decoupled:NKD",
+        "normalised KD: soft cross-entropies of the label's class and of the others (arXiv 2303.13005)",
+        {
+            "gamma": Option(1.5, "weight of the other classes"),
+            "temperature": Option(1.0, "T: what the logits of the other classes are divided by", exclusive=True),
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) - mean of softmax(v)[y] * log softmax(z)[y]\n"
+        "  - gamma * T^2 * mean over images of the sum of n(v) * log n(z)\n"
+        "n(z) = softmax of z / T over the classes but y,  T = temperature",
+        source="arXiv 2303.13005",
+        variant="The defaults are those of the published loss. Its example for CIFAR-100 has temperature 3 and gamma "
+        "3.5.",
+    ),
+    "ttm": Method(
+        "orchestrator.losses.soft_labels:TTM",
+        "transformed teacher matching: KL to a power of the teacher's probabilities (arXiv 2402.11148)",
+        {
+            "weight": Option(45.0, "weight of the divergence; published for vgg_13 and vgg_8"),
+            "gamma": Option(0.1, "the power", exclusive=True),
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + weight * KL(q || softmax(z))\n"
+        "q = softmax(v)^gamma, divided by its sum over the classes",
+        source="arXiv 2402.11148",
+    ),
+    "wttm": Method(
+        "orchestrator.losses.soft_labels:WTTM",
+        "TTM where an image counts more the less sure the teacher is (arXiv 2402.11148)",
+        {
+            "weight": Option(45.0, "weight of the divergence"),
+            "gamma": Option(0.1, "the power", exclusive=True),
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + weight * mean of U * KL(q || softmax(z))\n"
+        "U = sum over the classes of softmax(v)^gamma,  q = softmax(v)^gamma / U",
+        source="arXiv 2402.11148",
+    ),
+    "wsld": Method(
+        "orchestrator.losses.soft_labels:WSLD",
+        "weighted soft labels: those of an image count less the better the student does on it (arXiv 2102.00650)",
+        {
+            "alpha": Option(2.25, "weight of the soft labels"),
+            "temperature": _TEMPERATURE,
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + alpha * T^2 * mean of w * CE(softmax(z / T), softmax(v / T))\n"
+        "w = 1 - exp(-CE(z, y) / (CE(v, y) + 1e-7)) of each image, without gradient,  T = temperature",
+        source="arXiv 2102.00650",
+    ),
+    "rld": Method(
+        "orchestrator.losses.decoupled:RLD",
+        "refined logits: the teacher's largest class stands for the label's, and classes that it ranks above the "
+        "label's are left out (arXiv 2408.07703)",
+        {
+            "alpha": Option(1.0, "weight of a class against the rest"),
+            "beta": Option(8.0, "weight of the classes that are left, among themselves"),
+            "alpha_temperature": Option(1.0, "A: temperature of a class against the rest", exclusive=True),
+            "temperature": Option(4.0, "T: temperature of the classes that are left", exclusive=True),
+            "warmup": _WARMUP,
+            "ce_weight": _CE_WEIGHT,
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + w * alpha * A^2 * KL((q, 1 - q) || (p, 1 - p))\n"
+        "  + w * beta * T^2 * KL(n(v) || n(z))\n"
+        "q = largest of softmax(v / A),  p = softmax(z / A)[y]\n"
+        "n(z) = softmax of z / T over the classes c with v[c] < v[y]\n"
+        "w = min(epoch / warmup, 1),  A = alpha_temperature,  T = temperature",
+        source="arXiv 2408.07703",
+    ),
+    "ctkd": Method(
+        "orchestrator.losses.ctkd:CTKD",
+        "KD at a temperature that is learned against the student (arXiv 2211.16231)",
+        {
+            "ce_weight": Option(0.1, "weight of the cross-entropy"),
+            "weight": Option(0.9, "weight of the divergence"),
+            "lowest": Option(1.0, "the lowest temperature", exclusive=True),
+            "span": Option(20.0, "how far above it the temperature can go"),
+            "warmup": Option(10, "epochs until its gradient is fully reversed", least=1, most=100_000),
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        has_parameters=True,
+        formula=f"{_SOFT_TARGET}\n"
+        "T = lowest + span * sigmoid(t), where t is trained from 1 on with its gradient times\n"
+        "(cos(pi * min(epoch / warmup, 1)) - 1) / 2",
+        source="arXiv 2211.16231",
+        variant="This is the paper's global temperature. That of each image is not part of kdctl.",
+    ),
+    "mlkd": Method(
+        "orchestrator.losses.predictions:MLKD",
+        "multi-level logits: KL at five temperatures, and the products of predictions over classes and over images "
+        "(CVPR 2023, Jin et al.)",
+        {
+            "ce_weight": Option(0.1, "weight of the cross-entropy"),
+            "weight": Option(0.9, "weight of the sum"),
+            "standardize": _STANDARDIZE,
+        },
+        _needs_logits,
+        formula="ce_weight * CE(z, y) + weight * sum over T = 2, 3, 4, 5, 6 of (T^2 * KL(Q || P) + |P'P - Q'Q|^2 / C + "
+        "|PP' - QQ'|^2 / B)\nP = softmax(z / T) and Q = softmax(v / T), both B x C;  P' is P transposed",
+        source="Jin et al., Multi-Level Logit Distillation, CVPR 2023",
+        variant="The published code trains on a weak and a strong view of each image; kdctl has one view. The code's "
+        "masks of images and classes multiply means, and so scale them by a constant of about a half; kdctl leaves "
+        "them out. As in the code, the products are summed, and so the loss depends on the size of the batch.",
     ),
     "fitnet": Method(
         "orchestrator.losses.fitnet:FitNet",
@@ -283,9 +455,7 @@ METHODS: Mapping[str, Method] = {
         "cross-entropy + squared difference of all maps, each fused with those above it (arXiv 2104.09044)",
         {
             "weight": Option(1.0, "weight of the difference"),
-            "warmup": Option(
-                20, "epochs until the weight is reached; it grows by as much in each", least=1, most=100_000
-            ),
+            "warmup": _WARMUP,
         },
         lambda options: ("maps", "pooled"),
         has_parameters=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,29 +24,48 @@ class Base:
         return LossTerms(ce, ce, None)
 
 
+class Comparison(Protocol):
+    """A way to compare the logits of student and teacher."""
+
+    @property
+    def ce_weight(self) -> float:
+        """The weight of the cross-entropy."""
+
+    @property
+    def standardize(self) -> bool:
+        """Whether standardised logits are compared (Sun et al., arXiv 2403.01427)."""
+
+    def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """The teacher's term with its weight: a scalar, from the logits [B, C] of student and teacher."""
+
+
+def compute_terms(
+    comparison: Comparison, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+) -> LossTerms:
+    """ce_weight · cross-entropy + what the comparison gives. The cross-entropy is always that of the raw logits."""
+    ce = F.cross_entropy(student.logits, labels)
+    own, taught = student.logits, teacher.logits
+    if comparison.standardize:
+        own, taught = standardized(own), standardized(taught)
+    kd = comparison.compare(own, taught, labels, progress)
+    return LossTerms(comparison.ce_weight * ce + kd, ce, kd)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogitsLoss:
-    """ce_weight · cross-entropy + what `compare` says of the logits of student and teacher.
-
-    With `standardize` the comparison sees standardised logits (Sun et al., arXiv 2403.01427); the cross-entropy is
-    always that of the logits themselves.
-    """
+    """A loss without parameters that compares logits."""
 
     ce_weight: float = 1.0
     standardize: bool = False
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        """The teacher's term with its weight: a scalar, from the logits [B, C] of student and teacher."""
+        """As in `Comparison`."""
         raise NotImplementedError
 
     def __call__(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
     ) -> LossTerms:
-        ce = F.cross_entropy(student.logits, labels)
-        pair = student.logits, teacher.logits
-        own, taught = map(standardized, pair) if self.standardize else pair
-        kd = self.compare(own, taught, labels, progress)
-        return LossTerms(self.ce_weight * ce + kd, ce, kd)
+        return compute_terms(self, student, labels, teacher, progress)
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -90,8 +109,12 @@ class SoftTarget(LogitsLoss):
 
     def compare(self, student: Tensor, teacher: Tensor, labels: Tensor, progress: Progress) -> Tensor:
         """The weighted divergence."""
-        log_student = F.log_softmax(student / self.temperature, dim=1)
-        log_teacher = F.log_softmax(teacher / self.temperature, dim=1)
-        divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+        divergence = compute_divergence(student / self.temperature, teacher / self.temperature)
         # T² keeps the gradient's size as T grows, section 2 of the paper.
         return divergence * (self.weight * self.temperature**2)
+
+
+def compute_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) ‖ softmax(student)), the mean over the batch."""
+    log_student, log_teacher = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
