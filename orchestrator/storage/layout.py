@@ -47,7 +47,7 @@ class StoredFile:
 
 
 _TRIAL = "(?P<trial>[0-9a-f]{1,12})"  # ids that a launch makes have 12 digits
-_TABLE = rf"teachers/{_TRIAL}/(?P<table>[a-z]+-p\d+-(?:no)?flip-n\d+)"
+_TABLE = rf"teachers/{_TRIAL}/(?P<table>[^/]+?)"  # `TableKey.parse` says which names a table has
 # All names of files in a storage. A file with any other name is there by mistake, such as a copy of a sync program.
 _NAMES = {
     kind: re.compile(pattern)
