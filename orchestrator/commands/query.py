@@ -15,13 +15,13 @@ import click
 from orchestrator.commands.shared.options import json_option, storage_option, warn
 from orchestrator.errors import KdctlError
 from orchestrator.machine.paths import local
+from orchestrator.results.output_formats import QueryFormat
 from orchestrator.text import printable
 
 if TYPE_CHECKING:
     from orchestrator.results.query import QueryResult
     from orchestrator.storage.layout import Storage
 
-_FORMATS = ("table", "csv", "tsv", "json", "parquet", "markdown")
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet", ".md": "markdown"}
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*(=.*)?", re.DOTALL)
 
@@ -43,7 +43,7 @@ class _Query(click.Command):
 @click.option(
     "--format",
     "form",
-    type=click.Choice(_FORMATS),
+    type=click.Choice([form.value for form in QueryFormat]),
     help="Output format; by default given by the ending of --output, or else table.",
 )
 @json_option

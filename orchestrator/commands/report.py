@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.commands.shared.options import set_option, storage_option, study_argument, warn
+from orchestrator.results.output_formats import ReportFormat
 
 if TYPE_CHECKING:
     from orchestrator.report.content import Facts
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     help="File to write; default: report.html or report.md in this folder.",
 )  # fmt: skip
 @click.option(
-    "--format", "form", type=click.Choice(("html", "markdown")), default="html", show_default=True,
+    "--format", "form", type=click.Choice([form.value for form in ReportFormat]), default="html", show_default=True,
     help="One HTML file, or Markdown with SVG figures next to it.",
 )  # fmt: skip
 def report(study: str | None, storage: str, settings: Sequence[str], output: str | None, form: str) -> None:
@@ -42,14 +43,15 @@ def report(study: str | None, storage: str, settings: Sequence[str], output: str
     """
     from orchestrator.catalog import integrity, lookup
     from orchestrator.machine.paths import local
-    from orchestrator.report.page import FORMATS, render, write
+    from orchestrator.report.page import render, write
     from orchestrator.report.sections import describe_progress
     from orchestrator.storage.layout import Storage
 
-    path = local(output, "--output") if output is not None else Path(f"report{FORMATS[form]}")
-    if path.suffix != FORMATS[form]:
+    suffix = ReportFormat(form).suffix
+    path = local(output, "--output") if output is not None else Path(f"report{suffix}")
+    if path.suffix != suffix:
         raise click.UsageError(
-            f"--output {path} must end in {FORMATS[form]} for --format {form}; rename it, or choose the other --format"
+            f"--output {path} must end in {suffix} for --format {form}; rename it, or choose the other --format"
         )
     opened = Storage.at(storage)
     facts: Facts = _gather_facts(study, opened, settings)

@@ -10,6 +10,7 @@ import click
 
 from orchestrator.commands.shared import colours
 from orchestrator.commands.shared.options import set_option, storage_option, study_argument, warn
+from orchestrator.results.output_formats import ResultsFormat
 
 if TYPE_CHECKING:
     from orchestrator.catalog.lookup import Found
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @storage_option
 @set_option
 @click.option(
-    "--format", "form", type=click.Choice(("table", "markdown", "csv", "json")), default="table", show_default=True,
+    "--format", "form", type=click.Choice([form.value for form in ResultsFormat]), default="table", show_default=True,
     help="Output format.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")

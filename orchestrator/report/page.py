@@ -31,7 +31,6 @@ from orchestrator.report.sections import (
 )
 from orchestrator.text import looking_once, masked, printable
 
-FORMATS = {"html": ".html", "markdown": ".md"}
 MARK = "kdctl report"  # near the top of every file that kdctl report wrote, in one of these forms
 _MARKS = tuple(text.encode() for text in (f"<!-- {MARK} -->", f'<meta name="generator" content="{MARK}">'))
 MAX_TEXT = 600  # characters of an external text
@@ -39,7 +38,7 @@ MAX_CODE = 60_000  # of a study file
 
 
 def render(facts: Facts, form: str, stem: str = "report") -> dict[str, str]:
-    """The files of a report, name → text; the last one is the page itself. `form` is one of `FORMATS`.
+    """The files of a report, name → text; the last one is the page itself. `form` is a `ReportFormat`.
 
     Raises StorageError where epochs cannot be read.
     """

@@ -17,7 +17,6 @@ from rich.cells import cell_len, set_cell_size
 from orchestrator import markdown
 from orchestrator.text import printable
 
-FORMATS = ("table", "markdown", "csv", "tsv", "json")
 MAX_ROWS = 100  # in a table for a terminal
 MAX_WIDTH = 120  # of a cell in such a table, in characters
 NULL = "-"  # in tables and Markdown; CSV has an empty field, JSON null
@@ -37,7 +36,7 @@ class Heading:
 
 
 def write(form: str, heading: Heading, batches: Iterable[Columns], out: TextIO, is_terminal: bool = False) -> int:
-    """Writes rows, batch after batch, in one of `FORMATS`; control characters are escaped for a terminal.
+    """Writes rows, batch after batch, in any `QueryFormat` but Parquet; control characters are escaped for a terminal.
 
     Returns the number of rows left out; only a table leaves rows out.
     """

@@ -29,7 +29,6 @@ PUBLISHED_COLUMNS = (
     *("no", "method", "dataset", "student", "teacher", "start_time"),
     *("acc", "epoch", "nepoch", "lr", "batch_size"),
 )
-FORMATS = ("table", "markdown", "csv", "json")
 
 
 def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = False, width: int | None = None) -> str:
@@ -40,7 +39,7 @@ def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = Fal
 def render_studies(
     parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
 ) -> str:
-    """The rows of some studies as text, in one of `FORMATS`: per pair first the settings, one line each.
+    """The rows of some studies as text, in a `ResultsFormat`: per pair first the settings, one line each.
 
     If `runs`, the single runs follow; the other formats always list them. A `table` is no wider than `width`.
     Raises StorageError where a row is damaged.

@@ -25,7 +25,7 @@ from orchestrator import cli
 from orchestrator.errors import Interrupted, KdctlError
 from orchestrator.launch import launch
 from orchestrator.monitor.events import Event, EventKind
-from orchestrator.results import tables
+from orchestrator.results.output_formats import ResultsFormat
 from orchestrator.storage import stops
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
@@ -178,7 +178,7 @@ def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
 # Results.
 
 
-@pytest.mark.parametrize("form", tables.FORMATS)
+@pytest.mark.parametrize("form", ResultsFormat)
 @pytest.mark.parametrize("file", [[], ["study.yaml"]])
 def test_results_come_in_every_format(run: Run, trained: Storage, form: str, file: list[str]) -> None:
     code, out, err = run("results", *file, "--storage", trained.backend.address, "--format", form)
@@ -253,7 +253,7 @@ def test_results_of_nothing(run: Run, folder: Path) -> None:
 
 def test_the_formats_are_those_of_the_report() -> None:
     (option,) = [parameter for parameter in cli.cli.commands["results"].params if parameter.name == "form"]
-    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == tables.FORMATS
+    assert isinstance(option.type, click.Choice) and list(option.type.choices) == [*ResultsFormat]
 
 
 # Launching.

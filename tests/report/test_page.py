@@ -19,6 +19,7 @@ from orchestrator.records import State
 from orchestrator.report import page
 from orchestrator.report.content import Facts
 from orchestrator.results import store
+from orchestrator.results.output_formats import ReportFormat
 from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
@@ -63,7 +64,7 @@ def test_links_within_the_page_lead_somewhere(made_up: Facts) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("form", page.FORMATS)
+@pytest.mark.parametrize("form", ReportFormat)
 def test_hostile_text_is_never_markup(text: str, form: str, tmp_path: Path) -> None:
     own = Storage.at(tmp_path)
     own.prepare()
@@ -139,7 +140,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path, made_up: Fa
 
 
 def test_every_file_has_the_mark(made_up: Facts) -> None:
-    for form in page.FORMATS:
+    for form in ReportFormat:
         assert all(page.MARK in text[:400] for text in page.render(made_up, form).values())
 
 

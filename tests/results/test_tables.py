@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import State, TrialRecord
+from orchestrator.results.output_formats import ResultsFormat
 from orchestrator.results.summary import Statistic, group_tables
-from orchestrator.results.tables import FORMATS, PUBLISHED_COLUMNS, render, render_studies
+from orchestrator.results.tables import PUBLISHED_COLUMNS, render, render_studies
 from orchestrator.study.stored_studies import StudyRows
 
 START = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -210,7 +211,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 def test_any_rows_render_in_every_format(rows: list[TrialRecord]) -> None:
-    texts = {form: shown(rows, form) for form in FORMATS}
+    texts = {form: shown(rows, form) for form in ResultsFormat}
     assert all(text.endswith("\n") for text in texts.values())
     assert len(list(csv.reader(io.StringIO(texts["csv"])))) == 1 + len(rows)
     groups = [group for table in json.loads(texts["json"])["tables"] for group in table["groups"]]
