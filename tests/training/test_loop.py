@@ -27,9 +27,9 @@ from orchestrator.errors import DivergedError, ResourceError
 from orchestrator.losses.base import Loss, Shapes, TeacherOutputs
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import ResNet
-from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.records import EpochRecord, TrialConfig, view_count
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import LiveTeacher, no_teacher
+from orchestrator.teachers.outputs import LiveTeacher, TableTeacher, no_teacher
 from orchestrator.training import loop
 from orchestrator.training import state as training_state
 from orchestrator.training.batches import Batch, EpochBatches
@@ -293,6 +293,31 @@ def test_every_method_trains(digits_storage: Storage, make_config: MakeConfig, m
     assert [name for name, parameter in after.items() if torch.equal(parameter, before[name])] == []
 
 
+TABLE_METHODS = [
+    name for name, facts in losses.METHODS.items() if facts.needs(facts.defaults()) in (("logits",), ("pooled",))
+]
+
+
+@pytest.mark.parametrize("method", TABLE_METHODS)
+def test_methods_of_logits_or_pooled_features_train_from_a_table(
+    digits_storage: Storage, make_config: MakeConfig, method: str
+) -> None:
+    facts = losses.METHODS[method]
+    (kind,) = facts.needs(facts.defaults())
+    config = make_config(method=method, epochs=2, batch_size=16, lr=1e-3, limit_train=48, flip=True)
+    sizes = view_count(config.crop_padding, config.flip), 48, 10 if kind == "logits" else 64
+    table = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).half()
+
+    def trained(table: Tensor) -> list[EpochRecord]:
+        state, data = started(config), load(config, digits_storage)
+        return timeless(list(loop.train(state, data, config, TableTeacher(table, kind))))
+
+    records = trained(table)
+    assert all(math.isfinite(record.train_loss) and record.kd_loss for record in records)
+    assert trained(table) == records
+    assert trained(table.roll(1, 0))[0].kd_loss != records[0].kd_loss  # outputs of other views
+
+
 # Stopping and resuming.
 
 
@@ -387,6 +412,7 @@ WAYS: dict[str, dict[str, object]] = {
     "one batch, with a teacher": {"batch_size": 64, "method": "logit"},
     "even batches, held-out images": {"batch_size": 16, "holdout": 16},
     "a loss with parameters": {"batch_size": 24, "method": "fitnet", "options": (("stage", 3), ("weight", 1.0))},
+    "a learned temperature": {"batch_size": 24, "method": "ctkd"},
     "a loss with parameters of many kinds": {"batch_size": 24, "method": "vid", "options": (("weight", 1.0),)},
     "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
     "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
