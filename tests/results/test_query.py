@@ -317,7 +317,7 @@ def test_a_pivot_is_told_to_name_its_values(filled: Storage) -> None:
         ("SELECT CAST(method AS INT) FROM trials", "Could not convert"),
         ("SELECT CAST(if(range = 300000, 'x', '1') AS INT) FROM range(400000)", "Could not convert"),
         ("SELECT [TIMESTAMP 'infinity'] AS x", "column x cannot be shown"),
-        ("SELECT '\udcff'", "no text in UTF-8"),
+        ("SELECT '\udcff'", "not valid UTF-8"),
     ],
 )
 def test_what_duckdb_complains_of_is_one_message(sql: str, said: str, filled: Storage) -> None:
