@@ -206,7 +206,7 @@ class TestContract:
 
     def test_gradient(self, method: str, options: dict[str, Any]) -> None:
         if method == "wsld":
-            return  # its weights have no gradient, see test_soft_labels.py
+            return  # its weights have no gradient, see test_logits.py
         student, labels, teacher = random_batch(method)
         loss = build(method, **options)
         inputs = (student.logits, student.pooled, *student.maps)
@@ -240,10 +240,31 @@ class TestContract:
         if method not in RELATIONAL:
             torch.testing.assert_close(twice.total, once.total, rtol=1e-4, atol=1e-6)  # for the 1e-8 of dist
 
+    def test_no_value_decides_what_is_computed(self, method: str, options: dict[str, Any]) -> None:
+        # Tensors of the meta device have no values: reading one, a branch on one and a shape that depends on one fail.
+        # All of these would break the capture of a step as a CUDA graph, or wait for the device.
+        student, labels, teacher = (to_meta(each) for each in random_batch(method))
+        loss = build(method, **options)
+        if isinstance(loss, nn.Module):
+            loss.to("meta")
+        student = Student(student.logits.requires_grad_(), student.pooled, student.maps)
+        total = loss(student, labels, teacher, Progress(torch.tensor(1.0, device="meta"), 10)).total
+        total.backward()
+        assert total.is_meta and student.logits.grad is not None
+
     def test_stays_finite_for_large_logits(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
         large = Student(1e3 * student.logits, 1e3 * student.pooled, tuple(1e3 * each for each in student.maps))
         assert build(method, **options)(large, labels, teacher, NOWHERE).total.isfinite()
+
+
+def to_meta(outputs: Any) -> Any:
+    """A batch's outputs without their values."""
+    if isinstance(outputs, TeacherOutputs):
+        return TeacherOutputs(**{name: to_meta(getattr(outputs, name)) for name in TeacherOutputs.__slots__})
+    if isinstance(outputs, Student):
+        return Student(*map(to_meta, outputs))
+    return tuple(map(to_meta, outputs)) if isinstance(outputs, tuple) else outputs.to("meta")
 
 
 def repeat(outputs: Any) -> Any:
