@@ -7,13 +7,17 @@ tests it like the others.
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from orchestrator.models.family import Family, Number, Widths, count_basic_blocks
+from orchestrator.models import counts
+from orchestrator.models.counts import halve
+from orchestrator.models.family import Family, Number, Widths
 
 if TYPE_CHECKING:
     from orchestrator.models.base import Classifier
@@ -27,9 +31,24 @@ FAMILIES: Mapping[str, Family] = {
         title="ResNet{D}",
         variant="{D}",
         example="resnet_32_20",
-        numbers=(Number("D", "depth", 8, 1202, 6, "6n+2"),),
+        numbers=(Number("D", "depth", range(8, 1203, 6), "6n+2"),),
         widths=lambda depth: Widths((16, 16, 32, 64), 64),
-        multiply_adds=lambda depth, *image: count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
+        multiply_adds=lambda depth, *image: counts.count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
+        sides=lambda side: (side, side, halve(side), halve(side, 2)),
+    ),
+    # The field publishes these two widths, both with a stem of 8K channels.
+    "resnet_DxK": Family(
+        builder="orchestrator.models.resnet:build_wide",
+        form="resnet_{D}x{K}",
+        title="ResNet-{D}×{K}",
+        variant="{D}×{K}",
+        example="resnet_8x4",
+        numbers=(Number("D", "depth", range(8, 1203, 6), "6n+2"), Number("K", "width", (2, 4))),
+        widths=lambda depth, k: Widths((8 * k, 16 * k, 32 * k, 64 * k), 64 * k),
+        multiply_adds=lambda depth, k, *image: counts.count_basic_blocks(
+            (depth - 2) // 6, 8 * k, (16 * k, 32 * k, 64 * k), *image
+        ),
+        sides=lambda side: (side, side, halve(side), halve(side, 2)),
     ),
     "wrn": Family(
         builder="orchestrator.models.wrn:WideResNet",
@@ -37,11 +56,67 @@ FAMILIES: Mapping[str, Family] = {
         title="WRN-{D}-{K}",
         variant="{D}-{K}",
         example="wrn_16_2",
-        numbers=(Number("D", "depth", 10, 1000, 6, "6n+4"), Number("K", "width", 1, 32)),
+        numbers=(Number("D", "depth", range(10, 1001, 6), "6n+4"), Number("K", "width", range(1, 33))),
         widths=lambda depth, k: Widths((16, 16 * k, 32 * k, 64 * k), 64 * k),
-        multiply_adds=lambda depth, k, *image: count_basic_blocks(
+        multiply_adds=lambda depth, k, *image: counts.count_basic_blocks(
             (depth - 4) // 6, 16, (16 * k, 32 * k, 64 * k), *image
         ),
+        sides=lambda side: (side, side, halve(side), halve(side, 2)),
+    ),
+    "vgg": Family(
+        builder="orchestrator.models.vgg:VGG",
+        form="vgg_{D}",
+        title="VGG-{D}",
+        variant="{D}",
+        example="vgg_13",
+        numbers=(Number("D", "depth", tuple(counts.VGG_BLOCKS)),),
+        widths=lambda depth: Widths(counts.VGG_WIDTHS, counts.VGG_WIDTHS[-1]),
+        multiply_adds=counts.count_vgg,
+        sides=counts.vgg_sides,
+    ),
+    "resnet_50": Family(
+        builder="orchestrator.models.resnet_50:ResNet50",
+        form="resnet_50",
+        title="ResNet-50",
+        variant="ResNet-50",
+        example="resnet_50",
+        numbers=(),
+        widths=lambda: Widths((64, 256, 512, 1024, 2048), 2048),
+        multiply_adds=counts.count_resnet_50,
+        sides=lambda side: (side, side, halve(side), halve(side, 2), halve(side, 3)),
+    ),
+    "mobilenet_v2": Family(
+        builder="orchestrator.models.mobilenet_v2:MobileNetV2",
+        form="mobilenet_v2",
+        title="MobileNetV2",
+        variant="MobileNetV2",
+        example="mobilenet_v2",
+        numbers=(),
+        widths=lambda: Widths((16, 12, 16, 48, 160), 1280),
+        multiply_adds=counts.count_mobilenet_v2,
+        sides=lambda side: (halve(side), halve(side), halve(side, 2), halve(side, 3), halve(side, 4)),
+    ),
+    "shufflenet_v1": Family(
+        builder="orchestrator.models.shufflenet_v1:ShuffleNetV1",
+        form="shufflenet_v1",
+        title="ShuffleNetV1",
+        variant="ShuffleNetV1",
+        example="shufflenet_v1",
+        numbers=(),
+        widths=lambda: Widths((24, 240, 480, 960), 960),
+        multiply_adds=counts.count_shufflenet_v1,
+        sides=lambda side: (side, halve(side), halve(side, 2), halve(side, 3)),
+    ),
+    "shufflenet_v2": Family(
+        builder="orchestrator.models.shufflenet_v2:ShuffleNetV2",
+        form="shufflenet_v2",
+        title="ShuffleNetV2",
+        variant="ShuffleNetV2",
+        example="shufflenet_v2",
+        numbers=(),
+        widths=lambda: Widths((24, 116, 232, 464), 1024),
+        multiply_adds=counts.count_shufflenet_v2,
+        sides=lambda side: (side, halve(side), halve(side, 2), halve(side, 3)),
     ),
 }
 
@@ -72,15 +147,25 @@ def parse(name: str) -> ModelName:
     for key, family in FAMILIES.items():
         numbers = family.read(name)
         if numbers is not None:
-            wrong = [each for each, value in zip(family.numbers, numbers, strict=True) if not each.allows(value)]
+            wrong = [each for each, value in zip(family.numbers, numbers, strict=True) if value not in each.values]
             if not wrong:
                 return ModelName(key, numbers)
             values = [each.nearest(value) for each, value in zip(family.numbers, numbers, strict=True)]
             rules = "; ".join(each.describe() for each in wrong)
             raise ValueError(f"unknown model {name!r}; {rules} (did you mean {family.fill(family.form, values)}?)")
-    examples = [family.example for family in FAMILIES.values()]
-    nearest = [*difflib.get_close_matches(name, examples, n=1, cutoff=0.5), *examples][0]
-    raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {nearest}")
+    raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {_nearest(name)}")
+
+
+def _nearest(name: str) -> str:
+    """The most similar name: where some have all numbers of an unknown one, the most similar of these."""
+    lower = name.lower()
+    numbers = re.findall("[0-9]+", lower)
+
+    def similarity(other: str) -> tuple[bool, float]:
+        found = re.findall("[0-9]+", other)
+        return found[len(found) - len(numbers) :] == numbers, difflib.SequenceMatcher(None, lower, other).ratio()
+
+    return max((family.adopt(lower) for family in FAMILIES.values()), key=similarity)
 
 
 def build(name: str, num_classes: int) -> Classifier:
@@ -112,6 +197,11 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
     return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
 
 
+def sides(name: str, side: int) -> tuple[int, ...]:
+    """The sides of a model's maps for images of `side`² pixels; 0 where these are too small. ValueError: unknown."""
+    return FAMILIES[parse(name).family].sides(side)
+
+
 def deeper(name: str, blocks: int) -> str | None:
     """The model of the same family with `blocks` more blocks in each stage; None where there is none.
 
@@ -119,16 +209,30 @@ def deeper(name: str, blocks: int) -> str | None:
     """
     model = parse(name)
     family = FAMILIES[model.family]
-    # In every family with a depth, a step of it is one block more in each stage.
-    pairs = zip(family.numbers, model.numbers, strict=True)
-    numbers = [value + blocks * each.step if each.word == "depth" else value for each, value in pairs]
-    other = family.fill(family.form, numbers)
-    return other if other != name and all(map(Number.allows, family.numbers, numbers)) else None
+    # Where depths are a range, a step of it is one block more in each stage.
+    pairs = list(zip(family.numbers, model.numbers, strict=True))
+    steps = [each.values.step if each.word == "depth" and isinstance(each.values, range) else 0 for each, _ in pairs]
+    numbers = [value + blocks * step for (_, value), step in zip(pairs, steps, strict=True)]
+    allowed = all(value in each.values for each, value in zip(family.numbers, numbers, strict=True))
+    return family.fill(family.form, numbers) if allowed and numbers != list(model.numbers) else None
+
+
+def some_names(but_not: str = "") -> list[str]:
+    """Every name of the families with few models, and an example of each other family but one."""
+    found: list[str] = []
+    for key, family in FAMILIES.items():
+        if not any(isinstance(each.values, range) for each in family.numbers):
+            choices = itertools.product(*(each.values for each in family.numbers))
+            found += (family.fill(family.form, numbers) for numbers in choices)
+        elif key != but_not:
+            found.append(family.example)
+    return found
 
 
 def describe() -> str:
-    """The form of every name, for messages and docs, like `resnet_32_D with D = 6n+2`."""
-    return ", or ".join(family.describe() for family in FAMILIES.values())
+    """Every name that there is, for messages and docs, like `resnet_32_D (D = 6n+2)`."""
+    *others, last = (family.describe() for family in FAMILIES.values())
+    return f"{', '.join(others)} or {last}"
 
 
 def pattern() -> str:

@@ -54,6 +54,15 @@ class Classifier(Foldable):
         return copied
 
 
+class Chain(nn.Sequential, Foldable):
+    """Layers one after the other. A batch norm that directly follows a convolution is folded into it."""
+
+    def fold(self) -> None:
+        for index in range(1, len(self)):
+            if isinstance(self[index], nn.BatchNorm2d):
+                self[index - 1], self[index] = fold_norm(self[index - 1], self[index])
+
+
 def conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     """A 3×3 convolution that keeps the map's size at stride 1 and halves it at stride 2."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
@@ -69,6 +78,13 @@ def classify(features: Tensor, linear: nn.Linear, maps: tuple[Tensor, ...]) -> O
         return Outputs(linear(pooled), pooled, maps)
 
 
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """The same channels in another order: the first of each group, then the second of each, and so on."""
+    last = x.permute(0, 2, 3, 1)  # models are in this memory layout, and it is kept
+    shape = (*last.shape[:3], groups, -1)
+    return last.reshape(shape).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+
 def fold_norm(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Conv2d, nn.Identity]:
     """A convolution that includes the batch norm after it, and an identity that replaces the norm."""
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
@@ -76,9 +92,11 @@ def fold_norm(convolution: nn.Module, norm: nn.Module) -> tuple[nn.Conv2d, nn.Id
 
 
 def initialise(module: nn.Module) -> None:
-    """Draws a layer's weights: convolutions Kaiming normal (fan out), linear layers Xavier uniform with zero bias."""
+    """Draws a layer's weights: convolutions Kaiming normal (fan out), linear layers Xavier uniform; biases are zero."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -19,29 +19,31 @@ class Widths(NamedTuple):
 class Number:
     """A number in a model's name: `letter` stands for it in the name's form, `word` in messages.
 
-    Allowed are `least`, `least + step`, … up to `most`; `rule` states the same as a formula, like `6n+2`.
+    Allowed are `values`, in ascending order: a range, which `rule` may state as a formula like `6n+2`, or a few.
     """
 
     letter: str
     word: str
-    least: int
-    most: int
-    step: int = 1
+    values: Sequence[int]
     rule: str = ""
-
-    def allows(self, value: int) -> bool:
-        """Whether a model of the family may have this value."""
-        return self.least <= value <= self.most and (value - self.least) % self.step == 0
 
     def nearest(self, value: int) -> int:
         """The allowed value that is nearest to any whole number."""
-        nearest = self.least + round((value - self.least) / self.step) * self.step
-        return min(max(nearest, self.least), self.most)
+        return min(self.values, key=lambda allowed: abs(allowed - value))
 
     def describe(self) -> str:
         """Which values are allowed, for messages, like `depth must be 6n+2, from 8 to 1202`."""
+        if not isinstance(self.values, range):
+            return f"{self.word} must be {self.describe_values()}"
         rule = f"{self.rule}, " if self.rule else ""
-        return f"{self.word} must be {rule}from {self.least} to {self.most}"
+        return f"{self.word} must be {rule}from {self.values[0]} to {self.values[-1]}"
+
+    def describe_values(self) -> str:
+        """The values as a rule, like `6n+2` or `2 or 4`; empty for a range without one."""
+        if isinstance(self.values, range):
+            return self.rule
+        *others, last = map(str, self.values)
+        return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Family:
     `builder` is `module:attribute`. It is called with the numbers in the order of the form, then the number of classes,
     and returns a `base.Classifier`. `form`, `title` and `variant` have each number's letter in braces: the name in a
     study file (`wrn_{D}_{K}`), the name in tables and figures (`WRN-{D}-{K}`), and what of the title distinguishes
-    models of the family (`{D}-{K}`).
+    models of the family (`{D}-{K}`; the whole title where the family has one model alone).
 
     `widths` is called with the numbers. `multiply_adds` is called with the numbers, the number of classes and the
     images' side in pixels; it returns the multiply-accumulate operations of convolutions and linear layers in one
-    forward pass of one image.
+    forward pass of one image. `sides` is called with that side, and returns the sides of the model's maps.
     """
 
     builder: str
@@ -66,6 +68,7 @@ class Family:
     numbers: tuple[Number, ...]
     widths: Callable[..., Widths]
     multiply_adds: Callable[..., int]
+    sides: Callable[[int], tuple[int, ...]]
 
     def pattern(self, number: str = "[1-9][0-9]*") -> str:
         """A regular expression of the names, where each number is written as `number`; without ^ and $."""
@@ -76,30 +79,22 @@ class Family:
         match = re.fullmatch(self.pattern("([1-9][0-9]{0,8})"), name, re.ASCII)
         return tuple(map(int, match.groups())) if match else None
 
+    def adopt(self, name: str) -> str:
+        """The family's name that shares most numbers with a name of any form."""
+        found = re.findall("[0-9]+", name.removeprefix(self.form.partition("_{")[0]))
+        read = self.read(self.example) or ()
+        if not found or len(found) > len(read):
+            return self.example
+        numbers = [int(text[:9]) for text in found] + list(read[len(found) :])
+        return self.fill(self.form, [each.nearest(value) for each, value in zip(self.numbers, numbers, strict=True)])
+
     def fill(self, text: str, numbers: Sequence[int]) -> str:
         """One of the family's texts (form, title or variant) with the numbers of a model."""
         return text.format(**{each.letter: value for each, value in zip(self.numbers, numbers, strict=True)})
 
     def describe(self) -> str:
-        """The names as messages and docs write them, like `resnet_32_D with D = 6n+2`."""
+        """The names as messages and docs write them, like `resnet_32_D (D = 6n+2)`."""
         form = self.form.format(**{each.letter: each.letter for each in self.numbers})
-        rules = " and ".join(f"{each.letter} = {each.rule}" for each in self.numbers if each.rule)
-        return f"{form} with {rules}" if rules else form
-
-
-def count_basic_blocks(blocks: int, stem: int, widths: Sequence[int], num_classes: int, side: int) -> int:
-    """Multiply-accumulate operations of one forward pass of one image, for the CIFAR layout with basic blocks.
-
-    The layout: a 3×3 convolution from 3 to `stem` channels; a stage of `blocks` blocks per width, which halves the map
-    from the second stage on; a linear layer. A block is two 3×3 convolutions, and a 1×1 convolution beside them where
-    the number of channels changes.
-    """
-    total = 9 * 3 * stem * side**2
-    inputs = stem
-    for stage, width in enumerate(widths):
-        side = -(-side // 2) if stage else side
-        shortcut = inputs * width if inputs != width else 0
-        per_pixel = 9 * inputs * width + shortcut + 9 * width**2 * (2 * blocks - 1)
-        total += per_pixel * side**2
-        inputs = width
-    return total + inputs * num_classes
+        described = ((each.letter, each.describe_values()) for each in self.numbers)
+        rules = "; ".join(f"{letter} = {values}" for letter, values in described if values)
+        return f"{form} ({rules})" if rules else form

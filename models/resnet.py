@@ -1,4 +1,4 @@
-"""The CIFAR ResNet as in the field's code.
+"""The CIFAR ResNet as in the field's code, and its wider variants.
 
 The layers are those of He et al. 2015 (arXiv 1512.03385, section 4.2) except for the shortcuts. Where the shape
 changes, ours are projections, a 1×1 convolution with batch norm (the paper's option B); section 4.2 uses option A,
@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from orchestrator.models.base import Classifier, Foldable, Outputs, classify, conv3x3, fold_norm, initialise
 from orchestrator.models.family import Widths
-
-_STAGES = (16, 32, 64)  # the channels of each
 
 
 class BasicBlock(Foldable):
@@ -50,16 +48,19 @@ class ResNet(Classifier):
     Modules are named as in torchvision, so that weights files from elsewhere fit.
     """
 
-    def __init__(self, depth: int, num_classes: int) -> None:
+    def __init__(
+        self, depth: int, num_classes: int, stem: int = 16, channels: tuple[int, int, int] = (16, 32, 64)
+    ) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.widths = Widths((_STAGES[0], *_STAGES), _STAGES[-1])
-        self.conv1 = conv3x3(3, _STAGES[0], 1)
-        self.bn1: nn.Module = nn.BatchNorm2d(_STAGES[0])
-        self.layer1 = _stage(_STAGES[0], _STAGES[0], blocks)
-        self.layer2 = _stage(_STAGES[0], _STAGES[1], blocks)
-        self.layer3 = _stage(_STAGES[1], _STAGES[2], blocks)
-        self.fc = nn.Linear(_STAGES[-1], num_classes)
+        first, second, third = channels
+        self.widths = Widths((stem, *channels), third)
+        self.conv1 = conv3x3(3, stem, 1)
+        self.bn1: nn.Module = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(stem, first, blocks, 1)
+        self.layer2 = _stage(first, second, blocks, 2)
+        self.layer3 = _stage(second, third, blocks, 2)
+        self.fc = nn.Linear(third, num_classes)
         self.apply(initialise)
 
     def embed(self, images: Tensor) -> Outputs:
@@ -73,6 +74,11 @@ class ResNet(Classifier):
         self.conv1, self.bn1 = fold_norm(self.conv1, self.bn1)
 
 
-def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride=1 if inputs == outputs else 2)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
+def build_wide(depth: int, width: int, num_classes: int) -> ResNet:
+    """The variant whose stages have `width` times the channels, and whose stem has half those of the first stage."""
+    return ResNet(depth, num_classes, 8 * width, (16 * width, 32 * width, 64 * width))
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    later = (BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *later)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from orchestrator import models
 
 Shape = tuple[int, ...]
 _COUNTER = "num_batches_tracked"
-_BLOCK = re.compile(r"((?:layer|block)\d+)\.(?:layer\.)?(\d+)\.")  # stage and number, in torchvision and RepDistiller
+# Stage and number, in torchvision and RepDistiller. Layers that stand in a stage without blocks are no blocks.
+_BLOCK = re.compile(r"((?:layer|block)\d+)\.(?:layer\.)?(\d+)\.(?=\w+\.)")
 _SHORTCUT = re.compile(r"\.(?:downsample|convShortcut)\.")
-_OTHER_NAMES = {  # what other code bases call the same layers
-    "linear": "fc", "classifier": "fc", "head": "fc", "shortcut": "downsample", "skip": "downsample",
-}  # fmt: skip
+_SYNONYMS = (  # what code bases call the same layer
+    {"fc", "linear", "classifier", "head"}, {"downsample", "shortcut", "skip"},
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -33,6 +36,11 @@ class _Comparison:
     def stages(self) -> list[str]:
         """The model's stages, in order."""
         return _list_stages(self.expected)
+
+    @property
+    def head(self) -> str:
+        """The name of the model's last linear layer."""
+        return [name for name, shape in self.expected.items() if len(shape) == 2][-1].removesuffix(".weight")
 
     def list_missing(self) -> list[str]:
         """Names of the model that the file lacks."""
@@ -63,8 +71,31 @@ def find_mismatches(
         classes,
     )
     compared.explain(name for name in compared.list_missing() if name.endswith(_COUNTER))
+    if other := _find_other_model(compared):
+        return [f"these are weights of {other}"]
     found = [reason for check in _CHECKS if (reason := check(compared))]
     return found + list(_list_names(compared))
+
+
+def _find_other_model(compared: _Comparison) -> str:
+    """The model of another architecture whose weights these are, with its classes; empty where kdctl knows none."""
+    if not (compared.list_missing() or compared.list_unknown() or compared.list_reshaped()):
+        return ""
+    shapes = {name: shape for name, shape in compared.found.items() if not name.endswith(_COUNTER)}
+    for other in models.some_names(but_not=models.parse(compared.model).family):
+        own = _shapes_of(other)
+        *body, _, bias = own
+        if shapes.keys() == own.keys() and all(shapes[name] == own[name] for name in body):
+            return f"{other} with {(shapes[bias] or ('other',))[0]} classes"
+    return ""
+
+
+@lru_cache(64)
+def _shapes_of(model: str) -> dict[str, Shape]:
+    """The shapes of a model for 2 classes; those of its last layer, which depend on them, come last."""
+    with torch.device("meta"):
+        state = models.build(model, 2).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(_COUNTER)}
 
 
 def _list_names(compared: _Comparison) -> Iterable[str]:
@@ -78,13 +109,15 @@ def _list_names(compared: _Comparison) -> Iterable[str]:
 
 def _check_names(compared: _Comparison) -> str:
     """Layers under the names of another code base. Later checks compare them under the model's names."""
+    own_words = {part for name in compared.expected for part in name.split(".")}
+    others = {word: own for synonyms in _SYNONYMS for own in synonyms & own_words for word in synonyms - own_words}
     renamed = {}
     for name in compared.list_unknown():
-        parts = [_OTHER_NAMES.get(part, part) for part in name.split(".")]
+        parts = [others.get(part, part) for part in name.split(".")]
         if (own := ".".join(parts)) in compared.expected and own not in compared.found:
             renamed[name] = own
-    words = {word: _OTHER_NAMES[word] for name in renamed for word in name.split(".") if word in _OTHER_NAMES}
-    if not all(f"{word}.weight" in compared.found for word in words if words[word] == "fc"):
+    words = {word: others[word] for name in renamed for word in name.split(".") if word in others}
+    if not all(f"{word}.weight" in compared.found for word in words if words[word] == compared.head):
         return ""
     for name, own in renamed.items():
         compared.found[own] = compared.found.pop(name)
@@ -98,24 +131,25 @@ def _check_architecture(compared: _Comparison) -> str:
     if not found or set(found) & set(compared.stages):
         return ""
     names = [*compared.list_missing(), *compared.list_unknown(), *compared.list_reshaped()]
-    compared.explain(name for name in names if not name.startswith("fc."))
-    return f"it has another architecture: its stages are {', '.join(found)}, expected {', '.join(compared.stages)}"
+    compared.explain(name for name in names if not name.startswith(f"{compared.head}."))
+    expected = ", ".join(compared.stages) or "layers of other names"
+    return f"it has another architecture: its stages are {', '.join(found)}, expected {expected}"
 
 
 def _check_stem(compared: _Comparison) -> str:
-    found, expected = compared.found.get("conv1.weight"), compared.expected["conv1.weight"]
-    if found is None or len(found) != 4 or found[2:] == expected[2:]:
+    found, expected = compared.found.get("conv1.weight"), compared.expected.get("conv1.weight")
+    if found is None or expected is None or len(found) != 4 or found[2:] == expected[2:]:
         return ""
     compared.explain(["conv1.weight"])
-    sizes = f"{found[2]}×{found[3]}, as in ResNets for ImageNet, expected {expected[2]}×{expected[3]}"
-    return f"its first convolution is {sizes}"
+    imagenet = ", as in ResNets for ImageNet" if found[2] == 7 else ""
+    return f"its first convolution is {found[2]}×{found[3]}{imagenet}, expected {expected[2]}×{expected[3]}"
 
 
 def _check_blocks(compared: _Comparison) -> str:
     """Bottlenecks, or a fourth stage: another kind of ResNet, whose other differences add nothing."""
     names = compared.list_unknown()
     stages = sorted(set(_list_stages(names)) - set(compared.stages))
-    is_bottleneck = any(_BLOCK.match(name) and name.endswith(".conv3.weight") for name in names)
+    is_bottleneck = _has_bottlenecks(names) and not _has_bottlenecks(compared.expected)
     if not stages and not is_bottleneck:
         return ""
     compared.explain(
@@ -123,6 +157,10 @@ def _check_blocks(compared: _Comparison) -> str:
     )
     listed = [f"it has {', '.join(stages)}, expected {len(compared.stages)} stages"] if stages else []
     return ", and ".join([*listed, *(["blocks of three convolutions, expected two"] if is_bottleneck else [])])
+
+
+def _has_bottlenecks(names: Iterable[str]) -> bool:
+    return any(_BLOCK.match(name) and name.endswith(".conv3.weight") for name in names)
 
 
 def _check_depth(compared: _Comparison) -> str:
@@ -174,9 +212,10 @@ def _check_widths(compared: _Comparison) -> str:
     expected = [compared.expected[name][0] for name in first]
     if len(found) != len(expected) or found == expected:
         return ""
-    shapes = [name for name in compared.list_reshaped() if not name.startswith("fc.bias")]
-    classes = compared.found.get("fc.weight")
-    compared.explain(name for name in shapes if name != "fc.weight" or not classes or classes[0] == compared.classes)
+    shapes = [name for name in compared.list_reshaped() if not name.startswith(f"{compared.head}.bias")]
+    head = f"{compared.head}.weight"
+    classes = compared.found.get(head)
+    compared.explain(name for name in shapes if name != head or not classes or classes[0] == compared.classes)
     # Whether the first stage needs a shortcut with weights follows from its width.
     shortcuts = (name for name in (*compared.list_missing(), *compared.list_unknown()) if _SHORTCUT.search(name))
     compared.explain(name for name in shortcuts if name.startswith(compared.stages[0]) and _is_in_first_block(name))
@@ -189,12 +228,12 @@ def _is_in_first_block(name: str) -> bool:
 
 
 def _check_classes(compared: _Comparison) -> str:
-    found, expected = compared.found.get("fc.weight"), compared.expected["fc.weight"]
+    weight, bias = f"{compared.head}.weight", f"{compared.head}.bias"
+    found, expected = compared.found.get(weight), compared.expected[weight]
     if not found or found[0] == compared.classes:
         return ""
-    bias = compared.found.get("fc.bias")
-    compared.explain(["fc.weight", *(["fc.bias"] if bias == (found[0],) else [])])
-    detail = f"fc.weight has shape {found}, expected {expected}"
+    compared.explain([weight, *([bias] if compared.found.get(bias) == (found[0],) else [])])
+    detail = f"{weight} has shape {found}, expected {expected}"
     return f"it is built for {found[0]:,} classes, the dataset has {compared.classes} ({detail})"
 
 
@@ -210,6 +249,6 @@ def _check_shortcuts(compared: _Comparison) -> str:
 
 
 _CHECKS: tuple[Callable[[_Comparison], str], ...] = (
-    _check_names, _check_architecture, _check_stem, _check_blocks, _check_depth, _check_shortcuts, _check_widths,
-    _check_classes,
+    _check_names, _check_architecture, _check_stem, _check_blocks, _check_depth, _check_shortcuts,
+    _check_widths, _check_classes,
 )  # fmt: skip

@@ -468,9 +468,18 @@ def _compare_axes(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterat
     yield from _check_methods(experiment)
     yield from _check_options(experiment)
     yield from _check_widths(experiment)
-    yield from _check_images(_override(recipe, experiment.axes), datasets)
+    axes = _override(recipe, experiment.axes)
+    yield from _check_images(axes, datasets)
+    students = experiment.axes.get("student", ())
+    yield from _check_sides(students, datasets)
+    yield from _check_single_pixels(axes, students, datasets)
     for teacher in experiment.teachers:
-        yield from _check_images(_override_teacher(recipe, experiment, teacher), datasets)
+        axes = _override_teacher(recipe, experiment, teacher)
+        yield from _check_images(axes, datasets)
+        students = teacher.axes.get("model", ())
+        yield from _check_sides(students, datasets)
+        if "weights" not in teacher.axes:
+            yield from _check_single_pixels(axes, students, datasets)
         for stated in teacher.axes.get("dataset", ()):
             for dataset in datasets:
                 if stated.value != dataset.value:
@@ -577,6 +586,33 @@ def _check_images(axes: Mapping[str, Axis], datasets: Axis) -> Iterator[Fault]:
                 if holdout.value >= images:
                     message = f"found {holdout.value:,} of {images:,} training images; leave some to train on"
                     yield holdout.fault(message)
+
+
+def _check_sides(students: Axis, datasets: Axis) -> Iterator[Fault]:
+    """Models whose last map has no pixel left of the images."""
+    for model, dataset in itertools.product(students, datasets):
+        side = facts_of(dataset.value).side
+        if not models.sides(model.value, side)[-1]:
+            least = next(larger for larger in itertools.count(side) if models.sides(model.value, larger)[-1])
+            yield model.fault(
+                f"{dataset.value} has {side} pixels a side, and {model.value} needs at least {least}; use another model"
+            )
+
+
+def _check_single_pixels(axes: Mapping[str, Axis], students: Axis, datasets: Axis) -> Iterator[Fault]:
+    """Batches of one image where a batch norm sees one pixel of it: it has nothing to compute a variance from."""
+    for model, dataset in itertools.product(students, datasets):
+        facts = facts_of(dataset.value)
+        limits = {min(limit.value or facts.train, facts.train) for limit in axes["limit_train"]}
+        trained = {limit - holdout.value for limit, holdout in itertools.product(limits, axes["holdout"])}
+        for batch in axes["batch_size"] if models.sides(model.value, facts.side)[-1] == 1 else ():
+            single = [images for images in trained if images % batch.value == 1 or batch.value == 1]
+            if single:
+                yield batch.fault(
+                    f"found {batch.value}; of {single[0]:,} images it leaves one for the last batch, and the batch "
+                    f"norms of {model.value} cannot train on the single pixel that it keeps of one image; use another "
+                    "batch_size"
+                )
 
 
 def _find_warnings(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:

@@ -33,7 +33,7 @@ experiments:
   # The student alone, to compare with.
   - method: base
     dataset: {dataset}
-    student: resnet_32_8 # resnet_32_D with D = 6n+2: 8, 14, 20, 32, 44, 56, 110
+    student: resnet_32_8 # resnet_32_D (D = 6n+2): 8, 14, 20, 32, 44, 56, 110
     seed: [0, 1, 2] # a list is an axis, and axes multiply: three runs. Add 3, and one more is trained.
 
   # The same student with a teacher, which is trained first, once for all its students.

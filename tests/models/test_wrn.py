@@ -65,7 +65,7 @@ def test_forward_agrees_with_functional_ops(name: str, blocks: int) -> None:
     [
         ("wrn_41_2", r"depth must be 6n\+4, from 10 to 1000 \(did you mean wrn_40_2\?\)"),
         ("wrn_38_33", r"depth must be .*; width must be from 1 to 32 \(did you mean wrn_40_32\?\)"),
-        ("wrn_40", r"models are .*wrn_D_K with D = 6n\+4; write a name like wrn_16_2"),
+        ("wrn_40", r"models are .*wrn_D_K \(D = 6n\+4\), .*; write a name like wrn_40_2"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:

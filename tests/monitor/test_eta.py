@@ -72,7 +72,7 @@ def test_a_live_teacher_costs_a_third_of_training_it() -> None:
 
 def test_models_that_this_version_does_not_know_are_no_guide_to_others() -> None:
     known, unknown = planned(0, epochs=1), planned(1)
-    unknown = replace(unknown, config=replace(unknown.config, student="vgg_13"))
+    unknown = replace(unknown, config=replace(unknown.config, student="vit_13"))
     event = launch(known, unknown)
     assert estimate(status_after(event, started(known, 0), epoch(known, 1, 1), ended(known, 1)), at(1)) == Eta(0, None)
     assert estimate(status_after(event, started(unknown, 0), epoch(unknown, 1, 1)), at(1)) == Eta(9, None)

@@ -241,9 +241,11 @@ def test_a_file_that_does_not_fit_is_explained(tmp_path: Path, kind: str) -> Non
         ("wrn_16_2", r": these are weights of wrn_16_2, not wrn_10_2: block1\.1, block2\.1, block3\.1 are extra; give"),
         ("wrn_10_1", r": its stages have 16, 32, 64 channels, expected 32, 64, 128; give"),
         (
-            "resnet_32_20",
+            "resnet_32_14",
             r": it has another architecture: its stages are layer1, layer2, layer3, expected block1, .*; give",
         ),
+        ("resnet_32_20", r" with 10 classes: these are weights of resnet_32_20 with 10 classes; give"),
+        ("vgg_11", r": these are weights of vgg_11 with 10 classes; give"),
     ],
 )
 def test_weights_of_a_wide_network_are_explained_too(tmp_path: Path, model: str, words: str) -> None:
@@ -252,6 +254,26 @@ def test_weights_of_a_wide_network_are_explained_too(tmp_path: Path, model: str,
         weights.load_weights(tmp_path / "t.pth", "wrn_10_2", 10, CPU)
     loaded = weights.load_weights(tmp_path / "t.pth", model, 10, CPU)
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in fresh(0, model).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "found", "words"),
+    [
+        ("vgg_8", fresh(0, "vgg_8", 7).state_dict(), ": these are weights of vgg_8 with 7 classes; give"),
+        ("vgg_8", STATE, "; it has another architecture: its stages are layer1, .*, expected layers of other names; "),
+        (
+            "resnet_50",
+            torchvision.models.resnet50().state_dict(),
+            ": some layers have other names: rename .*; its first convolution is 7×7, .* built for 1,000 classes",
+        ),
+        ("shufflenet_v1", STATE, ": some layers have other names: rename fc to linear; its first convolution is 3×3, "),
+        ("mobilenet_v2", STATE, ": it has another architecture: "),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_other_families(tmp_path: Path, model: str, found: Saved, words: str) -> None:
+    torch.save(found, tmp_path / "t.pth")
+    with pytest.raises(TeacherError, match=words):
+        weights.load_weights(tmp_path / "t.pth", model, 10, CPU)
 
 
 def test_a_folder_and_an_archive_of_something_else(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_value_type_accepts(value_type: ValueType, value: Any, expected: Any) 
         (Boolean(), 1, "found the number 1; expected true or false"),
         (Choice(("auto", "live")), "Live", "did you mean live?"),
         (Choice(("auto", "live")), [], "found an empty list; expected one of auto, live"),
-        (ModelValue(), "resnet_32_08", "unknown model 'resnet_32_08'; models are resnet_32_D with D = 6n+2"),
+        (ModelValue(), "resnet_32_08", "unknown model 'resnet_32_08'; models are resnet_32_D (D = 6n+2)"),
         (ModelValue(), "resnet_32_²", "unknown model"),
         (ModelValue(), "resnet_32_7", "did you mean resnet_32_8?"),
         (ModelValue(), 20, "found the number 20; expected the name of a model"),

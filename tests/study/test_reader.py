@@ -108,7 +108,7 @@ BROKEN = [
     ("unknown dataset", base().replace("digits", "cifar-10"), "4:12", f"{E0}.dataset", "did you mean cifar10?"),
     ("depth", base().replace("_8", "_21"), "5:12", f"{E0}.student", "from 8 to 1202 (did you mean resnet_32_20?)"),
     ("too deep", base().replace("_8", "_9999"), "5:12", f"{E0}.student", "did you mean resnet_32_1202?"),
-    ("unknown family", base().replace("resnet_32_8", "vgg_16"), "5:12", f"{E0}.student", "unknown model 'vgg_16'"),
+    ("unknown family", base().replace("resnet_32_8", "vit_16"), "5:12", f"{E0}.student", "unknown model 'vit_16'"),
     ("model a number", base().replace("resnet_32_8", "20"), "5:12", f"{E0}.student", "write it like resnet_32_20"),
     ("no student", base().replace("  student: resnet_32_8\n", ""), "3:3", f"{E0}.student", "key 'student' is missing"),
     # Entries of tables with their options.
@@ -224,6 +224,20 @@ BROKEN = [
         "6:47",
         f"{E0}.teacher.crop_padding",
         "found 9; digits has 8 pixels a side",
+    ),
+    (
+        "one image of one pixel",
+        base("batch_size: [16, 15]").replace("resnet_32_8", "vgg_8"),
+        "6:16",
+        f"{E0}.batch_size[0]",
+        "found 16; of 1,297 images it leaves one for the last batch, and the batch norms of vgg_8 cannot train on the",
+    ),
+    (
+        "one image of one pixel, by its teacher",
+        logit("teacher: {model: shufflenet_v1, batch_size: 1}"),
+        "6:47",
+        f"{E0}.teacher.batch_size",
+        "found 1; of 1,297 images it leaves one for the last batch, and the batch norms of shufflenet_v1 cannot train",
     ),
     # Too many trials.
     (

@@ -97,7 +97,7 @@ BROKEN: dict[str, Change] = {
     "no method": lambda data: data["experiments"][0].pop("method"),
     "an unknown method": lambda data: data["experiments"][0].update(method="kd"),
     "an unknown dataset": lambda data: data["experiments"][0].update(dataset="mnist"),
-    "another kind of model": lambda data: data["experiments"][0].update(student="vgg_16"),
+    "another kind of model": lambda data: data["experiments"][0].update(student="vit_16"),
     "an empty axis": lambda data: data["experiments"][0].update(seed=[]),
     "a negative seed": lambda data: data["experiments"][0].update(seed=-1),
     "a grid that is no list": lambda data: data["experiments"][0].update(seed={"grid": 1}),
