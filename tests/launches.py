@@ -25,7 +25,7 @@ LONG = """\
 study: long
 recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 1, flip: false}
 experiments:
-  - {method: base, dataset: digits, student: resnet_32_8, epochs: 250}
+  - {method: base, dataset: digits, student: resnet_32_8, epochs: EPOCHS}
   - {method: base, dataset: digits, student: resnet_32_8, seed: [1, 2]}
 resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
 """
@@ -96,9 +96,9 @@ def states(folder: Path) -> dict[str, State]:
     return {row.trial_id: row.state for row in store.read_trials(Storage.at(folder / "runs"))}
 
 
-def make_folder(digits: Storage, folder: Path) -> Path:
-    """A folder with the study LONG and a storage that holds digits."""
-    (folder / "study.yaml").write_text(LONG)
+def make_folder(digits: Storage, folder: Path, epochs: int = 120) -> Path:
+    """A folder with the study LONG, whose first trial has so many epochs, and a storage that holds digits."""
+    (folder / "study.yaml").write_text(LONG.replace("EPOCHS", str(epochs)))
     shutil.copytree(Path(digits.backend.address) / "datasets", folder / "runs" / "datasets")
     return folder
 

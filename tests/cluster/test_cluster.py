@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,33 @@ pytestmark = [
 
 STUDY = """\
 study: long
-recipe: {epochs: 100, limit_train: 256, limit_test: 100, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
+recipe: {epochs: 100, limit_train: 128, limit_test: 100, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}
 resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
 """
 
 
+# Ray asks a node now and then whether it lives, and gives up one that did not answer five times in a row.
+HEALTH = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
+
+
 @pytest.fixture
 def cluster() -> Iterator[dict[str, Any]]:
     """A head that trains nothing and two nodes of one core: its address, and the node processes' ids."""
     command = [sys.executable, str(Path(__file__).parents[1] / "cluster.py"), "2"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with (
+        # Where no other test finds it; a short path, as those of sockets are.
+        tempfile.TemporaryDirectory(prefix="kc-", dir="/tmp", ignore_cleanup_errors=True) as short,
+        subprocess.Popen(
+            command,
+            env={**os.environ, **HEALTH, "RAY_TMPDIR": short},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as process,
+    ):
         assert process.stdin and process.stdout
         try:
             yield json.loads(process.stdout.readline())

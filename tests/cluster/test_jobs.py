@@ -36,7 +36,7 @@ from orchestrator.study.reader import load_study
 
 STUDY = """\
 study: far.away
-recipe: {epochs: 200, limit_train: 256, limit_test: 100, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
+recipe: {epochs: 200, limit_train: 128, limit_test: 100, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, seed: 0}
 resources: {gpus_per_trial: 0, checkpoint_seconds: 0}

@@ -57,7 +57,7 @@ def test_ctrl_c_stops_and_the_same_command_resumes(folder: Path) -> None:
     assert len(find_noise(stopped)) == 2 and stopped.left == set()  # why it stopped, and how to resume
     (row,) = store.read_trials(Storage.at(folder / "runs"))
     assert row.state is State.STOPPED
-    assert row.error and re.fullmatch(r"stopped in epoch \d+ of 250; the same command resumes it from there", row.error)
+    assert row.error and re.fullmatch(r"stopped in epoch \d+ of 120; the same command resumes it from there", row.error)
 
     assert any("resumes in epoch" in text for text in finish_inline(folder))
     assert list(states(folder).values()) == [State.FINISHED] * 3

@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
 ]
 
+EPOCHS = 200  # so that the trial is met three times while it trains
 # Columns that depend on a clock, a launch or the executor; all others must be exactly equal.
 MAY_DIFFER = {"seconds", "images_per_second", "start_time", "end_time", "ray_version", "resumed", "error"}
 
@@ -32,7 +33,7 @@ def numbers(folder: Path) -> list[str]:
 def test_a_killed_worker_a_dead_raylet_and_a_dead_gcs_cost_no_trial(
     digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = make_folder(digits_storage, tmp_path_factory.mktemp("launch"))
+    folder = make_folder(digits_storage, tmp_path_factory.mktemp("launch"), EPOCHS)
     events = [
         (": epoch 1/", kill_trainers(folder)),
         ("resumes in epoch", kill_raylet),
@@ -49,6 +50,6 @@ def test_a_killed_worker_a_dead_raylet_and_a_dead_gcs_cost_no_trial(
     assert [row.state for row in rows] == [State.FINISHED] * 3
     assert max(row.resumed for row in rows) >= 3
 
-    undisturbed = make_folder(digits_storage, tmp_path_factory.mktemp("undisturbed"))
+    undisturbed = make_folder(digits_storage, tmp_path_factory.mktemp("undisturbed"), EPOCHS)
     finish_inline(undisturbed)
     assert numbers(folder) == numbers(undisturbed)
