@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from orchestrator.losses.base import Loss, Shapes
 
 
@@ -94,8 +96,9 @@ class Method:
 
     `needs` returns which outputs of the teacher it uses with given options: some of `logits`, `pooled` and `maps`, or
     none if it has no teacher. `builder` is `module:attribute`, called with the options as keywords. A loss that
-    `has_parameters` is an `nn.Module`, and its builder also gets the `Shapes` of student and teacher. `mismatch`
-    states why a student of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
+    `has_parameters` is an `nn.Module`, and its builder also gets the `Shapes` of student and teacher; one that also
+    `has_memory` of the training images gets their labels [N] (int64) as well. `mismatch` states why a student of one
+    width cannot learn from a teacher of another, and how to fix it; "" where it can.
 
     The docs print the rest: the `formula` of the loss in plain text, with the names of the options; the `source`, like
     `arXiv 1503.02531`; and where the published code differs from the paper, which of the two this is (`variant`).
@@ -106,6 +109,7 @@ class Method:
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
     has_parameters: bool = False
+    has_memory: bool = False
     mismatch: Callable[[Options, Widths, Widths], str] = lambda options, student, teacher: ""
     formula: str = field(kw_only=True)
     source: str = field(kw_only=True)
@@ -396,6 +400,29 @@ METHODS: Mapping[str, Method] = {
         variant="As in the field's code, which goes back to that of the authors. The paper compares the matrices of a "
         "kernel between all images of a batch, and draws batches with several images of a class.",
     ),
+    "crd": Method(
+        "orchestrator.losses.crd:ContrastiveRepresentation",
+        "cross-entropy + contrast of an image's pooled features with those of images of other classes "
+        "(arXiv 1910.10699)",
+        {
+            "weight": Option(0.8, "weight of the contrast"),
+            "negatives": Option(16384, "K: the images of other classes that an image is told from", least=1, most=1e6),
+            "temperature": Option(0.07, "T: what cosines are divided by", least=0.02),
+            "memory_momentum": Option(0.5, "share that the memory of an image keeps when the image is seen", most=1),
+        },
+        _needs_pooled,
+        has_parameters=True,
+        has_memory=True,
+        formula="CE(z, y) + weight * (contrast(student's, teacher's memory) + contrast(teacher's, student's memory))\n"
+        "contrast = mean over images of -log(P(own)/(P(own) + c)) - sum over K rows of log(c/(P(row) + c))\n"
+        "P(row) = exp(<embedding, row> / T) / Z; c = K / number of training images; K = negatives; T = temperature\n"
+        "embedding = 128 linear outputs of the pooled features, divided by their norm\n"
+        "Z = mean of exp(<embedding, row> / T) in the first batch * number of training images\n"
+        "an image's own row becomes normalised (memory_momentum * row + (1 - memory_momentum) * embedding)",
+        source="arXiv 1910.10699",
+        variant="As in the published code, except that kdctl draws the negatives of an image with replacement, which "
+        "changes no mean.",
+    ),
     "at": Method(
         "orchestrator.losses.maps:AttentionTransfer",
         "cross-entropy + squared difference of every stage's attention maps (arXiv 1612.03928)",
@@ -471,11 +498,18 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options: float | str | bool) -> Loss:
+def build(
+    method: str,
+    shapes: tuple[Shapes, Shapes] | None = None,
+    labels: Tensor | None = None,
+    /,
+    **options: float | str | bool,
+) -> Loss:
     """The loss of a method; options that are not given are at their defaults.
 
     `shapes` are those of student and teacher, which a method with parameters needs; these are drawn from torch's global
-    generator. Raises ValueError for an unknown method or option, and for shapes that the method cannot compare.
+    generator. `labels` are those of the training images, on the CPU, which a method with a memory needs. Raises
+    ValueError for an unknown method or option, and for shapes that the method cannot compare.
     """
     facts = METHODS.get(method)
     if facts is None:
@@ -485,6 +519,13 @@ def build(method: str, shapes: tuple[Shapes, Shapes] | None = None, /, **options
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(facts.options)}")
     module, attribute = facts.builder.split(":")
     builder: Callable[..., Loss] = getattr(import_module(module), attribute)
-    if facts.has_parameters and shapes is None:
-        raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
-    return builder(*(shapes if facts.has_parameters and shapes else ()), **{**facts.defaults(), **options})
+    arguments: list[Shapes | Tensor] = []
+    if facts.has_parameters:
+        if shapes is None:
+            raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
+        arguments += shapes
+    if facts.has_memory:
+        if labels is None:
+            raise ValueError(f"method {method!r} has a memory; build it with the labels of the training images")
+        arguments.append(labels)
+    return builder(*arguments, **{**facts.defaults(), **options})

@@ -35,11 +35,13 @@ class StudentOutputs(Protocol):
 class TeacherOutputs:
     """A teacher's outputs for the same batch: those that the method needs, with shapes as in `StudentOutputs`.
 
-    Any other raises AttributeError.
+    Any other raises AttributeError. `index` [B] (int64) is there for every method with a teacher: the numbers of the
+    batch's images among the training images.
     """
 
-    __slots__ = ("logits", "maps", "pooled")
+    __slots__ = ("index", "logits", "maps", "pooled")
 
+    index: Tensor
     logits: Tensor
     pooled: Tensor
     maps: tuple[Tensor, ...]

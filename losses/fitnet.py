@@ -6,14 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs
+from orchestrator.losses.maps import pool_to_smaller
 
 
 class FitNet(nn.Module):
     """Cross-entropy + weight · mean((r(student's map) − teacher's map)²), both maps of the same stage.
 
     r is a trained 1×1 convolution with batch norm and ReLU, from the student's channels to the teacher's. The paper
-    first trains the student on the hint alone; here both terms train together. `stage` counts
-    from 1, and 0 is the stem; both models have it, see `METHODS`.
+    first trains the student on the hint alone; here both terms train together. `stage` counts from 1, and 0 is the
+    stem; both models have it, see `METHODS`. Of two sizes, the larger map is pooled to the smaller, where the field's
+    code has a convolution with a stride.
     """
 
     ce_weight = 1.0
@@ -30,5 +32,6 @@ class FitNet(nn.Module):
     ) -> LossTerms:
         ce = F.cross_entropy(student.logits, labels)
         hint = teacher.maps[self.stage]
-        kd = self.weight * F.mse_loss(self.regressor(student.maps[self.stage].to(hint.dtype)), hint)
+        own, hint = pool_to_smaller(student.maps[self.stage].to(hint.dtype), hint)
+        kd = self.weight * F.mse_loss(self.regressor(own), hint)
         return LossTerms(ce + kd, ce, kd)

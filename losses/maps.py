@@ -22,10 +22,11 @@ from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs
 def _pair_stages(student: StudentOutputs, teacher: TeacherOutputs) -> Iterator[tuple[Tensor, Tensor]]:
     """The maps of each stage of student and teacher, in the teacher's dtype and of one size."""
     for own, taught in zip(student.maps[1:], teacher.maps[1:], strict=False):
-        yield _to_smaller(own.to(taught.dtype), taught)
+        yield pool_to_smaller(own.to(taught.dtype), taught)
 
 
-def _to_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def pool_to_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps, of which the larger is average-pooled to the size of the smaller."""
     size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
     first, second = (each if each.shape[2:] == size else F.adaptive_avg_pool2d(each, size) for each in (first, second))
     return first, second
@@ -167,5 +168,5 @@ class SolutionFlow:
 
 def _flows(maps: Sequence[Tensor]) -> Iterator[Tensor]:
     for each in itertools.pairwise(maps):
-        lower, upper = (pooled.flatten(2) for pooled in _to_smaller(*each))
+        lower, upper = (pooled.flatten(2) for pooled in pool_to_smaller(*each))
         yield upper @ lower.mT / lower.shape[2]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class _Attempt:
             yield from _warn_if_guessing(self._tested.acc, title_of(config.dataset), images)
             return model
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
-        state = TrainingState.start(model, self._build_loss(classes), config)
+        state = TrainingState.start(model, self._build_loss(images, classes), config)
         yield from self._resume(state)
         state.teacher_mode = self._job.trial.teacher_cache
         self._row = _with_recipe(self._row, arithmetic=state.compute_dtype)
@@ -249,13 +249,14 @@ class _Attempt:
         self._lease.check()
         store.write_trial(self._storage, row)
 
-    def _build_loss(self, classes: int) -> Loss:
-        config = self._job.trial.config
+    def _build_loss(self, images: Data, classes: int) -> Loss:
+        config, labels = self._job.trial.config, images.train.labels.cpu()
         shapes = None
         if config.teacher is not None:
             shapes = _describe_shapes(config.student, classes), _describe_shapes(config.teacher.student, classes)
         options = dict(config.options)
-        return build_seeded(lambda: losses.build(config.method, shapes, **options), config.seed, self._device, LOSS)
+        build = partial(losses.build, config.method, shapes, labels, **options)
+        return build_seeded(build, config.seed, self._device, LOSS)
 
     def _open_teacher(self, images: Data) -> Teacher:
         trial = self._job.trial

@@ -27,7 +27,7 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutputs:
         outputs = self.model.embed(batch.images)
-        return TeacherOutputs(**{name: getattr(outputs, name) for name in self.needs})
+        return TeacherOutputs(index=batch.index, **{name: getattr(outputs, name) for name in self.needs})
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TableTeacher:
     kind: str
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        return TeacherOutputs(**{self.kind: self.table[batch.view, batch.index].float()})
+        return TeacherOutputs(index=batch.index, **{self.kind: self.table[batch.view, batch.index].float()})
 
 
 class HostTable:
@@ -63,4 +63,4 @@ class HostTable:
         self._now.copy_(self._next)
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        return TeacherOutputs(**{self.kind: self._now[batch.position].float()})
+        return TeacherOutputs(index=batch.index, **{self.kind: self._now[batch.position].float()})

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from orchestrator import codec, models
+from orchestrator import codec, losses, models
 from orchestrator.data import tensors
 from orchestrator.errors import DataError, DivergedError, StorageError, TeacherError
 from orchestrator.execution import attempt
@@ -41,7 +41,7 @@ MEASURED = {"seconds", "images_per_second", "start_time", "end_time"}  # what di
 def job_of(config: TrialConfig, storage: Storage, cache: str = "live", weights: Path | None = None) -> Job:
     """A job as a launch makes it."""
     teacher_id = config.teacher.trial_id() if config.teacher else None
-    answers = str(dict(config.options).get("match", "logits"))
+    answers = [*losses.METHODS[config.method].needs(dict(config.options)), "logits"][0]
     images = (config.limit_train or 1297) - config.holdout
     table = teacher_id and cache == "table" and TableKey(teacher_id, answers, config.crop_padding, config.flip, images)
     planned = PlannedTrial(
@@ -106,6 +106,8 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "logit, pooled": ("table", {"method": "logit", "options": (("ce_weight", 1.0), ("match", "pooled"))}),
     "st, live": ("live", {"method": "st", "options": (("temperature", 4.0),)}),
     "st, table": ("table", {"method": "st", "options": (("temperature", 2.0),)}),
+    "crd, table": ("table", {"method": "crd", "options": (("negatives", 100),)}),
+    "reviewkd, live": ("live", {"method": "reviewkd"}),
 }
 
 

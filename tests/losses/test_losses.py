@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -104,13 +105,14 @@ def random_batch(method: str = "base") -> tuple[Student, Tensor, TeacherOutputs]
     logits, pooled, taught, taught_pooled = (draw(width) for width in (4, 6, 4, 6))
     labels = torch.randint(4, (5,), generator=generator)
     maps, taught_maps = (tuple(draw(width, 2, 2) for width in shapes.maps) for shapes in shapes_of(method))
-    return Student(logits, pooled, maps), labels, TeacherOutputs(logits=taught, pooled=taught_pooled, maps=taught_maps)
+    teacher = TeacherOutputs(index=torch.arange(5), logits=taught, pooled=taught_pooled, maps=taught_maps)
+    return Student(logits, pooled, maps), labels, teacher
 
 
 def build(method: str, **options: Any) -> Loss:
     """A loss in float64, with the same parameters at every call."""
     torch.manual_seed(0)
-    loss = losses.build(method, shapes_of(method), **options)
+    loss = losses.build(method, shapes_of(method), random_batch()[1], **options)
     return loss.double() if isinstance(loss, nn.Module) else loss
 
 
@@ -148,7 +150,11 @@ def variants() -> list[Any]:
     for method, facts in losses.METHODS.items():
         found.append(pytest.param(method, {}, id=method))
         for name, option in facts.options.items():
-            numbers = (1, 2) if isinstance(option.default, int) else (option.least + option.exclusive / 2, 2.5)
+            numbers = (
+                (1, 2)
+                if isinstance(option.default, int)
+                else (option.least + option.exclusive / 2, min(2.5, option.most))
+            )
             values = option.choices or ((False, True) if isinstance(option.default, bool) else numbers)
             found += [pytest.param(method, {name: value}, id=f"{method}-{name}={value}") for value in values]
     return found
@@ -180,8 +186,9 @@ class TestContract:
         recording = RecordingOutputs(teacher)
         build(method, **options)(student, labels, recording, NOWHERE)
         facts = losses.METHODS[method]
-        assert recording.names == set(facts.needs({**facts.defaults(), **options}))
+        assert recording.names - {"index"} == set(facts.needs({**facts.defaults(), **options}))
         assert facts.has_teacher == bool(recording.names)
+        assert facts.has_memory == ("index" in recording.names)
 
     def test_total_is_the_stated_combination(self, method: str, options: dict[str, Any]) -> None:
         student, labels, teacher = random_batch(method)
@@ -209,12 +216,14 @@ class TestContract:
             return  # its weights have no gradient, see test_logits.py
         student, labels, teacher = random_batch(method)
         loss = build(method, **options)
+        loss(student, labels, teacher, NOWHERE)  # a first batch may set constants, through which no gradient goes
         inputs = (student.logits, student.pooled, *student.maps)
 
         def total(logits: Tensor, pooled: Tensor, *maps: Tensor) -> Tensor:
             # Adding zero times everything keeps each an input, whatever the method uses.
             unused = 0 * sum(each.sum() for each in (logits, pooled, *maps))
-            return loss(Student(logits, pooled, maps), labels, teacher, NOWHERE).total + unused
+            again = copy.deepcopy(loss)  # which may remember what it has seen
+            return again(Student(logits, pooled, maps), labels, teacher, NOWHERE).total + unused
 
         assert torch.autograd.gradcheck(total, tuple(each.requires_grad_() for each in inputs), fast_mode=True)
 
@@ -232,7 +241,7 @@ class TestContract:
         student, labels, teacher = random_batch(method)
         loss = build(method, **options)
         once = loss(student, labels, teacher, NOWHERE)
-        twice = loss(
+        twice = build(method, **options)(
             Student(*map(repeat, student)), torch.cat([labels, labels]),
             TeacherOutputs(**{name: repeat(getattr(teacher, name)) for name in TeacherOutputs.__slots__}), NOWHERE,
         )  # fmt: skip
@@ -375,6 +384,7 @@ def test_defaults_are_the_published_ones() -> None:
         "rkd": {"weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
         "pkt": {"weight": 30000.0},
         "cc": {"weight": 0.02},
+        "crd": {"weight": 0.8, "negatives": 16384, "temperature": 0.07, "memory_momentum": 0.5},
         "at": {"weight": 1000.0},
         "sp": {"weight": 3000.0},
         "nst": {"weight": 50.0},

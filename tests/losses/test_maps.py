@@ -211,7 +211,7 @@ def test_vid_gradient_of_its_parameters() -> None:
     assert torch.autograd.gradcheck(kd, tuple(loss.parameters()), fast_mode=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "fitnet"])
 def test_gradient_of_maps_of_other_sizes(method: str) -> None:
     student, teacher = (draw((2, 3), (2, 4), (3, 2), seed=seed, images=2) for seed in (1, 2))
     teacher = tuple(each[..., :2, :2] for each in teacher)

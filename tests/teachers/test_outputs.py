@@ -110,7 +110,7 @@ def test_table_has_the_outputs_of_the_teacher(taught: Taught, answers: str, flip
     for epoch in (1, 2, 3):
         for batch in batches_of(taught.data, config, epoch):
             stored, computed = table(batch), live(batch)
-            assert names(stored) == names(computed) == {answers}
+            assert names(stored) == names(computed) == {"index", answers}
             found, expected = getattr(stored, answers), getattr(computed, answers)
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=HALF, atol=1e-5)
@@ -128,7 +128,8 @@ def test_live_teacher_is_in_eval_mode(taught: Taught) -> None:
     batch = batches_of(taught.data, taught.config)[0]
     found = LiveTeacher(model, ("logits", "maps"))(batch)
     expected = taught.model.embed(batch.images)
-    assert torch.equal(found.logits, expected.logits) and names(found) == {"logits", "maps"}
+    assert torch.equal(found.logits, expected.logits) and names(found) == {"index", "logits", "maps"}
+    assert torch.equal(found.index, batch.index)
     assert all(torch.equal(one, other) for one, other in zip(found.maps, expected.maps, strict=True))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert names(outputs.no_teacher(batch)) == set()

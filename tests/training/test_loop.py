@@ -54,8 +54,8 @@ def started(config: TrialConfig) -> TrainingState:
 
 
 def loss_of(config: TrialConfig) -> Loss:
-    shapes = Shapes(10, 64, (16, 16, 32, 64))
-    build = partial(losses.build, config.method, (shapes, shapes), **dict(config.options))
+    shapes, labels = Shapes(10, 64, (16, 16, 32, 64)), torch.arange(config.limit_train or 128) % 10
+    build = partial(losses.build, config.method, (shapes, shapes), labels, **dict(config.options))
     return build_seeded(build, config.seed, CPU, LOSS)
 
 
@@ -279,7 +279,12 @@ def test_every_method_trains(digits_storage: Storage, make_config: MakeConfig, m
     name = next(name for name in ("wrn_10_2", "wrn_10_1") if not facts.mismatch(options, student, models.widths(name)))
     widths = models.widths(name)
     shapes = Shapes(10, student.pooled, student.maps), Shapes(10, widths.pooled, widths.maps)
-    loss = build_seeded(partial(losses.build, method, shapes, **options), config.seed, CPU, LOSS)
+    loss = build_seeded(
+        partial(losses.build, method, shapes, load(config, digits_storage).train.labels, **options),
+        config.seed,
+        CPU,
+        LOSS,
+    )
     taught = build_seeded(lambda: models.build(name, 10), 1, CPU).eval()
     state = TrainingState.start(fresh(config), loss, config)
     before = {
@@ -344,13 +349,17 @@ class Training:
         self.config, self.data = config, load(config, storage)
         generator = torch.Generator().manual_seed(3)
         targets = torch.randn(len(self.data.train), 10, generator=generator)
+        pooled = torch.randn(len(self.data.train), 64, generator=generator)
         sizes = ((16, 8), (16, 8), (32, 4), (64, 2))
         maps = [torch.randn(width, side, side, generator=generator) for width, side in sizes]
 
         def teacher(batch: Batch) -> TeacherOutputs:
             shift = batch.view[:, None]
             return TeacherOutputs(
-                logits=targets[batch.index] + shift, maps=tuple(each * (1 + shift[..., None, None]) for each in maps)
+                index=batch.index,
+                logits=targets[batch.index] + shift,
+                pooled=pooled[batch.index],
+                maps=tuple(each * (1 + shift[..., None, None]) for each in maps),
             )
 
         self.teacher = no_teacher if config.method == "base" else teacher
@@ -414,6 +423,7 @@ WAYS: dict[str, dict[str, object]] = {
     "a loss with parameters": {"batch_size": 24, "method": "fitnet", "options": (("stage", 3), ("weight", 1.0))},
     "a learned temperature": {"batch_size": 24, "method": "ctkd"},
     "a loss with parameters of many kinds": {"batch_size": 24, "method": "vid", "options": (("weight", 1.0),)},
+    "a loss with a memory": {"batch_size": 24, "method": "crd", "options": (("negatives", 100),)},
     "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
     "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
     "all of it, and more": {
