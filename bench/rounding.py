@@ -41,7 +41,7 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
     images = tensors.load(replace(teacher, limit_train=key.images, limit_test=None, holdout=0), storage, device)
     live = LiveTeacher(load_teacher(teacher, storage, device), (key.outputs,))
     stored = torch.from_numpy(np.load(storage.backend.local_path(storage.table(key)), mmap_mode="c"))
-    padded = ViewSpace(key.crop_padding, key.flip).pad(images.train.pixels)
+    padded = ViewSpace(key.crop_padding, key.flip, key.padding).pad(images.train.pixels)
     differences, outputs = [], []
     for view in range(key.views):
         for index in torch.arange(key.images, device=device).split(BATCH):

@@ -89,6 +89,7 @@ class TrialConfig:
     optimizer_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
     schedule: str = field(default="steps", metadata=OMIT_DEFAULT)
     schedule_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    padding: str = field(default="reflect", metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
@@ -122,6 +123,9 @@ def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
 
 
+PADDINGS = ("reflect", "zero")  # what surrounds an image before the random crop
+
+
 def view_count(crop_padding: int, flip: bool) -> int:
     """V = 2·(2p+1)² views of an image with flips, half of it without."""
     return (2 if flip else 1) * (2 * crop_padding + 1) ** 2
@@ -136,6 +140,7 @@ class TableKey:
     crop_padding: int
     flip: bool
     images: int
+    padding: str = field(default="reflect", metadata=OMIT_DEFAULT)
 
     @property
     def views(self) -> int:
@@ -145,7 +150,8 @@ class TableKey:
     @property
     def name(self) -> str:
         """A file name, unique among the tables of one teacher."""
-        return f"{self.outputs}-p{self.crop_padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
+        padding = "" if self.padding == "reflect" else f"-{self.padding}"
+        return f"{self.outputs}-p{self.crop_padding}{padding}-{'flip' if self.flip else 'noflip'}-n{self.images}"
 
     @classmethod
     def parse(cls, teacher_id: str, name: str) -> TableKey | None:
@@ -153,11 +159,12 @@ class TableKey:
         match = _TABLE_NAME.fullmatch(name)
         if not match:
             return None
-        key = cls(teacher_id, match[1], int(match[2]), match[3] == "flip", int(match[4]))
+        outputs, crop_padding, padding, flip, images = match.groups("reflect")
+        key = cls(teacher_id, outputs, int(crop_padding), flip == "flip", int(images), padding)
         return key if key.name == name else None  # numbers may begin with zeros
 
 
-_TABLE_NAME = re.compile(r"([a-z]+)-p(\d{1,9})-(flip|noflip)-n(\d{1,9})")
+_TABLE_NAME = re.compile(r"([a-z]+)-p(\d{1,9})(?:-(zero))?-(flip|noflip)-n(\d{1,9})")
 
 
 def is_trial_id(text: str) -> bool:
@@ -202,7 +209,7 @@ def _check_recipe(found: Any) -> None:
 _RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "crop_padding", "limit_train", "limit_test", "holdout"), (int,)),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma"), (float, int)),
-    **dict.fromkeys(("precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
+    **dict.fromkeys(("padding", "precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
     **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
 }
 

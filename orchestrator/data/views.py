@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from orchestrator.records import view_count
 
@@ -14,12 +15,13 @@ from orchestrator.records import view_count
 class ViewSpace:
     """Every augmented version of a square image: V = flips · (2p+1)², p the crop padding.
 
-    View v is offset (v % (2p+1), v // (2p+1) % (2p+1)) in (columns, rows) of the image padded by reflection, and is
-    flipped left to right if v // (2p+1)² is 1.
+    View v is offset (v % (2p+1), v // (2p+1) % (2p+1)) in (columns, rows) of the padded image, and is flipped left to
+    right if v // (2p+1)² is 1. The `padding` is a reflection of the image (`reflect`), or black pixels (`zero`).
     """
 
     crop_padding: int
     flip: bool
+    padding: str = "reflect"
 
     @property
     def size(self) -> int:
@@ -29,6 +31,8 @@ class ViewSpace:
     def pad(self, images: Tensor) -> Padded:
         """Prepares uint8 images [N, 3, S, S] for `Padded.take`."""
         side, p = images.shape[-1], self.crop_padding
+        if self.padding == "zero":
+            return Padded(F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous(), side, self)
         line = (torch.arange(-p, side + p, device=images.device)).abs()
         line = torch.where(line < side, line, 2 * (side - 1) - line)  # reflects without repeating the edge
         pixels = images.permute(0, 2, 3, 1)[:, line[:, None], line[None, :]]
@@ -37,7 +41,7 @@ class ViewSpace:
 
 @dataclass(frozen=True)
 class Padded:
-    """Images with their reflected border, uint8 [N, S+2p, S+2p, 3], on the device that trains."""
+    """Images with a border, uint8 [N, S+2p, S+2p, 3], on the device that trains."""
 
     pixels: Tensor
     side: int

@@ -50,12 +50,17 @@ DIFFERENCES = (
     "it dropped the last, smaller batch of every epoch and of the test: 9,984 of the 10,000 test images count",
 )
 
+# Settings that a recipe leaves out where they have these values, which are also the note's.
+_OMITTED: Mapping[str, Any] = {
+    "optimizer": "sgd", "optimizer_options": {}, "schedule": "steps", "schedule_options": {}, "padding": "reflect",
+}  # fmt: skip
+
 # These settings come closest to the note's, for both teachers and students. They are here and not in a study file,
 # because editing a study file must not change what its runs are compared with.
 RECIPE: Mapping[str, Any] = {
     "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
     "gamma": 0.1, "crop_padding": 4, "flip": True, "limit_train": None, "limit_test": None, "holdout": 0,
-    "weights": None,
+    "weights": None, **_OMITTED,
 }  # fmt: skip
 OPTIONS: Mapping[str, Any] = {"ce_weight": 1.0, "match": "pooled"}
 CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the recipe of experiments.yaml"
@@ -63,10 +68,10 @@ CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the rec
 
 def describe_differences(row: TrialRecord) -> str:
     """The settings of a run or of its teacher that differ from the closest settings; empty if none does."""
-    recipe = row.recipe
+    recipe = {**_OMITTED, **row.recipe}
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
     found = list(_compare({**RECIPE, **OPTIONS}, own, ""))
-    return "; ".join(found + list(_compare(RECIPE, recipe.get("teacher") or {}, "teacher.")))
+    return "; ".join(found + list(_compare(RECIPE, {**_OMITTED, **(recipe.get("teacher") or {})}, "teacher.")))
 
 
 def _compare(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -76,6 +81,8 @@ def _compare(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str) ->
 
 
 def _format_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_format_value(each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):
         return " and ".join(map(str, value)) or "none"
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

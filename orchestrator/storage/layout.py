@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator import codec
 from orchestrator.errors import StorageError
 from orchestrator.machine import paths
-from orchestrator.records import TableKey, is_trial_id
+from orchestrator.records import PADDINGS, TableKey, is_trial_id
 from orchestrator.storage.backend import Folder, StorageBackend
 
 _OUTPUTS = ("logits", "pooled")
@@ -205,7 +205,7 @@ def _parse_table_key(facts: Any) -> TableKey | None:
     """The key in the facts of a table; None if no plan could have made it."""
     try:
         key = codec.decode(TableKey, facts["key"])
-        is_sound = is_trial_id(key.teacher_id) and key.outputs in _OUTPUTS
+        is_sound = is_trial_id(key.teacher_id) and key.outputs in _OUTPUTS and key.padding in PADDINGS
         return key if is_sound and key.crop_padding >= 0 and key.images > 0 else None
     except (TypeError, KeyError, codec.CodecError):
         return None

@@ -13,6 +13,7 @@ from orchestrator import losses, models
 from orchestrator.data.registry import DATASETS
 from orchestrator.losses import Option
 from orchestrator.machine import paths
+from orchestrator.records import PADDINGS
 from orchestrator.study.document import Node
 from orchestrator.text import nearest, shorten
 from orchestrator.training.optimizers import OPTIMIZERS
@@ -364,7 +365,10 @@ TRAINING_KEYS: Mapping[str, Key] = {
         default_doc="at half and three quarters of the epochs",
     ),
     "gamma": Key(Number(0, 1e6, exclusive=True), "what lr is multiplied by at each milestone", 0.1),
-    "crop_padding": Key(Integer(0, 1024), "pixels of reflected border before the random crop", 4),
+    "crop_padding": Key(Integer(0, 1024), "pixels of border before the random crop", 4),
+    "padding": Key(
+        Choice(PADDINGS), "what the border is: a reflection of the image (reflect), or black (zero)", "reflect"
+    ),
     "flip": Key(Boolean(), "flip half of the images left to right", True),
     "precision": Key(
         Choice(("auto", "float32", "bfloat16")),

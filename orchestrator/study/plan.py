@@ -268,6 +268,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         optimizer_options=_drop_defaults(optimizer, trainer.options),
         schedule=schedule.name,
         schedule_options=_drop_defaults(schedule, SCHEDULES[schedule.name].options),
+        padding=settings["padding"] if settings["crop_padding"] else "reflect",
     )
 
 
@@ -294,7 +295,7 @@ def _find_table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | N
         return None
     facts = facts_of_trial(config)
     images = (config.limit_train or facts.train) - config.holdout
-    return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images)
+    return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images, config.padding)
 
 
 def _decide_teacher_mode(

@@ -145,7 +145,7 @@ class _ChunkOutputs:
         self._key = key
         self._model = model.folded()
         self._data = data
-        self._padded = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels)
+        self._padded = ViewSpace(key.crop_padding, key.flip, key.padding).pad(data.train.pixels)
         self._check = check
 
     @torch.inference_mode()
@@ -178,7 +178,7 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
     generator = torch.Generator().manual_seed(secrets.randbits(63))  # different pairs in every check
     index = torch.randint(key.images, (_SAMPLE,), generator=generator).to(device)
     view = torch.randint(key.views, (_SAMPLE,), generator=generator).to(device)
-    sampled = ViewSpace(key.crop_padding, key.flip).pad(data.train.pixels[index])
+    sampled = ViewSpace(key.crop_padding, key.flip, key.padding).pad(data.train.pixels[index])
     images = data.normalise(sampled.take(torch.arange(_SAMPLE, device=device), view))
     batch = Batch(images, data.train.labels[index], index, view, index)
     live = getattr(LiveTeacher(model, (key.outputs,))(batch), key.outputs)

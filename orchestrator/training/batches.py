@@ -59,7 +59,7 @@ class EpochBatches:
         count, device = len(data.train), data.train.labels.device
         self._data = data
         self._config = config
-        self._padded = ViewSpace(config.crop_padding, config.flip).pad(data.train.pixels)
+        self._padded = ViewSpace(config.crop_padding, config.flip, config.padding).pad(data.train.pixels)
         self._order = torch.zeros(count, dtype=torch.int64, device=device)
         self._views = torch.zeros(count, dtype=torch.int64, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)

@@ -71,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "schedule": "cosine",
     "schedule_options": (("warmup", 5),),
     "folder": FOLDER,
+    "padding": "zero",
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -103,6 +104,7 @@ CONFIGS = st.builds(
     schedule=WORD,
     schedule_options=OPTIONS,
     folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
+    padding=WORD,
 )
 
 
@@ -135,6 +137,7 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "optimizer_options",
         "schedule",
         "schedule_options",
+        "padding",
     }
     changed = replace(STUDENT, schedule="cosine")
     assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}
@@ -219,8 +222,13 @@ def test_views_of_a_table(padding: int, flip: bool, views: int) -> None:
 def test_tables_of_one_teacher_have_names_of_their_own() -> None:
     key = TableKey("t", "logits", 4, True, 100)
     assert key.name == "logits-p4-flip-n100"
-    changes: list[dict[str, Any]] = [{"outputs": "pooled"}, {"crop_padding": 3}, {"flip": False}, {"images": 99}]
-    assert len({key.name, *(replace(key, **change).name for change in changes)}) == 5
+    changes: list[dict[str, Any]] = [
+        {"outputs": "pooled"}, {"crop_padding": 3}, {"flip": False}, {"images": 99}, {"padding": "zero"}
+    ]  # fmt: skip
+    assert len({key.name, *(replace(key, **change).name for change in changes)}) == 6
+    zero = replace(key, padding="zero")
+    assert zero.name == "logits-p4-zero-flip-n100" and TableKey.parse("t", zero.name) == zero
+    assert TableKey.parse("t", key.name) == key and TableKey.parse("t", "logits-p4-reflect-flip-n100") is None
 
 
 # States and failures, whose names stand in rows.

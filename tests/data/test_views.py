@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision import transforms
 
 from orchestrator.data.views import ViewSpace
-from orchestrator.records import TableKey
+from orchestrator.records import PADDINGS, TableKey
 
 
 def random_images(count: int, side: int, seed: int = 0) -> Tensor:
@@ -19,12 +20,15 @@ def random_images(count: int, side: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
-def reference(image: NDArray[np.uint8], view: int, padding: int) -> NDArray[np.uint8]:
+def reference(image: NDArray[np.uint8], view: int, padding: int, mode: str = "reflect") -> NDArray[np.uint8]:
     """One view of one image [3, S, S], computed slowly."""
     side, span = image.shape[-1], 2 * padding + 1
     flip, offset = divmod(view, span * span)
     row, column = divmod(offset, span)
-    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+    padded = np.zeros((3, side + 2 * padding, side + 2 * padding), np.uint8)
+    if mode == "reflect":
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+    padded[:, padding : padding + side, padding : padding + side] = image
     crop = padded[:, row : row + side, column : column + side]
     return crop[:, :, ::-1] if flip else crop
 
@@ -47,16 +51,33 @@ def test_centre_is_the_image(padding: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(side=st.integers(2, 9), padding=st.integers(0, 4), flip=st.booleans(), seed=st.integers(0, 2**32))
-def test_every_view_against_the_reference(side: int, padding: int, flip: bool, seed: int) -> None:
+@given(
+    side=st.integers(2, 9),
+    padding=st.integers(0, 4),
+    flip=st.booleans(),
+    mode=st.sampled_from(PADDINGS),
+    seed=st.integers(0, 2**32),
+)
+def test_every_view_against_the_reference(side: int, padding: int, flip: bool, mode: str, seed: int) -> None:
     padding = min(padding, side - 1)  # reflection allows no more
-    space = ViewSpace(padding, flip)
+    space = ViewSpace(padding, flip, mode)
     images = random_images(2, side, seed)
     padded = space.pad(images)
     views = torch.arange(space.size)
     for number, image in enumerate(images.numpy()):
-        expected = np.stack([reference(image, view, padding) for view in range(space.size)])
+        expected = np.stack([reference(image, view, padding, mode) for view in range(space.size)])
         np.testing.assert_array_equal(padded.take(torch.full_like(views, number), views).numpy(), expected)
+
+
+def test_zero_padding_equals_the_random_crops_of_torchvision() -> None:
+    images = random_images(1, 8)
+    space = ViewSpace(2, True, "zero")
+    taken = space.pad(images).take(torch.zeros(space.size, dtype=torch.int64), torch.arange(space.size))
+    crop = transforms.Compose([transforms.RandomCrop(8, padding=2), transforms.RandomHorizontalFlip()])
+    pil = transforms.functional.to_pil_image(images[0])
+    torch.manual_seed(0)
+    drawn = {np.asarray(crop(pil)).transpose(2, 0, 1).tobytes() for _ in range(1000)}
+    assert drawn == {view.contiguous().numpy().tobytes() for view in taken}
 
 
 def test_all_views_of_an_image_differ() -> None:

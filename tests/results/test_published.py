@@ -235,6 +235,9 @@ def test_a_cut_recipe_is_named(runs: Storage) -> None:
         ({"holdout": 5000}, "holdout 5000, not 0"),
         ({"weights": "ab"}, "weights ab, not unset"),
         ({"flip": False}, "flip false, not true"),
+        ({"padding": "zero"}, "padding zero, not reflect"),
+        ({"schedule": "cosine"}, "schedule cosine, not steps"),
+        ({"optimizer_options": {"beta1": 0.5}}, "optimizer_options beta1=0.5, not none"),
     ],
 )
 def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], said: str) -> None:

@@ -27,6 +27,7 @@ KEYS = st.builds(
     crop_padding=st.integers(0, 40),
     flip=st.booleans(),
     images=st.integers(1, 50_000),
+    padding=st.sampled_from(["reflect", "zero"]),
 )
 
 
@@ -147,7 +148,8 @@ NEARLY = st.fixed_dictionaries(
         "crop_padding": st.integers(-3, 4) | st.integers() | JSON,
         "flip": st.booleans() | JSON,
         "images": st.integers(-2, 9) | st.integers() | JSON,
-    }
+    },
+    optional={"padding": st.sampled_from(["reflect", "zero", "..", "a/b", ""]) | JSON},
 )
 
 
@@ -159,6 +161,7 @@ NEARLY = st.fixed_dictionaries(
 @example({"key": {**encode_key(KEY), "images": 5e4}})
 @example({"key": {**encode_key(KEY), "flip": 1}})
 @example({"key": {**encode_key(KEY), "answers": "maps"}})
+@example({"key": {**encode_key(KEY), "padding": "../zero"}})
 @example({"key": {**encode_key(KEY), "teacher_id": "0123456789ab\n"}})
 def test_no_facts_lead_out_of_the_tables(storage: Storage, facts: Any) -> None:
     write_table(storage, KEY)
@@ -175,7 +178,7 @@ def test_no_facts_lead_out_of_the_tables(storage: Storage, facts: Any) -> None:
 def assert_below(storage: Storage, key: TableKey) -> None:
     """A key as a plan makes it, whose names lie below the folder of tables."""
     kinds = [type(getattr(key, name)) for name in TableKey.__slots__]
-    assert kinds == [str, str, int, bool, int]
+    assert kinds == [str, str, int, bool, int, str]
     for name in (storage.table(key), storage.table_facts(key)):
         assert PurePosixPath(name).parent == PurePosixPath("teachers", key.teacher_id)
         assert ".." not in PurePosixPath(name).parts

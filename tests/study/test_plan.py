@@ -143,6 +143,10 @@ def test_settings_that_cannot_matter_change_no_id(plan_of: Planner, change: dict
     assert ids(plan_of(STUDENT | change)) == ids(plan_of(STUDENT))
 
 
+def test_padding_matters_only_where_there_is_a_border(plan_of: Planner) -> None:
+    assert ids(plan_of(STUDENT, crop_padding=0, padding="zero")) == ids(plan_of(STUDENT, crop_padding=0))
+
+
 def test_gamma_matters_only_with_milestones(plan_of: Planner) -> None:
     assert ids(plan_of(STUDENT, milestones=[], gamma=0.5)) == ids(plan_of(STUDENT, milestones=[]))
     assert not ids(plan_of(STUDENT, gamma=0.5)) & ids(plan_of(STUDENT))
@@ -178,6 +182,7 @@ CHANGES: dict[str, Any] = {
     "match": "pooled",
     "optimizer": "adamw",
     "schedule": "cosine",
+    "padding": "zero",
 }
 
 

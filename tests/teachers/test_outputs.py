@@ -57,8 +57,8 @@ class Taught:
     model: Classifier
     data: Data
 
-    def key(self, answers: str = "logits", flip: bool = False) -> TableKey:
-        return TableKey(self.config.trial_id(), answers, 1, flip, 128)
+    def key(self, answers: str = "logits", flip: bool = False, padding: str = "reflect") -> TableKey:
+        return TableKey(self.config.trial_id(), answers, 1, flip, 128, padding)
 
     def open(self, key: TableKey) -> TableTeacher:
         return tables.open_table(key, self.config, self.data, self.storage, CPU)
@@ -100,13 +100,13 @@ def taught(storage: Storage, make_config: MakeConfig, trained: Classifier) -> Ta
 
 
 @pytest.mark.parametrize("answers", ["logits", "pooled"])
-@pytest.mark.parametrize("flip", [False, True])
-def test_table_has_the_outputs_of_the_teacher(taught: Taught, answers: str, flip: bool) -> None:
-    key = taught.key(answers, flip)
+@pytest.mark.parametrize(("flip", "padding"), [(False, "reflect"), (True, "reflect"), (True, "zero")])
+def test_table_has_the_outputs_of_the_teacher(taught: Taught, answers: str, flip: bool, padding: str) -> None:
+    key = taught.key(answers, flip, padding)
     table, live = taught.open(key), LiveTeacher(taught.model, (answers,))
     assert table.table.shape == (key.views, 128, {"logits": 10, "pooled": 64}[answers])
     assert table.table.dtype == torch.float16
-    config = replace(taught.config, flip=flip)
+    config = replace(taught.config, flip=flip, padding=padding)
     for epoch in (1, 2, 3):
         for batch in batches_of(taught.data, config, epoch):
             stored, computed = table(batch), live(batch)
