@@ -29,7 +29,7 @@ def _key_table(known: Mapping[str, Key]) -> str:
 
 
 def _options(options: Mapping[str, losses.Option]) -> str:
-    return ", ".join(f"`{name}: {option.default}`" for name, option in options.items()) or "-"
+    return ", ".join(f"`{name}: {fields.option_key(each).default_text()}`" for name, each in options.items()) or "-"
 
 
 def _choice_table(title: str, entries: Mapping[str, Optimizer] | Mapping[str, ScheduleFacts]) -> str:

@@ -239,6 +239,9 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
     method, optimizer, schedule = (settings[name] for name in ("method", "optimizer", "schedule"))
     trainer = OPTIMIZERS[optimizer.name]
     epochs = settings["epochs"]
+    momentum = settings["momentum"] if trainer.has_momentum else None
+    if not momentum:
+        optimizer = replace(optimizer, options=tuple(each for each in optimizer.options if each[0] != "nesterov"))
     milestones: tuple[int, ...] = ()
     if SCHEDULES[schedule.name].has_milestones:
         milestones = tuple(m for m in settings.get("milestones", fields.default_milestones(epochs)) if m < epochs)
@@ -250,7 +253,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         epochs=epochs,
         batch_size=settings["batch_size"],
         lr=settings.get("lr", trainer.lr),
-        momentum=settings["momentum"] if trainer.has_momentum else None,
+        momentum=momentum,
         weight_decay=settings.get("weight_decay", trainer.weight_decay),
         milestones=milestones,
         gamma=settings["gamma"] if milestones else 1.0,

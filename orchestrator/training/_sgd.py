@@ -9,6 +9,9 @@ from torch.nn import Parameter
 from torch.optim import SGD
 
 
-def build(parameters: Iterable[Parameter], *, lr: float | Tensor, weight_decay: float, momentum: float) -> SGD:
-    """Torch's SGD, in one kernel for all parameters."""
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+def build(
+    parameters: Iterable[Parameter], *, lr: float | Tensor, weight_decay: float, momentum: float, nesterov: bool
+) -> SGD:
+    """Torch's SGD, in one kernel for all parameters; `nesterov` has no effect without momentum."""
+    nesterov = nesterov and momentum > 0
+    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)

@@ -33,7 +33,14 @@ class Optimizer:
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
-    "sgd": Optimizer("orchestrator.training._sgd:build", "SGD with momentum", 0.1, 1e-4, has_momentum=True),
+    "sgd": Optimizer(
+        "orchestrator.training._sgd:build",
+        "SGD with momentum",
+        0.1,
+        1e-4,
+        has_momentum=True,
+        options={"nesterov": Option(False, "take the gradient where the momentum leads: Nesterov's momentum")},
+    ),
     "adamw": Optimizer(
         "orchestrator.training._adamw:build",
         "Adam with decoupled weight decay (arXiv 1711.05101)",

@@ -68,6 +68,7 @@ SLOW = replace(TEACHER, lr=0.05)
         (from_file(), f"base weights={FILE[:12]}"),
         (replace(DEFAULT, milestones=(30,)), "base milestones=30"),
         (replace(DEFAULT, padding="zero"), "base padding=zero"),
+        (replace(DEFAULT, optimizer_options=(("nesterov", True),)), "base optimizer=sgd:nesterov=true"),
         (student(padding="zero"), "st padding=zero teacher.padding=reflect"),
         (replace(DEFAULT, milestones=(), gamma=1.0), "base milestones=none"),
         (replace(DEFAULT, epochs=60, milestones=(30, 45)), "base epochs=60"),
@@ -124,6 +125,7 @@ OPTIMIZERS_AND_SCHEDULES: list[dict[str, Any]] = [
     {},
     {"optimizer": "adamw", "momentum": None, "lr": 1e-3, "weight_decay": 0.01},
     {"optimizer": "adamw", "momentum": None, "optimizer_options": (("beta1", 0.8),)},
+    {"optimizer_options": (("nesterov", True),)},
     {"schedule": "cosine", **NO_MILESTONES},
     {"schedule": "cosine", "schedule_options": (("warmup", 5),), **NO_MILESTONES},
 ]

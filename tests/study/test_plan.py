@@ -250,6 +250,13 @@ def test_options_with_default_values_do_not_change_the_trial(plan_of: Planner) -
     assert not ids(plan_of(STUDENT, **{**same, "schedule": {"cosine": {"warmup": 1}}})) & plain
 
 
+def test_nesterov_matters_only_with_momentum(plan_of: Planner) -> None:
+    nesterov = {"optimizer": {"sgd": {"nesterov": True}}}
+    assert not ids(plan_of(STUDENT, **nesterov)) & ids(plan_of(STUDENT))
+    assert ids(plan_of(STUDENT, **nesterov, momentum=0)) == ids(plan_of(STUDENT, momentum=0))
+    assert ids(plan_of(STUDENT, optimizer={"sgd": {"nesterov": False}})) == ids(plan_of(STUDENT))
+
+
 def test_a_cosine_has_no_milestones(plan_of: Planner) -> None:
     plain = ids(plan_of(STUDENT, schedule="cosine"))
     assert ids(plan_of(STUDENT, schedule="cosine", milestones=[3], gamma=0.5)) == plain

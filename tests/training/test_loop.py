@@ -424,6 +424,7 @@ WAYS: dict[str, dict[str, object]] = {
     "a learned temperature": {"batch_size": 24, "method": "ctkd"},
     "a loss with parameters of many kinds": {"batch_size": 24, "method": "vid", "options": (("weight", 1.0),)},
     "a loss with a memory": {"batch_size": 24, "method": "crd", "options": (("negatives", 100),)},
+    "Nesterov's momentum": {"batch_size": 24, "optimizer_options": (("nesterov", True),)},
     "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
     "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
     "all of it, and more": {

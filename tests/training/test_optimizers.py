@@ -54,7 +54,7 @@ def test_its_state_is_tensors_of_the_shape_of_the_parameter_or_scalars(make_conf
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_option_reaches_it(make_config: MakeConfig, name: str) -> None:
-    def train(**options: float) -> torch.Tensor:
+    def train(**options: float | str | bool) -> torch.Tensor:
         config = make_config(optimizer=name, momentum=0.5, optimizer_options=tuple(options.items()))
         weight = nn.Parameter(torch.tensor([1.0, 2.0]))
         optimizer = optimizers.build(config, [weight], 0.1)
@@ -64,7 +64,43 @@ def test_every_option_reaches_it(make_config: MakeConfig, name: str) -> None:
             optimizer.step()
         return weight.detach()
 
-    assert all(not torch.equal(train(**{option: 0.5}), train()) for option in OPTIMIZERS[name].options)
+    for option, facts in OPTIMIZERS[name].options.items():
+        assert not torch.equal(train(**{option: type(facts.default)(0.5)}), train())
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_nesterov_equals_that_of_torch_to_the_last_bit(make_config: MakeConfig, momentum: float) -> None:
+    def train(build: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(50, generator=generator))
+        optimizer = build([weight])
+        for scale in torch.rand(5, 50, generator=generator):
+            optimizer.zero_grad()
+            (scale * weight**2).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return weight.detach()
+
+    config = make_config(momentum=momentum, weight_decay=5e-4, optimizer_options=(("nesterov", True),))
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": 5e-4}
+    found = train(lambda weights: optimizers.build(config, weights, 0.1))
+    assert torch.equal(
+        found, train(lambda weights: torch.optim.SGD(weights, **settings, nesterov=momentum > 0, fused=True))
+    )
+    # Torch's plain loop rounds in another order.
+    plain = train(lambda weights: torch.optim.SGD(weights, **settings, nesterov=momentum > 0, foreach=False))
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_nesterov_by_hand(make_config: MakeConfig) -> None:
+    # v ← momentum · v + g, then w ← w − lr · (g + momentum · v), with the gradient 3 in both steps.
+    weight = nn.Parameter(torch.tensor([2.0]))
+    config = make_config(weight_decay=0.0, momentum=0.5, optimizer_options=(("nesterov", True),))
+    optimizer = optimizers.build(config, [weight], 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (3 * weight).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert weight.item() == pytest.approx(2 - 0.1 * (3 + 0.5 * 3) - 0.1 * (3 + 0.5 * 4.5))
 
 
 def test_adamw_by_hand(make_config: MakeConfig) -> None:
