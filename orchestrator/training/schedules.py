@@ -27,17 +27,27 @@ class ScheduleFacts:
     options: Mapping[str, Option] = field(default_factory=dict)
 
 
+_WARMUP = Option(0, "epochs in which the learning rate first rises from 0", most=100_000)
+
 SCHEDULES: Mapping[str, ScheduleFacts] = {
     "steps": ScheduleFacts(
-        "orchestrator.training._steps:build", "multiplied by gamma at each milestone", has_milestones=True
+        "orchestrator.training._steps:build",
+        "multiplied by gamma at each milestone",
+        has_milestones=True,
+        options={"warmup": _WARMUP},
     ),
     "cosine": ScheduleFacts(
         "orchestrator.training._cosine:build",
         "falls to 0 along half a cosine, at every step (arXiv 1608.03983)",
         options={
-            "warmup": Option(0, "epochs in which the learning rate first rises from 0", most=100_000),
+            "warmup": _WARMUP,
             "floor": Option(0.0, "the share of the learning rate that it falls to", most=1.0),
         },
+    ),
+    "linear": ScheduleFacts(
+        "orchestrator.training._linear:build",
+        "falls to 0 along a straight line, at every step",
+        options={"warmup": _WARMUP},
     ),
 }
 

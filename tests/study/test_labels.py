@@ -126,6 +126,8 @@ OPTIMIZERS_AND_SCHEDULES: list[dict[str, Any]] = [
     {"optimizer": "adamw", "momentum": None, "lr": 1e-3, "weight_decay": 0.01},
     {"optimizer": "adamw", "momentum": None, "optimizer_options": (("beta1", 0.8),)},
     {"optimizer_options": (("nesterov", True),)},
+    {"schedule_options": (("warmup", 5),)},
+    {"schedule": "linear", **NO_MILESTONES},
     {"schedule": "cosine", **NO_MILESTONES},
     {"schedule": "cosine", "schedule_options": (("warmup", 5),), **NO_MILESTONES},
 ]

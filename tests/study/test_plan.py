@@ -257,9 +257,16 @@ def test_nesterov_matters_only_with_momentum(plan_of: Planner) -> None:
     assert ids(plan_of(STUDENT, optimizer={"sgd": {"nesterov": False}})) == ids(plan_of(STUDENT))
 
 
-def test_a_cosine_has_no_milestones(plan_of: Planner) -> None:
-    plain = ids(plan_of(STUDENT, schedule="cosine"))
-    assert ids(plan_of(STUDENT, schedule="cosine", milestones=[3], gamma=0.5)) == plain
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_cosine_and_a_line_have_no_milestones(plan_of: Planner, schedule: str) -> None:
+    plain = ids(plan_of(STUDENT, schedule=schedule))
+    assert ids(plan_of(STUDENT, schedule=schedule, milestones=[3], gamma=0.5)) == plain
+
+
+def test_a_warm_up_of_steps_is_an_option_of_them(plan_of: Planner) -> None:
+    assert ids(plan_of(STUDENT, schedule={"steps": {"warmup": 0}})) == ids(plan_of(STUDENT))
+    (warm,) = students(plan_of(STUDENT | {"schedule": {"steps": {"warmup": 2}}}))
+    assert warm.config.schedule_options == (("warmup", 2),) and warm.config.milestones == (4, 6)
 
 
 def test_a_temperature_changes_its_trial(plan_of: Planner) -> None:

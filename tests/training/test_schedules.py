@@ -24,7 +24,7 @@ def compute_factors(config: TrialConfig, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_factor_is_from_0_to_1_and_reaches_1(make_config: MakeConfig, name: str) -> None:
-    options = {"cosine": (("floor", 0.1), ("warmup", 2))}
+    options = {"cosine": (("floor", 0.1), ("warmup", 2)), "linear": (("warmup", 2),), "steps": (("warmup", 2),)}
     found = compute_factors(
         make_config(schedule=name, epochs=9, milestones=(3, 6), schedule_options=options.get(name, ())), 5
     )
@@ -64,6 +64,18 @@ def test_a_floor_and_a_warm_up(make_config: MakeConfig) -> None:
     assert found[4:] == pytest.approx([0.2 + 0.8 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
 
 
-def test_a_training_that_is_all_warm_up(make_config: MakeConfig) -> None:
-    found = compute_factors(make_config(schedule="cosine", epochs=2, schedule_options=(("warmup", 5),)), 2)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_training_that_is_all_warm_up(make_config: MakeConfig, name: str) -> None:
+    found = compute_factors(make_config(schedule=name, epochs=2, schedule_options=(("warmup", 5),)), 2)
     assert found == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_straight_line(make_config: MakeConfig) -> None:
+    assert compute_factors(make_config(schedule="linear", epochs=2), 4) == [1 - step / 8 for step in range(8)]
+    found = compute_factors(make_config(schedule="linear", epochs=3, schedule_options=(("warmup", 1),)), 4)
+    assert found == [0.25, 0.5, 0.75, 1.0, *(1 - step / 8 for step in range(8))]
+
+
+def test_milestones_after_a_warm_up(make_config: MakeConfig) -> None:
+    config = make_config(epochs=5, milestones=(1, 3), gamma=0.5, schedule_options=(("warmup", 2),))
+    assert compute_factors(config, 2) == [0.25, 0.5, 0.75, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
