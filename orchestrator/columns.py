@@ -10,12 +10,12 @@ from typing import TextIO
 from rich.cells import cell_len, chop_cells
 
 _GAP = "  "  # between two columns
-_ID = 12  # columns of a trial id, which is never broken while columns stand side by side
-_NARROWEST = 4  # columns of a terminal below which nothing is wrapped: no terminal is that narrow
+_ID = 12  # columns of a trial id, which is not broken as long as all columns fit side by side
+_NARROWEST = 4  # columns; a terminal that claims to be narrower is not wrapped for
 
 
 def width_of(stream: TextIO | None) -> int | None:
-    """How many columns a terminal has; None where it is no terminal, and lines may be of any length."""
+    """How many columns a terminal has; None if it is not a terminal, and lines may have any length."""
     with suppress(OSError, ValueError):
         if stream is not None and stream.isatty():
             columns = os.get_terminal_size(stream.fileno()).columns
@@ -26,8 +26,8 @@ def width_of(stream: TextIO | None) -> int | None:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
     """The rows below their header, every column as wide as its widest cell.
 
-    With a `width` no line is wider than that: long cells wrap within their columns, at spaces where that is possible.
-    Where there are more columns than fit, each row becomes a block of lines, one for each cell that is not empty.
+    With a `width` no line is wider than that: long cells wrap within their columns, at spaces if possible.
+    If the columns do not fit side by side, each row becomes a block of lines, one for each cell that is not empty.
     """
     lines = [list(header), *map(list, rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -45,7 +45,7 @@ def fits(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """A text of which no line is wider than `width`; lines that are broken go on with the indent of the first."""
+    """A text in lines of at most `width` columns; the rest of a broken line keeps its indentation."""
     if width is None:
         return text
     return "\n".join(part for line in text.split("\n") for part in _indented(line, width))
@@ -84,7 +84,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _least(lines: Sequence[Sequence[str]], width: int) -> list[int]:
-    """How narrow each column may become; a word that is longer than others, like a path, may be broken."""
+    """How narrow each column may become; a very long word, like a path, may be broken."""
     longest = max(_ID, width // 3)
     return [min(longest, max(map(_longest_word, column))) for column in zip(*lines, strict=True)]
 
@@ -94,7 +94,7 @@ def _longest_word(cell: str) -> int:
 
 
 def _shared(widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
-    """Widths that fit: the widest columns give up what is too much, none becomes narrower than its longest word."""
+    """Widths that fit: the widest columns shrink, and none becomes narrower than its minimum."""
     cap = max(widths)
     while _total(found := [max(low, min(full, cap)) for full, low in zip(widths, least, strict=True)]) > width:
         cap -= 1
@@ -111,7 +111,7 @@ def _wrapped_rows(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> Iter
 def _block(header: Sequence[str], line: Sequence[str], width: int) -> str:
     left = max(map(cell_len, header))
     right = width - left - len(_GAP)
-    if right < width // 2:  # the names would take more room than what they name
+    if right < width // 2:  # the names would take more space than the values
         return "\n".join(wrapped(f"{name}: {cell}", width) for name, cell in zip(header, line, strict=True) if cell)
     pairs = [(name, part) for name, cell in zip(header, line, strict=True) for name, part in _named(name, cell, right)]
     return "\n".join(_joined(pair, (left, right)) for pair in pairs)

@@ -65,9 +65,9 @@ def _ok(found: str) -> _Finding:
 
 def examine(storage: str, data: Path) -> list[CheckResult]:
     """Checks everything that a launch needs, with this storage and data folder. Never raises; creates no storage."""
-    tried = partial(_storage, storage)
+    check_storage = partial(_storage, storage)
     results = [_run_check(name, check) for name, check in _of_machine().items()]
-    results.append(_run_check("storage", tried))
+    results.append(_run_check("storage", check_storage))
     of_storage = _of_storage(storage, data)
     if results[-1].level is CheckLevel.BAD:  # with an unreachable bucket each of them would wait
         found = "not checked, because the storage cannot be used"
@@ -244,9 +244,9 @@ def _own_folder() -> _Finding:
 
 
 def _nearest(address: str) -> tuple[StorageBackend, bool]:
-    """Where a storage can be tried, and whether that is itself: else it is the nearest folder that there is.
+    """The backend of a storage and True; if its folder does not exist, the nearest existing parent folder and False.
 
-    Raises StorageError for an address of no storage.
+    Raises StorageError for an address that no storage can have.
     """
     backend = Storage.at(address).backend
     if not isinstance(backend, Folder):

@@ -1,4 +1,4 @@
-"""The tree of errors a person can act on. Anything else that escapes is a bug in kdctl."""
+"""All errors that a user can act on, and the exit codes. Any other exception that escapes is a bug in kdctl."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ EXIT_BUG = 3
 EXIT_LOST = 75  # only between a launch and its supervisor: Ray's own processes died
 EXIT_INTERRUPTED = 130
 
-# What a command may end with, as its help and the docs say it.
+# The exit codes of commands, as their help and the docs describe them.
 EXIT_CODES: Mapping[int, str] = {
     0: "all done",
     EXIT_TRIALS: "some trial failed or was skipped, or a check found something bad",
     EXIT_USAGE: "wrong usage, study file, data or storage, or a disk that is full",
     EXIT_BUG: "a bug, with a log to send",
-    EXIT_INTERRUPTED: "interrupted, and the same command goes on",
+    EXIT_INTERRUPTED: "interrupted; the same command resumes",
 }
 
 MAX_SHOWN = 100  # faults in one message
@@ -35,7 +35,7 @@ class KdctlError(Exception):
 
 @dataclass(frozen=True, order=True, slots=True)
 class Fault:
-    """One thing wrong at one place of a study file (or of a `--set`)."""
+    """One fault at one location of a study file (or in a `--set`)."""
 
     source: str
     line: int
@@ -44,20 +44,20 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        # A `--set` is its own place; a file has lines and columns, counted from 1 as editors do.
-        place = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-        text = f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        # A `--set` has no lines; a file has lines and columns, counted from 1 as in editors.
+        location = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+        text = f"{location}: {self.path}: {self.message}" if self.path else f"{location}: {self.message}"
         return printable(text)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data, for programs; line and column are null where a `--set` is the place."""
+        """Plain JSON data, for programs; line and column are null for a fault in a `--set`."""
         line, column = (self.line, self.column) if self.line else (None, None)
-        place = {"file": printable(self.source), "line": line, "column": column}
-        return {**place, "path": printable(self.path), "message": printable(self.message)}
+        location = {"file": printable(self.source), "line": line, "column": column}
+        return {**location, "path": printable(self.path), "message": printable(self.message)}
 
 
 class StudyError(KdctlError):
-    """A study file that cannot be used, with every fault that was found in it."""
+    """A study file that cannot be used, with all its faults."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(sorted(set(faults)))
@@ -68,7 +68,7 @@ class StudyError(KdctlError):
 
 
 class DataError(KdctlError):
-    """A dataset that is missing, damaged or not what its name says."""
+    """A dataset that is missing, damaged, or other data than its name promises."""
 
     failure = "data"
 
@@ -80,11 +80,11 @@ class StorageError(KdctlError):
 
 
 class ResourceError(KdctlError):
-    """Resources that this machine or cluster can never give."""
+    """Resources that this machine or cluster does not have."""
 
 
 class ClusterError(KdctlError):
-    """A Ray cluster that cannot be reached through its dashboard, or that refuses what it is asked for."""
+    """A Ray cluster that cannot be reached through its dashboard, or that refuses a request."""
 
 
 class RayLost(KdctlError):
@@ -108,7 +108,7 @@ class DivergedError(KdctlError):
 
 
 class Interrupted(KdctlError):
-    """The user asked to stop; the same command goes on from here."""
+    """The user asked to stop; the same command resumes from here."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -118,4 +118,4 @@ class LeaseLost(KdctlError):
 
 
 class Stopped(KdctlError):
-    """The launch is to stop, or has ended: what runs writes a checkpoint and ends."""
+    """The launch was asked to stop, or has ended: running trials write a checkpoint and end."""

@@ -1,4 +1,4 @@
-"""Local files that are there whole or not at all: written beside their final name, then moved onto it."""
+"""Local files that are either complete or missing: written beside their final name, then moved onto it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _umask_lock = threading.Lock()
 def replace_file(target: Path, *, private: bool = False) -> Iterator[Path]:
     """An unfinished file to fill, in the folder of `target`; it replaces `target` when the block ends without an error.
 
-    The content is on the disk before the name is. With `private` nobody else may read the file; otherwise it has the
-    rights of any new file. Raises OSError, and then `target` is as it was.
+    The content is on the disk before the name. With `private` no other user may read the file; otherwise it has the
+    permissions of any new file. Raises OSError, and then `target` is as it was.
     """
     descriptor, name = tempfile.mkstemp(prefix=f"{PART}{target.name[:_LONGEST]}-", dir=target.parent)
     os.close(descriptor)
@@ -32,7 +32,7 @@ def replace_file(target: Path, *, private: bool = False) -> Iterator[Path]:
             part.chmod(0o666 & ~read_umask())
         part.replace(target)
     finally:
-        with suppress(OSError):  # on a disk that is gone; the error that is on its way says more
+        with suppress(OSError):  # the disk is gone; the first error says more
             part.unlink(missing_ok=True)
 
 
@@ -47,7 +47,7 @@ def read_umask() -> int:
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    with _umask_lock:  # systems without /proc tell the umask only in exchange for another one
+    with _umask_lock:  # without /proc, the umask can only be read by setting another one
         mask = os.umask(0o022)
         os.umask(mask)
     return mask

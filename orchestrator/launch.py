@@ -1,4 +1,4 @@
-"""From a study file to its finished rows: what `kdctl launch` does, as functions for a notebook."""
+"""From a study file to its finished rows: what `kdctl launch` does, as functions for Python programs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEFAULT_DATA = "data"
 
 @dataclass(frozen=True, slots=True)
 class LaunchResult:
-    """A study after its launch: every row of it, and how many trials this launch finished."""
+    """A study after its launch: all its rows, and how many trials this launch finished."""
 
     plan: Plan
     rows: tuple[TrialRecord, ...]
@@ -60,16 +60,16 @@ def plan_study(
     text: str | None = None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Plan:
-    """The plan of a study file beside what its storage holds. Raises StudyError; writes nothing.
+    """The plan of a study file, with the state that the storage has of each trial. Raises StudyError; writes nothing.
 
-    The file is not read where its `text` is given. `on_note` is as for `load_study`.
+    The file is not read if its `text` is given. `on_note` is as for `load_study`.
     """
-    place = Storage.at(storage)
+    opened_storage = Storage.at(storage)
     plan = make_plan(load_study(study_file, settings, text, open_weights=True, on_note=on_note))
-    if warning := stored_studies.warn_of_other_file(place, plan):
+    if warning := stored_studies.warn_of_other_file(opened_storage, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
-    return with_stored_state(plan, store.read_states(place, trial_ids), list(place.list_tables()))
+    return with_stored_state(plan, store.read_states(opened_storage, trial_ids), list(opened_storage.list_tables()))
 
 
 def launch(
@@ -87,45 +87,45 @@ def launch(
     dashboard: bool = True,
     text: str | None = None,
 ) -> LaunchResult:
-    """Trains what is not finished of a study; a file launched again goes on where the last launch ended.
+    """Trains the unfinished trials of a study; launching a file again resumes where the last launch ended.
 
     Trials that failed are tried again, unless `skip_failed`. Several launches may share a storage: each trial is
     trained by one of them. Raises StudyError, DataError, StorageError or ResourceError before anything is trained,
-    StorageError where the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
+    StorageError if the storage fails later, and Interrupted after Ctrl-C, SIGTERM or `stops.request`. A trial that
     fails raises nothing: it is a row. `on_event` gets every event, one at a time; by default lines on standard error.
-    `executor` is a name in `executors.EXECUTORS`; `inline` is short for that one. `address` and `dashboard` are for
-    executors that take them. A file whose `text` is given is not read.
+    `executor` is a name in `executors.EXECUTORS`; `inline` is short for the executor of that name. `address` and
+    `dashboard` are for executors that use them. The file is not read if its `text` is given.
     """
     since = datetime.now(UTC)
     chosen = executors.get(name := "inline" if inline else executor)
     options = chosen.select_options({"address": address, "dashboard": dashboard})
     on_event = one_at_a_time(with_precision(on_event or Lines()))
-    place = Storage.at(storage)
-    plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), place)
-    to_do = _to_do(plan, skip_failed=skip_failed)
+    opened_storage = Storage.at(storage)
+    plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), opened_storage)
+    to_do = _select_trials(plan, skip_failed=skip_failed)
     launched = Launch.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
     on_event(event := start_event(plan, launched))
-    for warning in (*plan.warnings, *damaged, *integrity.find_foreign(place)):
+    for warning in (*plan.warnings, *damaged, *integrity.find_foreign(opened_storage)):
         on_event(Event(EventKind.NOTE, warning))
 
     def train(work: Workload) -> None:
         chosen.load()(replace(work, max_concurrent=max_concurrent, launch_event=event), on_event, **options)
 
-    rows = _train(plan, to_do, place, launched, on_event, train)
+    rows = _train(plan, to_do, opened_storage, launched, on_event, train)
     return LaunchResult(plan, tuple(rows), _count_trained(rows, to_do))
 
 
 def _count_trained(rows: Sequence[TrialRecord], to_do: Sequence[PlannedTrial]) -> int:
-    tried = {trial.trial_id for trial in to_do}
-    return sum(row.trial_id in tried and row.state is State.FINISHED for row in rows)
+    trial_ids = {trial.trial_id for trial in to_do}
+    return sum(row.trial_id in trial_ids and row.state is State.FINISHED for row in rows)
 
 
-def _rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
+def _read_rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
     return store.read_trials(storage, [trial.trial_id for trial in plan.trials])
 
 
 def _drop_damaged(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
-    """The plan once damaged teachers are removed, which are then to be trained again; and what was removed."""
+    """Removes damaged teachers; returns the plan that trains them again, and a message about each."""
     damaged = drop_damaged(plan, storage)
     if not damaged:
         return plan, []
@@ -133,13 +133,13 @@ def _drop_damaged(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
     return with_stored_state(plan, states, list(storage.list_tables())), damaged
 
 
-def _to_do(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
-    """What is not finished; with `skip_failed` neither what failed nor the students of a teacher that failed."""
-    left = {trial.trial_id for trial in plan.trials if skip_failed and trial.state is PlanState.FAILED}
+def _select_trials(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
+    """The unfinished trials; with `skip_failed`, without failed trials and the students of failed teachers."""
+    skipped = {trial.trial_id for trial in plan.trials if skip_failed and trial.state is PlanState.FAILED}
     return [
         trial
         for trial in plan.trials
-        if trial.state is not PlanState.FINISHED and trial.trial_id not in left and trial.teacher_id not in left
+        if trial.state is not PlanState.FINISHED and trial.trial_id not in skipped and trial.teacher_id not in skipped
     ]
 
 
@@ -151,42 +151,42 @@ def _train(
     on_event: EventListener,
     train: Callable[[Workload], None],
 ) -> list[TrialRecord]:
-    """Trains what is to do, and tells how the launch ended. Returns every row of the study."""
+    """Trains the given trials, and reports how the launch ended. Returns all rows of the study."""
     try:
         if to_do:
-            with _workload(plan, to_do, storage, launched, on_event) as work:
+            with _prepare_workload(plan, to_do, storage, launched, on_event) as work:
                 train(work)
-        else:  # its name is printed, and means this plan from now on
+        else:  # later commands find this plan by the name of the study
             stored_studies.store_plan(storage, plan, launched)
     except Interrupted:
         with suppress(StorageError):
-            on_event(end_event(plan, _rows(plan, storage), launched.since))
+            on_event(end_event(plan, _read_rows(plan, storage), launched.since))
         raise
-    rows = _rows(plan, storage)
+    rows = _read_rows(plan, storage)
     on_event(end_event(plan, rows, launched.since))
     return rows
 
 
 @contextmanager
-def _workload(
+def _prepare_workload(
     plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch, on_event: EventListener
 ) -> Iterator[Workload]:
-    """What an executor is to train, once the images are prepared; within, signals and `kdctl stop` end it early."""
+    """Prepares the images and yields the work of an executor; within, signals and `kdctl stop` end it early."""
     storage.prepare()
-    on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # which takes seconds
+    on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # takes seconds
     from orchestrator.data.prepare import is_prepared, prepare_dataset
     from orchestrator.execution.controller import Workload
     from orchestrator.execution.job import make_jobs
 
     lease = acquire(storage, launched.resource)
-    assert lease, "no other launch knows the name of this lease"
+    assert lease, "no other launch uses this resource"
     ready = frozenset(trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED)
     jobs = make_jobs(plan, to_do, storage, launched)
     work = Workload(jobs, ready, storage, plan.resources, lease)
-    with lease, handle_stops(partial(_stop, work, on_event)), _listening(storage, launched, work.stop.set):
+    with lease, handle_stops(partial(_stop, work, on_event)), _handle_requests(storage, launched, work.stop.set):
         lease.sweep()
         stored_studies.store_plan(storage, plan, launched)
-        for name, dataset in sorted(_datasets(plan, to_do).items()):
+        for name, dataset in sorted(_find_datasets(plan, to_do).items()):
             if not is_prepared(dataset, storage):
                 on_event(Event(EventKind.PREPARING, f"decoding {name}"))
             prepare_dataset(dataset, Path(launched.data), storage)
@@ -194,8 +194,8 @@ def _workload(
 
 
 @contextmanager
-def _listening(storage: Storage, launched: Launch, stop: Callable[[], None]) -> Iterator[None]:
-    """While this lasts, anyone who sees the storage can ask the launch to stop, see `stops`."""
+def _handle_requests(storage: Storage, launched: Launch, stop: Callable[[], None]) -> Iterator[None]:
+    """Within, a request in the storage stops the launch, see `stops`."""
     ended = threading.Event()
     thread = stops.listen(storage, launched.resource, stop, ended)
     try:
@@ -207,18 +207,18 @@ def _listening(storage: Storage, launched: Launch, stop: Callable[[], None]) -> 
 
 
 def _stop(work: Workload, on_event: EventListener, signal: str) -> None:
-    """Ends a launch early, after the signal of that name."""
-    if not work.started.is_set():  # nothing is trained yet, and what is being prepared is whole or not there
+    """Stops a launch early, after the signal with this name."""
+    if not work.started.is_set():  # nothing is trained yet, and prepared files are complete or missing
         raise Interrupted(f"{signal}: stopped before anything was trained")
     work.stop.set()
-    # Not in this thread: the signal may have come while it was telling something.
+    # In another thread, because the signal may have interrupted `on_event` in this one.
     text = f"{signal}: stopping; running trials write a checkpoint first; a second signal ends the launch at once"
     threading.Thread(target=on_event, args=(Event(EventKind.NOTE, text),), daemon=True).start()
     if is_supervised():
         end_in_time()
 
 
-def _datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | FolderDataset]:
-    """The datasets of some trials by the name that a row has for each."""
+def _find_datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | FolderDataset]:
+    """The datasets of the given trials, by their names in rows."""
     configs = [trial.config for trial in to_do]
     return {c.dataset: plan.folders[c.folder.digest] if c.folder else c.dataset for c in configs}

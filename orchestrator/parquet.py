@@ -25,31 +25,31 @@ Table: TypeAlias = Any  # pa.Table, whose library has no types
 Batch: TypeAlias = Any  # pa.RecordBatch
 Error = pa.ArrowException
 
-_COMPRESSED = 16  # rows from which on a file is compressed
+_COMPRESSED = 16  # rows; a file with at least this many is compressed
 
 
 class UnreadableFile(Exception):
-    """A file that is not the expected Parquet; the message says why."""
+    """A file that is not the expected Parquet; the message is the reason."""
 
 
 def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> bytes:
     """The Parquet file of rows with the given column types (names of `TYPES`), `facts` in its metadata."""
-    table = pa.Table.from_pylist(list(rows), schema=_schema(columns).with_metadata(dict(facts)))
+    table = pa.Table.from_pylist(list(rows), schema=_make_schema(columns).with_metadata(dict(facts)))
     sink = pa.BufferOutputStream()
-    # Most files hold one row, which nothing repeats: dictionaries and compression would only make them slower to write.
+    # Most files have one row, without repetitions: dictionaries and compression would only slow down writing.
     compression = "zstd" if len(rows) >= _COMPRESSED else "none"
     pq.write_table(table, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
 def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, only the given columns (see `to_parquet`); one that it lacks reads as None.
+    """The rows of a Parquet file, only the given columns (see `to_parquet`); a column that it lacks is None.
 
-    Raises UnreadableFile for a damaged file, and where a column has another type.
+    Raises UnreadableFile for a damaged file, and if a column has another type.
     """
-    with _naming_damage():
+    with _translate_errors():
         file = _open(pa.BufferReader(content))
-        table = _whole(file, _fitting(file, columns))
+        table = _read_all(file, _select_columns(file, columns))
         missing = dict.fromkeys(name for name in columns if name not in table.column_names)
         rows = table.to_pylist()
         return [{**missing, **row} for row in rows] if missing else rows
@@ -58,29 +58,29 @@ def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, A
 def table_from_parquet(content: bytes, columns: Mapping[str, str]) -> Table:
     """The same as a table with exactly the given columns, for many rows.
 
-    Raises UnreadableFile for a damaged file, and where a column has another type.
+    Raises UnreadableFile for a damaged file, and if a column has another type.
     """
-    with _naming_damage():
-        file, wanted = _open(pa.BufferReader(content)), _schema(columns)
-        if file.schema_arrow.equals(wanted):  # most are so, and to choose columns takes as long as to read them
-            found = _whole(file).replace_schema_metadata(None)
+    with _translate_errors():
+        file, expected = _open(pa.BufferReader(content)), _make_schema(columns)
+        if file.schema_arrow.equals(expected):  # most are, and selecting columns takes as long as reading them
+            found = _read_all(file).replace_schema_metadata(None)
         else:
-            found = _completed(_whole(file, _fitting(file, columns)), columns)
-        found.validate(full=True)  # text that is no UTF-8 is seen here, or not before it is shown
+            found = _add_missing_columns(_read_all(file, _select_columns(file, columns)), columns)
+        found.validate(full=True)  # finds text that is not UTF-8, which would otherwise fail when it is displayed
         return found
 
 
-def _completed(found: Table, columns: Mapping[str, str]) -> Table:
-    """A table with nothing in the columns that it lacked."""
+def _add_missing_columns(found: Table, columns: Mapping[str, str]) -> Table:
+    """The table with nulls in the columns that it lacks."""
     held = set(found.column_names)
     arrays = [
         found.column(name) if name in held else pa.nulls(found.num_rows, TYPES[kind]) for name, kind in columns.items()
     ]
-    return pa.table(arrays, schema=_schema(columns))
+    return pa.table(arrays, schema=_make_schema(columns))
 
 
-def _fitting(file: Any, columns: Mapping[str, str]) -> list[str]:
-    """Those of the given columns that a file has. Raises TypeError for one of another type."""
+def _select_columns(file: Any, columns: Mapping[str, str]) -> list[str]:
+    """The given columns that a file has. Raises TypeError for a column with another type."""
     schema = file.schema_arrow
     present = [name for name in columns if name in schema.names]
     for name in present:
@@ -89,30 +89,30 @@ def _fitting(file: Any, columns: Mapping[str, str]) -> list[str]:
     return present
 
 
-def _whole(file: Any, columns: list[str] | None = None) -> Table:
-    """All rows of a file. Raises ValueError where it has another number of them than it says."""
-    table = file.read(columns=columns, use_threads=False)  # threads pay for larger files than these
-    if table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but says it twice
+def _read_all(file: Any, columns: list[str] | None = None) -> Table:
+    """All rows of a file. Raises ValueError if their number is not the one in its metadata."""
+    table = file.read(columns=columns, use_threads=False)  # threads only help with larger files
+    if table.num_rows != file.metadata.num_rows:  # the footer has no checksum, but contains this number twice
         raise ValueError(f"{table.num_rows} rows of {file.metadata.num_rows}")
     return table
 
 
 def join(tables: Sequence[Table], columns: Mapping[str, str]) -> Table:
-    """The rows of all tables, one after another; no rows where there are no tables."""
-    # One chunk a column: a query over thousands of small ones takes several times as long.
-    return pa.concat_tables(tables).combine_chunks() if tables else _schema(columns).empty_table()
+    """The rows of all tables, one after another; no rows if there are no tables."""
+    # One chunk per column: a query over thousands of small chunks takes several times as long.
+    return pa.concat_tables(tables).combine_chunks() if tables else _make_schema(columns).empty_table()
 
 
 def rows(table: Table) -> list[dict[str, Any]]:
-    """Its rows as Python's own values. Raises UnreadableFile for a time that no calendar has."""
-    with _naming_damage():
+    """The rows of a table as Python values. Raises UnreadableFile for a time that no calendar has."""
+    with _translate_errors():
         found: list[dict[str, Any]] = table.to_pylist()
         return found
 
 
 def columns(table: Table) -> dict[str, list[Any]]:
-    """Its columns as lists of Python's own values. Raises UnreadableFile for a time that no calendar has."""
-    with _naming_damage():
+    """The columns of a table as lists of Python values. Raises UnreadableFile for a time that no calendar has."""
+    with _translate_errors():
         found: dict[str, list[Any]] = table.to_pydict()
         return found
 
@@ -124,7 +124,7 @@ def append_column(table: Table, name: str, kind: str, values: Sequence[Any]) -> 
 
 def table_of(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> Table:
     """Rows as a table with the given column types (names of `TYPES`)."""
-    return pa.Table.from_pylist(list(rows), schema=_schema(columns))
+    return pa.Table.from_pylist(list(rows), schema=_make_schema(columns))
 
 
 def distinct_values(table: Table, column: str) -> list[Any]:
@@ -139,60 +139,60 @@ def is_number(kind: Any) -> bool:
 
 
 def values(array: Any) -> list[Any]:
-    """A column of a batch, whose times are UTC, as Python's own values; a time that Python lacks as text.
+    """A column of a batch, whose times are UTC, as Python values; a time that Python cannot represent becomes text.
 
-    Raises Error for one in a list or a struct.
+    Raises Error for such a time in a list or a struct.
     """
     if not pa.types.is_timestamp(array.type):
         with suppress(OverflowError, ValueError):
             found: list[Any] = array.to_pylist()
             return found
-    elif array.type.unit == "us":  # nanoseconds are finer than Python's
-        with suppress(OverflowError):  # the year 20000
+    elif array.type.unit == "us":  # Python has no nanoseconds
+        with suppress(OverflowError):  # such as the year 20000
             return _times(array.cast(pa.int64()).to_pylist(), UTC if array.type.tz else None)
     texts = array.cast(pa.string()).to_pylist()
     return [text and text.replace(" ", "T") for text in texts]
 
 
 def _times(microseconds: Sequence[int | None], zone: tzinfo | None) -> list[datetime | None]:
-    # Arrow's own way loads pandas where there is one, which takes longer than most queries.
+    # Arrow's own conversion loads pandas if it is installed, which takes longer than most queries.
     epoch = datetime(1970, 1, 1, tzinfo=zone)
     return [None if moment is None else epoch + timedelta(microseconds=moment) for moment in microseconds]
 
 
 def rename_columns(schema: Any, names: Sequence[str]) -> Any:
-    """The schema of a stream, its columns under other names."""
+    """The schema of a stream, with other names for its columns."""
     return pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
 
 
 def write_parquet(sink: IO[bytes], schema: Any, batches: Iterable[Batch]) -> None:
-    """Writes a stream of batches as one Parquet file. Raises Error for a type that Parquet has not."""
+    """Writes a stream of batches as one Parquet file. Raises Error for a type that Parquet lacks."""
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a Parquet file. Raises UnreadableFile where it is damaged."""
-    with _naming_damage():
+    """The columns of a Parquet file. Raises UnreadableFile if it is damaged."""
+    with _translate_errors():
         found: list[str] = _open(path).schema_arrow.names
         return found
 
 
-_IMAGES = ("img", "image")  # what the column of images is called, on the hub first
+_IMAGES = ("img", "image")  # possible names of the column of images, the Hub's usual one first
 
 
 def read_images(path: Path, labels: Sequence[str]) -> tuple[Any, list[int]]:
-    """The images and labels of a Parquet shard; `labels` are the names that the labels' column may have, best first.
+    """The images and labels of a Parquet shard; `labels` are the possible names of the column of labels, best first.
 
-    Images are a list of encoded ones, or an array of bytes [N, height, width, 3] where the shard holds bare pixels.
-    Raises UnreadableFile where it is damaged or has other columns.
+    Images are a list of encoded images, or an array of bytes [N, height, width, 3] if the shard holds raw pixels.
+    Raises UnreadableFile if it is damaged or has other columns.
     """
-    with _naming_damage():
+    with _translate_errors():
         table = _open(path).read()
-    column, label = (_one_of(table, names, labels) for names in (_IMAGES, labels))
+    column, label = (_find_column(table, names, labels) for names in (_IMAGES, labels))
     try:
-        images = _images(table.column(column).combine_chunks())
+        images = _read_column(table.column(column).combine_chunks())
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         kind = str(table.schema.field(column).type)[:100]
         raise UnreadableFile(
@@ -201,12 +201,12 @@ def read_images(path: Path, labels: Sequence[str]) -> tuple[Any, list[int]]:
         ) from None
     found = table.column(label).to_pylist()
     if (isinstance(images, list) and None in images) or any(not isinstance(entry, int) for entry in found):
-        raise UnreadableFile(f"holds something else than image bytes and whole-number {label}")
+        raise UnreadableFile(f"contains something other than image bytes and whole-number {label}")
     return images, found
 
 
-def _one_of(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
-    """The column of one of these names: the best name, or the only one that is there."""
+def _find_column(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
+    """The column with one of these names: the first name, or the only one that the table has."""
     present = [name for name in names if name in table.column_names]
     if present and (present[0] == names[0] or len(present) == 1):
         return present[0]
@@ -216,17 +216,17 @@ def _one_of(table: Table, names: Sequence[str], labels: Sequence[str]) -> str:
     )
 
 
-def _images(column: Any) -> Any:
+def _read_column(column: Any) -> Any:
     kind = column.type
     if pa.types.is_struct(kind):
         column = column.field("bytes")
         kind = column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.to_pylist()
-    return _pixels(column.storage if isinstance(column, pa.ExtensionArray) else column)
+    return _to_pixels(column.storage if isinstance(column, pa.ExtensionArray) else column)
 
 
-def _pixels(column: Any) -> Any:
+def _to_pixels(column: Any) -> Any:
     """Lists of height × width × 3 whole numbers from 0 to 255, as an array."""
     shape = [len(column)]
     while isinstance(column, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
@@ -238,19 +238,19 @@ def _pixels(column: Any) -> Any:
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _schema(columns: Mapping[str, str]) -> Any:
+def _make_schema(columns: Mapping[str, str]) -> Any:
     return pa.schema([(name, TYPES[kind]) for name, kind in columns.items()])
 
 
 def _open(source: Path | pa.BufferReader) -> pq.ParquetFile:
-    # One file at a time, not a dataset: a folder name like `a=b` is no column here.
+    # A single file, not a dataset: otherwise a folder name like `a=b` would become a column.
     return pq.ParquetFile(source, memory_map=False, page_checksum_verification=True)
 
 
 @contextmanager
-def _naming_damage() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file makes Arrow raise errors of a dozen types, some of them late
         reason = first_line(error)
-        raise UnreadableFile(f"is not a whole Parquet file ({reason})") from None
+        raise UnreadableFile(f"is not a complete Parquet file ({reason})") from None

@@ -1,4 +1,4 @@
-"""Text for a person: control characters shown, secrets masked, sizes and durations, the nearest known word."""
+"""Text for a person: escaped control characters, masked secrets, sizes and durations, suggestions for unknown words."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 
 def printable(text: str) -> str:
-    """Text for a terminal, a row or a report: control characters are shown, not obeyed, and secrets are masked."""
-    return masked(_escaped(masked(text)))  # the second time for a secret that only the escapes spell out
+    """Text for a terminal, a row or a report: control characters are escaped, and secrets are masked."""
+    return masked(_escaped(masked(text)))  # the second time for a secret that appears only after escaping
 
 
 def _escaped(text: str) -> str:
@@ -27,10 +27,10 @@ def _escaped(text: str) -> str:
 _SECRET_NAME = re.compile(
     r"(?:\A|_)(?:SECRET|SECRET_KEY|ACCESS_KEY|SESSION_TOKEN|TOKEN|PASSWORD|API_KEY)\Z|\AAWS_ACCESS_KEY_ID\Z"
 )
-_SHORTEST_SECRET = 6  # characters; to mask `abc` everywhere would leave messages that nobody can read
+_SHORTEST_SECRET = 6  # characters; masking `abc` everywhere would make messages unreadable
 
-# Credentials before the host of a URL. A password may hold an unescaped slash, as keys of buckets do; what follows
-# a host and its port is a path, which may hold an @.
+# Credentials before the host of a URL. A password may contain an unescaped slash, like the keys of buckets; after
+# a host and its port comes a path, which may contain an @.
 _USER = re.compile(r"://(?:[^\s/?#]*|[^\s/?#:@\[]*:(?!\d{1,5}/)[^\s@]{1,2000})@")
 _QUERY = re.compile(
     r"([?&;][^\s?&;#=]{0,40}?(?:access_?key|secret|password|token|signature|api_?key|credential)[^\s?&;#=]{0,40}=)"
@@ -45,13 +45,13 @@ def masked(text: str) -> str:
     text = _QUERY.sub(r"\1***", text)
     known = _known.get()
     secrets = _secrets() if known is None else known
-    # Again and again, as what stands around a mask may spell another secret; every turn leaves a shorter text.
+    # Repeated, because the text around a mask may form another secret; each iteration shortens the text.
     while found := next((secret for secret in secrets if secret in text), None):
         text = text.replace(found, "***")
     return text
 
 
-# The secrets of the environment, where it was looked at already.
+# The secrets in the environment, within `looking_once`.
 _known: ContextVar[list[str] | None] = ContextVar("_known", default=None)
 
 
@@ -66,14 +66,14 @@ def looking_once() -> Iterator[None]:
 
 
 def _secrets() -> list[str]:
-    """The secrets in the environment in every form a message may hold them in, longest first."""
+    """The secrets in the environment in every form in which a message may contain them, longest first."""
     values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
     forms = {form for value in values for form in (value, _escaped(value), repr(value)[1:-1], _quoted(value))}
     return sorted((form for form in forms if len(form) >= _SHORTEST_SECRET), key=lambda form: (-len(form), form))
 
 
 def _quoted(value: str) -> str:
-    """As it stands in a URL."""
+    """The form in a URL."""
     return quote(value, safe="", errors="replace")
 
 
@@ -86,7 +86,7 @@ def shorten(text: str, most: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class where it has none."""
+    """The first line of an error's message; the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -100,7 +100,7 @@ def format_size(size: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A time span as a person says it, no more precise than it can be known: `40 s`, `12 min`, `3 h 20 min`."""
+    """A time span, rounded to what an estimate can promise: `40 s`, `12 min`, `3 h 20 min`."""
     seconds = max(0.0, seconds)
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds < 10 else f"{5 * round(seconds / 5)} s"
@@ -113,23 +113,23 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-# Words that nobody knows.
+# Unknown words.
 
 
-def nearest(got: object, known: Iterable[str]) -> str:
+def nearest(unknown: object, known: Iterable[str]) -> str:
     """What to do about an unknown word: `did you mean …?`, or a plain `choose one of them`."""
-    word = got[:100].lower() if isinstance(got, str) else ""  # comparing takes long for a text of a megabyte
+    word = unknown[:100].lower() if isinstance(unknown, str) else ""  # comparing a long text takes long
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else "choose one of them"
 
 
 def nearest_file(path: Path) -> str:
-    """What to do about a file that is not there: `did you mean …?` one like it in its folder, or `check the path`."""
+    """What to do about a missing file: `did you mean …?` with a similar file in its folder, or `check the path`."""
     try:
         known = {
             entry.stem: entry for entry in path.parent.iterdir() if entry.suffix == path.suffix and entry.is_file()
         }
-    except OSError:  # the folder is not there either
+    except OSError:  # the folder does not exist either
         return "check the path"
     close = difflib.get_close_matches(path.stem[:100], list(known), n=1)
     return f"did you mean {known[close[0]]}?" if close else "check the path"

@@ -168,7 +168,7 @@ def hangup(folder: Path) -> str:
         assert process.wait(LIMIT) == 130, log(folder)[-1500:]
     run(folder, f"{launch(file='two.yaml')} --inline")
     finished(folder, 2)
-    return "nohup: finishes on Ray and inline; without: exit 130, the same command goes on"
+    return "nohup: finishes on Ray and inline; without: exit 130, the same command resumes"
 
 
 def uv_run(folder: Path) -> str:

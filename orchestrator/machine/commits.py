@@ -1,4 +1,4 @@
-"""The commit that a file is of, where git can vouch for it."""
+"""The git commit that contains a file exactly as it is now."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 
 
 def of_file(file: Path) -> str | None:
-    """The commit checked out in the repository of a file, where it holds the file exactly as it is now.
+    """The commit checked out in the repository of a file, if it contains the file exactly as it is now.
 
-    None for a file that is modified or not committed, for a link, in a submodule, and where git does not answer.
+    None for a file that is modified or not committed, for a link, in a submodule, and if git fails.
     """
     if file.is_symlink() or not file.is_file():
         return None  # git stores where a link points, not what is there
     folder, name = file.absolute().parent, f"./{file.name}"
-    stored = _git(folder, "rev-parse", "--verify", f"HEAD:{name}")
-    if not stored or stored != _git(folder, "hash-object", "--", name):
+    stored = _run_git(folder, "rev-parse", "--verify", f"HEAD:{name}")
+    if not stored or stored != _run_git(folder, "hash-object", "--", name):
         return None
-    if _git(folder, "rev-parse", "--show-superproject-working-tree") != "":
+    if _run_git(folder, "rev-parse", "--show-superproject-working-tree") != "":
         return None
     return of_folder(folder)
 
 
 def of_folder(folder: Path) -> str | None:
-    """The commit checked out in the repository that a folder is in; None outside one."""
-    return _git(folder, "rev-parse", "HEAD")
+    """The commit checked out in the repository of a folder; None outside a repository."""
+    return _run_git(folder, "rev-parse", "HEAD")
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _run_git(folder: Path, *words: str) -> str | None:
     try:
         command = ["git", "-C", str(folder), *words]
         found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=10)

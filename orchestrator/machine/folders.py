@@ -1,6 +1,6 @@
 """Folders outside the storage that kdctl and Ray write on this machine: where they are, and whether they can be used.
 
-A launch asks these functions before it starts Ray, and `doctor` reports what they answer, so the two cannot disagree.
+A launch calls these functions before it starts Ray, and `doctor` reports their results, so the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHARED = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects
 
 
 def home() -> Path | None:
-    """The home directory; None where there is none, as for the user of a container: no HOME that exists, no entry."""
+    """The home directory; None if there is none, as for the user of a container without HOME and user entry."""
     try:
         found = Path.home()
     except RuntimeError:  # HOME is not set, and the system knows no user with this number
@@ -34,81 +34,82 @@ def home() -> Path | None:
 
 
 def lend_home() -> None:
-    """Sets HOME where no home directory can be named at all: parts of Ray cannot be imported without one."""
+    """Sets HOME if the system knows no home directory at all: parts of Ray cannot be imported without one."""
     try:
         Path.home()
     except RuntimeError:
-        os.environ["HOME"] = str(own() / "home")  # a name is enough; as it is not there, nothing else changes
+        os.environ["HOME"] = str(
+            own() / "home"
+        )  # the path is enough; as long as the folder does not exist, nothing else changes
 
 
 def own() -> Path:
-    """The folder for what kdctl remembers of this user; nothing need be there yet.
+    """The folder for what kdctl records about this user; it may not exist yet.
 
-    It is KDCTL_CACHE where that is set, else kdctl/ in XDG_CACHE_HOME or ~/.cache; where that cannot be written, a
+    It is KDCTL_CACHE if that is set, otherwise kdctl/ in XDG_CACHE_HOME or ~/.cache; if that cannot be written, a
     folder that only this user may open, in XDG_RUNTIME_DIR or the folder for temporary files. Raises ResourceError
-    where there is none.
+    if there is no such folder.
     """
-    if named := os.environ.get("KDCTL_CACHE"):
-        return Path(named)
+    if path := os.environ.get("KDCTL_CACHE"):
+        return Path(path)
     cache = os.environ.get("XDG_CACHE_HOME")
     base = Path(cache) if cache else (found := home()) and found / ".cache"
     if base and can_be_written(base / "kdctl"):
         return base / "kdctl"
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and _is_private(Path(runtime)) and can_be_written(Path(runtime)):
-        return _private(Path(runtime, "kdctl"))
-    return _private(Path(_temporary_files(), f"kdctl-{os.getuid()}"))
+        return _make_private(Path(runtime, "kdctl"))
+    return _make_private(Path(_find_temporary_folder(), f"kdctl-{os.getuid()}"))
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether files can be made in a folder, or it can be made itself. Writes nothing."""
+    """Whether files can be created in a folder, or the folder itself can be created. Writes nothing."""
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112 - never raises
 
 
 def make(folder: Path, mode: int = 0o755) -> None:
-    """Makes a folder and those above it, writable by nobody else whatever the umask is. Raises OSError."""
+    """Creates a folder and its parents, writable only by this user, whatever the umask is. Raises OSError."""
     for each in (*reversed(folder.parents), folder):
         if not os.path.isdir(each):  # noqa: PTH112 - never raises
             each.mkdir(mode=mode, exist_ok=True)
 
 
 def create_private_file(file: Path) -> BinaryIO:
-    """Opens a new file that this user alone may read, to be written. Raises OSError."""
+    """Creates a file that only this user may read, and opens it for writing. Raises OSError."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
-def _temporary_files() -> str:
+def _find_temporary_folder() -> str:
     try:
         return tempfile.gettempdir()
     except OSError:
         raise ResourceError(
-            "there is no folder for temporary files that can be written; name one in TMPDIR, and one that stays in "
-            "KDCTL_CACHE"
+            "there is no writable folder for temporary files; name one in TMPDIR, and a permanent one in KDCTL_CACHE"
         ) from None
 
 
-def _private(folder: Path) -> Path:
-    """Makes a folder that only this user may open, where others can write beside it. Raises ResourceError."""
+def _make_private(folder: Path) -> Path:
+    """Creates a folder that only this user may open, in a folder that others may write. Raises ResourceError."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ResourceError(
-            f"{folder} cannot be made ({error.strerror}), where kdctl remembers what it started; name a folder that "
-            "can be written in KDCTL_CACHE"
+            f"{folder}, where kdctl records what it started, cannot be created ({error.strerror}); name a writable "
+            "folder in KDCTL_CACHE"
         ) from None
     if not _is_private(folder):
         raise ResourceError(
-            f"{folder} is not a folder that only you may open, so somebody else may have made it; remove it, or name "
-            "another folder in KDCTL_CACHE"
+            f"{folder} is not a folder that only you may open, so somebody else may have created it; remove it, or "
+            "name another folder in KDCTL_CACHE"
         )
     return folder
 
 
 def _is_private(folder: Path) -> bool:
     try:
-        found = folder.lstat()  # a link may lead to a folder of ours that others chose
+        found = folder.lstat()  # not stat: a link may lead to one of our folders that another user chose
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
@@ -116,15 +117,15 @@ def _is_private(folder: Path) -> bool:
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A folder for temporary files that goes at the end. Raises ResourceError where none can be made."""
+    """A temporary folder, removed at the end. Raises ResourceError if none can be created."""
     try:
-        made = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
     except OSError as error:
         raise ResourceError(
-            f"no temporary folder can be made ({error.strerror or error}); name a folder with room that can be "
-            "written in TMPDIR"
+            f"no temporary folder can be created ({error.strerror or error}); name a writable folder with free "
+            "space in TMPDIR"
         ) from None
-    with made as name:
+    with folder as name:
         yield Path(name)
 
 
@@ -132,8 +133,8 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def of_ray() -> Path:
-    """The folder in which Ray keeps its logs and sockets, where it can be used. Raises ResourceError."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - as Ray has it
+    """The folder in which Ray keeps its logs and sockets. Raises ResourceError if it cannot be used."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - Ray's default
     _try_to_write(folder)
     length = len(os.fsencode(folder / _SESSION))
     if length > _SOCKET:
@@ -149,7 +150,7 @@ def _try_to_write(folder: Path) -> None:
     try:
         if not can_be_written(folder):
             is_there = os.path.isdir(folder)  # noqa: PTH112 - never raises
-            raise PermissionError(0, "Permission denied" if is_there else "it is no folder, and cannot be made one")
+            raise PermissionError(0, "Permission denied" if is_there else "it is not a folder, and cannot be created")
         for tried in (folder, folder / "ray"):  # another user may have made the second
             if tried.is_dir():
                 tempfile.TemporaryFile(dir=tried).close()
@@ -161,7 +162,7 @@ def _try_to_write(folder: Path) -> None:
 
 
 def shared_memory() -> Path | None:
-    """The folder in which Ray keeps its objects, None where the system has none. Raises ResourceError."""
+    """The folder in which Ray keeps its objects; None if the system has none. Raises ResourceError."""
     if not _SHARED.is_dir():
         return None
     try:

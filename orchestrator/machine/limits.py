@@ -1,4 +1,4 @@
-"""What of this machine the process may use: CPU cores and memory, by its affinity and its control groups."""
+"""How many CPU cores and how much memory this process may use, by its affinity and its control groups."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _PROCESS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """CPU cores that this process may use at once, at least one: `taskset`, a cpuset or a quota may leave it fewer."""
+    """CPU cores that this process may use at once, at least one; `taskset`, a cpuset or a quota may limit them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min([float(allowed), *_quotas()])))
+    return max(1, int(min([float(allowed), *_read_quotas()])))
 
 
 def memory() -> int:
     """Bytes of memory that this process may use."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([total, *_memory_limits()])
+    return min([total, *_read_memory_limits()])
 
 
-def _quotas() -> Iterator[float]:
+def _read_quotas() -> Iterator[float]:
     """The share of cores that each control group above this process may have."""
-    for group in _groups("cpu"):
-        with suppress(OSError, ValueError):  # version 2, where `max` is no number: no limit
+    for group in _find_groups("cpu"):
+        with suppress(OSError, ValueError):  # version 2, where `max` means no limit
             quota, period = (group / "cpu.max").read_text().split()
             yield int(quota) / int(period)
         with suppress(OSError, ValueError):  # version 1, where -1 means no limit
@@ -34,17 +34,17 @@ def _quotas() -> Iterator[float]:
                 yield int(quota) / int(period)
 
 
-def _memory_limits() -> Iterator[int]:
-    for group in _groups("memory"):
+def _read_memory_limits() -> Iterator[int]:
+    for group in _find_groups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
             with suppress(OSError, ValueError):
                 yield int((group / name).read_text())
 
 
-def _groups(controller: str) -> Iterator[Path]:
-    """The folders of the control groups that hold this process, from its own up to the topmost that is visible.
+def _find_groups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups of this process, from its own up to the topmost that is visible.
 
-    In a container the path is often that of the host, and only the topmost folder is there.
+    In a container the path is often that of the host, and only the topmost folder exists.
     """
     with suppress(OSError):
         for line in _PROCESS.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Standard output and standard error where they cannot be written: a full disk, a reader that left, a closed one."""
+"""Standard output and standard error that cannot be written: a full disk, a closed pipe, a closed descriptor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def open_closed() -> None:
-    """Opens what the caller closed (`>&-`): else the next file that is opened would get what is printed."""
+    """Opens standard streams that the caller closed (`>&-`): otherwise the next opened file would get the output."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -23,20 +23,20 @@ def open_closed() -> None:
 
 
 def complaint(error: OSError) -> str | None:
-    """What to say of an error of the disk, which is no bug; None for another error.
+    """The message for an error of the disk, which is not a bug; None for any other error.
 
-    One that names no file is of what was open already: standard output, or a temporary file.
+    An error without a file name is of a file that was already open: standard output, or a temporary file.
     """
     if error.errno not in _FULL:
         return None
     what = error.filename or "standard output, or a temporary file,"
     why = error.strerror or str(error)
-    hint = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "the disk does not take it"
+    hint = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "the disk refuses it"
     return f"{what} cannot be written ({why}): {hint}; make room, or write elsewhere"
 
 
 def drop_unwritable() -> None:
-    """Drops what is left for a stream that takes no more, which Python would try again, loudly, at its end."""
+    """Discards unwritten output of a stream that fails; Python would try again at exit, and print an error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

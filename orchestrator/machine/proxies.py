@@ -1,4 +1,4 @@
-"""Which requests go through a proxy of the environment (`http_proxy`, `https_proxy`, `all_proxy`), and which may not.
+"""Which requests go through a proxy of the environment (`http_proxy`, `https_proxy`, `all_proxy`), and which must not.
 
 Requests to this machine never do: a proxy cannot reach it, and would see Ray's token.
 """
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.text import masked
 
-# What `no_proxy` is to list: this machine, and the services that give a cloud's machine its credentials, unencrypted.
+# What `no_proxy` must list: this machine, and the services that give cloud machines their credentials, unencrypted.
 DIRECT = ("localhost", "127.0.0.1", "::1", "127.0.0.0/8", "169.254.169.254", "metadata.google.internal")
 
 
@@ -28,7 +28,7 @@ class Proxy:
 
 
 def of(url: str) -> Proxy | None:
-    """The proxy that a request to a URL goes through; None for a direct one."""
+    """The proxy for a request to a URL; None for a direct request."""
     parts = urlsplit(url)
     if is_loopback(parts.hostname or "") or _is_exempt(parts.hostname or "", parts.port):
         return None
@@ -36,13 +36,13 @@ def of(url: str) -> Proxy | None:
         for variable in (f"{kind}_proxy", f"{kind.upper()}_PROXY"):
             if value := os.environ.get(variable):
                 return Proxy(value if "://" in value else f"http://{value}", variable)
-            if variable in os.environ:  # `http_proxy=` switches HTTP_PROXY off, as everywhere
+            if variable in os.environ:  # `http_proxy=` switches HTTP_PROXY off, as in other programs
                 break
     return None
 
 
 def through(url: str) -> str:
-    """What a message about a request says of its proxy; nothing for a direct one."""
+    """For messages about a request: the proxy that it goes through; "" for a direct request."""
     return f" through {proxy}" if (proxy := of(url)) else ""
 
 
@@ -62,23 +62,23 @@ def is_loopback(host: str) -> bool:
 def _is_exempt(host: str, port: int | None) -> bool:
     """Whether `no_proxy` lists a host: by name, as part of a domain, with its port, or in a network."""
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    return any(_fits(entry, host, port) for entry in listed.replace(",", " ").split())
+    return any(_matches(entry, host, port) for entry in listed.replace(",", " ").split())
 
 
-def _fits(entry: str, host: str, port: int | None) -> bool:
+def _matches(entry: str, host: str, port: int | None) -> bool:
     if entry == "*":
         return True
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-    except ValueError:  # one of them is a name, or has a port
+    except ValueError:  # one of the two is a name, or has a port
         name = entry.lower().removeprefix("*").lstrip(".")
-    shown = f"[{host}]" if ":" in host else host
-    wanted = (host, f"{shown}:{port}") if port else (host,)
-    return any(one == name or one.endswith(f".{name}") for one in wanted)
+    bracketed = f"[{host}]" if ":" in host else host
+    forms = (host, f"{bracketed}:{port}") if port else (host,)
+    return any(form == name or form.endswith(f".{name}") for form in forms)
 
 
 def spare_loopback() -> None:
-    """Adds this machine to `no_proxy`, where proxies are set, for libraries and processes that look there."""
+    """Adds this machine to `no_proxy` if a proxy is set, for libraries and child processes that use it."""
     is_set = any(value and name.lower() in _VARIABLES for name, value in os.environ.items())
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     listed = known.replace(",", " ").split()

@@ -1,4 +1,4 @@
-"""Standard output for what kdctl itself prints: what libraries print goes to standard error."""
+"""Standard output for kdctl's own output; the output of libraries goes to standard error."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _STDOUT, _STDERR = 1, 2  # descriptors
 
 @contextmanager
 def reserved_stdout() -> Iterator[TextIO | None]:
-    """Gives standard output; within, whatever else is written there lands on standard error.
+    """Gives standard output; within, everything else that is written there goes to standard error.
 
-    Ray prints what its processes report, from threads of its own, and native code writes to the descriptor.
-    Gives None where standard output is closed.
+    Ray prints the output of its processes from threads of its own, and native code writes to the descriptor.
+    Gives None if standard output is closed.
     """
     own = sys.stdout
     if own is None or sys.stderr is None:
         yield own
-    elif _descriptor(own) == _STDOUT and _descriptor(sys.stderr) == _STDERR:
-        with _moved(own) as moved, redirect_stdout(sys.stderr):
+    elif _get_descriptor(own) == _STDOUT and _get_descriptor(sys.stderr) == _STDERR:
+        with _move(own) as moved, redirect_stdout(sys.stderr):
             yield moved
-    else:  # a program that uses kdctl put another stream in its place
+    else:  # a program that uses kdctl replaced one of them
         with redirect_stdout(sys.stderr):
             yield own
 
 
-def _descriptor(stream: TextIO) -> int | None:
+def _get_descriptor(stream: TextIO) -> int | None:
     with suppress(OSError, ValueError):
         return stream.fileno()
     return None
 
 
 @contextmanager
-def _moved(own: TextIO) -> Iterator[TextIO]:
-    """The same stream through another descriptor, while its own leads to standard error."""
+def _move(own: TextIO) -> Iterator[TextIO]:
+    """The same stream through another descriptor, while its own descriptor leads to standard error."""
     own.flush()
     saved = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)

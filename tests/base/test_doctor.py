@@ -217,7 +217,7 @@ def test_the_temporary_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "none"))
     bad = found("temporary folder", tmp_path)
     assert bad.level is CheckLevel.BAD and f"{tmp_path}/file/none, where Ray keeps" in bad.found
-    assert "it is no folder, and cannot be made one" in bad.found and "RAY_TMPDIR" in bad.fix
+    assert "it is not a folder, and cannot be created" in bad.found and "RAY_TMPDIR" in bad.fix
 
 
 def test_a_folder_of_ray_that_is_anothers_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,6 @@ def test_other_entries_of_pythonpath_go_last(tmp_path: Path) -> None:
 def test_without_pythonpath_children_get_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert import_path.for_children() == {"PYTHONSAFEPATH": "1"}
+    assert import_path.make_child_environment() == {"PYTHONSAFEPATH": "1"}
     monkeypatch.setenv("PYTHONPATH", ".")
-    assert import_path.for_children() == {"PYTHONSAFEPATH": "1", "PYTHONPATH": ""}
+    assert import_path.make_child_environment() == {"PYTHONSAFEPATH": "1", "PYTHONPATH": ""}

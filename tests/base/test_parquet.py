@@ -136,10 +136,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_unreadable(file: Path, damage: str) -> None:
     raw = DAMAGE[damage](written([ROW] * 3))
-    with pytest.raises(parquet.UnreadableFile, match=r"^is not a whole Parquet file \(.+\)$"):
+    with pytest.raises(parquet.UnreadableFile, match=r"^is not a complete Parquet file \(.+\)$"):
         parquet.from_parquet(raw, COLUMNS)
     file.write_bytes(raw)
-    with pytest.raises(parquet.UnreadableFile, match=r"^is not a whole Parquet file \(.+\)$"):
+    with pytest.raises(parquet.UnreadableFile, match=r"^is not a complete Parquet file \(.+\)$"):
         parquet.read_images(file, ("label",))
 
 

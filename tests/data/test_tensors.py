@@ -336,7 +336,7 @@ def test_cut_off_shard(cifar10: Fake, empty: Storage, size: int) -> None:
     cifar10.write_parquet()
     path = shard(cifar10)
     path.write_bytes(path.read_bytes()[:size])
-    refused(cifar10, empty, str(path), "is not a whole Parquet file")
+    refused(cifar10, empty, str(path), "is not a complete Parquet file")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

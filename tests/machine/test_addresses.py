@@ -35,7 +35,7 @@ def test_a_dashboard(written: str, meant: str) -> None:
         ("", "expected one like"), ("http://a b", "expected one like"), ("http://[::1:8265", "expected one like"),
         ("http://h:0", "expected one like"), ("http://h:99999", "expected one like"), ("auto", "expected one like"),
         ("h:8265", "expected one like"),
-        ("http://me:pass@h:8265", r"http://\*\*\*@h:8265 holds a user name or a password"),
+        ("http://me:pass@h:8265", r"http://\*\*\*@h:8265 contains a user name or a password"),
         ("http://me@h:8265", "remove them, and put the token of the cluster into RAY_AUTH_TOKEN"),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ REFUSED = [
     ("\n", "is empty"),
     ("runs\n", "begins or ends with white space"),
     (" runs", "begins or ends with white space"),
-    ("ru\0ns", "holds a NUL byte"),
+    ("ru\0ns", "contains a NUL byte"),
     ("C:\\runs", "is a path of Windows"),
     ("c:/runs", "is a path of Windows"),
     ("\\\\server\\runs", "is a path of Windows"),

@@ -167,7 +167,7 @@ def test_a_damaged_file_is_named(view: str, tmp_path: Path) -> None:
     storage = fill(Storage.at(tmp_path))
     path = tmp_path / (storage.trial_epochs("b") if view == "epochs" else storage.trial_row("b"))
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(StorageError, match=rf"{re.escape(str(path))} is not a whole Parquet file"):
+    with pytest.raises(StorageError, match=rf"{re.escape(str(path))} is not a complete Parquet file"):
         ask(storage, f"SELECT 1 FROM {view}")
     assert ask(storage, "SELECT 1 AS one") == [{"one": 1}]
 
@@ -178,7 +178,7 @@ def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
     table = pq.read_table(path)
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     pq.write_table(table.set_column(table.column_names.index("host"), "host", broken), path)
-    with pytest.raises(StorageError, match=r"b\.parquet is not a whole Parquet file"):
+    with pytest.raises(StorageError, match=r"b\.parquet is not a complete Parquet file"):
         ask(storage, "SELECT host FROM trials")
 
 

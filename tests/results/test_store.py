@@ -320,7 +320,7 @@ def test_a_damaged_row_is_not_done_and_named(storage: Storage, damage: str) -> N
 
 def test_damaged_epochs_are_named(storage: Storage) -> None:
     storage.backend.write(storage.trial_epochs("a"), b"PAR1")
-    with pytest.raises(StorageError, match=r"epochs/a\.parquet is not a whole Parquet file"):
+    with pytest.raises(StorageError, match=r"epochs/a\.parquet is not a complete Parquet file"):
         store.read_epochs(storage)
 
 
@@ -331,7 +331,7 @@ def test_epochs_by_column_are_those_by_row(storage: Storage) -> None:
     found = store.read_epoch_columns(storage, ["a", "b", "none"], ["epoch", "test_acc"])
     assert found == {"a": {"epoch": [1, 2], "test_acc": [41.0, 42.0]}, "b": {"epoch": [1], "test_acc": [41.0]}}
     file(storage, storage.trial_epochs("b")).write_bytes(b"no Parquet")
-    with pytest.raises(StorageError, match=r"b\.parquet is not a whole Parquet file"):
+    with pytest.raises(StorageError, match=r"b\.parquet is not a complete Parquet file"):
         store.read_epoch_columns(storage, ["a", "b"], ["epoch"])
 
 
@@ -413,7 +413,7 @@ def test_a_time_that_no_calendar_has_is_damage(storage: Storage) -> None:
     table = pq.read_table(path)
     at = table.column_names.index("start_time")
     pq.write_table(table.set_column(at, "start_time", pa.array([2**62], pa.timestamp("us", "UTC"))), path)
-    with pytest.raises(StorageError, match=r"a\.parquet is not a whole Parquet file"):
+    with pytest.raises(StorageError, match=r"a\.parquet is not a complete Parquet file"):
         store.read_trials(storage)
 
 

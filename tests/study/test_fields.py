@@ -109,7 +109,7 @@ def test_a_value_type_accepts(value_type: ValueType, value: Any, expected: Any) 
         (EpochList(), [None], "found nothing"),
         (EpochList(), {"a": 1}, "found a mapping; expected a list of epochs"),
         (FilePath(), " ", "expected the path of a file"),
-        (FilePath(), "a\0b", "holds a NUL byte"),
+        (FilePath(), "a\0b", "contains a NUL byte"),
         (FilePath(), 5, "found the number 5"),
     ],
 )

@@ -29,7 +29,7 @@ def ray_environment() -> Iterator[None]:
         if name.startswith(_FOREIGN) or name == _HOOK:
             del os.environ[name]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.update({**_OWN, **import_path.for_children()})
+    os.environ.update({**_OWN, **import_path.make_child_environment()})
     try:
         yield
     finally:
