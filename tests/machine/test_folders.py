@@ -120,7 +120,7 @@ def test_no_folder_at_all_is_one_message(bare: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ResourceError, match="name one in TMPDIR"):
         folders.own()
     with (
-        pytest.raises(ResourceError, match="name a folder with room that can be written in TMPDIR"),
+        pytest.raises(ResourceError, match="name a writable folder with free space in TMPDIR"),
         folders.scratch("x"),
     ):
         pass
@@ -174,7 +174,7 @@ def test_a_token_that_cannot_be_kept(named: str, bare: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "access", lambda path, rights: path == bare)
     for needs_it in (tokens.check_token, tokens.make_token):
         with pytest.raises(
-            ResourceError, match="name a file that can be written in RAY_AUTH_TOKEN_PATH, or put a token"
+            ResourceError, match="name a writable file in RAY_AUTH_TOKEN_PATH, or put a token"
         ):
             needs_it()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
