@@ -81,7 +81,7 @@ def test_a_script_of_a_user_launches_beside_a_models_of_its_own(folder: Path, mo
     )
     done = run(folder, sys.executable, "script.py")
     assert done.returncode == 0, done.stderr
-    assert "stays as it is" in done.stderr and "experiment_analysis" not in done.stderr
+    assert "is not changed" in done.stderr and "experiment_analysis" not in done.stderr
 
 
 def paths(folder: Path, code: str, **environment: str) -> list[list[str]]:

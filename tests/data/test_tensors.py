@@ -359,7 +359,7 @@ BROKEN_ROWS: dict[str, tuple[Callable[[Row], object], str]] = {
     "no image": (lambda row: change_image(row, b"nothing of the kind"), "cannot be decoded"),
     "empty image": (lambda row: change_image(row, b""), "cannot be decoded"),
     "cut-off image": (lambda row: change_image(row, row["img"]["bytes"][:500]), "cannot be decoded"),
-    "null image": (lambda row: change_image(row, None), "something else than image bytes"),
+    "null image": (lambda row: change_image(row, None), "something other than image bytes"),
     "null label": (lambda row: row.update(label=None), "whole-number label"),
 }
 

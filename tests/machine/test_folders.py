@@ -173,9 +173,7 @@ def test_a_token_that_cannot_be_kept(named: str, bare: Path, monkeypatch: pytest
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(bare / named))
     monkeypatch.setattr(os, "access", lambda path, rights: path == bare)
     for needs_it in (tokens.check_token, tokens.make_token):
-        with pytest.raises(
-            ResourceError, match="name a writable file in RAY_AUTH_TOKEN_PATH, or put a token"
-        ):
+        with pytest.raises(ResourceError, match="name a writable file in RAY_AUTH_TOKEN_PATH, or put a token"):
             needs_it()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     tokens.make_token()
