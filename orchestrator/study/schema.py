@@ -13,7 +13,11 @@ from orchestrator.study.reader import NOTE, STUDY_NAME
 
 def study_schema() -> dict[str, Any]:
     """JSON Schema, draft 7, which is what editors' YAML support understands."""
-    experiment = {name: fields.axis_schema(key.schema()) for name, key in fields.EXPERIMENT_KEYS.items()}
+    schemas = _make_schemas(fields.EXPERIMENT_KEYS)
+    # An axis repeats the schema of its value three times, and that of a method contains every option of all methods.
+    definitions = {"method": schemas["method"]}
+    schemas["method"] = {"$ref": "#/definitions/method", "description": schemas["method"]["description"]}
+    experiment = {name: fields.axis_schema(schema) for name, schema in schemas.items()}
     experiment["teacher"] = fields.axis_schema(
         {"anyOf": [fields.TEACHER_KEYS["model"].schema(), _make_object(_make_axes(), ["model"])]}
     )
@@ -30,7 +34,8 @@ def study_schema() -> dict[str, Any]:
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "kdctl study"}
     # Merge keys (`<<`) need no entry here: editors resolve them before they check.
-    return {**head, **_make_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
+    study = {**_make_object(parts, ["study", "experiments"]), "patternProperties": {f"^{NOTE}": {}}}
+    return {**head, **study, "definitions": definitions}
 
 
 def schema_text() -> str:

@@ -95,7 +95,7 @@ BROKEN: dict[str, Change] = {
     "a text for a flag": lambda data: data["recipe"].update(flip="no"),
     "a milestone twice": lambda data: data["recipe"].update(milestones=[1, 1]),
     "no method": lambda data: data["experiments"][0].pop("method"),
-    "an unknown method": lambda data: data["experiments"][0].update(method="kd"),
+    "an unknown method": lambda data: data["experiments"][0].update(method="distillation"),
     "an unknown dataset": lambda data: data["experiments"][0].update(dataset="mnist"),
     "another kind of model": lambda data: data["experiments"][0].update(student="vit_16"),
     "an empty axis": lambda data: data["experiments"][0].update(seed=[]),

@@ -22,11 +22,12 @@ from torch import Tensor
 from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.errors import StorageError
+from orchestrator.losses.base import Shapes
 from orchestrator.models.base import Classifier
-from orchestrator.records import EpochRecord, TrialConfig
+from orchestrator.records import EpochRecord, TrialConfig, view_count
 from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import no_teacher
+from orchestrator.teachers.outputs import TableTeacher, no_teacher
 from orchestrator.training import loop
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.training.seeds import build_seeded
@@ -172,16 +173,24 @@ def test_every_digit_is_restored(
     assert position(again) == position(state)
 
 
-def test_training_resumes_from_a_file_as_if_it_had_not_stopped(storage: Storage, make_config: MakeConfig) -> None:
-    config = make_config(epochs=3, limit_train=64, batch_size=24)
-    images, loss = tensors.load(config, storage, CPU), losses.build("base")
+@pytest.mark.parametrize("method", ["base", "ctkd"])  # the second has a parameter, and a teacher in a table
+def test_training_resumes_from_a_file_as_if_it_had_not_stopped(
+    storage: Storage, make_config: MakeConfig, method: str
+) -> None:
+    config = make_config(epochs=3, limit_train=64, batch_size=24, method=method)
+    images, shapes = tensors.load(config, storage, CPU), Shapes(10, 64, (16, 16, 32, 64))
+    table = torch.randn(view_count(config.crop_padding, config.flip), 64, 10).half()
+    teacher = no_teacher if method == "base" else TableTeacher(table, "logits")
+
+    def start(seed: int) -> TrainingState:
+        return TrainingState.start(small(seed), losses.build(method, (shapes, shapes)), config)
 
     def timeless(records: list[EpochRecord]) -> list[EpochRecord]:
         return [replace(record, seconds=0.0, images_per_second=0.0) for record in records]
 
-    whole = TrainingState.start(small(0), loss, config)
-    records = list(loop.train(whole, images, config, no_teacher))
-    state, found, notes = TrainingState.start(small(0), loss, config), [], list[str]()
+    whole = start(0)
+    records = list(loop.train(whole, images, config, teacher))
+    state, found, notes = start(0), [], list[str]()
     calls = iter(range(1000))
 
     def check() -> None:
@@ -190,14 +199,16 @@ def test_training_resumes_from_a_file_as_if_it_had_not_stopped(storage: Storage,
 
     while state.epoch <= config.epochs:
         try:
-            for record in loop.train(state, images, config, no_teacher, check):
+            for record in loop.train(state, images, config, teacher, check):
                 found.append(record)
         except KeyboardInterrupt:
             save_checkpoint(storage, ID, state, found)
-            state = TrainingState.start(small(1), loss, config)
+            state = start(1)
             found = restore_checkpoint(storage, ID, state, notes.append)
     assert timeless(found) == timeless(records) and notes == []
     assert_same(state, whole)
+    if method == "ctkd":
+        assert (state.tensors()["loss.theta"] != 1).all()  # it was trained
 
 
 # Which checkpoint is used, and which are kept.
