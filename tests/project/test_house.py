@@ -33,6 +33,7 @@ ORDER = (
     "study",
     "training",
     "pretrained",
+    "own_code",  # files of the user
     "data",
     "storage",
     "machine",

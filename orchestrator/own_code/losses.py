@@ -1,0 +1,82 @@
+"""A user's loss as one of kdctl's: it may return its distillation term alone, and its mistakes are explained."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs
+from orchestrator.own_code.loading import OwnCodeError, guard, load
+from orchestrator.own_code.signature import LossSignature
+from orchestrator.own_code.source import OwnCode
+
+
+def build_loss(
+    code: OwnCode, signature: LossSignature, shapes: tuple[Shapes, Shapes] | None = None, /, **options: Any
+) -> Loss:
+    """The loss with these options. Raises OwnCodeError where the user's code raises."""
+    found = load(code)
+    if signature.is_function:
+        return _OwnLoss(code, partial(found, **options))
+    arguments = shapes if signature.takes_shapes and shapes else ()
+    loss = guard(code, lambda: found(*arguments, **options))
+    return _OwnModule(code, loss) if isinstance(loss, nn.Module) else _OwnLoss(code, loss)
+
+
+class _OwnLoss:
+    """A loss without parameters."""
+
+    def __init__(self, code: OwnCode, loss: Any) -> None:
+        self._code = code
+        self._loss = loss
+        self.ce_weight = float(getattr(loss, "ce_weight", 1.0))
+
+    def __call__(
+        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+    ) -> LossTerms:
+        found = guard(self._code, lambda: self._loss(student, labels, teacher, progress))
+        return _read_terms(self._code, found, student, labels, self.ce_weight)
+
+
+class _OwnModule(nn.Module):
+    """A loss with parameters, which a checkpoint keeps."""
+
+    def __init__(self, code: OwnCode, loss: nn.Module) -> None:
+        super().__init__()
+        self._code = code
+        self.own = loss
+        self.ce_weight = float(getattr(loss, "ce_weight", 1.0))
+
+    def forward(
+        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
+    ) -> LossTerms:
+        found = guard(self._code, lambda: self.own(student, labels, teacher, progress))
+        return _read_terms(self._code, found, student, labels, self.ce_weight)
+
+
+def _read_terms(code: OwnCode, found: Any, student: StudentOutputs, labels: Tensor, ce_weight: float) -> LossTerms:
+    """What a loss returned: a scalar is the distillation term, to which the cross-entropy is added."""
+    if isinstance(found, Tensor):
+        _check_scalar(code, found)
+        ce = F.cross_entropy(student.logits, labels)
+        return LossTerms(ce_weight * ce + found, ce, found)
+    if isinstance(found, tuple) and len(found) == 3 and all(isinstance(term, Tensor) for term in found):
+        for term in found:
+            _check_scalar(code, term)
+        return LossTerms(*found)
+    raise OwnCodeError(
+        f"{code.files[0][0]}: {code.attribute} returned {type(found).__name__}; expected its distillation term as a "
+        "scalar tensor, or a tuple of three: total, cross-entropy, distillation term"
+    )
+
+
+def _check_scalar(code: OwnCode, term: Tensor) -> None:
+    if term.dim() or not torch.is_floating_point(term):
+        raise OwnCodeError(
+            f"{code.files[0][0]}: {code.attribute} returned a tensor of shape {list(term.shape)} and type "
+            f"{str(term.dtype).removeprefix('torch.')}; expected one number: take the mean over the batch"
+        )
