@@ -95,16 +95,16 @@ class Method:
     """A way to train a student.
 
     `needs` returns which outputs of the teacher it uses with given options: some of `logits`, `pooled` and `maps`, or
-    none if it has no teacher. `builder` is `module:attribute`, called with the options as keywords. A loss that
-    `has_parameters` is an `nn.Module`, and its builder also gets the `Shapes` of student and teacher; one that also
-    `has_memory` of the training images gets their labels [N] (int64) as well. `mismatch` states why a student of one
-    width cannot learn from a teacher of another, and how to fix it; "" where it can.
+    none if it has no teacher. `builder` is `module:attribute` or a function; it is called with the options as keywords.
+    A loss that `has_parameters` is an `nn.Module`, and its builder also gets the `Shapes` of student and teacher; one
+    that also `has_memory` of the training images gets their labels [N] (int64) as well. `mismatch` states why a student
+    of one width cannot learn from a teacher of another, and how to fix it; "" where it can.
 
     The docs print the rest: the `formula` of the loss in plain text, with the names of the options; the `source`, like
     `arXiv 1503.02531`; and where the published code differs from the paper, which of the two this is (`variant`).
     """
 
-    builder: str
+    builder: str | Callable[..., Loss]
     doc: str
     options: Mapping[str, Option]
     needs: Callable[[Options], tuple[str, ...]]
@@ -125,6 +125,7 @@ class Method:
         return {name: option.default for name, option in self.options.items()}
 
 
+_CE = "ce_weight"  # the option that each method with a weight for its cross-entropy has
 _CE_WEIGHT = Option(1.0, "weight of the cross-entropy")
 _TEMPERATURE = Option(4.0, "T: what both sets of logits are divided by", exclusive=True)
 _STANDARDIZE = Option(
@@ -498,6 +499,93 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+OWN: dict[str, Method] = {}  # losses in a user's files, by their names like `my_loss:MyLoss`; see `own_code`
+JOIN = "+"  # between the names of methods that are combined, which stand in alphabetical order
+
+
+def find(name: str) -> Method | None:
+    """The facts of a method, of a user's own, or of several that are joined by `+`; None for an unknown name.
+
+    The options of a combination are those of its parts, with names like `dkd.alpha`.
+    """
+    if JOIN not in name:
+        return METHODS.get(name) or OWN.get(name)
+    names = name.split(JOIN)
+    parts = {part: facts for part in names if (facts := find(part))}
+    return _combine(parts) if len(parts) == len(names) else None
+
+
+def get(name: str) -> Method:
+    """As `find`, but raises ValueError for an unknown name."""
+    facts = find(name)
+    if facts is None:
+        raise ValueError(f"unknown method {name!r}; methods are {', '.join(METHODS)}")
+    return facts
+
+
+def _combine(parts: Mapping[str, Method]) -> Method:
+    def needs(options: Options) -> tuple[str, ...]:
+        found = (output for name, part in parts.items() for output in part.needs(_options_of(name, options)))
+        return tuple(dict.fromkeys(found))
+
+    def mismatch(options: Options, student: Widths, teacher: Widths) -> str:
+        found = (part.mismatch(_options_of(name, options), student, teacher) for name, part in parts.items())
+        return next(filter(None, found), "")
+
+    def builder(
+        student: Shapes | None = None,
+        teacher: Shapes | None = None,
+        labels: Tensor | None = None,
+        **options: float | str | bool,
+    ) -> Loss:
+        shapes = (student, teacher) if student and teacher else None
+        return _build_combined(parts, shapes, labels, options)
+
+    return Method(
+        builder,
+        " and ".join(parts),
+        {f"{name}.{key}": option for name, part in parts.items() for key, option in part.options.items()},
+        needs,
+        has_parameters=any(part.has_parameters for part in parts.values()),
+        has_memory=any(part.has_memory for part in parts.values()),
+        mismatch=mismatch,
+        formula=" + ".join(parts),
+        source="; ".join(part.source for part in parts.values()),
+    )
+
+
+def _options_of(name: str, options: Options) -> dict[str, float | str | bool]:
+    """The options of one part of a combination, without its name."""
+    return {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
+
+
+def find_conflict(options: Options) -> str:
+    """Why the methods of a combination cannot train together, and how to fix it; "" where they can.
+
+    The cross-entropy counts once, so two methods must agree on its weight.
+    """
+    weights = {key.rpartition(".")[0]: value for key, value in options.items() if key.endswith(f".{_CE}")}
+    if len(set(weights.values())) <= 1:
+        return ""
+    listed = ", ".join(f"{name} {value:g}" for name, value in weights.items())
+    return (
+        f"the cross-entropy counts once, and its weight is not the same for each method ({listed}); give each the same "
+        f"{_CE}"
+    )
+
+
+def _build_combined(
+    parts: Mapping[str, Method], shapes: tuple[Shapes, Shapes] | None, labels: Tensor | None, options: Options
+) -> Loss:
+    from orchestrator.losses.combined import Combined  # which imports torch
+
+    if conflict := find_conflict(options):
+        raise ValueError(conflict)
+    losses = {name: _call(part, shapes, labels, _options_of(name, options)) for name, part in parts.items()}
+    weights = [float(value) for key, value in options.items() if key.endswith(f".{_CE}")]
+    return Combined(losses, (*weights, 1.0)[0])
+
+
 def build(
     method: str,
     shapes: tuple[Shapes, Shapes] | None = None,
@@ -511,21 +599,22 @@ def build(
     generator. `labels` are those of the training images, on the CPU, which a method with a memory needs. Raises
     ValueError for an unknown method or option, and for shapes that the method cannot compare.
     """
-    facts = METHODS.get(method)
-    if facts is None:
-        raise ValueError(f"unknown method {method!r}; methods are {', '.join(METHODS)}")
+    facts = get(method)
     unknown = sorted(set(options) - set(facts.options))
     if unknown:
         raise ValueError(f"method {method!r} has no option {', '.join(unknown)}; it has {', '.join(facts.options)}")
-    module, attribute = facts.builder.split(":")
-    builder: Callable[..., Loss] = getattr(import_module(module), attribute)
-    arguments: list[Shapes | Tensor] = []
-    if facts.has_parameters:
-        if shapes is None:
-            raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
-        arguments += shapes
-    if facts.has_memory:
-        if labels is None:
-            raise ValueError(f"method {method!r} has a memory; build it with the labels of the training images")
-        arguments.append(labels)
-    return builder(*arguments, **{**facts.defaults(), **options})
+    if facts.has_parameters and shapes is None:
+        raise ValueError(f"method {method!r} has parameters; build it with the shapes of student and teacher")
+    if facts.has_memory and labels is None:
+        raise ValueError(f"method {method!r} has a memory; build it with the labels of the training images")
+    return _call(facts, shapes, labels, {**facts.defaults(), **options})
+
+
+def _call(facts: Method, shapes: tuple[Shapes, Shapes] | None, labels: Tensor | None, options: Options) -> Loss:
+    if isinstance(facts.builder, str):
+        module, attribute = facts.builder.split(":")
+        builder: Callable[..., Loss] = getattr(import_module(module), attribute)
+    else:
+        builder = facts.builder
+    arguments = [*(shapes if facts.has_parameters and shapes else ()), *([labels] if facts.has_memory else ())]
+    return builder(*arguments, **options)

@@ -60,7 +60,8 @@ class TrialConfig:
 
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
     weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
-    the user's; for a dataset with a name it is None, and then neither stored nor part of the id.
+    the user's; for a dataset with a name it is None, and then neither stored nor part of the id. `own_code` maps the
+    name of each loss in a user's file to the digest of that file.
     """
 
     method: str
@@ -90,6 +91,7 @@ class TrialConfig:
     schedule: str = field(default="steps", metadata=OMIT_DEFAULT)
     schedule_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
     padding: str = field(default="reflect", metadata=OMIT_DEFAULT)
+    own_code: tuple[tuple[str, str], ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
@@ -118,7 +120,7 @@ class TrialConfig:
 def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
     always = _OPTIONS_OF_VERSION_2.get(method, ())
-    facts = losses.METHODS.get(method)
+    facts = losses.find(method)
     defaults = facts.defaults() if facts else {}
     return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
 

@@ -27,6 +27,7 @@ from orchestrator.execution.job import Job
 from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
+from orchestrator.own_code.registry import register
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
@@ -69,6 +70,7 @@ def run_trial(job: Job, stopping: Callable[[], bool] = lambda: False) -> Generat
     writes a checkpoint and yields a record. Only what stops the process itself is raised.
     """
     trial_id = job.trial.trial_id
+    register(job.own_code)
     try:
         storage = Storage.at(job.storage)
         lease = acquire(storage, trial_resource(trial_id), job.launch or None)
@@ -265,7 +267,7 @@ class _Attempt:
         if trial.table is not None:
             storage, device = self._storage, self._device
             return tables.open_table(trial.table, trial.config.teacher, images, storage, device, self.check)
-        needs = losses.METHODS[trial.config.method].needs(dict(trial.config.options))
+        needs = losses.get(trial.config.method).needs(dict(trial.config.options))
         return outputs.LiveTeacher(weights.load_teacher(trial.config.teacher, self._storage, self._device), needs)
 
     def _finish(self, model: Classifier) -> TrialRecord:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.machine import commits
+from orchestrator.own_code.source import OwnCode
 from orchestrator.records import Failure, State, TrialRecord
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import Plan, PlannedTrial
@@ -31,6 +32,7 @@ class Job:
     since: str = ""  # when its launch started, UTC in ISO 8601: rows that ended later come from another launch
     checkpoint_seconds: float = 30.0
     gpus: float = 0.0
+    own_code: tuple[OwnCode, ...] = ()  # the user's files that the trial needs
 
     def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
         """The row of the job, without any measurement."""
@@ -76,6 +78,7 @@ def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launc
             launch=launched.resource,
             since=launched.since.isoformat(),
             checkpoint_seconds=plan.resources.checkpoint_seconds,
+            own_code=tuple(plan.own_code[name] for name, _ in trial.config.own_code),
         )
         for no, trial in enumerate(plan.trials, 1)
         if trial.trial_id in chosen

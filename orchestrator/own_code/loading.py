@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any
 
+from orchestrator.errors import KdctlError
 from orchestrator.own_code.source import OwnCode, find_tops
 
 _LOADED: dict[str, Mapping[str, str]] = {}  # package → its files
@@ -27,20 +28,22 @@ def load(code: OwnCode) -> Any:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     _LOADED[code.package] = dict(code.files)
-    module = PurePosixPath(code.files[0][0]).stem
+    module = PurePosixPath(code.file).stem
     found = guard(code, lambda: importlib.import_module(f"{code.package}.{module}"))
     return getattr(found, code.attribute)
 
 
-class OwnCodeError(Exception):
+class OwnCodeError(KdctlError):
     """An exception of a user's own code; the message names the user's file and line."""
 
 
 def guard(code: OwnCode, call: Callable[[], Any]) -> Any:
-    """Calls something that runs a user's code. Raises OwnCodeError for whatever that raises."""
+    """Calls something that runs a user's code. Raises OwnCodeError for whatever that raises but a lack of memory."""
     try:
         return call()
     except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise  # no mistake in the code
         raise OwnCodeError(describe_error(code, error)) from error
 
 
@@ -51,7 +54,7 @@ def describe_error(code: OwnCode, error: BaseException) -> str:
         frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{code.package}/")
     ]
     if not frames:
-        return f"{code.files[0][0]}: {kind}"
+        return f"{code.file}: {kind}"
     last = frames[-1]
     line = f" (`{last.line}`)" if last.line else ""
     return f"{last.filename.partition('/')[2]}, line {last.lineno}, in {last.name}{line}: {kind}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +16,15 @@ from orchestrator.own_code.signature import LossSignature
 from orchestrator.own_code.source import OwnCode
 
 
-def build_loss(
-    code: OwnCode, signature: LossSignature, shapes: tuple[Shapes, Shapes] | None = None, /, **options: Any
-) -> Loss:
-    """The loss with these options. Raises OwnCodeError where the user's code raises."""
+def build_loss(code: OwnCode, signature: LossSignature, shapes: Sequence[Shapes], /, **options: Any) -> Loss:
+    """The loss with these options; `shapes` are those of student and teacher where it takes them.
+
+    Raises OwnCodeError where the user's code raises.
+    """
     found = load(code)
     if signature.is_function:
         return _OwnLoss(code, partial(found, **options))
-    arguments = shapes if signature.takes_shapes and shapes else ()
-    loss = guard(code, lambda: found(*arguments, **options))
+    loss = guard(code, lambda: found(*shapes, **options))
     return _OwnModule(code, loss) if isinstance(loss, nn.Module) else _OwnLoss(code, loss)
 
 
@@ -69,7 +70,7 @@ def _read_terms(code: OwnCode, found: Any, student: StudentOutputs, labels: Tens
             _check_scalar(code, term)
         return LossTerms(*found)
     raise OwnCodeError(
-        f"{code.files[0][0]}: {code.attribute} returned {type(found).__name__}; expected its distillation term as a "
+        f"{code.file}: {code.attribute} returned {type(found).__name__}; expected its distillation term as a "
         "scalar tensor, or a tuple of three: total, cross-entropy, distillation term"
     )
 
@@ -77,6 +78,6 @@ def _read_terms(code: OwnCode, found: Any, student: StudentOutputs, labels: Tens
 def _check_scalar(code: OwnCode, term: Tensor) -> None:
     if term.dim() or not torch.is_floating_point(term):
         raise OwnCodeError(
-            f"{code.files[0][0]}: {code.attribute} returned a tensor of shape {list(term.shape)} and type "
+            f"{code.file}: {code.attribute} returned a tensor of shape {list(term.shape)} and type "
             f"{str(term.dtype).removeprefix('torch.')}; expected one number: take the mean over the batch"
         )

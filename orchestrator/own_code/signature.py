@@ -33,7 +33,7 @@ class LossSignature:
 
 def read_loss(code: OwnCode) -> LossSignature:
     """The signature of a loss. Raises ValueError where kdctl could not call it."""
-    tree = parse(code.files[0][1], code.files[0][0])
+    tree = parse(code.text, code.file)
     found = _find(code, tree)
     function = found if isinstance(found, ast.FunctionDef) else _find_init(found)
     required = _required(function, skip_self=isinstance(found, ast.ClassDef)) if function else ()
@@ -50,7 +50,7 @@ def read_loss(code: OwnCode) -> LossSignature:
 
 def check_model(code: OwnCode) -> None:
     """Raises ValueError where kdctl could not build a model with the code: it is called with the number of classes."""
-    found = _find(code, parse(code.files[0][1], code.files[0][0]))
+    found = _find(code, parse(code.text, code.file))
     function = found if isinstance(found, ast.FunctionDef) else _find_init(found)
     required = _required(function, skip_self=isinstance(found, ast.ClassDef)) if function else ()
     if len(required) != 1:
@@ -62,7 +62,7 @@ def check_model(code: OwnCode) -> None:
 
 
 def _where(code: OwnCode, node: ast.stmt) -> str:
-    return f"{code.files[0][0]}, line {node.lineno}: {code.attribute}"
+    return f"{code.file}, line {node.lineno}: {code.attribute}"
 
 
 def _find(code: OwnCode, tree: ast.Module) -> Definition:
@@ -71,7 +71,7 @@ def _find(code: OwnCode, tree: ast.Module) -> Definition:
         return defined[code.attribute]
     names = ", ".join(name for name in defined if not name.startswith("_")) or "none"
     raise ValueError(
-        f"{code.files[0][0]} defines no class or function {code.attribute}; it defines {names}; name one of these"
+        f"{code.file} defines no class or function {code.attribute}; it defines {names}; name one of these"
     )
 
 
@@ -109,7 +109,7 @@ def _read_fields(code: OwnCode, found: Definition) -> Iterator[tuple[str, Option
 
 
 def _read_option(code: OwnCode, name: str, annotation: ast.expr | None, default: ast.expr) -> Option:
-    where = f"{code.files[0][0]}, line {default.lineno}: {name}"
+    where = f"{code.file}, line {default.lineno}: {name}"
     try:
         value = ast.literal_eval(default)
     except ValueError:
@@ -160,7 +160,7 @@ def _check_needs(code: OwnCode, node: ast.Assign | ast.AnnAssign) -> tuple[str, 
         needs = ()
     if isinstance(value, ast.Constant) or not needs or not set(needs) <= set(_OUTPUTS):
         raise ValueError(
-            f"{code.files[0][0]}, line {node.lineno}: found needs = {ast.unparse(value) if value else 'nothing'}; "
+            f"{code.file}, line {node.lineno}: found needs = {ast.unparse(value) if value else 'nothing'}; "
             f'expected some of {", ".join(_OUTPUTS)}; write needs = ("logits",)'
         )
     return needs

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from orchestrator.text import shorten
 
 _MOST_CHARACTERS = 1_000_000  # of all files together: they travel to the worker of each trial
 
@@ -15,21 +18,28 @@ _MOST_CHARACTERS = 1_000_000  # of all files together: they travel to the worker
 class OwnCode:
     """A class or function in a user's file, and that file with what it imports from its own folder.
 
-    `files` are pairs of a path relative to that folder and the text; the named file comes first.
+    `files` are pairs of a path relative to that folder and the text, in the order of the paths; `file` is one of these
+    paths.
     """
 
+    file: str
     attribute: str
     files: tuple[tuple[str, str], ...]
 
     @property
+    def text(self) -> str:
+        """Of the user's file."""
+        return dict(self.files)[self.file]
+
+    @property
     def name(self) -> str:
         """What results call it, like `my_loss:MyLoss`."""
-        return f"{PurePosixPath(self.files[0][0]).stem}:{self.attribute}"
+        return f"{PurePosixPath(self.file).stem}:{self.attribute}"
 
     @property
     def digest(self) -> str:
         """12 hex digits over the attribute and every path and text: an edit makes another trial."""
-        parts = [self.attribute, self.files[0][0], *(part for file in sorted(self.files) for part in file)]
+        parts = [self.attribute, self.file, *(part for file in self.files for part in file)]
         lengths = ",".join(str(len(part)) for part in parts)
         return hashlib.sha256("\0".join([lengths, *parts]).encode()).hexdigest()[:12]
 
@@ -37,6 +47,27 @@ class OwnCode:
     def package(self) -> str:
         """The name of the package that the files are imported as; no other module has it."""
         return f"_kdctl_own_{self.digest}"
+
+
+_NAMED = re.compile(r"(.+\.py)(?::([A-Za-z_]\w*))?")
+
+
+def split_name(text: object) -> tuple[str, str] | None:
+    """The path and the attribute in `./my_loss.py:MyLoss`; None for a text of another form.
+
+    Raises ValueError where the attribute is missing.
+    """
+    match = _NAMED.fullmatch(text) if isinstance(text, str) else None
+    if not match:
+        return None
+    if not match[2]:
+        raise ValueError(f"found {shorten(match[1])} alone; name what it defines too; write {shorten(match[1])}:NAME")
+    return match[1], match[2]
+
+
+def is_own(text: str) -> bool:
+    """Whether a text names a user's own code, maybe in a wrong way."""
+    return _NAMED.fullmatch(text) is not None
 
 
 def read_own_code(path: Path, attribute: str) -> OwnCode:
@@ -53,7 +84,7 @@ def read_own_code(path: Path, attribute: str) -> OwnCode:
                 if found not in files:
                     files[found] = _read(folder / found)
                     waiting.append(found)
-    return OwnCode(attribute, tuple(files.items()))
+    return OwnCode(path.name, attribute, tuple(sorted(files.items())))
 
 
 def parse(text: str, name: str) -> ast.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from orchestrator.study.document import Node
 from orchestrator.text import nearest, shorten
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
+
+OWN_PATTERN = r"\.py:[A-Za-z_]\w*$"  # of the name of a user's own code
 
 
 class ValueType(Protocol):
@@ -143,6 +145,15 @@ def _option_text(value: float | str | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def combine(selections: Sequence[Selection]) -> Selection:
+    """Several methods as one, whatever their order; a single one stays as it is."""
+    first, *others = sorted(selections, key=lambda selection: selection.name)
+    if not others:
+        return first
+    options = ((f"{each.name}.{option}", value) for each in (first, *others) for option, value in each.options)
+    return Selection(losses.JOIN.join(each.name for each in (first, *others)), tuple(options))
+
+
 class Entry(Protocol):
     """An entry of a table of methods, optimizers or schedules."""
 
@@ -155,16 +166,18 @@ class Entry(Protocol):
 class Selected:
     """The name of an entry of `table`, alone or as the only key of a mapping to its options: `{st: {temperature: 2}}`.
 
-    Options may be axes; `reader` reads them as it reads every axis.
+    Options may be axes; `reader` reads them as it reads every axis. Where an entry `combines`, the mapping may have
+    several, and a name may be that of a user's own code: `./my_loss.py:MyLoss`.
     """
 
     table: Mapping[str, Entry]
+    combines: bool = False
 
     def read(self, node: Node) -> Selection:
         if isinstance(node.value, dict):
+            count = "names, each with its options" if self.combines else "one name with its options"
             raise ValueError(
-                f"found {node.describe()}; expected a name, or one name with its options; write one of "
-                f"{', '.join(self.table)}"
+                f"found {node.describe()}; expected a name, or {count}; write one of {', '.join(self.table)}"
             )
         return Selection(Choice(tuple(self.table)).read(node))
 
@@ -173,8 +186,14 @@ class Selected:
         names: dict[str, Any] = {"enum": list(self.table)}
         if not nested:
             return names
-        single = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
-        return {"anyOf": [names, {**single, "additionalProperties": False}]}
+        if not self.combines:
+            single = {"type": "object", "properties": nested, "minProperties": 1, "maxProperties": 1}
+            return {"anyOf": [names, {**single, "additionalProperties": False}]}
+        several = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in nested.items()}
+        own = {"type": "string", "pattern": OWN_PATTERN}
+        combined = {"type": "object", "properties": several, "minProperties": 1}
+        combined |= {"patternProperties": {OWN_PATTERN: {"type": ["object", "null"]}}, "additionalProperties": False}
+        return {"anyOf": [names, own, combined]}
 
 
 def _make_options_schema(options: Mapping[str, Option]) -> dict[str, Any]:
@@ -393,7 +412,11 @@ RECIPE_KEYS: Mapping[str, Key] = {**TRAINING_KEYS, **DATA_KEYS, "teacher_cache":
 SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the images and their views", 0)
 
 STUDENT_KEYS: Mapping[str, Key] = {
-    "method": Key(Selected(losses.METHODS), "what the student is trained with: a name, or a name with its options"),
+    "method": Key(
+        Selected(losses.METHODS, combines=True),
+        "what the student is trained with: a name, or several names, each with its options; your own is "
+        "`./my_loss.py:MyLoss`",
+    ),
     "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
     "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
     "seed": SEED_KEY,

@@ -18,12 +18,12 @@ from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 
 _TEACHER_SETTINGS = (*fields.TRAINING_KEYS, *fields.DATA_KEYS)  # the settings of a teacher
-_TEACHING = ("options", "teacher", "teacher_cache")  # what a training without a teacher does not have
+_TEACHING = ("options", "teacher", "teacher_cache", "own_code")  # what a training without a teacher does not have
 _TABLES = ("optimizer", "schedule")  # settings that have options of their own
 # What a recipe holds that is not an unknown setting: the known settings, the seed, and how a trial was run.
 _HANDLED = {
     *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
-    "teacher_answers", "arithmetic",
+    "teacher_answers", "arithmetic", "own_code",
 }  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256
 _PLAIN = re.compile(r"[\w.-]+")
@@ -66,13 +66,14 @@ def title(trial: TrialConfig | TrialRecord) -> str:
 
 def _format_label(method: str, recipe: Mapping[str, Any]) -> str:
     """Options first, then the recipe in the order of its keys, then the teacher."""
-    facts, own, teacher = losses.METHODS.get(method), _fill_defaults(recipe), recipe.get("teacher")
+    facts, own, teacher = losses.find(method), _fill_defaults(recipe), recipe.get("teacher")
     defaults: Mapping[str, Any] = facts.defaults() if facts else {}
     options = {**defaults, **_drop_none(recipe.get("options") or {})}
     parts = [method, *_format_differences(options, defaults, defaults), *_format_unknown(options, defaults, "options.")]
     parts += [
         *_format_differences(own, _find_defaults(own), fields.RECIPE_KEYS),
         *_format_weights(recipe),
+        *_format_own_code(recipe),
         *_format_unknown(recipe, _HANDLED),
     ]
     return " ".join([*parts, *(_format_teacher(teacher, own) if teacher else ())])
@@ -139,6 +140,12 @@ def _format_differences(own: Mapping[str, Any], expected: Mapping[str, Any], nam
 def _format_weights(recipe: Mapping[str, Any]) -> Iterator[str]:
     if weights := recipe.get("weights"):
         yield f"weights={_format(weights[:_DIGITS])}"
+
+
+def _format_own_code(recipe: Mapping[str, Any]) -> Iterator[str]:
+    """Which version of a user's own files: an edit is another setting."""
+    if own := recipe.get("own_code"):
+        yield f"code={','.join(digest for _, digest in sorted(own.items()))}"
 
 
 def _format_unknown(settings: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[str]:

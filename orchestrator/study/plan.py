@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator import codec, losses
 from orchestrator.data.registry import FolderDataset, facts_of, facts_of_trial
+from orchestrator.own_code.source import OwnCode
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
 from orchestrator.study.fields import Selection
@@ -83,7 +84,8 @@ class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
     `weights` maps the SHA-256 of each weights file of the user to its path. `folders` maps the digest of each image
-    folder to the folder. `text` is the text of the study file as it was read; JSON leaves it out.
+    folder to the folder. `text` is the text of the study file as it was read, and `own_code` maps the name of each loss
+    of the user to its files; JSON leaves both out.
     """
 
     study: str
@@ -94,6 +96,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     text: str = field(default="", compare=False, repr=False)
     folders: Mapping[str, FolderDataset] = field(default_factory=dict)
+    own_code: Mapping[str, OwnCode] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data, for programs."""
@@ -132,7 +135,10 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
             teacher_id = ids[config.teacher] if config.teacher else None
             trials.append(_plan_trial("student", config, config.trial_id(teacher_id), teacher_id))
     warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs))
-    plan = Plan(study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders)
+    plan = Plan(
+        study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders,
+        study.own_code,
+    )  # fmt: skip
     return with_stored_state(plan, states or {}, tables)
 
 
@@ -145,7 +151,7 @@ def _warn_of_missing_base(configs: Collection[TrialConfig]) -> Iterator[str]:
     planned = {config for config in configs if config.method == "base"} | {config.teacher for config in taught}
     missing: dict[TrialConfig, set[int]] = {}  # the seeds of each setting
     for config in taught:
-        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
+        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None, own_code=())
         if base not in planned:
             missing.setdefault(replace(base, seed=0), set()).add(base.seed)
     if missing:
@@ -204,7 +210,8 @@ def _to_plan_state(state: State | None) -> PlanState:
 
 def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
     """The trials of one experiment; equal trials are repeated."""
-    recipe = {name: value.value for name, value in study.recipe.items()}
+    recipe: dict[str, Any] = {name: value.value for name, value in study.recipe.items()}
+    recipe["own_code"] = study.own_code
     for own in _multiply_axes(experiment.axes):
         images = {name: own[name] for name in fields.DATA_KEYS if name in own}
         teachers = [
@@ -267,6 +274,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
         folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
+        own_code=_digests(settings["own_code"], method.name),
         optimizer=optimizer.name,
         optimizer_options=_drop_defaults(optimizer, trainer.options),
         schedule=schedule.name,
@@ -275,9 +283,16 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
     )
 
 
+def _digests(own_code: Mapping[str, OwnCode], method: str) -> tuple[tuple[str, str], ...]:
+    """The digest of each of the user's files that a trial uses, by the name of what it defines."""
+    if not own_code:
+        return ()
+    return tuple((name, own_code[name].digest) for name in method.split(losses.JOIN) if name in own_code)
+
+
 def _resolve_options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str | bool], ...]:
     """Every option of a method, given under its name or next to `method`, or its default."""
-    options = losses.METHODS[method.name].defaults()
+    options = losses.get(method.name).defaults()
     options |= {name: settings[name] for name in options if name in settings and name in fields.OPTION_KEYS}
     return tuple(sorted((options | dict(method.options)).items()))
 
@@ -293,7 +308,7 @@ def _find_table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | N
     """The table that this trial could use; None where no table is possible."""
     if teacher_id is None:
         return None
-    needs = losses.METHODS[config.method].needs(dict(config.options))
+    needs = losses.get(config.method).needs(dict(config.options))
     if len(needs) != 1 or needs[0] == "maps":
         return None
     facts = facts_of_trial(config)

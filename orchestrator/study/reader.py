@@ -19,6 +19,8 @@ from orchestrator.data.registry import FolderDataset, facts_of
 from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
+from orchestrator.own_code.registry import register
+from orchestrator.own_code.source import OwnCode, is_own, read_own_code, split_name
 from orchestrator.study import document, fields
 from orchestrator.study._overrides import apply
 from orchestrator.study.document import Location, Node
@@ -83,7 +85,10 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's text as it was read."""
+    """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's text as it was read.
+
+    `own_code` are the user's own losses that it names, by their names.
+    """
 
     name: str
     recipe: Mapping[str, Value]
@@ -92,6 +97,7 @@ class Study:
     source: Path
     warnings: tuple[Fault, ...] = ()
     text: str = field(default="", compare=False, repr=False)
+    own_code: Mapping[str, OwnCode] = field(default_factory=dict)
 
 
 def load_study(
@@ -134,6 +140,7 @@ class _Reader:
         self.on_note = on_note
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
+        self.own_code: dict[str, OwnCode] = {}
         self._measured: dict[ImageFolder, FolderDataset | DataError] = {}
         self._names: dict[str, str] = {}  # of folders, by their digest
 
@@ -147,7 +154,7 @@ class _Reader:
         resources = self._read_resources(root)
         experiments = self._read_experiments(root, recipe)
         warnings = tuple(sorted(set(self.warnings)))
-        return Study(name, recipe, experiments, resources, self.path, warnings, self.text)
+        return Study(name, recipe, experiments, resources, self.path, warnings, self.text, self.own_code)
 
     # The four parts of the file.
 
@@ -315,28 +322,75 @@ class _Reader:
         return tuple(value for value in found if value)
 
     def _read_selections(self, key: Key, node: Node, path: str) -> Iterator[Value]:
-        """The entries of a table that a node names: one for each combination of the values of its options."""
-        assert isinstance(key.value_type, fields.Selected)
-        if not isinstance(node.value, dict) or len(node.value) != 1:
+        """The entries of a table that a node names: one for each combination of the values of their options."""
+        given, kind = node.value, key.value_type
+        assert isinstance(kind, fields.Selected)
+        if kind.combines and (own := self._read_own_code(node.value, node, path)) is not None:
+            yield from (Value(fields.Selection(own), node.location, path),) if own else ()
+        elif not isinstance(given, dict) or not given or (len(given) > 1 and not kind.combines):
             value = self._read_value(key, node, path)
             yield from (value,) if value else ()
+        else:
+            names = [*kind.table, *(name for name in given if kind.combines and is_own(name))]
+            parts = [
+                list(self._read_selection(kind, name, child, f"{path}.{name}"))
+                for name, child in self._iterate_known(node, names, path)
+            ]
+            for chosen in itertools.product(*parts):
+                if chosen and self._fit_together(chosen, node, path):
+                    yield Value(fields.combine(chosen), node.location, path)
+
+    def _read_selection(self, kind: fields.Selected, name: str, node: Node, path: str) -> Iterator[fields.Selection]:
+        """One entry with each combination of the values of its options."""
+        own = self._read_own_code(name, node, path) if kind.combines else None
+        if own == "":
             return
-        for name, child in self._iterate_known(node, key.value_type.table, path):
-            options, where = key.value_type.table[name].options, f"{path}.{name}"
-            if not options:
-                self.faults.append(child.location.fault(where, f"{name} has no options; write its name alone"))
-            elif self._is_mapping(child, where, options):
-                axes = {
-                    option: self._read_axis(fields.option_key(options[option]), value, f"{where}.{option}")
-                    for option, value in sorted(self._iterate_known(child, options, where))
-                }
-                for values in itertools.product(*axes.values()):
-                    chosen = tuple((option, value.value) for option, value in zip(axes, values, strict=True))
-                    yield Value(fields.Selection(name, chosen), node.location, path)
+        options = losses.get(own).options if own else kind.table[name].options
+        if node.value is None and kind.combines:
+            yield fields.Selection(own or name)
+        elif not options:
+            self.faults.append(node.location.fault(path, f"{name} has no options; write its name alone"))
+        elif self._is_mapping(node, path, options):
+            axes = {
+                option: self._read_axis(fields.option_key(options[option]), value, f"{path}.{option}")
+                for option, value in sorted(self._iterate_known(node, options, path))
+            }
+            for values in itertools.product(*axes.values()):
+                chosen = tuple((option, value.value) for option, value in zip(axes, values, strict=True))
+                yield fields.Selection(own or name, chosen)
+
+    def _fit_together(self, chosen: Sequence[fields.Selection], node: Node, path: str) -> bool:
+        """Whether methods can be combined; where not, that is a fault."""
+        if len(chosen) == 1:
+            return True
+        idle = [each.name for each in chosen if not losses.get(each.name).has_teacher]
+        combined = fields.combine(chosen)
+        message = losses.find_conflict({**losses.get(combined.name).defaults(), **dict(combined.options)})
+        if idle:
+            message = f"{idle[0]} has no distillation term that could be combined with others; remove it"
+        if message and (fault := node.location.fault(path, message)) not in self.faults:
+            self.faults.append(fault)
+        return not message
+
+    def _read_own_code(self, given: object, node: Node, path: str) -> str | None:
+        """The name of a user's own loss, which it registers; "" where it has a fault, None for anything else."""
+        try:
+            named = split_name(given)
+            if named is None:
+                return None
+            file = paths.local(named[0], "the path")
+            code = read_own_code(self.path.parent / file, named[1])
+            if self.own_code.setdefault(code.name, code) != code:
+                raise ValueError(f"two files define {code.name}; rename one of them")
+            register([code])
+        except (ValueError, paths.PathError) as error:
+            self.faults.append(node.location.fault(path, str(error)))
+            return ""
+        return code.name
 
     def _read_option(self, name: str, node: Node, path: str, methods: Axis) -> Axis:
         """An option that is written next to the methods of its experiment."""
-        owners = (losses.METHODS[method.value.name].options for method in methods)
+        owners = (losses.get(method.value.name).options for method in methods)
         keys = {key.value_type: key for key in (fields.option_key(own[name]) for own in owners if name in own)}
         if len(keys) > 1:
             message = (
@@ -518,7 +572,7 @@ def _override_teacher(recipe: Mapping[str, Value], experiment: Experiment, teach
 def _check_methods(experiment: Experiment) -> Iterator[Fault]:
     for method in experiment.axes.get("method", ()):
         name = method.value.name
-        has_teacher = losses.METHODS[name].has_teacher
+        has_teacher = losses.get(name).has_teacher
         if has_teacher and not experiment.names_teacher:
             yield method.fault(f"method {name} needs a teacher; add `teacher: resnet_32_20` to the experiment")
         if not has_teacher and experiment.names_teacher:
@@ -535,7 +589,7 @@ def _check_options(experiment: Experiment) -> Iterator[Fault]:
         if twice := [method.name for method in chosen if name in dict(method.options)]:
             message = f"{name} is also given under method {twice[0]}; remove one of the two"
             yield experiment.axes[name][0].fault(message)
-        if methods and experiment.axes[name] and not any(name in losses.METHODS[method].options for method in methods):
+        if methods and experiment.axes[name] and not any(name in losses.get(method).options for method in methods):
             takers = [method for method, facts in losses.METHODS.items() if name in facts.options]
             message = f"{name} belongs to method {', '.join(takers)}, not to {', '.join(methods)}; remove it"
             yield experiment.axes[name][0].fault(message)
@@ -558,7 +612,7 @@ def _check_widths(experiment: Experiment) -> Iterator[Fault]:
 def _combine_options(experiment: Experiment) -> Iterator[tuple[losses.Method, losses.Options]]:
     """Each method with every combination of its options."""
     for method in experiment.axes.get("method", ()):
-        facts = losses.METHODS[method.value.name]
+        facts = losses.get(method.value.name)
         given = [name for name in facts.options if name in fields.OPTION_KEYS and experiment.axes.get(name)]
         for values in itertools.product(*({value.value for value in experiment.axes[name]} for name in given)):
             yield facts, {**facts.defaults(), **dict(zip(given, values, strict=True)), **dict(method.value.options)}

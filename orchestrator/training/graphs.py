@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.errors import KdctlError
 from orchestrator.text import first_line
 
 _WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and allocate their workspaces
@@ -70,7 +71,7 @@ class GraphedStep:
         try:
             with _capturing, recording:
                 self._work()
-        except RuntimeError as error:
+        except (RuntimeError, KdctlError) as error:  # the latter explains one in a user's own loss
             self.failure = first_line(error)
             return
         self._graph = graph

@@ -12,7 +12,7 @@ from orchestrator.own_code.source import OwnCode
 
 
 def code(attribute: str = "f", **files: str) -> OwnCode:
-    return OwnCode(attribute, tuple((f"{name.replace('__', '/')}.py", text) for name, text in files.items()))
+    return OwnCode("mine.py", attribute, tuple((f"{name.replace('__', '/')}.py", text) for name, text in files.items()))
 
 
 def test_imports_are_found_in_the_users_folder_first() -> None:

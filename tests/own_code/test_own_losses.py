@@ -25,9 +25,9 @@ class Student(NamedTuple):
 
 
 def call(text: str, **options: float) -> tuple[float, float, float]:
-    code = OwnCode("f", (("my_loss.py", text),))
+    code = OwnCode("my_loss.py", "f", (("my_loss.py", text),))
     torch.manual_seed(0)
-    loss = build_loss(code, read_loss(code), SHAPES, **options)
+    loss = build_loss(code, read_loss(code), (), **options)
     student = Student(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 4))
     progress = Progress(torch.tensor(1.0), 10)
     terms = loss(student, torch.tensor([0, 1]), TeacherOutputs(logits=torch.full((2, 3), 2.0)), progress)
@@ -69,7 +69,7 @@ class f(nn.Module):
 
 
 def test_a_module_has_parameters_of_the_shapes() -> None:
-    code = OwnCode("f", (("my_loss.py", MODULE),))
+    code = OwnCode("my_loss.py", "f", (("my_loss.py", MODULE),))
     loss = build_loss(code, read_loss(code), SHAPES)
     assert isinstance(loss, nn.Module)
     assert {name: tuple(p.shape) for name, p in loss.named_parameters()} == {

@@ -10,7 +10,7 @@ from orchestrator.own_code.source import OwnCode
 
 
 def code(text: str, attribute: str = "f") -> OwnCode:
-    return OwnCode(attribute, (("my_loss.py", text),))
+    return OwnCode("my_loss.py", attribute, (("my_loss.py", text),))
 
 
 FUNCTION = "def f(student, labels, teacher, progress"

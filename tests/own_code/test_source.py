@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.own_code.source import OwnCode, find_tops, read_own_code
+from orchestrator.own_code.source import OwnCode, find_tops, read_own_code, split_name
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -36,7 +36,7 @@ def test_a_file_brings_what_it_imports_from_its_folder_and_nothing_else(tmp_path
     )
     (tmp_path / "models/__init__.py").write_text("")
     code = read_own_code(path, "Loss")
-    assert code.files[0][0] == "my_loss.py"
+    assert code.file == "my_loss.py"
     assert names(code) == {
         *("my_loss.py", "helper.py", "other.py", "models/__init__.py", "models/small.py"),
         *("deep/inner/leaf.py", "deep/inner/sibling.py", "deep/top.py"),
@@ -62,7 +62,8 @@ def test_the_digest_is_the_same_wherever_the_folder_is(tmp_path: Path) -> None:
 
 
 def test_text_does_not_move_from_one_file_into_the_next_unnoticed() -> None:
-    assert OwnCode("f", (("a.py", "x"), ("b.py", "yz"))).digest != OwnCode("f", (("a.py", "xy"), ("b.py", "z"))).digest
+    one, two = (("a.py", "x"), ("b.py", "yz")), (("a.py", "xy"), ("b.py", "z"))
+    assert OwnCode("a.py", "f", one).digest != OwnCode("a.py", "f", two).digest
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,10 @@ def test_what_cannot_be_read_is_explained(tmp_path: Path, text: bytes, message: 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="my_loss.py cannot be read .No such file"):
         read_own_code(tmp_path / "my_loss.py", "f")
+
+
+def test_a_file_and_what_it_defines_are_told_apart() -> None:
+    assert split_name("./a b/my_loss.py:MyLoss") == ("./a b/my_loss.py", "MyLoss")
+    assert split_name("st") is None and split_name(3) is None and split_name("a.py:not a name") is None
+    with pytest.raises(ValueError, match="found a.py alone; .* write a.py:NAME"):
+        split_name("a.py")
