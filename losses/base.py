@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,6 +49,9 @@ class TeacherOutputs:
     def __init__(self, **outputs: Tensor | tuple[Tensor, ...]) -> None:
         for name, value in outputs.items():
             setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the teacher's {name} are not here; name them in the method's `needs`")
 
 
 class Progress(NamedTuple):

@@ -118,11 +118,19 @@ class TrialConfig:
 
 
 def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a method that are part of an id: those that always were, and others that are not at defaults."""
-    always = _OPTIONS_OF_VERSION_2.get(method, ())
-    facts = losses.find(method)
-    defaults = facts.defaults() if facts else {}
-    return {name: value for name, value in options.items() if name in always or value != defaults.get(name)}
+    """The options of a method that are part of an id: those that always were, and others that are not at defaults.
+
+    All options of a user's own loss are part of it, so that an id never depends on which files were read.
+    """
+    found = {}
+    for name, value in options.items():
+        owner, _, option = name.rpartition(".")  # of a method that is combined with others
+        owner = owner or method
+        known = losses.METHODS[owner].options.get(option) if owner in losses.METHODS else None
+        is_old = owner == method and option in _OPTIONS_OF_VERSION_2.get(owner, ())
+        if is_old or known is None or value != known.default:
+            found[name] = value
+    return found
 
 
 PADDINGS = ("reflect", "zero")  # what surrounds an image before the random crop

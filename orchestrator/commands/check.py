@@ -16,11 +16,11 @@ from orchestrator.commands.shared.options import (
     set_option,
     warn,
 )
-from orchestrator.errors import EXIT_USAGE, KdctlError, StudyError
+from orchestrator.errors import EXIT_USAGE, Fault, KdctlError, StudyError
 from orchestrator.text import masked
 
 if TYPE_CHECKING:
-    from orchestrator.errors import Fault
+    from orchestrator.study.plan import Plan
 
 
 @click.command()
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 @json_option
 def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     """Check a study FILE and report all errors at once, each with its location and its fix.
+
+    Of a loss in a file of your own, two training steps are run on random images with each pair of models.
 
     With --json the errors are printed as JSON on standard output. If there are any, the exit code is 2.
 
@@ -44,7 +46,9 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
 
     try:
         study = load_study(file, settings, open_weights=True, on_note=note)
-        count = len(make_plan(study).trials)
+        plan = make_plan(study)
+        if faults := _rehearse(plan):
+            raise StudyError(faults)
     except StudyError as error:
         if not as_json:
             raise KdctlError(
@@ -53,10 +57,28 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
         click.echo(_format_json(file, None, 0, error.faults, ()))
         sys.exit(EXIT_USAGE)
     if as_json:
-        click.echo(_format_json(file, study.name, count, (), study.warnings))
+        click.echo(_format_json(file, study.name, len(plan.trials), (), study.warnings))
         return
     warn(study.warnings)
-    click.echo(wrapped(f"{file}: study {study.name} is valid, {count} trials", width_of(sys.stdout)))
+    click.echo(wrapped(f"{file}: study {study.name} is valid, {len(plan.trials)} trials", width_of(sys.stdout)))
+
+
+def _rehearse(plan: Plan) -> list[Fault]:
+    """What is wrong with the user's own losses: two steps of each are tried, with each pair of models."""
+    found: dict[str, None] = {}
+    tried = set()
+    for config in (trial.config for trial in plan.trials if trial.config.own_code):
+        teacher = config.teacher.student if config.teacher else None
+        what = (config.method, config.options, config.own_code, config.student, teacher, config.dataset, config.folder)
+        if what not in tried:
+            tried.add(what)
+            from orchestrator.execution.rehearsal import rehearse  # torch, which other studies need not wait for
+
+            try:
+                rehearse(config)
+            except KdctlError as error:
+                found[str(error)] = None
+    return [Fault(plan.source, 0, 0, "", message) for message in found]
 
 
 def _format_json(file: str, study: str | None, trials: int, faults: Sequence[Fault], warnings: Sequence[Fault]) -> str:

@@ -72,6 +72,7 @@ CHANGES: dict[str, Any] = {
     "schedule_options": (("warmup", 5),),
     "folder": FOLDER,
     "padding": "zero",
+    "own_code": (("my_loss:MyLoss", "0123456789ab"),),
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -103,6 +104,7 @@ CONFIGS = st.builds(
     optimizer_options=OPTIONS,
     schedule=WORD,
     schedule_options=OPTIONS,
+    own_code=st.dictionaries(WORD, WORD, max_size=2).map(lambda found: tuple(sorted(found.items()))),
     folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
     padding=WORD,
 )
@@ -138,6 +140,7 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "schedule",
         "schedule_options",
         "padding",
+        "own_code",
     }
     changed = replace(STUDENT, schedule="cosine")
     assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}

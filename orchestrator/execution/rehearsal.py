@@ -1,0 +1,168 @@
+"""Two training steps of a user's own loss on random images, as `kdctl check` runs them before any real training."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from orchestrator import losses, models
+from orchestrator.data.registry import facts_of_trial
+from orchestrator.errors import KdctlError
+from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, TeacherOutputs
+from orchestrator.models.base import Outputs
+from orchestrator.records import TrialConfig
+from orchestrator.training.batches import Batch
+from orchestrator.training.loop import step
+from orchestrator.training.seeds import LOSS, build_seeded
+from orchestrator.training.state import TrainingState
+
+_IMAGES = 8  # in a batch
+_LIMIT = 60  # seconds
+_CPU = torch.device("cpu")
+_CLOSE = 0.05  # relative difference that float16 outputs of a table may make
+
+
+def rehearse(config: TrialConfig) -> None:
+    """Runs two steps of a trial whose loss is the user's own. Raises KdctlError for the first mistake found.
+
+    Checked: the loss runs with the outputs that it needs, alone or from a table; its terms are finite numbers; its
+    distillation term has a gradient at the student and changes no output of it; and training that resumes from a
+    checkpoint continues with the same numbers. The models have random weights. On a system with SIGALRM a loss that
+    takes longer than a minute is a mistake too.
+    """
+    with _time_limit(config.method):
+        trial = _Rehearsal(replace(config, precision="float32"))
+        trial.check_terms()
+        trial.check_resuming()
+        trial.check_table()
+
+
+class _Rehearsal:
+    def __init__(self, config: TrialConfig) -> None:
+        assert config.teacher is not None
+        facts = facts_of_trial(config)
+        self._config = config
+        self._needs = losses.get(config.method).needs(dict(config.options))
+        self._shapes = tuple(
+            Shapes(facts.classes, widths.pooled, widths.maps)
+            for widths in map(models.widths, (config.student, config.teacher.student))
+        )
+        self._classes = facts.classes
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(_IMAGES, 3, facts.side, facts.side, generator=generator)
+        labels = torch.randint(facts.classes, (_IMAGES,), generator=generator)
+        numbers = torch.arange(_IMAGES)
+        self._batch = Batch(images, labels, numbers, torch.zeros_like(numbers), numbers)
+        name = config.teacher.student
+        teacher = build_seeded(lambda: models.build(name, facts.classes), 1, _CPU)
+        with torch.no_grad():
+            self._outputs = teacher.eval().embed(images)
+        self._progress = Progress(torch.ones(()), config.epochs)
+
+    def check_terms(self) -> None:
+        """The loss runs; its terms are finite, have a gradient at the student, and leave its outputs as they are."""
+        state = self._start()
+        student = state.model.train().embed(self._batch.images)
+        before = [tensor.detach().clone() for tensor in _tensors(student)]
+        terms = self._call(state.loss, student)
+        for name, term in zip(("total", "cross-entropy", "distillation term"), terms, strict=True):
+            if term is not None and not torch.isfinite(term):
+                raise self._error(f"its {name} is {float(term.detach())} for random images; expected a finite number")
+        if any(not torch.equal(a, b) for a, b in zip(before, _tensors(student), strict=True)):
+            raise self._error("it changes the student's outputs in place; work on a copy: `student.logits.clone()`")
+        assert terms.kd is not None
+        if not self._reaches_student(state, terms.kd):
+            raise self._error(
+                "its distillation term has no gradient at the student, which would learn from the labels alone; "
+                "compute it from student.logits, student.pooled or student.maps, without `detach`, `item` or `no_grad`"
+            )
+
+    def check_table(self) -> None:
+        """With the float16 outputs of a table it gives nearly the same number as with those of a live teacher."""
+        if self._needs not in (("logits",), ("pooled",)):
+            return
+        state = self._start()
+        student = state.model.train().embed(self._batch.images)
+        (name,) = self._needs
+        table = TeacherOutputs(**{name: getattr(self._outputs, name).half().float()})
+        live = self._call(state.loss, student).total
+        stored = self._start().loss(student, self._batch.labels, table, self._progress).total
+        if not torch.isclose(live, stored, rtol=_CLOSE, atol=_CLOSE):
+            numbers = f"{float(live.detach()):g} and {float(stored.detach()):g}"
+            raise self._error(
+                f"its total with a live teacher and with the float16 outputs of a table differs, {numbers}; train with "
+                "`teacher_cache: live`"
+            )
+
+    def check_resuming(self) -> None:
+        """A second step after a restored checkpoint gives the same numbers as without an interruption."""
+        first, second = self._start(), self._start()
+        self._step(first)
+        second.restore({name: tensor.clone() for name, tensor in first.tensors().items()})
+        self._step(first)
+        self._step(second)
+        if not torch.equal(first.sums, second.sums):
+            raise self._error(
+                "after a checkpoint it continues with other numbers: it keeps something between steps that no "
+                "checkpoint holds; make it a parameter or a buffer (`self.register_buffer`) of an nn.Module, and draw "
+                "no random numbers"
+            )
+
+    def _start(self) -> TrainingState:
+        config, seed = self._config, self._config.seed
+        model = build_seeded(lambda: models.build(config.student, self._classes), seed, _CPU)
+        options = dict(config.options)
+        loss = build_seeded(lambda: losses.build(config.method, self._shapes, **options), seed, _CPU, LOSS)  # type: ignore[arg-type]
+        return TrainingState.start(model, loss, config)
+
+    def _call(self, loss: Loss, student: Outputs) -> LossTerms:
+        return loss(student, self._batch.labels, self._teacher(), self._progress)
+
+    def _teacher(self) -> TeacherOutputs:
+        return TeacherOutputs(**{name: getattr(self._outputs, name) for name in self._needs})
+
+    def _step(self, state: TrainingState) -> None:
+        state.model.train()
+        step(state, self._batch, self._teacher(), self._progress)
+
+    def _reaches_student(self, state: TrainingState, kd: Tensor) -> bool:
+        if not kd.requires_grad:
+            return False
+        parameters = list(state.model.parameters())
+        gradients = torch.autograd.grad(kd, parameters, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+    def _error(self, message: str) -> KdctlError:
+        return KdctlError(f"{self._config.method}: {message}")
+
+
+def _tensors(outputs: Outputs) -> list[Tensor]:
+    return [outputs.logits, outputs.pooled, *outputs.maps]
+
+
+@contextmanager
+def _time_limit(method: str) -> Iterator[None]:
+    """Raises KdctlError inside what takes longer than a minute; only the main thread of a process can do so."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"two steps of {method} take longer than {_LIMIT} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_LIMIT)
+    try:
+        yield
+    except TimeoutError as error:
+        raise KdctlError(str(error)) from None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
