@@ -50,9 +50,10 @@ class _Rehearsal:
         facts = facts_of_trial(config)
         self._config = config
         self._needs = losses.get(config.method).needs(dict(config.options))
-        self._shapes = tuple(
-            Shapes(facts.classes, widths.pooled, widths.maps)
-            for widths in map(models.widths, (config.student, config.teacher.student))
+        own, taught_by = models.widths(config.student), models.widths(config.teacher.student)
+        self._shapes = (
+            Shapes(facts.classes, own.pooled, own.maps),
+            Shapes(facts.classes, taught_by.pooled, taught_by.maps),
         )
         self._classes = facts.classes
         generator = torch.Generator().manual_seed(0)
@@ -119,7 +120,9 @@ class _Rehearsal:
         config, seed = self._config, self._config.seed
         model = build_seeded(lambda: models.build(config.student, self._classes), seed, _CPU)
         options = dict(config.options)
-        loss = build_seeded(lambda: losses.build(config.method, self._shapes, **options), seed, _CPU, LOSS)  # type: ignore[arg-type]
+        loss = build_seeded(
+            lambda: losses.build(config.method, self._shapes, self._batch.labels, **options), seed, _CPU, LOSS
+        )
         return TrainingState.start(model, loss, config)
 
     def _call(self, loss: Loss, student: Outputs) -> LossTerms:

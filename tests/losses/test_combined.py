@@ -13,6 +13,7 @@ from orchestrator.losses.base import Progress, Shapes, TeacherOutputs
 from orchestrator.models.base import Outputs
 
 SHAPES = (Shapes(5, 4, (2, 2, 4, 4)), Shapes(5, 4, (2, 2, 4, 4)))
+LABELS = torch.arange(12) % 5  # of the training images
 TAUGHT = [name for name, facts in losses.METHODS.items() if facts.has_teacher]
 
 
@@ -24,7 +25,7 @@ def outputs(seed: int) -> Outputs:
 
 def call(method: str, **options: float | str | bool) -> tuple[Tensor, Tensor, Tensor | None]:
     torch.manual_seed(0)
-    loss = losses.build(method, SHAPES, **options)
+    loss = losses.build(method, SHAPES, LABELS, **options)
     student, teacher, labels = outputs(0), outputs(1), torch.arange(6) % 5
     return loss(student, labels, TeacherOutputs(**teacher._asdict()), Progress(torch.tensor(3.0), 10))
 
