@@ -92,7 +92,8 @@ class _Rehearsal:
         state = self._start()
         student = state.model.train().embed(self._batch.images)
         (name,) = self._needs
-        table = TeacherOutputs(**{name: getattr(self._outputs, name).half().float()})
+        rounded = {name: getattr(self._outputs, name).half().float()}
+        table = TeacherOutputs(**rounded, index=self._batch.index)
         live = self._call(state.loss, student).total
         stored = self._start().loss(student, self._batch.labels, table, self._progress).total
         if not torch.isclose(live, stored, rtol=_CLOSE, atol=_CLOSE):
@@ -129,7 +130,8 @@ class _Rehearsal:
         return loss(student, self._batch.labels, self._teacher(), self._progress)
 
     def _teacher(self) -> TeacherOutputs:
-        return TeacherOutputs(**{name: getattr(self._outputs, name) for name in self._needs})
+        needed = {name: getattr(self._outputs, name) for name in self._needs}
+        return TeacherOutputs(**needed, index=self._batch.index)
 
     def _step(self, state: TrainingState) -> None:
         state.model.train()

@@ -27,7 +27,8 @@ def call(method: str, **options: float | str | bool) -> tuple[Tensor, Tensor, Te
     torch.manual_seed(0)
     loss = losses.build(method, SHAPES, LABELS, **options)
     student, teacher, labels = outputs(0), outputs(1), torch.arange(6) % 5
-    return loss(student, labels, TeacherOutputs(**teacher._asdict()), Progress(torch.tensor(3.0), 10))
+    given = TeacherOutputs(**teacher._asdict(), index=torch.arange(6))
+    return loss(student, labels, given, Progress(torch.tensor(3.0), 10))
 
 
 @pytest.mark.parametrize(("one", "two"), [("dkd", "rkd"), ("at", "st"), ("logit", "pkt"), ("dist", "sp")])
