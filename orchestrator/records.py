@@ -92,6 +92,7 @@ class TrialConfig:
     schedule_options: tuple[tuple[str, float | str | bool], ...] = field(default=(), metadata=OMIT_DEFAULT)
     padding: str = field(default="reflect", metadata=OMIT_DEFAULT)
     own_code: tuple[tuple[str, str], ...] = field(default=(), metadata=OMIT_DEFAULT)
+    label_smoothing: float = field(default=0.0, metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
@@ -218,7 +219,7 @@ def _check_recipe(found: Any) -> None:
 # What JSON makes of the settings in a recipe, null aside.
 _RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "crop_padding", "limit_train", "limit_test", "holdout"), (int,)),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma"), (float, int)),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma", "label_smoothing"), (float, int)),
     **dict.fromkeys(("padding", "precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
     **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
 }
@@ -239,7 +240,7 @@ class EpochRecord:
     epoch: Annotated[int, "from 1"]
     lr: Annotated[float, "learning rate in this epoch"]
     train_loss: Annotated[float, "what was minimised, mean over the training images"]
-    ce_loss: Annotated[float, "its cross-entropy, before any weight"]
+    ce_loss: Annotated[float, "its cross-entropy, before any weight; that of smoothed labels with label_smoothing"]
     kd_loss: Annotated[float | None, "its distillation term; null without a teacher"]
     train_acc: Annotated[float, "accuracy on the training views while training, %"]
     test_loss: Annotated[float, "cross-entropy on the test set"]

@@ -394,6 +394,11 @@ TRAINING_KEYS: Mapping[str, Key] = {
         "compute dtype of convolutions in training: bfloat16 if the device supports it (auto), or always this one",
         "auto",
     ),
+    "label_smoothing": Key(
+        Number(0, 1),
+        "share of each label that all classes get in equal parts, in the cross-entropy (arXiv 1512.00567)",
+        0.0,
+    ),
     "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
     "schedule": Key(Selected(SCHEDULES), "how lr changes: a name, or a name with its options", Selection("steps")),
 }

@@ -279,6 +279,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         optimizer_options=_drop_defaults(optimizer, trainer.options),
         schedule=schedule.name,
         schedule_options=_drop_defaults(schedule, SCHEDULES[schedule.name].options),
+        label_smoothing=settings["label_smoothing"],
         padding=settings["padding"] if settings["crop_padding"] else "reflect",
     )
 

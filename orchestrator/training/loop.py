@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from orchestrator.data.tensors import Data
 from orchestrator.errors import DivergedError
-from orchestrator.losses.base import Progress, TeacherOutputs
+from orchestrator.losses.base import LossTerms, Progress, TeacherOutputs
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.training import schedules
 from orchestrator.training.batches import Batch, EpochBatches, EpochPreparer, Teacher
@@ -148,6 +149,9 @@ def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: 
     ):
         student = state.model.embed(batch.images)
     terms = state.loss(student, batch.labels, teacher, progress)
+    if state.label_smoothing:
+        ce = F.cross_entropy(student.logits, batch.labels, label_smoothing=state.label_smoothing)
+        terms = with_another_cross_entropy(terms, state.loss.ce_weight, ce)
     state.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
@@ -156,6 +160,12 @@ def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: 
         state.sums[:3] += torch.stack([terms.total, terms.ce, kd]).double() * len(batch.labels)
         state.sums[3] += (student.logits.argmax(1) == batch.labels).sum()
     return terms.kd is not None
+
+
+def with_another_cross_entropy(terms: LossTerms, ce_weight: float, ce: Tensor) -> LossTerms:
+    """The terms of a loss that weighs the cross-entropy by `ce_weight`, with this one in the place of its own."""
+    total = ce_weight * ce
+    return LossTerms(total if terms.kd is None else total + terms.kd, ce, terms.kd)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

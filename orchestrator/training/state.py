@@ -48,6 +48,7 @@ class TrainingState(Position):
     loss: Loss
     optimizer: torch.optim.Optimizer
     sums: Tensor  # float64 [4]
+    label_smoothing: float = 0.0
     tested: Score | None = None  # at the end of the last epoch, if this process trained it
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, if that was tried
 
@@ -61,7 +62,14 @@ class TrainingState(Position):
         optimizer = optimizers.build(config, parameters, lr)
         sums = torch.zeros(4, dtype=torch.float64, device=device)
         dtype = compute_dtype(config.precision, device)
-        return cls(model=model, loss=loss, optimizer=optimizer, sums=sums, compute_dtype=dtype)
+        return cls(
+            model=model,
+            loss=loss,
+            optimizer=optimizer,
+            sums=sums,
+            compute_dtype=dtype,
+            label_smoothing=config.label_smoothing,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -73,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "folder": FOLDER,
     "padding": "zero",
     "own_code": (("my_loss:MyLoss", "0123456789ab"),),
+    "label_smoothing": 0.1,
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -107,6 +108,7 @@ CONFIGS = st.builds(
     own_code=st.dictionaries(WORD, WORD, max_size=2).map(lambda found: tuple(sorted(found.items()))),
     folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
     padding=WORD,
+    label_smoothing=st.floats(0, 1),
 )
 
 
@@ -141,6 +143,7 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "schedule_options",
         "padding",
         "own_code",
+        "label_smoothing",
     }
     changed = replace(STUDENT, schedule="cosine")
     assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}

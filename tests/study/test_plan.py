@@ -183,6 +183,7 @@ CHANGES: dict[str, Any] = {
     "optimizer": "adamw",
     "schedule": "cosine",
     "padding": "zero",
+    "label_smoothing": 0.1,
 }
 
 

@@ -24,7 +24,7 @@ from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import DivergedError, ResourceError
-from orchestrator.losses.base import Loss, Shapes, TeacherOutputs
+from orchestrator.losses.base import Loss, LossTerms, Shapes, TeacherOutputs
 from orchestrator.models.base import Classifier, Outputs
 from orchestrator.models.resnet import ResNet
 from orchestrator.records import EpochRecord, TrialConfig, view_count
@@ -208,6 +208,12 @@ def test_evaluate_against_a_slow_loop(digits_storage: Storage, make_config: Make
     assert 0 < right < among5 < 530  # otherwise the test would prove little
 
 
+def test_another_cross_entropy_leaves_the_teachers_term_as_it_is() -> None:
+    terms = LossTerms(torch.tensor(6.0), torch.tensor(2.0), torch.tensor(5.0))
+    assert loop.with_another_cross_entropy(terms, 0.5, torch.tensor(4.0)) == (7.0, 4.0, 5.0)
+    assert loop.with_another_cross_entropy(terms._replace(kd=None), 0.5, torch.tensor(4.0)) == (2.0, 4.0, None)
+
+
 def test_evaluation_changes_no_weights(digits_storage: Storage, make_config: MakeConfig) -> None:
     images = load(make_config(), digits_storage)
     model = fresh(make_config())
@@ -231,9 +237,13 @@ class Double(ResNet):
         return super().embed(x.double())
 
 
+@pytest.mark.parametrize("changes", [{}, {"label_smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize("method", ["base", "logit"])
-def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeConfig, method: str) -> None:
-    config = make_config(batch_size=50, method=method)  # the last batch is short: it must have less weight in the means
+def test_epoch_against_a_plain_loop(
+    digits_storage: Storage, make_config: MakeConfig, method: str, changes: dict[str, float]
+) -> None:
+    # The last batch is short: it must have less weight in the means.
+    config = make_config(batch_size=50, method=method, **changes)
     images = load(config, digits_storage)
     model = build_seeded(lambda: Double(8, 10).double(), config.seed, CPU)
     plain = models.build(config.student, 10).double()
@@ -249,7 +259,8 @@ def test_epoch_against_a_plain_loop(digits_storage: Storage, make_config: MakeCo
     total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
     for batch in epoch_of(config, digits_storage):
         logits = plain(batch.images.contiguous().double())
-        ce = -F.log_softmax(logits, 1)[range(len(batch.labels)), batch.labels].mean()
+        logs, smoothing = F.log_softmax(logits, 1), config.label_smoothing
+        ce = -(1 - smoothing) * logs[range(len(batch.labels)), batch.labels].mean() - smoothing * logs.mean()
         kd = ((logits - targets[batch.index]) ** 2).mean() if method == "logit" else torch.zeros(())
         parameters = list(plain.parameters())
         gradients = torch.autograd.grad(ce + kd, parameters)
