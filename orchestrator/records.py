@@ -93,6 +93,8 @@ class TrialConfig:
     padding: str = field(default="reflect", metadata=OMIT_DEFAULT)
     own_code: tuple[tuple[str, str], ...] = field(default=(), metadata=OMIT_DEFAULT)
     label_smoothing: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    clip_norm: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    ema: float = field(default=0.0, metadata=OMIT_DEFAULT)
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.
@@ -219,7 +221,7 @@ def _check_recipe(found: Any) -> None:
 # What JSON makes of the settings in a recipe, null aside.
 _RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "crop_padding", "limit_train", "limit_test", "holdout"), (int,)),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma", "label_smoothing"), (float, int)),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma", "label_smoothing", "clip_norm", "ema"), (float, int)),
     **dict.fromkeys(("padding", "precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
     **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
 }

@@ -193,7 +193,7 @@ class _Attempt:
                 warned = True
                 yield TrialNotice(f"trains without CUDA graphs, and so more slowly: {state.uncaptured}")
             yield record
-        return model
+        return state.result
 
     def _describe_start(self, epoch: int, compute_dtype: str | None) -> TrialStarted:
         table = self._job.trial.table

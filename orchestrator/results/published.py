@@ -53,7 +53,7 @@ DIFFERENCES = (
 # Settings that a recipe leaves out where they have these values, which are also the note's.
 _OMITTED: Mapping[str, Any] = {
     "optimizer": "sgd", "optimizer_options": {}, "schedule": "steps", "schedule_options": {}, "padding": "reflect",
-    "label_smoothing": 0.0,
+    "label_smoothing": 0.0, "clip_norm": 0.0, "ema": 0.0,
 }  # fmt: skip
 
 # These settings come closest to the note's, for both teachers and students. They are here and not in a study file,

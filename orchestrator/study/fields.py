@@ -399,6 +399,17 @@ TRAINING_KEYS: Mapping[str, Key] = {
         "share of each label that all classes get in equal parts, in the cross-entropy (arXiv 1512.00567)",
         0.0,
     ),
+    "clip_norm": Key(
+        Number(0),
+        "norm of the gradient of all trained parameters above which it is scaled down to it; 0 for never",
+        0.0,
+    ),
+    "ema": Key(
+        Number(0, 1 - 1e-6),
+        "decay, at each step, of the average of the weights that is tested, saved and teaches; 0 for the weights "
+        "themselves",
+        0.0,
+    ),
     "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
     "schedule": Key(Selected(SCHEDULES), "how lr changes: a name, or a name with its options", Selection("steps")),
 }

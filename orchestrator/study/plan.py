@@ -280,6 +280,8 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         schedule=schedule.name,
         schedule_options=_drop_defaults(schedule, SCHEDULES[schedule.name].options),
         label_smoothing=settings["label_smoothing"],
+        clip_norm=settings["clip_norm"],
+        ema=settings["ema"],
         padding=settings["padding"] if settings["crop_padding"] else "reflect",
     )
 

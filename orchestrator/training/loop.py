@@ -52,8 +52,8 @@ def _epochs(
             )
         trained = state.seconds
         evaluation = time.perf_counter()
-        test = evaluate(state.model, data.test, data, check)
-        val = evaluate(state.model, data.val, data, check).acc if data.val else None
+        test = evaluate(state.result, data.test, data, check)
+        val = evaluate(state.result, data.val, data, check).acc if data.val else None
         record = EpochRecord(
             epoch=state.epoch,
             lr=steps.learning_rate(0),
@@ -154,7 +154,10 @@ def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: 
         terms = with_another_cross_entropy(terms, state.loss.ce_weight, ce)
     state.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()  # type: ignore[no-untyped-call]
+    state.clip_gradients()
     state.optimizer.step()
+    if state.averaged:
+        state.averaged.update()
     with torch.no_grad():
         kd = torch.zeros_like(terms.ce) if terms.kd is None else terms.kd
         state.sums[:3] += torch.stack([terms.total, terms.ce, kd]).double() * len(batch.labels)

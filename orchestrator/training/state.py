@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.errors import ResourceError
 from orchestrator.losses.base import Loss
@@ -37,6 +39,30 @@ class Position:
     teacher_mode: str | None = None
 
 
+class AveragedModel:
+    """A copy of a model whose weights are an exponential moving average of the model's: it starts at its first weights.
+
+    The statistics of batch norms are averaged as the weights are, and counters are copied. Its tensors never move, so
+    that an update can be captured.
+    """
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's current weights, and does not wait for the device."""
+        own, current = zip(*self._averaged, strict=True)
+        self._average(own, current, 0)
+        if self._copied:
+            own, current = zip(*self._copied, strict=True)
+            torch._foreach_copy_(own, current)
+
+
 @dataclass(kw_only=True)
 class TrainingState(Position):
     """The student, the loss, the optimizer of both, and the position; `sums` are over the epoch's images so far.
@@ -49,6 +75,8 @@ class TrainingState(Position):
     optimizer: torch.optim.Optimizer
     sums: Tensor  # float64 [4]
     label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    averaged: AveragedModel | None = None
     tested: Score | None = None  # at the end of the last epoch, if this process trained it
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, if that was tried
 
@@ -69,12 +97,19 @@ class TrainingState(Position):
             sums=sums,
             compute_dtype=dtype,
             label_smoothing=config.label_smoothing,
+            clip_norm=config.clip_norm,
+            averaged=AveragedModel(model, config.ema) if config.ema else None,
         )
 
     @property
     def device(self) -> torch.device:
         """The device that trains."""
         return self.sums.device
+
+    @property
+    def result(self) -> Classifier:
+        """The model that is tested, saved and teaches: the average of the weights, or the model itself without one."""
+        return self.averaged.model if self.averaged else self.model
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -126,8 +161,15 @@ class TrainingState(Position):
             self.optimizer.state[parameter][key] = copies[name]
 
     def _module_tensors(self) -> dict[str, Tensor]:
-        modules = self.modules.items()
-        return {f"{prefix}.{name}": tensor for prefix, each in modules for name, tensor in each.state_dict().items()}
+        modules = {**self.modules, **({"ema": self.averaged.model} if self.averaged else {})}
+        return {
+            f"{prefix}.{name}": tensor for prefix, each in modules.items() for name, tensor in each.state_dict().items()
+        }
+
+    def clip_gradients(self) -> None:
+        """Scales the gradients of all trained parameters down, if their norm is above `clip_norm`."""
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_([parameter for _, parameter in self._parameters()], self.clip_norm)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.modules.items():

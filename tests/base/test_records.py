@@ -74,6 +74,8 @@ CHANGES: dict[str, Any] = {
     "padding": "zero",
     "own_code": (("my_loss:MyLoss", "0123456789ab"),),
     "label_smoothing": 0.1,
+    "clip_norm": 1.0,
+    "ema": 0.999,
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -109,6 +111,8 @@ CONFIGS = st.builds(
     folder=st.none() | st.builds(replace, st.just(FOLDER), classes=st.integers(2), digest=WORD),
     padding=WORD,
     label_smoothing=st.floats(0, 1),
+    clip_norm=st.floats(0, 1),
+    ema=st.floats(0, 1),
 )
 
 
@@ -144,6 +148,8 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "padding",
         "own_code",
         "label_smoothing",
+        "clip_norm",
+        "ema",
     }
     changed = replace(STUDENT, schedule="cosine")
     assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}

@@ -43,7 +43,8 @@ def job_of(config: TrialConfig, storage: Storage, cache: str = "live", weights: 
     teacher_id = config.teacher.trial_id() if config.teacher else None
     answers = [*losses.METHODS[config.method].needs(dict(config.options)), "logits"][0]
     images = (config.limit_train or 1297) - config.holdout
-    table = teacher_id and cache == "table" and TableKey(teacher_id, answers, config.crop_padding, config.flip, images)
+    views = config.crop_padding, config.flip, images, config.padding
+    table = teacher_id and cache == "table" and TableKey(teacher_id, answers, *views)
     planned = PlannedTrial(
         config.trial_id(),
         "student" if config.teacher else "teacher",
@@ -169,6 +170,36 @@ def test_a_base_trial(storage: Storage, make_config: MakeConfig) -> None:
     assert (row.teacher, row.teacher_id, row.teacher_acc, row.agreement, row.selected_acc) == (None,) * 5
     assert all(epoch.kd_loss is None and epoch.val_acc is None for epoch in epochs)
     assert all(epoch.train_loss == epoch.ce_loss for epoch in epochs)
+
+
+def test_an_average_of_the_weights_is_tested_and_saved_and_changes_no_training(
+    storage: Storage, make_config: MakeConfig
+) -> None:
+    job, plain = (job_of(make_config(epochs=2, ema=ema), storage) for ema in (0.9, 0.0))
+    epochs, row = run(job)
+    check_finished(job, storage, epochs, row)
+    others, other = run(plain)
+    assert [epoch.train_loss for epoch in epochs] == [epoch.train_loss for epoch in others]
+    assert {epoch.test_loss for epoch in epochs}.isdisjoint(epoch.test_loss for epoch in others)
+    assert row.weights_sha256 != other.weights_sha256
+
+
+def test_a_teacher_with_an_average_of_its_weights_teaches_with_it(storage: Storage, make_config: MakeConfig) -> None:
+    teacher = make_config(seed=7, ema=0.9, padding="zero")
+    taught = run(job_of(teacher, storage))[1]
+    records = []
+    for cache in ("table", "live"):
+        config = make_config(
+            method="logit", options=MATCH, teacher=teacher, teacher_cache=cache, padding="zero", clip_norm=1.0
+        )
+        (record,), row = run(job_of(config, storage, cache))
+        assert row.teacher_acc == taught.last_acc
+        records.append(record)
+    (table,) = storage.list_tables()
+    assert table.name == "logits-p1-zero-noflip-n128"
+    # Not exactly: a table holds float16.
+    assert records[0].kd_loss == pytest.approx(records[1].kd_loss, rel=0.02)
+    assert records[0].train_loss == pytest.approx(records[1].train_loss, rel=0.02)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -237,6 +237,7 @@ def test_a_cut_recipe_is_named(runs: Storage) -> None:
         ({"flip": False}, "flip false, not true"),
         ({"padding": "zero"}, "padding zero, not reflect"),
         ({"label_smoothing": 0.1}, "label_smoothing 0.1, not 0.0"),
+        ({"ema": 0.9}, "ema 0.9, not 0.0"),
         ({"schedule": "cosine"}, "schedule cosine, not steps"),
         ({"optimizer_options": {"beta1": 0.5}}, "optimizer_options beta1=0.5, not none"),
     ],

@@ -184,6 +184,8 @@ CHANGES: dict[str, Any] = {
     "schedule": "cosine",
     "padding": "zero",
     "label_smoothing": 0.1,
+    "clip_norm": 1.0,
+    "ema": 0.999,
 }
 
 

@@ -173,11 +173,12 @@ def test_every_digit_is_restored(
     assert position(again) == position(state)
 
 
-@pytest.mark.parametrize("method", ["base", "ctkd"])  # the second has a parameter, and a teacher in a table
+# The last has a parameter, and a teacher in a table.
+@pytest.mark.parametrize(("method", "ema"), [("base", 0.0), ("base", 0.9), ("ctkd", 0.0)])
 def test_training_resumes_from_a_file_as_if_it_had_not_stopped(
-    storage: Storage, make_config: MakeConfig, method: str
+    storage: Storage, make_config: MakeConfig, method: str, ema: float
 ) -> None:
-    config = make_config(epochs=3, limit_train=64, batch_size=24, method=method)
+    config = make_config(epochs=3, limit_train=64, batch_size=24, method=method, ema=ema)
     images, shapes = tensors.load(config, storage, CPU), Shapes(10, 64, (16, 16, 32, 64))
     table = torch.randn(view_count(config.crop_padding, config.flip), 64, 10).half()
     teacher = no_teacher if method == "base" else TableTeacher(table, "logits")

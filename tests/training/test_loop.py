@@ -17,6 +17,7 @@ from epochs import batches_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
 from orchestrator import losses, models
@@ -237,7 +238,11 @@ class Double(ResNet):
         return super().embed(x.double())
 
 
-@pytest.mark.parametrize("changes", [{}, {"label_smoothing": 0.1}], ids=str)
+CHANGES = [{}, {"label_smoothing": 0.1}, {"clip_norm": 1.0}, {"ema": 0.7}]
+CHANGES.append({name: value for change in CHANGES for name, value in change.items()})
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.parametrize("method", ["base", "logit"])
 def test_epoch_against_a_plain_loop(
     digits_storage: Storage, make_config: MakeConfig, method: str, changes: dict[str, float]
@@ -253,8 +258,11 @@ def test_epoch_against_a_plain_loop(
     def teacher(batch: Batch) -> TeacherOutputs:
         return TeacherOutputs(logits=targets[batch.index]) if method == "logit" else TeacherOutputs()
 
-    (record,) = loop.train(TrainingState.start(model, losses.build(method), config), images, config, teacher)
+    state = TrainingState.start(model, losses.build(method), config)
+    (record,) = loop.train(state, images, config, teacher)
 
+    averages = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    norms = []
     velocities = [torch.zeros_like(parameter) for parameter in plain.parameters()]
     total, ce_sum, kd_sum, right = 0.0, 0.0, 0.0, 0
     for batch in epoch_of(config, digits_storage):
@@ -264,21 +272,34 @@ def test_epoch_against_a_plain_loop(
         kd = ((logits - targets[batch.index]) ** 2).mean() if method == "logit" else torch.zeros(())
         parameters = list(plain.parameters())
         gradients = torch.autograd.grad(ce + kd, parameters)
+        norms.append(math.sqrt(sum((gradient**2).sum().item() for gradient in gradients)))
+        scale = min(1, config.clip_norm / norms[-1]) if config.clip_norm else 1
         with torch.no_grad():
             for parameter, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
-                velocity.mul_(config.momentum).add_(gradient + config.weight_decay * parameter)
+                velocity.mul_(config.momentum).add_(scale * gradient + config.weight_decay * parameter)
                 parameter.sub_(config.lr * velocity)
+        for name, tensor in plain.state_dict().items():
+            decay = config.ema if tensor.is_floating_point() else 0  # a counter is copied
+            averages[name] = (decay * averages[name] + (1 - decay) * tensor).to(tensor.dtype)
         total += (ce + kd).item() * len(batch.labels)
         ce_sum += ce.item() * len(batch.labels)
         kd_sum += kd.item() * len(batch.labels)
         right += int((logits.argmax(1) == batch.labels).sum())
 
-    assert record.train_loss == pytest.approx(total / 128, rel=1e-9)
-    assert record.ce_loss == pytest.approx(ce_sum / 128, rel=1e-9)
-    assert record.kd_loss == (pytest.approx(kd_sum / 128, rel=1e-9) if method == "logit" else None)
+    rel = 1e-5 if config.clip_norm else 1e-9
+    assert record.train_loss == pytest.approx(total / 128, rel=rel)
+    assert record.ce_loss == pytest.approx(ce_sum / 128, rel=rel)
+    assert record.kd_loss == (pytest.approx(kd_sum / 128, rel=rel) if method == "logit" else None)
     assert record.train_acc == pytest.approx(100 * right / 128)
+    # Torch adds 1e-6 to the norm before it divides.
+    close = partial(torch.testing.assert_close, **({"rtol": 1e-4, "atol": 1e-6} if config.clip_norm else {}))
+    assert min(norms) > 1.5, "too small to be clipped"
     for trained, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(trained, expected)
+        close(trained, expected)
+    for name, tensor in state.result.state_dict().items():
+        close(tensor, averages[name])
+    assert record.test_loss == evaluate(state.result, images.test, images).loss
+    assert (state.result is model) == (not config.ema)
 
 
 @pytest.mark.parametrize("method", losses.METHODS)
@@ -438,6 +459,16 @@ WAYS: dict[str, dict[str, object]] = {
     "Nesterov's momentum": {"batch_size": 24, "optimizer_options": (("nesterov", True),)},
     "AdamW": {"batch_size": 24, "method": "logit", "optimizer": "adamw", "momentum": None, "lr": 0.01},
     "a rate for every step": {"batch_size": 16, "schedule": "cosine", "schedule_options": (("warmup", 1),)},
+    "an average of the weights": {"batch_size": 24, "ema": 0.9, "holdout": 10},
+    "smoothed labels, clipped gradients, an average, and a loss with parameters": {
+        "batch_size": 24,
+        "method": "fitnet",
+        "options": (("stage", 3), ("weight", 1.0)),
+        "label_smoothing": 0.1,
+        "clip_norm": 0.5,
+        "ema": 0.99,
+        "padding": "zero",
+    },
     "all of it, and more": {
         "batch_size": 20,
         "method": "fitnet",
@@ -558,13 +589,33 @@ def test_momenta_have_the_memory_layout_of_their_parameters(digits_storage: Stor
         assert again.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
 
 
-@pytest.mark.parametrize("function", [loop.step, EpochBatches.take, loop.StepRunner._work])
+@pytest.mark.parametrize(
+    "function",
+    [
+        loop.step,
+        EpochBatches.take,
+        loop.StepRunner._work,
+        TrainingState.clip_gradients,
+        training_state.AveragedModel.update,
+    ],
+)
 def test_no_step_waits_for_the_device(function: Callable[..., object]) -> None:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not names & {"item", "cpu", "tolist", "numpy", "synchronize"}
     calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not calls & {"float", "int", "bool"}
+
+
+def test_clipping_a_gradient_reads_nothing_from_a_gpu(make_config: MakeConfig) -> None:
+    state = started(make_config(clip_norm=1.0))
+    with FakeTensorMode(), torch.device("cuda"):  # whose tensors have no values
+        state.model = models.build("resnet_32_8", 10)
+        for parameter in state.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        state.clip_gradients()
+        with pytest.raises(DataDependentOutputException):
+            torch.ones(()).item()
 
 
 # The compute dtype of convolutions.
