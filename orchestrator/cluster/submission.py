@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,6 +26,9 @@ from orchestrator.text import masked
 STOP_SECONDS = 40  # that Ray gives a job after SIGTERM; a launch needs at most 13, see `supervisor`
 VERSION_KEY = "kdctl"  # the key of our jobs' metadata with the version that submitted them; other jobs lack it
 _SCRIPT_NAME = "kdctl-job"
+# Where a study with code of the user's own is within the folder that is sent. Ray lets every worker look for modules in
+# that folder itself, where a `json.py` of the user's would replace Python's.
+_STUDY_FOLDER = "study"
 
 # The script that the job runs. It ends with `exec`, so that a signal to the job reaches kdctl. Workers use the Python
 # that Ray was started with, whose folder may not be on the PATH; the command line of Ray's node process, the parent of
@@ -70,10 +74,11 @@ def make_job_id(study: str) -> str:
 
 
 def collect_files(study: Study, folder: Path) -> str:
-    """Writes the text of a study, and copies the weights beside its file, to a folder; returns the file's name there.
+    """Writes a study, the user's own code and the weights beside it to a folder; returns the study file's name there.
 
-    Weights with an absolute path are not copied, nor are the user's own images: the cluster must be able to read them
-    at that path. Raises ClusterError for a folder of images with a relative path, because the study file moves.
+    Code and weights with an absolute path are not copied, nor are the user's own images: the cluster must be able to
+    read them at that path. Raises ClusterError for a folder of images with a relative path, because the study file
+    moves.
     """
     for value in (value for experiment in study.experiments for value in experiment.axes["dataset"]):
         if isinstance(value.value, FolderDataset) and not Path(value.value.path).is_absolute():
@@ -83,14 +88,16 @@ def collect_files(study: Study, folder: Path) -> str:
             )
     source = Path(os.path.abspath(study.source))  # noqa: PTH100 - resolves `..`, but no links
     paths = {path for experiment in study.experiments for teacher in experiment.teachers for path in teacher.digests}
-    relative = [path for path in paths if not Path(path).is_absolute()]
-    weights = [Path(os.path.normpath(source.parent / path)) for path in sorted(relative)]
-    base = Path(os.path.commonpath([source.parent, *(path.parent for path in weights)]))
-    file = source.relative_to(base)
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text(study.text, encoding="utf-8", newline="")
+    weights, code = _locate(source.parent, sorted(paths)), _locate(source.parent, study.own_files)
+    base = Path(os.path.commonpath([source.parent, *(path.parent for path in (*weights, *code))]))
+    place = folder / _STUDY_FOLDER if code else folder
+    texts = {path: study.own_files[name] for path, name in code.items()}  # as they were checked
+    for path, text in {source: study.text, **texts}.items():
+        target = place / path.relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="")
     for path in weights:
-        target = folder / path.relative_to(base)
+        target = place / path.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(path, target)
@@ -100,7 +107,12 @@ def collect_files(study: Study, folder: Path) -> str:
                 f"{path} cannot be sent to the cluster ({reason}); fix its path or its permissions"
             ) from None
     (folder / _SCRIPT_NAME).write_text(_SCRIPT)
-    return file.as_posix()
+    return (place / source.relative_to(base)).relative_to(folder).as_posix()
+
+
+def _locate(folder: Path, names: Iterable[str]) -> dict[Path, str]:
+    """The full paths of the files with relative names, each with its name."""
+    return {Path(os.path.normpath(folder / name)): name for name in names if not Path(name).is_absolute()}
 
 
 def make_runtime_env(request: JobRequest, folder: Path) -> dict[str, Any]:

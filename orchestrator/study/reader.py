@@ -87,7 +87,8 @@ class Resources:
 class Study:
     """A study file that passed every check. `plan.make_plan` expands it. `text` is the file's text as it was read.
 
-    `own_code` are the user's own losses that it names, by their names.
+    `own_code` are the user's own losses that it names, by their names. `own_files` are the texts of all their files, by
+    paths relative to the study file, or absolute ones where the study file names one.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Study:
     warnings: tuple[Fault, ...] = ()
     text: str = field(default="", compare=False, repr=False)
     own_code: Mapping[str, OwnCode] = field(default_factory=dict)
+    own_files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def load_study(
@@ -141,6 +143,7 @@ class _Reader:
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
         self.own_code: dict[str, OwnCode] = {}
+        self.own_files: dict[str, str] = {}
         self._measured: dict[ImageFolder, FolderDataset | DataError] = {}
         self._names: dict[str, str] = {}  # of folders, by their digest
 
@@ -154,7 +157,8 @@ class _Reader:
         resources = self._read_resources(root)
         experiments = self._read_experiments(root, recipe)
         warnings = tuple(sorted(set(self.warnings)))
-        return Study(name, recipe, experiments, resources, self.path, warnings, self.text, self.own_code)
+        own = (self.own_code, self.own_files)
+        return Study(name, recipe, experiments, resources, self.path, warnings, self.text, *own)
 
     # The four parts of the file.
 
@@ -383,6 +387,7 @@ class _Reader:
             if self.own_code.setdefault(code.name, code) != code:
                 raise ValueError(f"two files define {code.name}; rename one of them")
             register([code])
+            self.own_files |= {str(file.parent / path): text for path, text in code.files}
         except (ValueError, paths.PathError) as error:
             self.faults.append(node.location.fault(path, str(error)))
             return ""

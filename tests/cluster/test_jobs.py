@@ -32,6 +32,7 @@ from orchestrator.launch import launch
 from orchestrator.machine.addresses import is_dashboard
 from orchestrator.models import build
 from orchestrator.storage.layout import Storage
+from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
 
 STUDY = """\
@@ -170,6 +171,33 @@ def test_weights_beside_the_study_go_along_and_no_other_file(dashboard: Dashboar
     assert set(dashboard.files) == {"here/study.yaml", "teachers/w.safetensors", "kdctl-job"}
     assert dashboard.files["teachers/w.safetensors"] == weights.read_bytes()
     assert " launch here/study.yaml " in dashboard.jobs[job.job_id]["entrypoint"]
+
+
+def test_the_users_own_code_goes_along_and_trains_the_same_trials(dashboard: Dashboard, folder: Path) -> None:
+    own = {
+        "here/loss.py": "import json\ndef f(student, labels, teacher, progress):\n    return student.logits.mean()\n",
+        "here/json.py": "from inner import part\n",
+        "here/inner/part.py": "x = 1\n",
+        "shared/loss.py": "import inner\ndef g(student, labels, teacher, progress):\n    return student.logits.sum()\n",
+        "shared/inner/__init__.py": "name = 'é'\r\n",
+    }
+    for name, text in {**own, "here/unused.py": "mine", "far/far.py": own["here/loss.py"]}.items():
+        path = folder.parent / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text, newline="")
+    methods = f"[./loss.py:f, {{../shared/loss.py:g: , st: }}, {folder.parent}/far/far.py:f]"
+    Path("study.yaml").write_text(STUDY.replace("method: base", f"method: {methods}, teacher: resnet_32_8"))
+    study = load_study("study.yaml")
+    job = Cluster(dashboard.address).submit(JobRequest(study, "/runs"))
+    assert set(dashboard.files) == {"kdctl-job", "study/here/study.yaml", *(f"study/{name}" for name in own)}
+    assert " launch study/here/study.yaml " in dashboard.jobs[job.job_id]["entrypoint"]
+    there = folder.parent / "there"
+    for name, content in dashboard.files.items():
+        (there / name).parent.mkdir(exist_ok=True, parents=True)
+        (there / name).write_bytes(content)
+    arrived = make_plan(load_study(there / "study/here/study.yaml"))
+    assert [t.trial_id for t in arrived.trials] == [t.trial_id for t in make_plan(study).trials]
+    assert len(arrived.trials) == 4
 
 
 def test_a_cluster_of_the_environment_does_not_take_the_place_of_the_named_one(
