@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import executors
 from orchestrator.catalog import integrity
+from orchestrator.catalog.edits import describe_edits
 from orchestrator.cluster.signals import handle_stops
 from orchestrator.cluster.supervisor import end_in_time, is_supervised
 from orchestrator.data.registry import FolderDataset
@@ -69,7 +70,9 @@ def plan_study(
     if warning := stored_studies.warn_of_other_file(opened_storage, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
-    return with_stored_state(plan, store.read_states(opened_storage, trial_ids), list(opened_storage.list_tables()))
+    states, tables = store.read_states(opened_storage, trial_ids), list(opened_storage.list_tables())
+    plan = with_stored_state(plan, states, tables)
+    return replace(plan, warnings=(*plan.warnings, *describe_edits(opened_storage, plan)))
 
 
 def launch(

@@ -153,7 +153,7 @@ def path_of(file: str) -> str:
 
 def warn_of_other_file(storage: Storage, plan: Plan) -> str | None:
     """A warning if the storage has a study of this name from another file, not just an edited or moved one."""
-    last = _decode_study(read_json(storage, storage.plan(_digest(plan.study))))
+    last = read_study(storage, plan.study)
     path = path_of(plan.source)
     if last is None or not path or last.launched.path in ("", path) or last.launched.text == masked(plan.text):
         return None
@@ -166,6 +166,11 @@ def warn_of_other_file(storage: Storage, plan: Plan) -> str | None:
         "and status then show only the trials of this file, although trials of both files have this name in their "
         "column `study`; rename one of the studies"
     )
+
+
+def read_study(storage: Storage, name: str) -> StoredStudy | None:
+    """The study of this name; None where the storage has none, or its plan is damaged."""
+    return _decode_study(read_json(storage, storage.plan(_digest(name))))
 
 
 def list_studies(storage: Storage) -> list[StoredStudy]:
@@ -234,7 +239,7 @@ class Membership:
 
 def find(storage: Storage, name: str | None = None) -> StoredStudy:
     """Finds a study by its name, or the study that was launched last. Raises KdctlError where there is none."""
-    if name is not None and (study := _decode_study(read_json(storage, storage.plan(_digest(name))))):
+    if name is not None and (study := read_study(storage, name)):
         return study
     known = list_studies(storage)
     if not known:
