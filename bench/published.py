@@ -246,7 +246,7 @@ def _hours(rows: Sequence[TrialRecord]) -> Iterator[str]:
 
 def _machines(rows: Sequence[TrialRecord]) -> Iterator[str]:
     hosts = {row.host for row in rows if row.host is not None}
-    yield f"- machines: {len(hosts)}, trials that went on from a checkpoint: {sum(row.resumed > 0 for row in rows)}"
+    yield f"- machines: {len(hosts)}, trials that resumed from a checkpoint: {sum(row.resumed > 0 for row in rows)}"
     for title, column in (("kdctl", "kdctl_version"), ("torch", "torch_version"), ("Ray", "ray_version")):
         yield f"- {title}: {_distinct([getattr(row, column) for row in rows])}"
     yield f"- commit: {_distinct([row.git_commit for row in rows])}"

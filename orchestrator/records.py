@@ -303,7 +303,7 @@ class TrialRecord:
     ray_version: Annotated[str | None, "version of Ray; null with --inline"] = None
     git_commit: Annotated[str | None, "commit of the repository that holds the study file; null outside one"] = None
     end_time: Annotated[datetime | None, "when it ended, in whatever state, UTC; null while it runs"] = None
-    resumed: Annotated[int, "how many times it went on from a checkpoint"] = 0
+    resumed: Annotated[int, "how many times it resumed from a checkpoint"] = 0
     weights_bytes: Annotated[int | None, "size of its weights file; null without one"] = None
     weights_sha256: Annotated[str | None, "SHA-256 of its weights file; null without one"] = None
 

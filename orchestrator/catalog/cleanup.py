@@ -1,7 +1,7 @@
-"""What a storage could do without, and freeing it: checkpoints, tables and leftovers that no launch needs.
+"""Finds and removes what no launch needs any more: checkpoints, teacher tables, leftovers of interrupted programs.
 
-Names come from the storage's listing alone, and only those that `Storage` gives are touched; what files say can keep a
-file, never remove one.
+Names come only from a listing of the storage, and a file is removed only if `Storage` defines its name. The content of
+a file can be a reason to keep files, never a reason to remove one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan
 from orchestrator.text import format_size
 
-STALE = 3600.0  # seconds; a file that nobody has written to for so long is not being made any more
-_OF_TRIALS = (FileKind.WEIGHTS, FileKind.TRIAL_EPOCHS, FileKind.CHECKPOINT)  # what goes with its trial
+STALE = 3600.0  # seconds; an unfinished file that is older than this has no writer any more
+_FILES_OF_TRIALS = (FileKind.WEIGHTS, FileKind.TRIAL_EPOCHS, FileKind.CHECKPOINT)  # of no use without its row
 
 
 class GarbageKind(StrEnum):
-    """Why a file can go."""
+    """Why a file can be removed."""
 
     FINISHED = "finished_checkpoints"
     OLD = "old_checkpoints"
@@ -58,7 +58,7 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A file that can go. `guard` is the lease whose holder alone may write it, where there is one."""
+    """A file that can be removed. `guard` names the lease that its writer holds, if there is one."""
 
     kind: GarbageKind
     entry: Entry
@@ -69,26 +69,28 @@ class Garbage:
         return {"kind": self.kind, "name": self.entry.name, "bytes": self.entry.size}
 
 
-# Looking.
+# Finding.
 
 
 def find(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
-    """Every file that could be freed; `plans` are what else shall find its tables, beside what the storage remembers.
+    """Finds every file that can be removed, and removes nothing. Tables of `plans` stay, like those of stored plans.
 
-    Frees nothing. Raises StorageError where the storage cannot be read, or a plan in it is damaged.
+    Raises StorageError if the storage cannot be read, or a plan in it is damaged.
     """
-    return [*_of_trials(storage), *_of_tables(storage, plans), *_leftovers(storage)]
+    return [*_find_trial_files(storage), *_find_tables(storage, plans), *_find_leftovers(storage)]
 
 
-def _of_trials(storage: Storage) -> Iterator[Garbage]:
+def _find_trial_files(storage: Storage) -> Iterator[Garbage]:
     folders = (storage.checkpoints_folder, storage.weights_folder, storage.epoch_rows)
     entries = [entry for folder in folders for entry in storage.backend.list_files(folder)]
-    # Rows are listed last: they are written first, so that a trial that starts just now is not taken for none.
-    rows = {_stem(entry) for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name)}
+    # Rows are listed last: a trial writes its row first, so one that starts now is not taken for one without a row.
+    rows = {
+        _read_stem(entry) for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name)
+    }
     checkpoints: dict[str, list[Entry]] = {}
     for entry in entries:
         file = _parse(storage, entry)
-        if file is None or file.kind not in _OF_TRIALS:
+        if file is None or file.kind not in _FILES_OF_TRIALS:
             continue
         if file.trial_id not in rows:
             yield Garbage(GarbageKind.ORPHAN, entry, trial_resource(file.trial_id))
@@ -101,17 +103,17 @@ def _of_trials(storage: Storage) -> Iterator[Garbage]:
             yield Garbage(GarbageKind.FINISHED if is_finished else GarbageKind.OLD, entry, trial_resource(owner))
 
 
-def _stem(entry: Entry) -> str:
+def _read_stem(entry: Entry) -> str:
     return PurePosixPath(entry.name).stem
 
 
 def _parse(storage: Storage, entry: Entry) -> StoredFile | None:
-    """What a file is; None for one that no trial with a whole id could have written."""
+    """Says what a file is; None if no trial with a complete id can have written it."""
     file = storage.parse(entry.name)
     return file if file and is_trial_id(file.trial_id) else None
 
 
-def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
+def _find_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
     found: dict[str, tuple[Entry, TableKey]] = {}
     slices: list[tuple[Entry, TableKey]] = []
     for entry in storage.backend.list_files(storage.tables_folder):
@@ -120,7 +122,7 @@ def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
             slices.append((entry, file.table))
         elif file and file.table:
             found[entry.name] = entry, file.table
-    used = _tables_of_use(storage, plans) if found or slices else set()
+    used = _read_used_tables(storage, plans) if found or slices else set()
     for entry, key in slices:
         if key not in used or storage.table_facts(key) in found:
             yield Garbage(GarbageKind.SLICE, entry, table_resource(key))
@@ -132,16 +134,16 @@ def _of_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
             yield Garbage(GarbageKind.TABLE, entry, guard)
 
 
-def _tables_of_use(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
-    """The tables that a trial of some plan will ask, as it is not finished."""
-    wanted = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
+def _read_used_tables(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
+    """Reads which tables unfinished trials use, in `plans` and in the plans that the storage holds."""
+    users = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
     for entry in filter(lambda entry: storage.is_ours(entry.name), storage.backend.list_files(storage.plans)):
-        wanted += stored_studies.read_table_keys(storage, entry.name)
-    states = store.read_states(storage, sorted({trial_id for trial_id, _ in wanted}))
-    return {key for trial_id, key in wanted if states.get(trial_id) is not State.FINISHED}
+        users += stored_studies.read_table_keys(storage, entry.name)
+    states = store.read_states(storage, sorted({trial_id for trial_id, _ in users}))
+    return {key for trial_id, key in users if states.get(trial_id) is not State.FINISHED}
 
 
-def _leftovers(storage: Storage) -> Iterator[Garbage]:
+def _find_leftovers(storage: Storage) -> Iterator[Garbage]:
     parts = [
         entry
         for entry in storage.backend.list_unfinished()
@@ -159,17 +161,17 @@ def _is_dead(storage: Storage, claim: Entry, now: float) -> bool:
     facts = read_json(storage, claim.name)
     try:
         is_gone = Holder(*(facts[name] for name in Holder.__slots__)).is_gone()
-    except (TypeError, KeyError):  # damaged: somebody's, until it is old
+    except (TypeError, KeyError):  # damaged: it may be a live launch's, until it is old
         is_gone = False
     return is_gone or now - claim.modified > EXPIRES
 
 
 def read_clock(backend: StorageBackend) -> float:
-    """The time by the clock of a storage, in seconds; it writes a file to learn it, and removes that file.
+    """Reads the clock of a storage, in seconds: writes a file, reads its time, and removes the file.
 
-    Raises StorageError where it cannot.
+    Raises StorageError if that fails.
     """
-    name = f"{PART}clock-{secrets.token_hex(6)}"  # which all who read a storage pass over
+    name = f"{PART}clock-{secrets.token_hex(6)}"  # every reader of a storage ignores such a name
     backend.write(name, b"kdctl")
     try:
         entry = backend.stat(name)
@@ -183,22 +185,23 @@ def read_clock(backend: StorageBackend) -> float:
     return entry.modified
 
 
-# Freeing.
+# Removing.
 
 
 def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
-    """Frees what `find` finds, and says what it freed; a file that changed since, or is in use, stays.
+    """Removes what `find` finds, and returns what it removed; it keeps a file that has changed since, or is in use.
 
-    Raises KdctlError while a launch or another clean is at work, and StorageError where the storage is none or a
-    file cannot be removed; everything else is then still there.
+    Raises KdctlError while a launch or another clean runs, and StorageError if the folder is no storage or a file
+    cannot be removed; the files that remain are then unchanged.
     """
-    # Why it is safe against a launch that starts meanwhile. Who writes one of these files holds the lease of its trial
-    # or table; so does this while it removes one, and looks again whether it is what was found. So nothing goes that
-    # was just written: neither weights beside a new row, nor a table that waits for its facts. Nobody reads checkpoints
-    # before the last two, or of a finished trial. Tables are read without a lease, facts first; they are removed facts
-    # first too, and before the table itself this asks once more who launches: a launch that saw the facts had its lease
-    # before, and is seen. A table that a new plan names is built anew. Unfinished files have no lease, but a writer
-    # that stood still for an hour, and no live launch.
+    # Why a launch may start in the middle of this: a process that writes one of these files holds the lease of its
+    # trial or table. This function takes the same lease to remove a file, and then checks that the file is still the
+    # one that was found, so it never removes what was just written: neither weights beside a new row, nor a table whose
+    # facts are still missing. Nobody reads checkpoints before the last two, or those of a finished trial. Tables are
+    # read without a lease, facts first. They are removed facts first too, and before the table itself this function
+    # looks for launches once more: a launch that read the facts had its own lease before that, so it is found. A table
+    # that a new plan names is built again. Unfinished files have no lease, but their writer has been idle for an hour,
+    # and there is no live launch.
     if storage.backend.stat(MARKER) is None:
         if not storage.backend.list_files("."):
             return []
@@ -208,14 +211,16 @@ def free(storage: Storage, plans: Sequence[Plan] = ()) -> list[Garbage]:
         )
     lease = acquire(storage, "clean")
     if lease is None:
-        raise KdctlError(f"another clean ({_others(storage)}) frees this storage now; wait until it has ended")
+        raise KdctlError(
+            f"another clean ({_name_other_clean(storage)}) deletes files of this storage now; wait until it has ended"
+        )
     with lease:
-        leftovers = list(_leftovers(storage))  # before anyone is asked who is alive, for that removes dead claims
+        leftovers = list(_find_leftovers(storage))  # first: the search for live launches removes dead claims
         _refuse_launches(storage, lease)
-        return _remove(storage, lease, [*_of_trials(storage), *_of_tables(storage, plans), *leftovers])
+        return _remove(storage, lease, [*_find_trial_files(storage), *_find_tables(storage, plans), *leftovers])
 
 
-def _others(storage: Storage) -> str:
+def _name_other_clean(storage: Storage) -> str:
     return str(Lease(storage, "clean", None).find_holder("clean") or "which has just ended")
 
 
@@ -223,15 +228,15 @@ def _refuse_launches(storage: Storage, lease: Lease) -> None:
     live = lease.find_holders("launch-").values()
     if live:
         raise KdctlError(
-            f"storage {storage.backend.address!r} is in use: {', '.join(map(str, live))} launches a study; freeing "
-            "needs a storage in which nobody trains; wait until that has ended, or stop it, then free again"
+            f"storage {storage.backend.address!r} is in use: {', '.join(map(str, live))} runs a launch; files can be "
+            "deleted only while no launch runs; wait until it has ended, or stop it, then clean again"
         )
 
 
 def _remove(storage: Storage, lease: Lease, pieces: list[Garbage]) -> list[Garbage]:
     freed: list[Garbage] = []
     try:
-        for guard, group in groupby(sorted(pieces, key=_guard), key=_guard):
+        for guard, group in groupby(sorted(pieces, key=_read_guard), key=_read_guard):
             lease.check()
             _remove_guarded(storage, lease, guard, group, freed)
         lease.sweep()
@@ -243,29 +248,29 @@ def _remove(storage: Storage, lease: Lease, pieces: list[Garbage]) -> list[Garba
     return freed
 
 
-def _guard(piece: Garbage) -> str:
+def _read_guard(piece: Garbage) -> str:
     return piece.guard
 
 
 def _remove_guarded(
     storage: Storage, lease: Lease, guard: str, pieces: Iterable[Garbage], freed: list[Garbage]
 ) -> None:
-    """Removes those that can still go, while their lease is held; none where somebody else holds it."""
+    """Removes what can still be removed, while it holds their lease; nothing if another process holds it."""
     held = acquire(storage, guard) if guard else None
     if guard and held is None:
         return
     with held or nullcontext():
         for piece in pieces:
-            if piece.kind is not GarbageKind.CLAIM and _can_go(storage, piece):  # claims are swept, by who knows them
+            if piece.kind is not GarbageKind.CLAIM and _can_remove(storage, piece):  # leases sweep claims themselves
                 _refuse_launches(storage, lease)
                 storage.backend.delete(piece.entry.name)
                 freed.append(piece)
 
 
-def _can_go(storage: Storage, piece: Garbage) -> bool:
-    """Whether a file is what was found, and a trial without a row still has none."""
+def _can_remove(storage: Storage, piece: Garbage) -> bool:
+    """Whether a file is still the one that was found, and a trial that had no row still has none."""
     found = storage.backend.stat(piece.entry.name)
-    # A bucket tells parts of a second in its listing alone.
+    # A bucket reports fractions of a second only in its listing.
     is_same = found and found.size == piece.entry.size and abs(found.modified - piece.entry.modified) < 1
     return bool(is_same) and not (piece.kind is GarbageKind.ORPHAN and _has_row(storage, piece))
 
@@ -275,11 +280,11 @@ def _has_row(storage: Storage, piece: Garbage) -> bool:
     return file is not None and storage.backend.stat(storage.trial_row(file.trial_id)) is not None
 
 
-# Showing.
+# Formatting.
 
 
 def format_garbage(pieces: Sequence[Garbage], width: int | None = None) -> str:
-    """How many files of each kind and how large, on a terminal of `width` columns or a page of any width."""
+    """Formats the number and size of files of each kind as a table, for a terminal of `width` columns or any width."""
     rows = []
     for kind, title in _TITLES.items():
         sizes = [piece.entry.size for piece in pieces if piece.kind is kind]
@@ -290,10 +295,10 @@ def format_garbage(pieces: Sequence[Garbage], width: int | None = None) -> str:
 
 
 def count_bytes(pieces: Sequence[Garbage]) -> int:
-    """Their size in bytes."""
+    """Adds up their sizes, in bytes."""
     return sum(piece.entry.size for piece in pieces)
 
 
 def describe_total(pieces: Sequence[Garbage]) -> str:
-    """How many files and how large, in a sentence."""
+    """Describes how many files these are and how large, as in `2 files, 3.1 MB`."""
     return f"{len(pieces):,} file{'' if len(pieces) == 1 else 's'}, {format_size(count_bytes(pieces))}"

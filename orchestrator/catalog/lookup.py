@@ -1,4 +1,4 @@
-"""What a person means who names a study: its file, or the name that a storage remembers it by."""
+"""Finds the study that a person names: by its file, or by the name under which a storage remembers it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrator.study.reader import load_study
 from orchestrator.study.stored_studies import Member
 from orchestrator.text import nearest, nearest_file, printable, shorten
 
-_SHOWN = 20  # names in one message
+_MOST_NAMES = 20  # in one message
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A study and its trials in the order of its plan, whether they have a row or not.
+    """A study and its trials in the order of its plan, with or without a row.
 
-    `text` is that of its file, and None where the storage remembers the study.
+    `text` is the content of its file; None if the study was found in the storage.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Found:
 
 
 def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Found:
-    """The study in a file, after `settings`; where there is no such file, the one that the storage remembers so.
+    """Finds the study in a file, with `settings` applied; if there is no such file, the remembered study of that name.
 
-    A file is asked for what it says now, a name for what its last launch wanted. Raises StudyError for a faulty file,
-    and KdctlError where there is neither, or where there are settings for a remembered one.
+    A file gives the study as it is now, a name gives it as it was last launched. Raises StudyError for a faulty file,
+    and KdctlError if there is neither, or if there are settings for a remembered study.
     """
     known = {} if _is_file(text) else {stored.name: stored for stored in stored_studies.list_studies(storage)}
     if text in known and not settings:
@@ -51,13 +51,13 @@ def find_study(storage: Storage, text: str, settings: Sequence[str] = ()) -> Fou
             f"name its file, which was {printable(known[text].launched.file)}"
         )
     if not _exists(text):
-        raise KdctlError(_neither(storage, text, list(known)))
-    plan = make_plan(load_study(text, settings))  # also of a pipe like <(…); a folder is refused there
+        raise KdctlError(_describe_unknown(storage, text, list(known)))
+    plan = make_plan(load_study(text, settings))  # also from a pipe like <(…); load_study refuses a folder
     return Found(plan.study, stored_studies.members(plan), plan.text)
 
 
 def describe_other_settings(storage: Storage, found: Found) -> str | None:
-    """Why no trial of a study has a row, where that is so as it was launched with other settings; None elsewhere."""
+    """Explains that no trial has a row because the study was launched with other settings; None if that is not so."""
     if found.name not in {stored.name for stored in stored_studies.list_studies(storage)}:
         return None
     return (
@@ -67,7 +67,7 @@ def describe_other_settings(storage: Storage, found: Found) -> str | None:
 
 
 def _is_file(text: str) -> bool:
-    with suppress(OSError, PathError):  # longer than a name can be, or no path at all
+    with suppress(OSError, PathError):  # too long for a name, or not a path at all
         return local(text, "study").is_file()
     return False
 
@@ -78,15 +78,15 @@ def _exists(text: str) -> bool:
     return False
 
 
-def _neither(storage: Storage, text: str, known: list[str]) -> str:
-    shown, place = printable(shorten(text)), storage.backend.describe("")
-    head = f"{shown}: there is no such file, and no study of this name in {place}"
+def _describe_unknown(storage: Storage, text: str, known: list[str]) -> str:
+    address = storage.backend.describe("")
+    head = f"{printable(shorten(text))}: there is no such file, and no study of this name in {address}"
     if not known:
-        return f"{head}, which has no studies; name another storage with --storage, or {_guess(text, [])}"
-    listed = ", ".join([*known[:_SHOWN], *(["…"] if len(known) > _SHOWN else [])])
-    return f"{head}, which remembers {listed}; {_guess(text, known)}"
+        return f"{head}, which has no studies; name another storage with --storage, or {_suggest(text, [])}"
+    listed = ", ".join([*known[:_MOST_NAMES], *(["…"] if len(known) > _MOST_NAMES else [])])
+    return f"{head}, which remembers {listed}; {_suggest(text, known)}"
 
 
-def _guess(text: str, known: list[str]) -> str:
+def _suggest(text: str, known: list[str]) -> str:
     file = printable(nearest_file(Path(text)))
     return nearest(text, known) if known and not file.startswith("did") else file

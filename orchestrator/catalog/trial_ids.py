@@ -1,4 +1,4 @@
-"""Trials by what a person types: a whole id, the beginning of one, or the nearest known one in the answer."""
+"""Finds the trial that a person names by its id or the beginning of one; suggests the nearest id if there is none."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from orchestrator.storage.layout import Storage
 from orchestrator.study import labels, stored_studies
 from orchestrator.text import printable
 
-_SHOWN = 10  # ids in one message
-_LONGEST = 40  # characters of a text that are looked at
-_ALIKE = 0.7  # two ids have up to half of their digits in common by chance
+_MOST_IDS = 10  # in one message
+_LONGEST = 40  # characters of a text that are compared and shown
+_MIN_SIMILARITY = 0.7  # two ids have up to half of their digits in common by chance
 
 
 def list_known(storage: Storage) -> dict[str, str]:
-    """Every trial that a storage has heard of, with what a person calls it, if that is remembered: `logit digits …`.
+    """Lists every trial that a storage knows with its title, such as `logit digits …`.
 
-    Trials of remembered studies come first, in the order of their plans; those that have but a row come after, with
-    an empty title. Raises StorageError where the storage cannot be read.
+    Trials of remembered studies come first, in the order of their plans; those that only have a row follow, with an
+    empty title. Raises StorageError if the storage cannot be read.
     """
     titles = {
         member.trial_id: member.title
@@ -34,14 +34,14 @@ def list_known(storage: Storage) -> dict[str, str]:
 
 
 def resolve(storage: Storage, text: str) -> str:
-    """The id of the trial that a person means by a whole id or its beginning.
+    """Finds the one trial whose id is this text or begins with it, and returns its id.
 
-    Raises KdctlError where no trial of the storage begins so, naming the nearest one, and where several do, naming
-    them with their titles.
+    Raises KdctlError if no trial of the storage matches, with the nearest id, and if several match, with their ids and
+    titles.
     """
     text = text.strip().lower()
     if is_trial_id(text) and storage.backend.stat(storage.trial_row(text)):
-        return text  # without a look at all the others
+        return text  # without a listing of all trials
     trials = list_known(storage)
     if not trials:
         raise KdctlError(
@@ -53,8 +53,8 @@ def resolve(storage: Storage, text: str) -> str:
 
 
 def read_titles(storage: Storage, trials: dict[str, str], trial_ids: Sequence[str]) -> list[str]:
-    """What each is called: as `trials` has it (see `list_known`), else from its row, else nothing."""
-    from orchestrator.results import store  # loads Arrow, which a shell's completion need not wait for
+    """Reads the title of each trial: from `trials` (see `list_known`), else from its row, else an empty one."""
+    from orchestrator.results import store  # loads Arrow; a completion in a shell must not wait for that
 
     missing = [trial_id for trial_id in trial_ids if not trials.get(trial_id)]
     rows = store.read_trials(storage, missing) if missing else []
@@ -63,32 +63,32 @@ def read_titles(storage: Storage, trials: dict[str, str], trial_ids: Sequence[st
 
 
 def choose(text: str, ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]], noun: str, fix: str) -> str:
-    """The one id that is `text` or begins so.
+    """Returns the one id that is `text` or begins with it.
 
-    `titles` is asked for what ids are called where several or none fit; `fix` says what lists them. Raises KdctlError
-    as `resolve` does.
+    If several or none match, `titles` gives the titles of ids for the message; `fix` says which command lists them.
+    Raises KdctlError as `resolve` does.
     """
     found = [known_id for known_id in ids if known_id.startswith(text)]
     if text in found or len(found) == 1:
         return text if text in found else found[0]
-    shown = printable(text[:_LONGEST])
+    start = printable(text[:_LONGEST])
     if found:
-        lines = [f"  {known_id}  {title}".rstrip() for known_id, title in _titled(found[:_SHOWN], titles)]
-        more = [f"  and {len(found) - _SHOWN:,} more"] if len(found) > _SHOWN else []
-        head = f"{shown!r} is the beginning of {len(found):,} {noun}s; write more digits:"
+        lines = [f"  {known_id}  {title}".rstrip() for known_id, title in _add_titles(found[:_MOST_IDS], titles)]
+        more = [f"  and {len(found) - _MOST_IDS:,} more"] if len(found) > _MOST_IDS else []
+        head = f"{start!r} is the beginning of {len(found):,} {noun}s; write more digits:"
         raise KdctlError("\n".join([head, *lines, *more]))
-    if near := _nearest(text, ids):
-        ((_, title),) = _titled([near], titles)
-        raise KdctlError(f"no {noun} {shown!r}; did you mean {near}{f' ({title})' if title else ''}? {fix}")
-    raise KdctlError(f"no {noun} {shown!r}; expected an id of 12 hex digits, or its beginning; {fix}")
+    if near := _find_nearest(text, ids):
+        ((_, title),) = _add_titles([near], titles)
+        raise KdctlError(f"no {noun} {start!r}; did you mean {near}{f' ({title})' if title else ''}? {fix}")
+    raise KdctlError(f"no {noun} {start!r}; expected an id of 12 hex digits, or its beginning; {fix}")
 
 
-def _titled(ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]]) -> list[tuple[str, str]]:
+def _add_titles(ids: Sequence[str], titles: Callable[[Sequence[str]], list[str]]) -> list[tuple[str, str]]:
     return [(known_id, printable(title)) for known_id, title in zip(ids, titles(ids), strict=True)]
 
 
-def _nearest(text: str, ids: Sequence[str]) -> str | None:
-    """The id whose beginning is most like a text; none where that is no typing error any more."""
+def _find_nearest(text: str, ids: Sequence[str]) -> str | None:
+    """Finds the id whose beginning is most similar to a text; None if no id is similar enough for a typing error."""
     beginnings = {known_id[: max(len(text), 1)]: known_id for known_id in reversed(ids)}
-    close = difflib.get_close_matches(text[:_LONGEST], list(beginnings), n=1, cutoff=_ALIKE)
+    close = difflib.get_close_matches(text[:_LONGEST], list(beginnings), n=1, cutoff=_MIN_SIMILARITY)
     return beginnings[close[0]] if close else None

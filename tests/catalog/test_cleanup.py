@@ -1,4 +1,4 @@
-"""Freeing a storage: what can go is found, what is of use stays, and nothing goes while somebody trains."""
+"""Cleaning a storage: what can be removed is found, what is in use stays, nothing is removed while a launch runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def empty(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def full(empty: Storage) -> Storage:
-    """A storage with a file of every kind, and those that must stay beside them."""
+    """A storage with a file of every kind, and others that must stay."""
     fill(empty)
     return empty
 
@@ -68,7 +68,7 @@ def fill(storage: Storage) -> None:
     write(storage.weights(GONE), b"weights")
     write(storage.trial_epochs(GONE), b"epochs")
     for key in (USED, UNUSED):
-        write(storage.table(key), b"answers")
+        write(storage.table(key), b"outputs")
         write(storage.table_facts(key), b"{}")
     remember(storage, {OPEN: encode_key(USED), DONE: encode_key(UNUSED), GONE: None})
 
@@ -107,7 +107,7 @@ EXPECTED = {
 }
 
 
-# Looking.
+# Finding.
 
 
 def test_what_can_go_is_found_by_kind(full: Storage) -> None:
@@ -121,34 +121,32 @@ def test_nothing_is_found_in_a_storage_that_is_not_there(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_trial_without_whole_weights_is_under_way(full: Storage) -> None:
+def test_a_finished_trial_with_damaged_weights_counts_as_unfinished(full: Storage) -> None:
     full.backend.write(full.weights(DONE), b"cut")
     found = by_kind(find(full))
-    assert (
-        GarbageKind.FINISHED not in found and GarbageKind.TABLE not in found
-    )  # it is trained again, and asks its table
+    assert GarbageKind.FINISHED not in found and GarbageKind.TABLE not in found  # it is trained again, with its table
     assert found[GarbageKind.OLD] == [f"checkpoints/{trial_id}/000001-00000000.checkpoint" for trial_id in (OPEN, DONE)]
 
 
-def test_a_damaged_row_is_a_trial_under_way(full: Storage) -> None:
+def test_a_trial_with_a_damaged_row_counts_as_unfinished(full: Storage) -> None:
     full.backend.write(full.trial_row(DONE), b"half a row")
     assert not {GarbageKind.FINISHED, GarbageKind.TABLE} & set(by_kind(find(full)))
 
 
-def test_a_half_of_a_table_is_found_whoever_wants_it(full: Storage) -> None:
+def test_half_of_a_table_is_found_even_if_a_plan_uses_it(full: Storage) -> None:
     other = TableKey(TEACHER, "pooled", 0, False, 9)
     full.backend.delete(full.table(USED))
-    full.backend.write(full.table(other), b"answers")
+    full.backend.write(full.table(other), b"outputs")
     assert by_kind(find(full))[GarbageKind.HALF] == [full.table_facts(USED), full.table(other)]
 
 
-def test_no_plan_means_no_table_is_of_use(full: Storage) -> None:
+def test_without_a_plan_no_table_is_in_use(full: Storage) -> None:
     full.backend.delete(full.plan("0" * 12))
     assert len(by_kind(find(full))[GarbageKind.TABLE]) == 4
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"trials": 3}', b'{"trials": {"a": {"x": 1}}}', b"\xff"])
-def test_a_damaged_plan_is_told_before_anything_goes(full: Storage, content: bytes) -> None:
+def test_a_damaged_plan_is_reported_before_anything_is_removed(full: Storage, content: bytes) -> None:
     full.backend.write(full.plan("0" * 12), content)
     before = listed(full)
     for act in (find, free):
@@ -171,7 +169,7 @@ def test_a_study_file_keeps_its_tables(empty: Storage, tmp_path: Path) -> None:
     plan = plan_study(tmp_path / "study.yaml", folder(empty))
     (key,) = (trial.table for trial in plan.trials if trial.table)
     for name in (empty.table(key), empty.table_facts(key)):
-        empty.backend.write(name, b"answers")
+        empty.backend.write(name, b"outputs")
     assert len(find(empty)) == 2 and find(empty, [plan]) == []
     assert free(empty, [plan]) == [] and len(free(empty)) == 2
 
@@ -193,13 +191,13 @@ def test_a_study_file_keeps_its_tables(empty: Storage, tmp_path: Path) -> None:
         "README.md",
     ],
 )
-def test_a_file_that_is_none_of_ours_stays(empty: Storage, name: str) -> None:
+def test_a_foreign_file_stays(empty: Storage, name: str) -> None:
     empty.backend.write(name, b"somebody's")
     assert find(empty) == free(empty) == []
     assert name in listed(empty)
 
 
-def test_nothing_outside_goes_whatever_a_file_says(full: Storage, tmp_path: Path) -> None:
+def test_nothing_outside_is_removed_whatever_a_file_contains(full: Storage, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "000001-00000000.checkpoint").write_bytes(b"somebody's")
@@ -219,26 +217,26 @@ def test_results_behind_a_link_are_rows_too(full: Storage, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("place", "is_ours"),
+    ("parent", "is_ours"),
     [
         *[("", True), ("leases/", True), ("plans/", True), ("datasets/", True), ("results/trials/", True)],
         *[(f"{kind}/{GONE}/", True) for kind in ("trials", "teachers", "checkpoints")],
         *[("results/epochs/", True), ("other/", False), (".venv/trials/", False), (f"trials/{GONE}/sub/", False)],
     ],
 )
-def test_unfinished_files_go_when_they_are_old(empty: Storage, place: str, is_ours: bool) -> None:
+def test_unfinished_files_go_when_they_are_old(empty: Storage, parent: str, is_ours: bool) -> None:
     for name in ("old", "young"):
-        path = folder(empty) / f"{place}.part-{name}"
+        path = folder(empty) / f"{parent}.part-{name}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    old = age(empty, f"{place}.part-old")
+    old = age(empty, f"{parent}.part-old")
     assert by_kind(find(empty)) == ({GarbageKind.PART: [old]} if is_ours else {})
     assert len(free(empty)) == is_ours
-    assert (folder(empty) / f"{place}.part-young").exists() and (folder(empty) / old).exists() is not is_ours
+    assert (folder(empty) / f"{parent}.part-young").exists() and (folder(empty) / old).exists() is not is_ours
 
 
 def dead_claim(storage: Storage, resource: str) -> str:
-    """A claim of a process that had the id of this one, in other days."""
+    """A claim of an earlier process that had the same id as this one."""
     lease = Lease(storage, resource, None)
     assert lease.try_claim()
     facts = json.loads(storage.backend.read(lease.claim))
@@ -267,8 +265,8 @@ def test_a_damaged_claim_goes_when_it_is_old(empty: Storage) -> None:
     assert len(free(empty)) == 1
 
 
-def test_the_clock_is_the_storages(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleanup, "read_clock", lambda place: time.time() + 2 * cleanup.STALE)
+def test_the_clock_is_that_of_the_storage(empty: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "read_clock", lambda backend: time.time() + 2 * cleanup.STALE)
     (folder(empty) / ".part-x").touch()
     assert by_kind(find(empty)) == {GarbageKind.PART: [".part-x"]}
     monkeypatch.undo()
@@ -282,10 +280,10 @@ def test_a_storage_that_keeps_nothing_has_no_clock(empty: Storage, monkeypatch: 
         cleanup.read_clock(empty.backend)
 
 
-# Freeing.
+# Removing.
 
 
-def test_what_was_shown_goes_and_nothing_else(full: Storage) -> None:
+def test_what_was_found_is_removed_and_nothing_else(full: Storage) -> None:
     before = listed(full)
     freed = free(full)
     assert by_kind(freed) == EXPECTED
@@ -304,14 +302,16 @@ def test_a_folder_that_is_no_storage_is_refused(full: Storage) -> None:
 def test_nothing_goes_while_a_launch_is_live(full: Storage) -> None:
     with acquire(full, "launch-abc") or pytest.fail():
         before = listed(full)
-        with pytest.raises(KdctlError, match=rf"is in use: process {os.getpid()} on .* launches .*; wait") as caught:
+        with pytest.raises(
+            KdctlError, match=rf"is in use: process {os.getpid()} on .* runs a launch; .*; wait"
+        ) as caught:
             free(full)
         assert listed(full) == before and caught.value.exit_code == 2
         assert by_kind(find(full)) == EXPECTED  # to look is allowed
     assert free(full)
 
 
-def test_two_cleans_do_not_meet(full: Storage) -> None:
+def test_two_cleans_never_run_at_once(full: Storage) -> None:
     with acquire(full, "clean") or pytest.fail():
         before = listed(full)
         with pytest.raises(KdctlError, match=rf"another clean \(process {os.getpid()} on .*\) .*; wait"):
@@ -328,12 +328,12 @@ def test_files_of_a_trial_that_somebody_holds_stay(full: Storage) -> None:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, resource: str, act: Callable[[], object]) -> None:
-    """Lets something happen between the look and the moment a lease is taken to remove."""
+    """Lets something happen between the listing and the moment when the lease of a file is taken."""
 
-    def acquire_late(storage: Storage, wanted: str) -> Lease | None:
-        if wanted == resource:
+    def acquire_late(storage: Storage, requested: str) -> Lease | None:
+        if requested == resource:
             act()
-        return acquire(storage, wanted)
+        return acquire(storage, requested)
 
     monkeypatch.setattr(cleanup, "acquire", acquire_late)
 
@@ -345,9 +345,9 @@ def test_a_trial_that_has_a_row_by_now_is_left_alone(full: Storage, monkeypatch:
     assert set(EXPECTED[GarbageKind.ORPHAN]) <= listed(full)
 
 
-def test_a_file_that_was_written_anew_is_left_alone(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_written_again_is_left_alone(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> None:
-        full.backend.write(full.table(UNUSED), b"other answers")
+        full.backend.write(full.table(UNUSED), b"other outputs")
 
     meanwhile(monkeypatch, f"table-{TEACHER}-{UNUSED.name}", build)
     assert by_kind(free(full))[GarbageKind.TABLE] == [full.table_facts(UNUSED)]
@@ -381,7 +381,7 @@ def test_a_launch_that_saw_the_facts_finds_the_table(full: Storage, monkeypatch:
     launches[0].release()
 
 
-def test_a_clean_that_stood_still_too_long_ends(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clean_that_loses_its_lease_ends(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(self: Lease) -> None:
         raise LeaseLost("taken over")
 
@@ -392,18 +392,18 @@ def test_a_clean_that_stood_still_too_long_ends(full: Storage, monkeypatch: pyte
     assert listed(full) == before
 
 
-def test_what_cannot_be_removed_is_told_and_nothing_else_is_lost(
+def test_what_cannot_be_removed_is_reported_and_nothing_else_is_lost(
     full: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete = Folder.delete
 
     def refuse(self: Folder, name: str) -> None:
         if name.endswith(".npy"):
-            raise StorageError(f"{name} cannot be written (Permission denied); mend the folder")
+            raise StorageError(f"{name} cannot be written (Permission denied); fix the folder")
         delete(self, name)
 
     monkeypatch.setattr(Folder, "delete", refuse)
-    with pytest.raises(StorageError, match=r"p2-flip-n50.npy cannot be .*mend the folder \(1 of 11 files were freed"):
+    with pytest.raises(StorageError, match=r"p2-flip-n50.npy cannot be .*fix the folder \(1 of 11 files were freed"):
         free(full)
     assert listed(full) >= NEVER and not [name for name in listed(full) if name.startswith("leases/")]
     monkeypatch.undo()
@@ -418,11 +418,11 @@ def test_a_bucket_is_freed_too(s3_address: str) -> None:
     assert listed(storage) >= NEVER and find(storage) == []
 
 
-def test_a_launch_makes_again_what_was_freed(storage: Storage, tmp_path: Path) -> None:
+def test_a_launch_builds_again_what_was_removed(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     where = folder(storage)
     assert launch(tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore).is_complete
-    assert set(by_kind(free(storage))) == {GarbageKind.TABLE}  # the study is finished, so nobody asks it any more
+    assert set(by_kind(free(storage))) == {GarbageKind.TABLE}  # the study is finished, so nobody uses it any more
     again = launch(
         tmp_path / "study.yaml", storage=where, inline=True, on_event=ignore, settings=["experiments[0].seed=7"]
     )
@@ -438,9 +438,9 @@ def clean(storage: Storage, *words: str | Path) -> Result:
 
 def test_the_command_shows_and_then_frees(full: Storage) -> None:
     before = listed(full)
-    shown = clean(full)
-    assert shown.exit_code == 0 and listed(full) == before
-    assert [line.split("  ")[0] for line in shown.stdout.splitlines()] == [
+    preview = clean(full)
+    assert preview.exit_code == 0 and listed(full) == before
+    assert [line.split("  ")[0] for line in preview.stdout.splitlines()] == [
         "what",
         "checkpoints of finished trials",
         "checkpoints before the last 2 of unfinished trials",
@@ -448,10 +448,10 @@ def test_the_command_shows_and_then_frees(full: Storage) -> None:
         "teacher tables that no plan uses",
         "in all",
     ]
-    assert shown.stdout.splitlines()[-1].split() == ["in", "all", "11", "57", "B"]
-    assert shown.stderr == "nothing was deleted; add --yes to delete these files\n"
+    assert preview.stdout.splitlines()[-1].split() == ["in", "all", "11", "57", "B"]
+    assert preview.stderr == "nothing was deleted; add --yes to delete these files\n"
     done = clean(full, "--yes")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, shown.stdout, "deleted 11 files, 57 B\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, preview.stdout, "deleted 11 files, 57 B\n")
     assert clean(full).stderr == "" and len(listed(full)) == len(before) - 11
 
 
@@ -469,7 +469,7 @@ def test_the_command_takes_study_files(full: Storage, tmp_path: Path) -> None:
     assert isinstance(clean(full, tmp_path / "nowhere.yaml").exception, KdctlError)
 
 
-def test_entries_compare_as_a_listing_of_a_bucket_tells_them(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_compared_to_the_second(full: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Folder.stat
 
     def coarse(self: Folder, name: str) -> Entry | None:

@@ -1,4 +1,4 @@
-"""Files in a storage that kdctl did not write, and files that are gone: what every command says, and that it helps."""
+"""Foreign and missing files in a storage: every command warns about them, and the advice in the warning works."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_foreign_files_are_named_once_and_change_nothing(here: Path) -> None:
         done = run(*words)
         assert done.exit_code == 0, (words, done.output)
         assert done.stderr.count("not kdctl's and passed over") == 1, words
-        if words[0] != "status":  # whose clock ticks
+        if words[0] != "status":  # it prints the current time
             assert done.stdout == before[tuple(words)], words
     (text,) = integrity.find_foreign(Storage.at("runs"))
     assert f"{len(names)} files are" in text and f"and {len(names) - 8} more" in text
@@ -150,7 +150,7 @@ def test_a_folder_in_place_of_a_row_is_named(here: Path) -> None:
     assert run("launch", "s.yaml", "--inline").exit_code == 0 and len(rows()) == 2
 
 
-def test_every_name_of_a_storage_is_its_own() -> None:
+def test_every_name_that_a_storage_defines_is_ours() -> None:
     storage, key = Storage.at("runs"), TableKey(ID, "logits", 4, True, 50_000)
     names = (
         storage.weights(ID), storage.table(key), storage.table_facts(key), storage.table_slice(key, "0123abcd", 7),

@@ -1,4 +1,4 @@
-"""A study by its file or its name: a file wins, then a remembered name; else both possibilities are told."""
+"""A study by its file or its name: a file comes first, then a remembered name; else the error names both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_file_and_its_name_mean_the_same(storage: Storage) -> None:
     assert (found.name, len(found.trial_ids), found.members[1].title) == ("tiny", 2, "base digits resnet_32_8 seed 1")
 
 
-def test_a_file_says_what_it_says_now(storage: Storage) -> None:
+def test_a_file_counts_as_it_is_now(storage: Storage) -> None:
     Path("study.yaml").write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"))
     assert len(lookup.find_study(storage, "study.yaml").members) == 3
     assert len(lookup.find_study(storage, "tiny").members) == 2
@@ -56,7 +56,7 @@ def test_a_file_wins_over_a_name_and_a_name_over_a_folder(storage: Storage) -> N
     assert lookup.find_study(storage, "tiny").name == "other"
 
 
-def test_a_folder_and_a_faulty_file_are_told_as_ever(storage: Storage) -> None:
+def test_a_folder_and_a_faulty_file_are_reported(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="this is a folder"):
         lookup.find_study(storage, "runs")
     Path("bad.yaml").write_text("study: 1")
@@ -71,20 +71,20 @@ def test_a_pipe_is_a_file(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("text", ["tyni", "study.yml", "studdy.yaml", "x" * 5000, "nowhere/\x1b[31m.yaml"])
-def test_neither_names_both_possibilities(storage: Storage, text: str) -> None:
+def test_an_unknown_name_is_reported_as_a_file_and_as_a_study(storage: Storage, text: str) -> None:
     with pytest.raises(KdctlError, match="there is no such file, and no study of this name in .*runs") as caught:
         lookup.find_study(storage, text)
     assert "which remembers tiny; " in str(caught.value) and "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 500
-    guesses = {
+    suggestions = {
         "tyni": "did you mean tiny?",
         "study.yml": "choose one of them",
         "studdy.yaml": "did you mean study.yaml?",
     }
-    assert str(caught.value).endswith(guesses.get(text, "choose one of them"))
+    assert str(caught.value).endswith(suggestions.get(text, "choose one of them"))
 
 
-def test_a_storage_that_remembers_nothing_says_so(tmp_path: Path) -> None:
+def test_an_empty_storage_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KdctlError, match="has no studies; name another storage with --storage, or check the path"):
         lookup.find_study(Storage.at(tmp_path / "none"), "tiny")
     assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""Two study files of one name: plan and launch say so, and say nothing where one file was edited, moved or copied."""
+"""Two study files with the same name: plan and launch warn, unless one file was edited, moved or copied."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Write = Callable[[str, int], Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a study file of this name, which trains for so many epochs."""
+    """Writes a study file of this name, which trains for the given number of epochs."""
 
     def write(name: str, epochs: int) -> Path:
         file = tmp_path / name
@@ -40,7 +40,7 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def storage(tmp_path: Path, write: Write) -> Storage:
-    """A storage that remembers the study of `a/s.yaml`, though nothing of it was trained."""
+    """A storage that remembers the study of `a/s.yaml`, although none of its trials was trained."""
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     remember(storage, write("a/s.yaml", 1))
@@ -89,7 +89,7 @@ def test_a_file_of_another_machine_is_another_where_its_path_and_text_are(storag
     assert warnings(storage, write("b/s.yaml", 1)) == ()
 
 
-def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Write) -> None:
+def test_the_file_of_an_earlier_version_is_unknown(storage: Storage, write: Write) -> None:
     found = stored_studies.find(storage, "one")
     assert asdict(found.launched)["path"].endswith("a/s.yaml")
     stored_studies.store_plan(
@@ -103,16 +103,16 @@ def test_nobody_knows_the_file_of_an_earlier_version(storage: Storage, write: Wr
     assert warnings(storage, write("b/s.yaml", 2)) == ()
 
 
-def test_what_has_no_place_for_good_has_no_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_will_be_gone_has_no_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write("s.yaml", 1)
     assert stored_studies.path_of(str(file)) == str(file) and stored_studies.path_of("/dev/null") == ""
     monkeypatch.setenv("KDCTL_COMMAND", "kdctl launch s.yaml --address http://head:8265")
     assert stored_studies.path_of(str(file)) == ""
 
 
-def test_a_launch_says_so_once(storage: Storage, write: Write) -> None:
-    told: list[Event] = []
+def test_a_launch_warns_once(storage: Storage, write: Write) -> None:
+    events: list[Event] = []
     for _ in range(2):
-        launch(write("b/s.yaml", 2), storage=storage.backend.address, inline=True, on_event=told.append)
-    notes = [event.text for event in told if event.kind is EventKind.NOTE and "another file" in event.text]
+        launch(write("b/s.yaml", 2), storage=storage.backend.address, inline=True, on_event=events.append)
+    notes = [event.text for event in events if event.kind is EventKind.NOTE and "another file" in event.text]
     assert len(notes) == 1

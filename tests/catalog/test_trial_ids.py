@@ -1,4 +1,4 @@
-"""Trials by what a person types: whole ids, beginnings, typing errors; from rows and from remembered studies."""
+"""Finding trials by what a person types: whole ids, beginnings, typing errors; from rows and remembered studies."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ROW = TrialRecord(
 )
 
 
-def plain(ids: Sequence[str]) -> list[str]:
+def make_titles(ids: Sequence[str]) -> list[str]:
     return [f"called {known}" for known in ids]
 
 
-def chosen(text: str, ids: Sequence[str]) -> str:
-    return trial_ids.choose(text, ids, plain, "trial", "this lists them")
+def choose(text: str, ids: Sequence[str]) -> str:
+    return trial_ids.choose(text, ids, make_titles, "trial", "this lists them")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_trial_is_found_by_its_id_or_beginning(storage: Storage) -> None:
     assert trial_ids.resolve(storage, first[:5]) == first
 
 
-def test_several_that_begin_so_are_told_with_their_titles(storage: Storage) -> None:
+def test_an_ambiguous_beginning_lists_ids_and_titles(storage: Storage) -> None:
     with pytest.raises(KdctlError) as caught:
         trial_ids.resolve(storage, "aaaa")
     assert str(caught.value).splitlines() == [
@@ -87,35 +87,35 @@ def test_several_that_begin_so_are_told_with_their_titles(storage: Storage) -> N
     ]
 
 
-def test_the_nearest_is_told(storage: Storage) -> None:
+def test_the_nearest_id_is_suggested(storage: Storage) -> None:
     with pytest.raises(KdctlError, match="no trial 'aaaaaaaaab11'; did you mean aaaaaaaaaa11 \\(logit digits .*\\)\\?"):
         trial_ids.resolve(storage, "aaaaaaaaab11")
     with pytest.raises(KdctlError, match="did you mean aaaaaaaaaa00"):
         trial_ids.resolve(storage, "aaba")  # a beginning with a typing error in it
 
 
-def test_what_is_like_none_gets_no_guess(storage: Storage) -> None:
+def test_a_text_unlike_any_id_gets_no_suggestion(storage: Storage) -> None:
     with pytest.raises(
         KdctlError, match="no trial 'digits'; expected an id of 12 hex digits, or its beginning; `kdctl"
     ):
         trial_ids.resolve(storage, "digits")
 
 
-def test_an_empty_storage_says_so_and_is_not_made(tmp_path: Path) -> None:
+def test_an_empty_storage_is_reported_and_not_created(tmp_path: Path) -> None:
     with pytest.raises(KdctlError, match="holds no trial yet; launch a study"):
         trial_ids.resolve(Storage.at(tmp_path / "none"), "aa")
     assert not (tmp_path / "none").exists()
 
 
-def test_many_candidates_are_cut() -> None:
+def test_a_long_list_of_candidates_is_cut() -> None:
     with pytest.raises(KdctlError) as caught:
-        chosen("0", [f"{number:012d}" for number in range(1000)])
+        choose("0", [f"{number:012d}" for number in range(1000)])
     assert len(str(caught.value).splitlines()) == 12 and str(caught.value).endswith("and 990 more")
 
 
-def test_no_text_rules_the_terminal() -> None:
+def test_control_characters_are_not_printed() -> None:
     with pytest.raises(KdctlError) as caught:
-        chosen("\x1b[31m" + "x" * 10_000, ["abc"])
+        choose("\x1b[31m" + "x" * 10_000, ["abc"])
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 200
 
 
@@ -123,21 +123,21 @@ IDS = st.lists(st.text("0123456789abcdef", min_size=12, max_size=12), min_size=1
 
 
 @given(IDS, st.data())
-def test_a_beginning_is_taken_exactly_where_one_id_has_it(ids: list[str], data: st.DataObject) -> None:
-    wanted = data.draw(st.sampled_from(ids))
-    text = wanted[: data.draw(st.integers(0, 12))]
+def test_a_beginning_is_accepted_only_if_one_id_has_it(ids: list[str], data: st.DataObject) -> None:
+    target = data.draw(st.sampled_from(ids))
+    text = target[: data.draw(st.integers(0, 12))]
     if sum(known.startswith(text) for known in ids) == 1:
-        assert chosen(text, ids) == wanted
+        assert choose(text, ids) == target
     else:
         with pytest.raises(KdctlError, match="write more digits"):
-            chosen(text, ids)
+            choose(text, ids)
 
 
 @given(IDS, st.data())
-def test_a_wrong_digit_leads_back(ids: list[str], data: st.DataObject) -> None:
-    wanted, at = data.draw(st.sampled_from(ids)), data.draw(st.integers(0, 11))
+def test_the_id_with_one_wrong_digit_is_suggested(ids: list[str], data: st.DataObject) -> None:
+    target, at = data.draw(st.sampled_from(ids)), data.draw(st.integers(0, 11))
     with pytest.raises(KdctlError) as caught:
-        chosen(f"{wanted[:at]}x{wanted[at + 1 :]}", ids)
+        choose(f"{target[:at]}x{target[at + 1 :]}", ids)
     if len(ids) == 1:
-        assert f"did you mean {wanted} (called {wanted})? this lists them" in str(caught.value)
+        assert f"did you mean {target} (called {target})? this lists them" in str(caught.value)
     assert "did you mean" in str(caught.value)

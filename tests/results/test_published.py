@@ -118,7 +118,7 @@ COST = """\
 - wall time: 3:00:00 (h:mm:ss) from first start to last end, pauses included
 - 16.000 GPU-hours on NVIDIA H200: the sum over 16 trials; those that shared it count in full, unfinished ones do \
 not count
-- machines: 1, trials that went on from a checkpoint: 0
+- machines: 1, trials that resumed from a checkpoint: 0
 - kdctl: 0.1.0
 - torch: 2.11.0
 - Ray: 2.60.0
