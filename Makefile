@@ -58,6 +58,7 @@ bench: $(if $(DATA),setup)
 	@status=0; run() { echo "## bench/$$1"; echo; $(BIN)/python "bench/$$@" || status=1; echo; }; \
 	run compare.py --data "$(DATA)"; \
 	run table.py --dataset cifar10 --data "$(DATA)"; \
+	run methods.py --dataset cifar10 --data "$(DATA)"; \
 	run checkpoints.py; \
 	run overhead.py; \
 	run planning.py; \

@@ -56,3 +56,9 @@ def test_overhead() -> None:
         ["kdctl launch", "2", "1"],
         ["raw class, reused", "2", "1"],
     ]
+
+
+def test_methods() -> None:
+    small = ("--images", "10", "--batch-size", "10", "--student", "resnet_32_8", "--teacher", "resnet_32_8")
+    _, rows = table("methods.py", *small, "--repeats", "1", "--device", "cpu", "--methods", "base", "dkd", "rkd", "vid")
+    assert [row[:2] for row in rows] == [["dkd", "table"], ["rkd", "table"], ["vid", "live"]]
