@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.models import counts
 from orchestrator.models.counts import halve
-from orchestrator.models.family import Family, Number, Widths
+from orchestrator.models.family import Family, Number, Part, Widths, Word
+from orchestrator.models.torchvision_facts import FACTS, FACTS_3X3
 
 if TYPE_CHECKING:
     from orchestrator.models.base import Classifier
+
+_NETWORKS = "a classifier of torchvision that ends in a linear layer and has square feature maps"
 
 FAMILIES: Mapping[str, Family] = {
     # As in the field's code: the layers of arXiv 1512.03385, section 4.2, but with projection shortcuts (the paper's
@@ -34,7 +37,7 @@ FAMILIES: Mapping[str, Family] = {
         numbers=(Number("D", "depth", range(8, 1203, 6), "6n+2"),),
         widths=lambda depth: Widths((16, 16, 32, 64), 64),
         multiply_adds=lambda depth, *image: counts.count_basic_blocks((depth - 2) // 6, 16, (16, 32, 64), *image),
-        sides=lambda side: (side, side, halve(side), halve(side, 2)),
+        sides=lambda depth, side: (side, side, halve(side), halve(side, 2)),
     ),
     # The field publishes these two widths, both with a stem of 8K channels.
     "resnet_DxK": Family(
@@ -48,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
         multiply_adds=lambda depth, k, *image: counts.count_basic_blocks(
             (depth - 2) // 6, 8 * k, (16 * k, 32 * k, 64 * k), *image
         ),
-        sides=lambda side: (side, side, halve(side), halve(side, 2)),
+        sides=lambda depth, k, side: (side, side, halve(side), halve(side, 2)),
     ),
     "wrn": Family(
         builder="orchestrator.models.wrn:WideResNet",
@@ -61,7 +64,7 @@ FAMILIES: Mapping[str, Family] = {
         multiply_adds=lambda depth, k, *image: counts.count_basic_blocks(
             (depth - 4) // 6, 16, (16 * k, 32 * k, 64 * k), *image
         ),
-        sides=lambda side: (side, side, halve(side), halve(side, 2)),
+        sides=lambda depth, k, side: (side, side, halve(side), halve(side, 2)),
     ),
     "vgg": Family(
         builder="orchestrator.models.vgg:VGG",
@@ -72,7 +75,7 @@ FAMILIES: Mapping[str, Family] = {
         numbers=(Number("D", "depth", tuple(counts.VGG_BLOCKS)),),
         widths=lambda depth: Widths(counts.VGG_WIDTHS, counts.VGG_WIDTHS[-1]),
         multiply_adds=counts.count_vgg,
-        sides=counts.vgg_sides,
+        sides=lambda depth, side: counts.vgg_sides(side),
     ),
     "resnet_50": Family(
         builder="orchestrator.models.resnet_50:ResNet50",
@@ -118,6 +121,29 @@ FAMILIES: Mapping[str, Family] = {
         multiply_adds=counts.count_shufflenet_v2,
         sides=lambda side: (side, halve(side), halve(side, 2), halve(side, 3)),
     ),
+    "torchvision": Family(
+        builder="orchestrator.models.torchvision_models:build",
+        form="torchvision/{NAME}",
+        title="{NAME} (torchvision)",
+        variant="{NAME}",
+        example="torchvision/resnet18",
+        numbers=(Word("NAME", "NAME", tuple(FACTS), _NETWORKS),),
+        widths=lambda name: Widths(FACTS[name].widths, FACTS[name].pooled),
+        multiply_adds=lambda name, *image: FACTS[name].multiply_adds(*image),
+        sides=lambda name, side: FACTS[name].sides(side),
+    ),
+    # With a stem for small images: the first convolution is 3×3 with stride 1, and no max pooling follows it.
+    "torchvision_3x3": Family(
+        builder="orchestrator.models.torchvision_models:build_3x3",
+        form="torchvision/{NAME}/3x3",
+        title="{NAME} (torchvision, 3×3 stem)",
+        variant="{NAME} (torchvision, 3×3 stem)",
+        example="torchvision/resnet18/3x3",
+        numbers=(Word("NAME", "NAME", tuple(FACTS_3X3), _NETWORKS),),
+        widths=lambda name: Widths(FACTS_3X3[name].widths, FACTS_3X3[name].pooled),
+        multiply_adds=lambda name, *image: FACTS_3X3[name].multiply_adds(*image),
+        sides=lambda name, side: FACTS_3X3[name].sides(side),
+    ),
 }
 
 
@@ -126,7 +152,7 @@ class ModelName:
     """A model's name as its family reads it: `resnet_32_20` has the number 20 in family `resnet_32`."""
 
     family: str
-    numbers: tuple[int, ...]
+    numbers: tuple[Part, ...]
 
     @property
     def title(self) -> str:
@@ -199,7 +225,8 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
 
 def sides(name: str, side: int) -> tuple[int, ...]:
     """The sides of a model's maps for images of `side`² pixels; 0 where these are too small. ValueError: unknown."""
-    return FAMILIES[parse(name).family].sides(side)
+    model = parse(name)
+    return FAMILIES[model.family].sides(*model.numbers, side)
 
 
 def deeper(name: str, blocks: int) -> str | None:
@@ -211,18 +238,22 @@ def deeper(name: str, blocks: int) -> str | None:
     family = FAMILIES[model.family]
     # Where depths are a range, a step of it is one block more in each stage.
     pairs = list(zip(family.numbers, model.numbers, strict=True))
-    steps = [each.values.step if each.word == "depth" and isinstance(each.values, range) else 0 for each, _ in pairs]
-    numbers = [value + blocks * step for (_, value), step in zip(pairs, steps, strict=True)]
+    numbers: list[Part] = [
+        int(value) + blocks * each.values.step if each.word == "depth" and isinstance(each.values, range) else value
+        for each, value in pairs
+    ]
     allowed = all(value in each.values for each, value in zip(family.numbers, numbers, strict=True))
     return family.fill(family.form, numbers) if allowed and numbers != list(model.numbers) else None
 
 
 def some_names(but_not: str = "") -> list[str]:
-    """Every name of the families with few models, and an example of each other family but one."""
+    """Every name of the families with few models, and an example of each with many but one; none of torchvision."""
     found: list[str] = []
     for key, family in FAMILIES.items():
+        if any(isinstance(each, Word) for each in family.numbers):
+            continue  # too many, and their library is slow to import
         if not any(isinstance(each.values, range) for each in family.numbers):
-            choices = itertools.product(*(each.values for each in family.numbers))
+            choices: Iterable[tuple[Part, ...]] = itertools.product(*(each.values for each in family.numbers))
             found += (family.fill(family.form, numbers) for numbers in choices)
         elif key != but_not:
             found.append(family.example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ class Number:
     values: Sequence[int]
     rule: str = ""
 
-    def nearest(self, value: int) -> int:
+    @property
+    def text(self) -> str:
+        """A regular expression of every number, allowed or not."""
+        return "[1-9][0-9]*"
+
+    def nearest(self, value: int | str) -> int:
         """The allowed value that is nearest to any whole number."""
-        return min(self.values, key=lambda allowed: abs(allowed - value))
+        return min(self.values, key=lambda allowed: abs(allowed - int(value)))
 
     def describe(self) -> str:
         """Which values are allowed, for messages, like `depth must be 6n+2, from 8 to 1202`."""
@@ -47,8 +53,38 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word in the place of a number, one of `values`; `rule` says which these are."""
+
+    letter: str
+    word: str
+    values: Sequence[str]
+    rule: str
+
+    @property
+    def text(self) -> str:
+        """A regular expression of every word, allowed or not."""
+        return "[a-z0-9_]+"
+
+    def nearest(self, value: int | str) -> str:
+        """The allowed word that is most similar to any other."""
+        return max(self.values, key=lambda allowed: difflib.SequenceMatcher(None, str(value), allowed).ratio())
+
+    def describe(self) -> str:
+        """Which words are allowed, for messages."""
+        return f"{self.word} must be {self.rule}"
+
+    def describe_values(self) -> str:
+        """Empty: there are too many words, and the rule is long."""
+        return ""
+
+
+Part = int | str  # a number or a word in a model's name
+
+
+@dataclass(frozen=True)
 class Family:
-    """Models that differ only in the numbers of their names.
+    """Models that differ only in the numbers of their names, or in words that stand in their place.
 
     `builder` is `module:attribute`. It is called with the numbers in the order of the form, then the number of classes,
     and returns a `base.Classifier`. `form`, `title` and `variant` have each number's letter in braces: the name in a
@@ -57,7 +93,8 @@ class Family:
 
     `widths` is called with the numbers. `multiply_adds` is called with the numbers, the number of classes and the
     images' side in pixels; it returns the multiply-accumulate operations of convolutions and linear layers in one
-    forward pass of one image. `sides` is called with that side, and returns the sides of the model's maps.
+    forward pass of one image. `sides` is called with the numbers and that side, and returns
+    the sides of the model's maps, which are 0 for images that are too small.
     """
 
     builder: str
@@ -65,30 +102,36 @@ class Family:
     title: str
     variant: str
     example: str
-    numbers: tuple[Number, ...]
+    numbers: tuple[Number | Word, ...]
     widths: Callable[..., Widths]
     multiply_adds: Callable[..., int]
-    sides: Callable[[int], tuple[int, ...]]
+    sides: Callable[..., tuple[int, ...]]
 
-    def pattern(self, number: str = "[1-9][0-9]*") -> str:
-        """A regular expression of the names, where each number is written as `number`; without ^ and $."""
-        return self.form.format(**{each.letter: number for each in self.numbers})
+    def pattern(self) -> str:
+        """A regular expression of the names; without ^ and $."""
+        return self.form.format(**{each.letter: each.text for each in self.numbers})
 
-    def read(self, name: str) -> tuple[int, ...] | None:
-        """The numbers in a name that has this family's form; None for any other name."""
-        match = re.fullmatch(self.pattern("([1-9][0-9]{0,8})"), name, re.ASCII)
-        return tuple(map(int, match.groups())) if match else None
+    def read(self, name: str) -> tuple[Part, ...] | None:
+        """The numbers and words in a name that has this family's form; None for any other name."""
+        form = self.form.format(**{each.letter: f"({each.text})" for each in self.numbers})
+        match = re.fullmatch(form, name, re.ASCII)
+        if not match or any(len(text) > 9 for text in match.groups() if text.isdigit()):
+            return None
+        pairs = zip(self.numbers, match.groups(), strict=True)
+        return tuple(int(text) if isinstance(each, Number) else text for each, text in pairs)
 
     def adopt(self, name: str) -> str:
-        """The family's name that shares most numbers with a name of any form."""
+        """The family's name that is most similar to a name of any form: with its numbers where they fit."""
+        if any(isinstance(each, Word) for each in self.numbers):
+            return self.fill(self.form, [each.nearest(name.removeprefix("torchvision/")) for each in self.numbers])
         found = re.findall("[0-9]+", name.removeprefix(self.form.partition("_{")[0]))
         read = self.read(self.example) or ()
         if not found or len(found) > len(read):
             return self.example
-        numbers = [int(text[:9]) for text in found] + list(read[len(found) :])
+        numbers = [*(int(text[:9]) for text in found), *read[len(found) :]]
         return self.fill(self.form, [each.nearest(value) for each, value in zip(self.numbers, numbers, strict=True)])
 
-    def fill(self, text: str, numbers: Sequence[int]) -> str:
+    def fill(self, text: str, numbers: Sequence[Part]) -> str:
         """One of the family's texts (form, title or variant) with the numbers of a model."""
         return text.format(**{each.letter: value for each, value in zip(self.numbers, numbers, strict=True)})
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the files that the user has or downloaded: the only module that imports torchvision."""
+"""CIFAR-10 and CIFAR-100, from the files that the user has or downloaded: torchvision reads them here alone."""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator import models
 from orchestrator.models.base import Classifier, Outputs
-from orchestrator.models.family import Family
+from orchestrator.models.family import Family, Number, Part
+
+FROM_THE_FIELD = [name for name in models.FAMILIES if "torchvision" not in name]
 
 
 def seeded(name: str, classes: int, seed: int = 0) -> Classifier:
@@ -79,9 +81,9 @@ def test_titles_are_those_of_the_field(name: str, title: str) -> None:
 
 def test_some_names_are_models_of_every_family() -> None:
     names = models.some_names()
-    assert {models.parse(name).family for name in names} == set(models.FAMILIES)
+    assert {models.parse(name).family for name in names} == set(FROM_THE_FIELD)
     assert {"vgg_8", "vgg_11", "vgg_13", "vgg_16", "vgg_19"} < set(names)
-    assert {models.parse(name).family for name in models.some_names(but_not="wrn")} == set(models.FAMILIES) - {"wrn"}
+    assert {models.parse(name).family for name in models.some_names(but_not="wrn")} == set(FROM_THE_FIELD) - {"wrn"}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_too_few_classes(classes: int) -> None:
 
 FAMILIES = pytest.mark.parametrize("family", models.FAMILIES.values(), ids=models.FAMILIES)
 NAMES = ["resnet_32_8", "resnet_32_20", "resnet_8x4", "wrn_16_2", "vgg_8", "resnet_50", "mobilenet_v2"]
-NAMES += ["shufflenet_v1", "shufflenet_v2"]
+NAMES += ["shufflenet_v1", "shufflenet_v2", "torchvision/shufflenet_v2_x0_5", "torchvision/resnet18/3x3"]
 
 
 def smallest(family: Family) -> str:
@@ -167,12 +169,12 @@ class TestNames:
         key = models.parse(family.example).family
         assert models.FAMILIES[key] is family
         for index in (0, 1, -1):  # smallest, second, largest
-            numbers = tuple(number.values[index] for number in family.numbers)
+            numbers: tuple[Part, ...] = tuple(number.values[index] for number in family.numbers)
             assert models.parse(family.fill(family.form, numbers)) == models.ModelName(key, numbers)
 
     def test_a_number_outside_the_limits_is_refused_with_the_nearest_name(self, family: Family) -> None:
         least = [number.values[0] for number in family.numbers]
-        for index, number in enumerate(family.numbers):
+        for index, number in enumerate(each for each in family.numbers if isinstance(each, Number)):
             first, second, last = (number.values[index] for index in (0, 1, -1))
             wrong = {first - 1: first, last + 5: last} | ({first + 1: first} if second - first > 2 else {})
             for value, nearest in wrong.items():
@@ -185,7 +187,7 @@ class TestNames:
 
     def test_names_match_the_pattern_of_the_schema(self, family: Family) -> None:
         assert re.search(models.pattern(), family.example)
-        assert not re.search(models.pattern(), f"{family.example}_")
+        assert not re.search(models.pattern(), f"{family.example}-")
         assert family.describe() in models.describe()
 
     def test_titles_differ_between_models(self, family: Family) -> None:
@@ -227,7 +229,8 @@ class TestClassifier:
     def test_operations_are_those_that_torch_counts(self, name: str, classes: int, side: int) -> None:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             models.build(name, classes).eval()(torch.ones(1, 3, side, side))
-        assert models.multiply_adds(name, classes, side) == counter.get_total_flops() / 2
+        if "torchvision" not in name or side % 32 == 0:  # as its table says
+            assert models.multiply_adds(name, classes, side) == counter.get_total_flops() / 2
 
     def test_every_parameter_is_trained(self, name: str) -> None:
         model = seeded(name, 5)

@@ -60,7 +60,7 @@ DOORS = {
     "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),
     "sklearn": ("data.digits",),
-    "torchvision": ("data.cifar",),
+    "torchvision": ("data.cifar", "models.torchvision_models"),
     "PIL": ("data._decode",),
     "jinja2": ("report.page",),
     "rich": ("monitor.view", "monitor.terminal", "results.formats", "columns"),
