@@ -129,21 +129,26 @@ def _read_rows(plan: Plan, storage: Storage) -> list[TrialRecord]:
 
 def _drop_damaged(plan: Plan, storage: Storage) -> tuple[Plan, list[str]]:
     """Removes damaged teachers; returns the plan that trains them again, and a message about each."""
-    damaged = drop_damaged(plan, storage)
-    if not damaged:
-        return plan, []
-    states = store.read_states(storage, [trial.trial_id for trial in plan.trials])
-    return with_stored_state(plan, states, list(storage.list_tables())), damaged
+    damaged: list[str] = []
+    while found := drop_damaged(plan, storage):  # a teacher that is trained again needs the weights of its own teacher
+        damaged += found
+        states = store.read_states(storage, [trial.trial_id for trial in plan.trials])
+        plan = with_stored_state(plan, states, list(storage.list_tables()))
+    return plan, damaged
 
 
 def _select_trials(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
-    """The unfinished trials; with `skip_failed`, without failed trials and the students of failed teachers."""
-    skipped = {trial.trial_id for trial in plan.trials if skip_failed and trial.state is PlanState.FAILED}
-    return [
-        trial
-        for trial in plan.trials
-        if trial.state is not PlanState.FINISHED and trial.trial_id not in skipped and trial.teacher_id not in skipped
-    ]
+    """The unfinished trials; with `skip_failed`, without failed trials and everything below a failed teacher."""
+    skipped: set[str] = set()
+    selected = []
+    for trial in plan.trials:  # teachers before their students
+        if trial.state is PlanState.FINISHED:
+            continue
+        if skip_failed and (trial.state is PlanState.FAILED or trial.teacher_id in skipped):
+            skipped.add(trial.trial_id)
+        else:
+            selected.append(trial)
+    return selected
 
 
 def _train(

@@ -117,6 +117,9 @@ class TrialConfig:
         if self.teacher:
             data["teacher"] = {"seed": self.teacher.seed, **self.teacher.recipe()}
             data["teacher"].pop("folder", None)  # it sees the images of its students
+            if self.teacher.teacher:
+                data["teacher"]["method"] = self.teacher.method
+                data["teacher"]["teacher"]["student"] = self.teacher.teacher.student
         return data
 
 
@@ -223,6 +226,7 @@ _RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("seed", "epochs", "batch_size", "crop_padding", "limit_train", "limit_test", "holdout"), (int,)),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma", "label_smoothing", "clip_norm", "ema"), (float, int)),
     **dict.fromkeys(("padding", "precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
+    **dict.fromkeys(("method", "student"), (str,)),  # of a teacher that is distilled, and of that teacher's own
     **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
 }
 

@@ -16,6 +16,7 @@ from orchestrator.report._charts import Chart, ChartText, Curve, CurveRun, Point
 from orchestrator.report.content import Facts
 from orchestrator.results import store
 from orchestrator.results.summary import Comparison, Group, Statistic, compare_to_base, group_tables
+from orchestrator.study import labels
 
 # Limits on the size of a page.
 MAX_PAIRS = 8  # figures of each kind
@@ -112,17 +113,19 @@ def _describe_omitted(count: int, total: int) -> str:
 
 
 def _teacher_rules(pair: Pair) -> list[Rule]:
-    """The accuracy of the teachers' weights, each teacher counted once; one line per model, at most two."""
+    """The accuracy of the teachers' weights, each teacher counted once; one line per kind of teacher, at most two."""
     found: dict[str, dict[str | None, float]] = {}
     for entry in pair.entries:
         for row in entry.group.finished:
             if row.teacher and row.teacher_acc is not None:
-                found.setdefault(row.teacher, {})[row.teacher_id] = row.teacher_acc
+                origin = (labels.teacher_of(row) or "").removeprefix(row.teacher)  # what it is distilled from
+                name = f"{models.parse(row.teacher).title}{origin}"
+                found.setdefault(name, {})[row.teacher_id] = row.teacher_acc
     rules = []
-    for model, by_id in sorted(found.items())[:2]:
+    for name, by_id in sorted(found.items())[:2]:
         statistic = Statistic.over(list(by_id.values()))
         assert statistic, "there is one"
-        rules.append(Rule(f"teacher {models.parse(model).title}", _charts.TEACHER, str(statistic), statistic.mean))
+        rules.append(Rule(f"teacher {name}", _charts.TEACHER, str(statistic), statistic.mean))
     return rules
 
 

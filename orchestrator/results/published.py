@@ -72,7 +72,8 @@ def describe_differences(row: TrialRecord) -> str:
     recipe = {**_OMITTED, **row.recipe}
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
     found = list(_compare({**RECIPE, **OPTIONS}, own, ""))
-    return "; ".join(found + list(_compare(RECIPE, {**_OMITTED, **(recipe.get("teacher") or {})}, "teacher.")))
+    teacher = {**_OMITTED, "method": "base", **(recipe.get("teacher") or {})}
+    return "; ".join(found + list(_compare({**RECIPE, "method": "base"}, teacher, "teacher.")))
 
 
 def _compare(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ _TABLES = ("optimizer", "schedule")  # settings that have options of their own
 # What a recipe holds that is not an unknown setting: the known settings, the seed, and how a trial was run.
 _HANDLED = {
     *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
-    "teacher_answers", "arithmetic", "own_code",
+    "teacher_answers", "arithmetic", "own_code", "method", "student",
 }  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256
 _PLAIN = re.compile(r"[\w.-]+")
@@ -54,34 +54,66 @@ def title(trial: TrialConfig | TrialRecord) -> str:
 
     With a setting that is not kdctl's default: `st lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 (seed 1) · seed 0`.
     """
-    if isinstance(trial, TrialConfig):
-        teacher = trial.teacher
-        name, teacher_seed, label = teacher and teacher.student, teacher and teacher.seed, of_config(trial)
-    else:
-        name, teacher_seed, label = trial.teacher, (trial.recipe.get("teacher") or {}).get("seed"), of_row(trial)
+    model, recipe = _model_and_recipe(trial)
+    label = _format_label(trial.method, recipe, names_chain=False)
     gap = " " if label == trial.method else " · "
-    arrow = f" ← {name}{f' (seed {teacher_seed})' if teacher_seed else ''}" if name else ""
+    arrow = f" ← {_describe_teacher(model, recipe.get('teacher') or {}, with_seeds=True)}" if model else ""
     return gap.join([label, trial.dataset, f"{trial.student}{arrow}", f"seed {trial.seed}"])
 
 
-def _format_label(method: str, recipe: Mapping[str, Any]) -> str:
-    """Options first, then the recipe in the order of its keys, then the teacher."""
-    facts, own, teacher = losses.find(method), _fill_defaults(recipe), recipe.get("teacher")
-    defaults: Mapping[str, Any] = facts.defaults() if facts else {}
-    options = {**defaults, **_drop_none(recipe.get("options") or {})}
-    parts = [method, *_format_differences(options, defaults, defaults), *_format_unknown(options, defaults, "options.")]
+def teacher_of(trial: TrialConfig | TrialRecord) -> str | None:
+    """A trial's teacher without its seed: a model, and what that is distilled from: `resnet_32_56 (logit ← …)`."""
+    model, recipe = _model_and_recipe(trial)
+    return _describe_teacher(model, recipe.get("teacher") or {}, with_seeds=False) if model else None
+
+
+def _model_and_recipe(trial: TrialConfig | TrialRecord) -> tuple[str | None, Mapping[str, Any]]:
+    """The model of a trial's teacher, and the settings of the trial."""
+    if isinstance(trial, TrialConfig):
+        return trial.teacher.student if trial.teacher else None, trial.recipe()
+    return trial.teacher, recipe_of(trial)
+
+
+def _describe_teacher(model: str, recipe: Mapping[str, Any], *, with_seeds: bool) -> str:
+    notes = []
+    if own := recipe.get("teacher"):
+        notes.append(f"{recipe['method']} ← {_describe_teacher(own['student'], own, with_seeds=with_seeds)}")
+    if with_seeds and recipe.get("seed"):
+        notes.append(f"seed {recipe['seed']}")
+    return f"{model} ({', '.join(notes)})" if notes else model
+
+
+def _format_label(method: str, recipe: Mapping[str, Any], *, names_chain: bool = True) -> str:
+    """Options first, then the recipe in the order of its keys, then the teacher.
+
+    With `names_chain`, what a distilled teacher is distilled with and from is part of it.
+    """
+    own, teacher = _fill_defaults(recipe), recipe.get("teacher")
+    parts = [method, *_format_options(method, recipe)]
     parts += [
         *_format_differences(own, _find_defaults(own), fields.RECIPE_KEYS),
         *_format_weights(recipe),
         *_format_own_code(recipe),
         *_format_unknown(recipe, _HANDLED),
     ]
-    return " ".join([*parts, *(_format_teacher(teacher, own) if teacher else ())])
+    return " ".join([*parts, *(_format_teacher(teacher, own, names_chain) if teacher else ())])
 
 
-def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> Iterator[str]:
-    """The settings of a teacher that differ from those of its student."""
+def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
+    facts = losses.find(method)
+    defaults: Mapping[str, Any] = facts.defaults() if facts else {}
+    options = {**defaults, **_drop_none(recipe.get("options") or {})}
+    yield from _format_differences(options, defaults, defaults)
+    yield from _format_unknown(options, defaults, "options.")
+
+
+def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any], names_chain: bool) -> Iterator[str]:
+    """The settings of a teacher that differ from those of its student, then those of the teacher's own teacher."""
     own = _fill_defaults(recipe)
+    settings, method, taught = _TEACHER_SETTINGS, recipe.get("method", "base"), recipe.get("teacher") or {}
+    if taught:
+        yield from (f"teacher.method={method}", f"teacher.teacher={_format(taught['student'])}") if names_chain else ()
+        settings = (*settings, "teacher_cache")
     expected = {**_find_defaults(own), "limit_test": student["limit_test"]}
     if not own["weights"]:
         defaults, same = _find_defaults(own), {name: own[name].name == student[name].name for name in _TABLES}
@@ -92,8 +124,9 @@ def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any]) -> It
         if not same["optimizer"]:
             expected |= {name: defaults[name] for name in ("lr", "weight_decay")}
     for part in (
-        *_format_differences(own, expected, _TEACHER_SETTINGS), *_format_weights(recipe),
-        *_format_unknown(recipe, _HANDLED), *_format_unknown(recipe.get("options") or {}, (), "options."),
+        *_format_differences(own, expected, settings), *_format_weights(recipe), *_format_own_code(recipe),
+        *_format_unknown(recipe, _HANDLED), *_format_options(method, recipe),
+        *(_format_teacher(taught, own, names_chain) if taught else ()),
     ):  # fmt: skip
         yield f"teacher.{part}"
 

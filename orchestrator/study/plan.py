@@ -120,21 +120,21 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
-            if config.teacher:
-                teachers[config.teacher] = None
+            teachers |= dict.fromkeys(reversed(_list_teachers(config)))
         for value in experiment.axes["dataset"]:
             if isinstance(folder := value.value, FolderDataset):
                 path = str(study.source.parent / folder.path)
                 folders[folder.facts.digest] = replace(folder, path=path)
-        for teacher in experiment.teachers:
+        for _, teacher in experiment.chain():
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
-    ids = {config: config.trial_id() for config in teachers}
-    trials = [_plan_trial("teacher", config, trial_id, None) for config, trial_id in ids.items()]
-    for config in configs:
-        if config not in ids:
-            teacher_id = ids[config.teacher] if config.teacher else None
-            trials.append(_plan_trial("student", config, config.trial_id(teacher_id), teacher_id))
-    warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs))
+    ids: dict[TrialConfig, str] = {}
+    trials = []
+    for config in [*teachers, *(config for config in configs if config not in teachers)]:
+        teacher_id = ids[config.teacher] if config.teacher else None
+        ids[config] = config.trial_id(teacher_id)
+        role = "teacher" if config in teachers else "student"
+        trials.append(_plan_trial(role, config, ids[config], teacher_id))
+    warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs, teachers))
     plan = Plan(
         study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders,
         study.own_code,
@@ -142,13 +142,18 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     return with_stored_state(plan, states or {}, tables)
 
 
+def _list_teachers(config: TrialConfig) -> list[TrialConfig]:
+    """The teacher of a trial, that teacher's own teacher, and so on."""
+    return [config.teacher, *_list_teachers(config.teacher)] if config.teacher else []
+
+
 _LIMIT = 5  # settings in a warning, or seeds of one setting
 
 
-def _warn_of_missing_base(configs: Collection[TrialConfig]) -> Iterator[str]:
+def _warn_of_missing_base(configs: Collection[TrialConfig], teachers: Collection[TrialConfig]) -> Iterator[str]:
     """A warning that names the `base` runs that the study lacks, so that some students have nothing to compare with."""
     taught = [config for config in configs if config.teacher]
-    planned = {config for config in configs if config.method == "base"} | {config.teacher for config in taught}
+    planned = {config for config in configs if config.method == "base"}.union(teachers)
     missing: dict[TrialConfig, set[int]] = {}  # the seeds of each setting
     for config in taught:
         base = replace(config, method="base", options=(), teacher=None, teacher_cache=None, own_code=())
@@ -213,14 +218,20 @@ def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
     recipe: dict[str, Any] = {name: value.value for name, value in study.recipe.items()}
     recipe["own_code"] = study.own_code
     for own in _multiply_axes(experiment.axes):
-        images = {name: own[name] for name in fields.DATA_KEYS if name in own}
-        teachers = [
-            _make_teacher_config(teacher, {**recipe, **images, **mapping}, own["dataset"])
-            for teacher in experiment.teachers
-            for mapping in _multiply_axes(teacher.axes)
-        ]
-        for teacher in teachers or (None,):
-            yield _make_config({"seed": 0, **recipe, **own}, teacher)
+        yield from _make_configs(experiment, recipe, own)
+
+
+def _make_configs(experiment: Experiment, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[TrialConfig]:
+    """The trials with these values of the axes, one for each teacher."""
+    images = {name: own[name] for name in fields.DATA_KEYS if name in own}
+    teachers = [
+        config
+        for teacher in experiment.teachers
+        for mapping in _multiply_axes(teacher.axes)
+        for config in _make_teacher_configs(teacher, recipe, {**images, **mapping, "dataset": own["dataset"]})
+    ]
+    for config in teachers or (None,):
+        yield _make_config({"seed": 0, **recipe, **own}, config)
 
 
 def _multiply_axes(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
@@ -229,8 +240,16 @@ def _multiply_axes(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _make_teacher_config(teacher: Teacher, settings: dict[str, Any], dataset: str | FolderDataset) -> TrialConfig:
-    base = {"seed": 0, **settings, "method": Selection("base"), "dataset": dataset, "student": settings["model"]}
+def _make_teacher_configs(teacher: Teacher, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[TrialConfig]:
+    """A teacher with these values of its axes, once for each of its own teachers if it is distilled."""
+    if teacher.is_distilled:
+        yield from _make_configs(teacher, recipe, own)
+    else:
+        yield _make_base_config(teacher, {**recipe, **own})
+
+
+def _make_base_config(teacher: Teacher, settings: Mapping[str, Any]) -> TrialConfig:
+    base = {"seed": 0, **settings, "method": Selection("base"), "student": settings["model"]}
     if "weights" not in settings:
         return _make_config(base, None)
     # Nothing is trained: settings that matter only in training get fixed values, so that they do not change the id.

@@ -32,6 +32,8 @@ MAX_TRIALS = 100_000
 PARTS = ("study", "recipe", "experiments", "resources")
 NOTE = "x-"  # the beginning of top-level keys that exist only for their anchors
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MAX_CHAIN = 5  # teachers of teachers
+_CHAIN_KEYS = ("method", "student", "teacher")  # a teacher with one of these is distilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,6 @@ Axis = tuple[Value, ...]  # one value or several; a single one is an axis of len
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
-    """One entry of a `teacher` axis. `digests` maps each weights path to the SHA-256 of that file."""
-
-    axes: Mapping[str, Axis]
-    value: Value
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Experiment:
     """One entry of `experiments`: its own axes, and its teachers where the method has one."""
 
@@ -67,6 +60,37 @@ class Experiment:
     teachers: tuple[Teacher, ...]
     value: Value
     names_teacher: bool  # even if that teacher has a fault
+
+    def chain(self) -> Iterator[tuple[Experiment, Teacher]]:
+        """Each teacher with its student, then the teachers of that teacher.
+
+        The axes of a student that is itself a teacher include those of the images, which it has from its own student.
+        """
+        images = {name: axis for name, axis in self.axes.items() if name in fields.DATA_KEYS}
+        datasets = {name: axis for name, axis in self.axes.items() if name == "dataset"}
+        for teacher in self.teachers:
+            yield self, teacher
+            yield from replace(teacher, axes={**images, **teacher.axes, **datasets}).chain()
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher(Experiment):
+    """One entry of a `teacher` axis. One that is distilled is an experiment with a method and a student.
+
+    `digests` maps each weights path to the SHA-256 of that file.
+    """
+
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it has a method, and is not just trained."""
+        return "method" in self.axes
+
+    @property
+    def models(self) -> Axis:
+        """The models that teach."""
+        return self.axes.get("student" if self.is_distilled else "model", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,37 +273,68 @@ class _Reader:
         for name in ("method", "dataset", "student"):
             doc = fields.STUDENT_KEYS[name].doc
             self._require(node, name, path, f"every experiment needs it: {doc}")
+        axes, teachers = self._read_settings(node, path, allowed, 1)
+        assert isinstance(node.value, dict)
+        return Experiment(axes, teachers, Value(None, node.location, path), "teacher" in node.value)
+
+    def _read_settings(
+        self, node: Node, path: str, allowed: Sequence[str], level: int
+    ) -> tuple[dict[str, Axis], tuple[Teacher, ...]]:
+        """The axes of an experiment and its teachers, which are the teachers number `level` of a chain."""
         axes: dict[str, Axis] = {}
         teachers: tuple[Teacher, ...] = ()
         known = sorted(self._iterate_known(node, allowed, path), key=lambda item: item[0] != "method")
         for name, child in known:  # the method first, as it defines how its options are read
             if name == "teacher":
-                teachers = self._read_teachers(child, f"{path}.teacher")
+                teachers = self._read_teachers(child, f"{path}.teacher", level)
             elif name in fields.OPTION_KEYS:
                 axes[name] = self._read_option(name, child, f"{path}.{name}", axes.get("method", ()))
             else:
                 axes[name] = self._read_axis(fields.EXPERIMENT_KEYS[name], child, f"{path}.{name}")
-        assert isinstance(node.value, dict)
-        return Experiment(axes, teachers, Value(None, node.location, path), "teacher" in node.value)
+        return axes, teachers
 
-    def _read_teachers(self, node: Node, path: str) -> tuple[Teacher, ...]:
+    def _read_teachers(self, node: Node, path: str, level: int) -> tuple[Teacher, ...]:
+        if level > MAX_CHAIN:
+            message = f"this is teacher {level} of a chain; at most {MAX_CHAIN} are allowed; shorten the chain"
+            self.faults.append(node.location.fault(path, message))
+            return ()
         entries = self._list_entries(node, path)
-        found = (self._read_teacher(child, child_path) for child, child_path in entries)
+        found = (self._read_teacher(child, child_path, level) for child, child_path in entries)
         return tuple(teacher for teacher in found if teacher)
 
-    def _read_teacher(self, node: Node, path: str) -> Teacher | None:
+    def _read_teacher(self, node: Node, path: str, level: int) -> Teacher | None:
         value = Value(None, node.location, path)
         if isinstance(node.value, str):
             model = self._read_value(fields.TEACHER_KEYS["model"], node, path)
-            return Teacher({"model": (model,)}, value) if model else None
+            return Teacher({"model": (model,)}, (), value, False) if model else None
         if not self._is_mapping(node, path, fields.TEACHER_MAPPING_KEYS):
             return None
+        assert isinstance(node.value, dict)
+        if not node.value.keys().isdisjoint(_CHAIN_KEYS):
+            return self._read_distilled(node, path, level)
         self._require(node, "model", path, "name the teacher's model, like `model: resnet_32_110`")
         axes = {
             name: self._read_axis(fields.TEACHER_MAPPING_KEYS[name], child, f"{path}.{name}")
             for name, child in self._iterate_known(node, fields.TEACHER_MAPPING_KEYS, path)
         }
-        return Teacher(axes, value, self._digest_weights(axes))
+        return Teacher(axes, (), value, False, self._digest_weights(axes))
+
+    def _read_distilled(self, node: Node, path: str, level: int) -> Teacher:
+        """A teacher that is trained as an experiment trains its student, on the images of its own student."""
+        assert isinstance(node.value, dict)
+        wrong = {
+            "model": "a teacher that is distilled names its model as `student`; write student instead of model",
+            "weights": "found weights next to the keys of a teacher that is distilled; a teacher from a file is not "
+            "trained; keep weights with model, or remove weights",
+        }
+        for name in wrong.keys() & node.value.keys():
+            self.faults.append(node.keys[name].fault(f"{path}.{name}", wrong[name]))
+        self._require(node, "method", path, "name what the teacher is distilled with, like `method: logit`")
+        if "model" not in node.value:
+            self._require(node, "student", path, "name the teacher's model, like `student: resnet_32_56`")
+        known = replace(node, value={name: child for name, child in node.value.items() if name not in wrong})
+        axes, teachers = self._read_settings(known, path, (*fields.EXPERIMENT_KEYS, "teacher"), level + 1)
+        return Teacher({"method": (), **axes}, teachers, Value(None, node.location, path), "teacher" in node.value)
 
     def _digest_weights(self, axes: Mapping[str, Axis]) -> dict[str, str]:
         """SHA-256 of each weights file; a setting of training next to `weights` is a fault."""
@@ -503,7 +558,7 @@ def _digest_file(path: Path) -> str:
 
 
 def _count_teachers(experiment: Experiment) -> int:
-    return sum(math.prod(map(len, teacher.axes.values())) for teacher in experiment.teachers)
+    return sum(map(_count_trials, experiment.teachers))
 
 
 def _count_trials(experiment: Experiment) -> int:
@@ -524,21 +579,20 @@ def _describe_size(experiment: Experiment) -> Fault:
 def _compare_axes(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
     """Faults between axes. An axis that is missing or has a fault is empty here; the others are still checked."""
     datasets = experiment.axes.get("dataset", ())
-    yield from _check_methods(experiment)
-    yield from _check_options(experiment)
-    yield from _check_widths(experiment)
+    yield from _check_training(experiment)
     axes = _override(recipe, experiment.axes)
     yield from _check_images(axes, datasets)
     students = experiment.axes.get("student", ())
     yield from _check_sides(students, datasets)
     yield from _check_single_pixels(axes, students, datasets)
-    for teacher in experiment.teachers:
-        axes = _override_teacher(recipe, experiment, teacher)
+    for student, teacher in experiment.chain():
+        if teacher.is_distilled:
+            yield from _check_training(teacher)
+        axes = _override_teacher(recipe, student, teacher)
         yield from _check_images(axes, datasets)
-        students = teacher.axes.get("model", ())
-        yield from _check_sides(students, datasets)
+        yield from _check_sides(teacher.models, datasets)
         if "weights" not in teacher.axes:
-            yield from _check_single_pixels(axes, students, datasets)
+            yield from _check_single_pixels(axes, teacher.models, datasets)
         for stated in teacher.axes.get("dataset", ()):
             for dataset in datasets:
                 if stated.value != dataset.value:
@@ -549,16 +603,23 @@ def _compare_axes(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterat
                     yield stated.fault(message)
 
 
+def _check_training(experiment: Experiment) -> Iterator[Fault]:
+    """Faults between a method, its options, its student and its teachers."""
+    yield from _check_methods(experiment)
+    yield from _check_options(experiment)
+    yield from _check_widths(experiment)
+
+
 def _check_weights(experiment: Experiment, folder: Path) -> Iterator[Fault]:
     """Weights files that do not fit the teacher that they are named for."""
-    for teacher in experiment.teachers:
+    for _, teacher in experiment.chain():
         for value in teacher.axes.get("weights", ()):
             if value.value in teacher.digests:  # otherwise the file cannot be read, which is already a fault
                 # Imported here: it loads torch, and a study without weights should not wait for that.
                 from orchestrator.pretrained import weight_files
 
                 path, digest = folder / value.value, teacher.digests[value.value]
-                names = [model.value for model in teacher.axes.get("model", ())]
+                names = [model.value for model in teacher.models]
                 classes = sorted({facts_of(dataset.value).classes for dataset in experiment.axes.get("dataset", ())})
                 yield from map(value.fault, weight_files.find_problems(path, digest, itertools.product(names, classes)))
 
@@ -579,7 +640,8 @@ def _check_methods(experiment: Experiment) -> Iterator[Fault]:
         name = method.value.name
         has_teacher = losses.get(name).has_teacher
         if has_teacher and not experiment.names_teacher:
-            yield method.fault(f"method {name} needs a teacher; add `teacher: resnet_32_20` to the experiment")
+            where = "to this teacher" if isinstance(experiment, Teacher) else "to the experiment"
+            yield method.fault(f"method {name} needs a teacher; add `teacher: resnet_32_20` {where}")
         if not has_teacher and experiment.names_teacher:
             message = (
                 f"method {name} has no use for the teacher; remove `teacher`, or give {name} an experiment of its own"
@@ -606,7 +668,7 @@ def _check_widths(experiment: Experiment) -> Iterator[Fault]:
     for student in experiment.axes.get("student", ()):
         students.setdefault(models.widths(student.value), student.value)
     choices = list(_combine_options(experiment))
-    for model in itertools.chain.from_iterable(teacher.axes.get("model", ()) for teacher in experiment.teachers):
+    for model in itertools.chain.from_iterable(teacher.models for teacher in experiment.teachers):
         teacher = models.widths(model.value)
         pairs = itertools.product(choices, students.items())
         found = ((name, method.mismatch(options, own, teacher)) for (method, options), (own, name) in pairs)
@@ -676,10 +738,10 @@ def _check_single_pixels(axes: Mapping[str, Axis], students: Axis, datasets: Axi
 
 def _find_warnings(experiment: Experiment, recipe: Mapping[str, Value]) -> Iterator[Fault]:
     yield from _find_repeats(experiment)
-    for teacher in experiment.teachers:
-        yield from itertools.islice(_find_leaks(experiment, teacher, recipe), 1)
+    for student, teacher in experiment.chain():
+        yield from itertools.islice(_find_leaks(student, teacher, recipe), 1)
     runs = [_override(recipe, experiment.axes)]
-    runs += [_override_teacher(recipe, experiment, t) for t in experiment.teachers if "weights" not in t.axes]
+    runs += [_override_teacher(recipe, s, t) for s, t in experiment.chain() if "weights" not in t.axes]
     for axes in runs:
         for milestones in axes.get("milestones", ()):
             for epochs in axes["epochs"]:
@@ -692,18 +754,20 @@ def _find_warnings(experiment: Experiment, recipe: Mapping[str, Value]) -> Itera
 def _find_equal_experiments(experiments: Sequence[Experiment]) -> Iterator[Fault]:
     first: dict[object, str] = {}
     for experiment in experiments:
-        parts = (experiment.axes, *(teacher.axes for teacher in experiment.teachers))
-        values = tuple(
-            tuple(sorted((name, tuple(v.value for v in axis)) for name, axis in axes.items())) for axes in parts
-        )
-        path = first.setdefault(values, experiment.value.path)
+        path = first.setdefault(_list_values(experiment), experiment.value.path)
         if path != experiment.value.path:
             yield experiment.value.fault(f"warning: this equals {path}, and adds no trial; change a seed, or remove it")
 
 
+def _list_values(experiment: Experiment) -> tuple[object, ...]:
+    """The values of its axes, and of those of its teachers."""
+    axes = tuple(sorted((name, tuple(value.value for value in axis)) for name, axis in experiment.axes.items()))
+    return axes, tuple(map(_list_values, experiment.teachers))
+
+
 def _find_repeats(experiment: Experiment) -> Iterator[Fault]:
     """A warning for the first value that an axis contains twice; both give the same trial."""
-    for axes in (experiment.axes, *(teacher.axes for teacher in experiment.teachers)):
+    for axes in (experiment.axes, *(teacher.axes for _, teacher in experiment.chain())):
         for axis in axes.values():
             first = {value.value: value for value in reversed(axis)}
             if again := next((value for value in axis if first[value.value] is not value), None):

@@ -10,6 +10,8 @@ from orchestrator.study import fields
 from orchestrator.study.fields import Key
 from orchestrator.study.reader import NOTE, STUDY_NAME
 
+_TEACHER = "teacher"
+
 
 def study_schema() -> dict[str, Any]:
     """JSON Schema, draft 7, which is what editors' YAML support understands."""
@@ -18,9 +20,12 @@ def study_schema() -> dict[str, Any]:
     definitions = {"method": schemas["method"]}
     schemas["method"] = {"$ref": "#/definitions/method", "description": schemas["method"]["description"]}
     experiment = {name: fields.axis_schema(schema) for name, schema in schemas.items()}
-    experiment["teacher"] = fields.axis_schema(
-        {"anyOf": [fields.TEACHER_KEYS["model"].schema(), _make_object(_make_axes(), ["model"])]}
-    )
+    experiment["teacher"] = {"$ref": f"#/definitions/{_TEACHER}"}
+    # A teacher that is distilled is an experiment, and has a teacher of its own.
+    distilled = {name: {"$ref": f"#/properties/experiments/items/properties/{name}"} for name in experiment}
+    kinds = [fields.TEACHER_KEYS["model"].schema(), _make_object(_make_axes(), ["model"])]
+    kinds.append(_make_object(distilled, ["method", "student"]))
+    definitions[_TEACHER] = fields.axis_schema({"anyOf": kinds})
     parts = {
         "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
         "recipe": _make_object(_make_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.records import TrialConfig
-from orchestrator.study import fields
+from orchestrator.study import fields, labels
 
 _SHORTEST = 4  # hex digits of a short id
 _DIGITS = 12  # of a weights file's SHA-256
@@ -22,9 +22,13 @@ def settings_of(config: TrialConfig) -> dict[str, str]:
     """Every setting of a trial except its seed, by its key in a study file, in the order of a label."""
     found = {"method": config.method, **_format_values(dict(config.options)), **_format_recipe(config)}
     found |= {"dataset": config.dataset, "student": config.student}
-    if config.teacher:
-        own = {"seed": config.teacher.seed, **_format_recipe(config.teacher)}
-        found |= {"teacher": config.teacher.student, **{f"teacher.{name}": str(value) for name, value in own.items()}}
+    if teacher := labels.teacher_of(config):
+        found["teacher"] = teacher
+    prefix = ""
+    while config.teacher:
+        config, prefix = config.teacher, f"{prefix}teacher."
+        own = {"seed": str(config.seed), **_format_values(dict(config.options)), **_format_recipe(config)}
+        found |= {f"{prefix}{name}": value for name, value in own.items()}
     return found
 
 
@@ -65,7 +69,7 @@ def names(configs: Sequence[TrialConfig]) -> list[str]:
 
 def default(name: str) -> str | None:
     """The text of a setting's default; None where it has no fixed default."""
-    key = fields.RECIPE_KEYS.get(name.removeprefix("teacher."))
+    key = fields.RECIPE_KEYS.get(name.rpartition(".")[2])
     return None if key is None or name.endswith("milestones") else _format_value(key.default)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,15 @@ def _find(text: str, teachers: list[StoredTeacher]) -> StoredTeacher:
 
 def _make_config(row: TrialRecord) -> TrialConfig:
     """A teacher's config from its row; the recipe in it also contains how the teacher was run."""
-    columns = {"method": row.method, "dataset": row.dataset, "student": row.student, "seed": row.seed}
-    recipe = {name: value for name, value in row.recipe.items() if name in TrialConfig.__slots__}
-    return codec.decode(TrialConfig, {**recipe, **columns})
+    columns = {"method": row.method, "student": row.student, "seed": row.seed}
+    shared = {"dataset": row.dataset, **({"folder": row.recipe["folder"]} if "folder" in row.recipe else {})}
+    return codec.decode(TrialConfig, _fill({**row.recipe, **columns}, row.teacher, shared))
+
+
+def _fill(recipe: Mapping[str, Any], model: str | None, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config and of its teachers; `model` is that of its teacher, `shared` are fields of all."""
+    found = {name: value for name, value in recipe.items() if name in TrialConfig.__slots__}
+    if taught := recipe.get("teacher"):
+        teacher = {"method": "base", **taught, "student": model}
+        found["teacher"] = _fill(teacher, (taught.get("teacher") or {}).get("student"), shared)
+    return {**found, **shared}

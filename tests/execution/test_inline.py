@@ -42,7 +42,7 @@ def small(make_config: Make, **overrides: object) -> TrialConfig:
 def test_a_failed_teacher_skips_its_students_alone(storage: Storage, make_config: Make) -> None:
     teacher = small(make_config, lr=1e6, epochs=5)
     pupil = student(teacher, "logit")
-    pupils_pupil = student(pupil, "st")  # no study file can describe such a chain, but no row may be missing
+    pupils_pupil = student(pupil, "st")
     reported = run(storage, teacher, pupil, pupils_pupil, small(make_config))
     ended = {trial_id: record for trial_id, record in reported if isinstance(record, TrialRecord)}
     states = [ended[config.trial_id()].state for config in (teacher, pupil, pupils_pupil, small(make_config))]

@@ -159,9 +159,16 @@ def settings(draw: st.DrawFn) -> TrialConfig:
         return config
     options = tuple((name, draw(values(losses.METHODS[method].options[name]))) for name, _ in OPTIONS[method])
     file = from_file(limit_test=draw(TRAINING["limit_test"]))
-    teacher = replace(draw(st.one_of(trained(), st.just(config), st.just(file))), student="resnet_32_110")
+    teacher = replace(draw(st.one_of(trained(), st.just(config), st.just(file), distilled())), student="resnet_32_110")
     cache = draw(st.sampled_from(["auto", "live", "table"]))
     return replace(config, method=method, options=options, teacher=teacher, teacher_cache=cache)
+
+
+def distilled() -> st.SearchStrategy[TrialConfig]:
+    """A teacher that has a teacher of one of two models, which may be distilled too."""
+    models = st.sampled_from(["resnet_32_20", "resnet_32_56"])
+    pairs = st.tuples(st.deferred(settings).filter(lambda config: config.teacher), models)
+    return pairs.map(lambda pair: replace(pair[0], teacher=replace(pair[0].teacher, student=pair[1])))
 
 
 def seedless(config: TrialConfig) -> TrialConfig:
@@ -210,7 +217,24 @@ def test_titles_name_the_teacher(make_config: Callable[..., TrialConfig]) -> Non
     assert labels.title(student()) == "st cifar10 resnet_32_20 ← resnet_32_110 seed 0"
     taught = student(teacher=replace(TEACHER, seed=1), seed=2)
     assert labels.title(taught) == "st cifar10 resnet_32_20 ← resnet_32_110 (seed 1) seed 2"
+
     swept = student(options=(("temperature", 2.0),), lr=0.05, teacher=replace(TEACHER, lr=0.05))
     assert labels.title(swept) == "st temperature=2 lr=0.05 · cifar10 · resnet_32_20 ← resnet_32_110 · seed 0"
     assert stored(swept).recipe["options"] == {"temperature": 2.0}
     assert labels.title(make_config()).endswith("limit_train=128 limit_test=100 · digits · resnet_32_8 · seed 0")
+
+
+def test_a_teacher_that_is_distilled_is_named_with_its_own_teacher() -> None:
+    middle = student("kd", replace(TEACHER, seed=5), student="resnet_32_56")
+    assert labels.of_config(student(teacher=middle)) == "st teacher.method=kd teacher.teacher=resnet_32_110"
+    assert labels.title(student(teacher=middle)) == (
+        "st cifar10 resnet_32_20 ← resnet_32_56 (kd ← resnet_32_110 (seed 5)) seed 0"
+    )
+    warm = replace(middle, options=(*OPTIONS["kd"][:-1], ("weight", 0.5)), seed=2, teacher=replace(TEACHER, lr=0.05))
+    assert labels.title(student(teacher=warm)) == (
+        "st teacher.weight=0.5 teacher.teacher.lr=0.05 · cifar10 · "
+        "resnet_32_20 ← resnet_32_56 (kd ← resnet_32_110, seed 2) · seed 0"
+    )
+    for trial in (student(teacher=warm), stored(student(teacher=warm))):
+        assert labels.teacher_of(trial) == "resnet_32_56 (kd ← resnet_32_110)"
+    assert labels.teacher_of(DEFAULT) is None
