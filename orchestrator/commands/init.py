@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from orchestrator.commands.shared.completion import study_files
-from orchestrator.commands.shared.options import (
-    confirm,
-    is_terminal,
-    yes_option,
-)
+from orchestrator.commands.shared.options import confirm, is_terminal, yes_option
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError
-
-if TYPE_CHECKING:
-    pass
+from orchestrator.records import list_names
 
 
 @click.command()
@@ -25,8 +17,13 @@ if TYPE_CHECKING:
     "--dataset", type=click.Choice(tuple(DATASETS)), default="digits", show_default=True,
     help="Dataset to train on; digits needs no download and takes about a minute.",
 )  # fmt: skip
+@click.option(
+    "--method", metavar="NAME",
+    help="Also write NAME.py, a loss of your own to begin with, which the study then uses. A study file that exists is "
+    "kept.",
+)  # fmt: skip
 @yes_option
-def init(file: str, dataset: str, yes: bool) -> None:
+def init(file: str, dataset: str, method: str | None, yes: bool) -> None:
     """Write a commented study file that is ready to run, by default experiments.yaml.
 
     Also writes the JSON Schema that editors use to complete and check the file, unless there is one already.
@@ -35,19 +32,28 @@ def init(file: str, dataset: str, yes: bool) -> None:
     Examples:
       kdctl init
       kdctl init cifar.yaml --dataset cifar10
+      kdctl init --method my_loss
     """
     from orchestrator.machine.paths import local
-    from orchestrator.study import template
+    from orchestrator.study import loss_template, template
 
     path = local(file, "study file")
-    if path.exists() and not yes:
+    own = loss_template.method(method) if method is not None else ""
+    loss = path.parent / f"{method}.py" if own else None
+    named = str(loss or file)
+    if (loss or path).exists() and not yes:
         if not is_terminal():
-            raise KdctlError(f"{file} already exists; name another file, or overwrite this one with --yes")
-        if not confirm(f"{file} already exists; overwrite it?"):
+            raise KdctlError(f"{named} already exists; name another file, or overwrite this one with --yes")
+        if not confirm(f"{named} already exists; overwrite it?"):
             click.echo("nothing was written", err=True)
             return
-    written = template.write(path, dataset)
-    click.echo(f"wrote {' and '.join(map(str, written))}; next:\n\n{template.next_steps(path, dataset)}", err=True)
+    written = template.write_loss(loss) if loss else []
+    if loss and path.is_file():
+        click.echo(f"wrote {loss}; in {file}, its name is `method: {own}`", err=True)
+        return
+    written += template.write(path, dataset, own)
+    steps = template.next_steps(path, dataset, own)
+    click.echo(f"wrote {list_names(map(str, written), 'and')}; next:\n\n{steps}", err=True)
 
 
 @click.command()

@@ -383,6 +383,7 @@ def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> N
         (["init", "none/study.yaml"], "cannot be written"),
         (["init", "."], "already exists"),
         (["init", ".", "--yes"], "it is a folder"),
+        (["init", "--method", "my-loss"], "cannot be the name of your own Python file"),
         (["results", "--format", "html"], "'html' is not one of"),
         (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
         (["launch", "study.yaml", "--inline", "--address", "auto"], "remove --address"),
@@ -563,6 +564,20 @@ def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> N
     assert "7 trials of study my-digits: 7 new" in run(*lines[0][1:])[1]
     assert run("init", "--yes", "--dataset", "cifar100")[0] == 0
     assert "cifar100" in run("plan", "experiments.yaml")[1]
+
+
+def test_init_writes_a_loss_and_never_over_another_file(run: Run, folder: Path) -> None:
+    code, out, err = run("init", "own.yaml", "--method", "my_loss")
+    steps = [line.split()[:3] for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
+    assert (code, out) == (0, "") and "wrote my_loss.py, own.yaml and study.schema.json; next:" in err
+    assert steps == [["kdctl", command, "own.yaml"] for command in ("check", "plan", "launch", "report")]
+    for name in ("my_loss.py", "own.yaml"):
+        (folder / name).write_text("mine")
+    code, _, err = run("init", "own.yaml", "--method", "my_loss")
+    assert code == 2 and "my_loss.py already exists" in err and (folder / "my_loss.py").read_text() == "mine"
+    for words in (["other"], ["my_loss", "--yes"]):
+        assert "in own.yaml, its name is `method: ./" in run("init", "own.yaml", "--method", *words)[2]
+        assert "class " in (folder / f"{words[0]}.py").read_text() and (folder / "own.yaml").read_text() == "mine"
 
 
 # In a shell.

@@ -10,11 +10,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from orchestrator.cli import cli
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError
+from orchestrator.execution.rehearsal import rehearse
 from orchestrator.launch import launch
+from orchestrator.results.store import read_epochs
 from orchestrator.storage.layout import Storage
-from orchestrator.study import document, template
+from orchestrator.study import document, loss_template, template
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
 from orchestrator.study.schema import schema_text, study_schema
@@ -110,3 +113,61 @@ def test_a_name_cannot_write_into_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a\nstudy: evil.yaml"
     template.write(path, "digits")
     assert load_study(path).name == "my-digits"
+
+
+# A loss of the user's own.
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A study file next to a loss, both as `kdctl init --method my_loss` writes them."""
+    path = tmp_path / "study.yaml"
+    template.write_loss(tmp_path / "my_loss.py")
+    template.write(path, "digits", loss_template.method("my_loss"))
+    return path
+
+
+def test_a_study_with_a_loss_of_the_users_passes_the_check(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["check", str(own)], standalone_mode=False)
+    assert "is valid, 10 trials" in capsys.readouterr().out
+    jsonschema.Draft7Validator(study_schema()).validate(plain(document.read(own)))
+
+
+def test_it_trains_as_the_method_that_it_is_written_after(own: Path, storage: Storage) -> None:
+    small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50", "experiments[1].seed=0"]
+    outcome = launch(own, storage=storage.backend.address, inline=True, settings=[*small, "experiments[0].seed=0"])
+    found = {row.method: row.acc for row in outcome.rows if row.teacher}
+    assert outcome.is_complete and found.keys() == {"st", "my_loss:MyLoss"}
+    st, mine = (
+        next(epoch["kd_loss"] for epoch in read_epochs(storage) if epoch["trial_id"] == row.trial_id)
+        for row in outcome.rows
+        if row.teacher
+    )
+    assert mine == pytest.approx(st, rel=1e-4)
+
+
+def test_every_way_to_name_the_loss_in_its_comments_is_right(own: Path) -> None:
+    ways = re.findall(r"^  method: (\S+$|\{.*\})", (own.parent / "my_loss.py").read_text(), re.MULTILINE)
+    text, counts = own.read_text(), []
+    for way in ways:
+        own.write_text(text.replace("[st, ./my_loss.py:MyLoss]", way))
+        counts.append(len(make_plan(load_study(own)).trials))
+    assert counts == [7, 10, 7]
+
+
+def test_its_option_is_checked_by_the_loss_itself(own: Path) -> None:
+    own.write_text(own.read_text().replace("./my_loss.py:MyLoss", "{./my_loss.py:MyLoss: {temperature: 0}}"))
+    with pytest.raises(KdctlError, match=r"my_loss.py, line \d+, in __init__ .*temperature is 0.0; expected a number"):
+        rehearse(make_plan(load_study(own)).trials[-1].config)
+
+
+@pytest.mark.parametrize(("name", "title"), [("my_loss", "MyLoss"), ("KD2", "KD2"), ("a__b_", "AB"), ("st", "St")])
+def test_the_class_is_called_like_the_file(name: str, title: str) -> None:
+    assert loss_template.method(name) == f"./{name}.py:{title}"
+    assert f"class {title}:" in loss_template.text(name)
+
+
+@pytest.mark.parametrize("name", ["", "my-loss", "my_loss.py", "../x", "1st", "class", "none", "torch", "json", "é"])
+def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
+    with pytest.raises(KdctlError, match="write --method my_loss"):
+        loss_template.method(name)
