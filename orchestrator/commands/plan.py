@@ -76,8 +76,17 @@ def _format_text(plan: Plan, width: int | None) -> str:
             break
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in PlanState if s in states)
-    lines = [*_describe_common(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
+    lines = [*_describe_common(plan), *_describe_tables(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
     return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
+
+
+def _describe_tables(plan: Plan) -> list[str]:
+    """One line with the number and size of the tables that the trials read, if any does."""
+    from orchestrator.text import format_size
+
+    sizes = {trial.table: trial.table_bytes() for trial in plan.trials if trial.table}
+    noun = "table" if len(sizes) == 1 else "tables"
+    return [f"{len(sizes)} {noun} of teacher outputs: {format_size(sum(sizes.values()))}"] if sizes else []
 
 
 def _make_layouts(plan: Plan) -> Iterator[list[tuple[str, ...]]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from orchestrator import codec, losses
+from orchestrator import codec, losses, models
 from orchestrator.data.registry import FolderDataset, facts_of, facts_of_trial
 from orchestrator.own_code.source import OwnCode
 from orchestrator.records import State, TableKey, TrialConfig
@@ -72,6 +72,14 @@ class PlannedTrial:
             "teacher_cache": self.teacher_cache,
             "config": codec.encode(config),
         }
+
+    def table_bytes(self) -> int:
+        """The size of the table that it reads, in float16; 0 without one."""
+        if self.table is None or self.config.teacher is None:
+            return 0
+        pooled = models.widths(self.config.teacher.student).pooled
+        width = pooled if self.table.outputs == "pooled" else facts_of_trial(self.config).classes
+        return 2 * self.table.views * self.table.images * width
 
     def with_teacher_mode(self, mode: str | None) -> PlannedTrial:
         """The same trial with another teacher mode: `table`, `live` or None."""

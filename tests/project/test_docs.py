@@ -74,7 +74,13 @@ def test_every_study_in_the_docs_is_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "trials"), [("experiments.yaml", 16), ("examples/digits.yaml", 10), ("examples/cifar_small.yaml", 7)]
+    ("file", "trials"),
+    [
+        ("experiments.yaml", 16),
+        ("examples/digits.yaml", 10),
+        ("examples/cifar_small.yaml", 7),
+        ("examples/crd.yaml", 1171),
+    ],
 )
 def test_the_study_files_expand_as_the_docs_say(file: str, trials: int) -> None:
     study = load_study(ROOT / file)

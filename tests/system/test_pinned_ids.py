@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "experiments.yaml": (16, "6682adf545104721"),
     "examples/cifar_small.yaml": (7, "e4224d6894f2a510"),
+    "examples/crd.yaml": (1171, "7badd5ea2e7b4016"),
     "examples/digits.yaml": (10, "fa39644a5a31320c"),
 }
 
