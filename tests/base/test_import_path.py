@@ -18,10 +18,23 @@ study: trapped
 recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 1, flip: false, milestones: []}
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8}
+  - {method: ./own/my_loss.py:MyLoss, dataset: digits, student: resnet_32_8, teacher: resnet_32_8}
 resources: {gpus_per_trial: 0}
 """
 KDCTL = str(Path(sys.executable).with_name("kdctl"))
 ROOT = Path(import_path.ROOT)
+OWN = {  # a loss whose folder has packages with the names of others, which it does import
+    "my_loss.py": "import torch\nimport losses.distance\nfrom models.sizes import SCALE\n"
+    "from orchestrator import NAME\n"
+    "class MyLoss(torch.nn.Module):\n"
+    "  def forward(self, student, labels, teacher, progress):\n"
+    "    assert NAME == 'mine'\n"
+    "    return SCALE * losses.distance.mean_square(student.logits, teacher.logits)\n",
+    "models/sizes.py": "SCALE = 2.0\n",
+    "losses/__init__.py": "import json\n",
+    "losses/distance.py": "def mean_square(a, b):\n  return (a - b).square().mean()\n",
+    "orchestrator.py": "NAME = 'mine'\n",
+}
 # What is installed, or looked for by what is; then the standard library.
 MODULES = """
 aiohttp click duckdb jinja2 kdctl losses numpy orchestrator pandas PIL pyarrow pytz ray rich safetensors scipy sklearn
@@ -37,6 +50,9 @@ def folder(digits_storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / f"{name}.py").write_text("import os\nos._exit(77)\n")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
+    for name, text in OWN.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
     (tmp_path / "study.yaml").write_text(STUDY)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "datasets").symlink_to(Path(digits_storage.backend.address, "datasets"))
