@@ -38,10 +38,13 @@ class OwnCodeError(KdctlError):
 
 
 def guard(code: OwnCode, call: Callable[[], Any]) -> Any:
-    """Calls something that runs a user's code. Raises OwnCodeError for whatever that raises but a lack of memory."""
+    """Calls something that runs a user's code. Raises OwnCodeError for whatever that raises but a lack of memory.
+
+    A script that reads its own command line when it is imported raises SystemExit.
+    """
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise  # no mistake in the code
         raise OwnCodeError(describe_error(code, error)) from error

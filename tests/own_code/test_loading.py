@@ -52,6 +52,7 @@ def test_the_source_is_there_for_inspect() -> None:
     [
         ("import nowhere\n", "mine.py, line 1, in <module> (`import nowhere`): ModuleNotFoundError: No module named"),
         ("x = 1\n1 / 0\n", "mine.py, line 2, in <module> (`1 / 0`): ZeroDivisionError: division by zero"),
+        ("exit(2)\n", "mine.py, line 1, in <module> (`exit(2)`): SystemExit: 2"),
         ("import helper\n", "helper.py, line 2, in <module> (`raise ValueError`): ValueError"),
     ],
 )
