@@ -41,6 +41,9 @@ def parse(raw: bytes) -> Any:
     """The content of a file: a state dict, or nested mappings that may contain one. Raises UnreadableWeights."""
     if not raw:
         raise UnreadableWeights(f"is empty; {_AGAIN}")
+    # Safetensors begin with the length of their JSON header, whose bytes may be the beginning of any other format.
+    if raw[7:9] == b"\0{":
+        return _from_safetensors(raw)
     start = raw[:256].lstrip()
     for beginning, message in _MISTAKEN.items():
         if start.startswith(beginning):

@@ -56,6 +56,18 @@ def turned(convert: Callable[[torch.Tensor], Any]) -> Saved:
     return {name: convert(tensor) if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
 
 
+@pytest.mark.parametrize("beginning", [b"\x80", b"PK", b"x"])
+def test_safetensors_may_begin_like_another_format(tmp_path: Path, beginning: bytes) -> None:
+    # They begin with the length of their header, in bytes: a multiple of 8.
+    file = tmp_path / "weights.safetensors"
+    save_file(STATE, file, {"note": ""})
+    first = int.from_bytes(file.read_bytes()[:8], "little")
+    more = next(size for size in range(0, 2**16, 8) if (first + size).to_bytes(8, "little").startswith(beginning))
+    save_file(STATE, file, {"note": "-" * more})
+    assert file.read_bytes().startswith(beginning)
+    assert torch.equal(load(file).fc.weight, STATE["fc.weight"])
+
+
 ACCEPTED: dict[str, Any] = {
     "with an epoch": {"model": STATE, "epoch": 240, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}},
     "any key": {"checkpoint": {"whatever": STATE}, "best": 93.1},
