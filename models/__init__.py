@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.models import counts
 from orchestrator.models.counts import halve
@@ -147,6 +147,33 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+OWN: dict[str, Family] = {}  # models in a user's files, by their names like `my_net:build`; see `own_code`
+_OWN_NAME = re.compile(r"\w+:[A-Za-z_]\w*", re.ASCII)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a model in a user's file, like `my_net:build`."""
+    return _OWN_NAME.fullmatch(name) is not None
+
+
+def describe_own(name: str, builder: Callable[[int], Classifier], widths: Callable[[], Widths]) -> Family:
+    """What is known of a user's model without building it: neither its operations nor the sides of its maps."""
+
+    def multiply_adds(*image: int) -> int:
+        raise ValueError(f"the operations of {name} are not known")
+
+    return Family(builder, name, name, name, name, (), widths, multiply_adds, lambda side: (side,))
+
+
+def _family(key: str) -> Family:
+    """The family of a parsed name. A user's model that results name may be in no file that was read here."""
+
+    def missing(*numbers: int) -> Any:
+        raise ValueError(f"the file of the model {key} was not read; name it in the study file")
+
+    return FAMILIES.get(key) or OWN.get(key) or describe_own(key, missing, missing)
+
+
 @dataclass(frozen=True)
 class ModelName:
     """A model's name as its family reads it: `resnet_32_20` has the number 20 in family `resnet_32`."""
@@ -157,19 +184,21 @@ class ModelName:
     @property
     def title(self) -> str:
         """What tables and figures call the model, like `ResNet20`."""
-        family = FAMILIES[self.family]
+        family = _family(self.family)
         return family.fill(family.title, self.numbers)
 
     @property
     def variant(self) -> str:
         """What distinguishes the model within its family, like `20`."""
-        family = FAMILIES[self.family]
+        family = _family(self.family)
         return family.fill(family.variant, self.numbers)
 
 
 @lru_cache(1024)  # a status view parses the same few names again and again
 def parse(name: str) -> ModelName:
     """Reads a model's name. Raises ValueError that states what is allowed and the nearest valid name."""
+    if is_own(name):
+        return ModelName(name, ())
     for key, family in FAMILIES.items():
         numbers = family.read(name)
         if numbers is not None:
@@ -203,15 +232,18 @@ def build(name: str, num_classes: int) -> Classifier:
     model = parse(name)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
-    module, attribute = FAMILIES[model.family].builder.split(":")
-    builder: Callable[..., Classifier] = getattr(import_module(module), attribute)
+    builder = _family(model.family).builder
+    if isinstance(builder, str):
+        module, attribute = builder.split(":")
+        builder = getattr(import_module(module), attribute)
+    assert callable(builder)
     return builder(*model.numbers, num_classes)
 
 
 def widths(name: str) -> Widths:
     """The channels of a model's maps and of its pooled features. Raises ValueError for an unknown name."""
     model = parse(name)
-    return FAMILIES[model.family].widths(*model.numbers)
+    return _family(model.family).widths(*model.numbers)
 
 
 def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
@@ -220,13 +252,13 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
     Convolutions and linear layers count. Raises ValueError for an unknown name.
     """
     model = parse(name)
-    return FAMILIES[model.family].multiply_adds(*model.numbers, num_classes, side)
+    return _family(model.family).multiply_adds(*model.numbers, num_classes, side)
 
 
 def sides(name: str, side: int) -> tuple[int, ...]:
     """The sides of a model's maps for images of `side`² pixels; 0 where these are too small. ValueError: unknown."""
     model = parse(name)
-    return FAMILIES[model.family].sides(*model.numbers, side)
+    return _family(model.family).sides(*model.numbers, side)
 
 
 def deeper(name: str, blocks: int) -> str | None:
@@ -235,7 +267,7 @@ def deeper(name: str, blocks: int) -> str | None:
     Raises ValueError for an unknown name.
     """
     model = parse(name)
-    family = FAMILIES[model.family]
+    family = _family(model.family)
     # Where depths are a range, a step of it is one block more in each stage.
     pairs = list(zip(family.numbers, model.numbers, strict=True))
     numbers: list[Part] = [

@@ -6,7 +6,10 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from orchestrator.models.base import Classifier
 
 
 class Widths(NamedTuple):
@@ -86,10 +89,10 @@ Part = int | str  # a number or a word in a model's name
 class Family:
     """Models that differ only in the numbers of their names, or in words that stand in their place.
 
-    `builder` is `module:attribute`. It is called with the numbers in the order of the form, then the number of classes,
-    and returns a `base.Classifier`. `form`, `title` and `variant` have each number's letter in braces: the name in a
-    study file (`wrn_{D}_{K}`), the name in tables and figures (`WRN-{D}-{K}`), and what of the title distinguishes
-    models of the family (`{D}-{K}`; the whole title where the family has one model alone).
+    `builder` is `module:attribute` or a function. It is called with the numbers in the order of the form, then the
+    number of classes, and returns a `base.Classifier`. `form`, `title` and `variant` have each number's letter in
+    braces: the name in a study file (`wrn_{D}_{K}`), the name in tables and figures (`WRN-{D}-{K}`), and what of the
+    title distinguishes models of the family (`{D}-{K}`; the whole title where the family has one model alone).
 
     `widths` is called with the numbers. `multiply_adds` is called with the numbers, the number of classes and the
     images' side in pixels; it returns the multiply-accumulate operations of convolutions and linear layers in one
@@ -97,7 +100,7 @@ class Family:
     the sides of the model's maps, which are 0 for images that are too small.
     """
 
-    builder: str
+    builder: str | Callable[..., Classifier]
     form: str
     title: str
     variant: str

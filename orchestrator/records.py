@@ -61,7 +61,7 @@ class TrialConfig:
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
     weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
     the user's; for a dataset with a name it is None, and then neither stored nor part of the id. `own_code` maps the
-    name of each loss in a user's file to the digest of that file.
+    name of each loss and model in a user's file to the digest of that file.
     """
 
     method: str
@@ -95,6 +95,11 @@ class TrialConfig:
     label_smoothing: float = field(default=0.0, metadata=OMIT_DEFAULT)
     clip_norm: float = field(default=0.0, metadata=OMIT_DEFAULT)
     ema: float = field(default=0.0, metadata=OMIT_DEFAULT)
+
+    def own_names(self) -> frozenset[str]:
+        """The names of the losses and models in a user's files that it or its teacher uses."""
+        names = frozenset(name for name, _ in self.own_code)
+        return names | self.teacher.own_names() if self.teacher else names
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     """Check a study FILE and report all errors at once, each with its location and its fix.
 
-    Of a loss in a file of your own, two training steps are run on random images with each pair of models.
+    If a loss or a model is in a file of your own, two training steps of it are run on random images.
 
     With --json the errors are printed as JSON on standard output. If there are any, the exit code is 2.
 
@@ -64,10 +64,10 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
 
 
 def _rehearse(plan: Plan) -> list[Fault]:
-    """What is wrong with the user's own losses: two steps of each are tried, with each pair of models."""
+    """What is wrong with the user's own losses and models: two steps of each are tried, with each pair of models."""
     found: dict[str, None] = {}
     tried = set()
-    for config in (trial.config for trial in plan.trials if trial.config.own_code):
+    for config in (trial.config for trial in plan.trials if trial.config.own_names()):
         teacher = config.teacher.student if config.teacher else None
         what = (config.method, config.options, config.own_code, config.student, teacher, config.dataset, config.folder)
         if what not in tried:

@@ -253,9 +253,7 @@ class _Attempt:
 
     def _build_loss(self, images: Data, classes: int) -> Loss:
         config, labels = self._job.trial.config, images.train.labels.cpu()
-        shapes = None
-        if config.teacher is not None:
-            shapes = _describe_shapes(config.student, classes), _describe_shapes(config.teacher.student, classes)
+        shapes = describe_pair(config, classes) if config.teacher else None
         options = dict(config.options)
         build = partial(losses.build, config.method, shapes, labels, **options)
         return build_seeded(build, config.seed, self._device, LOSS)
@@ -358,9 +356,24 @@ def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}; not retried in this launch, because it would fail the same way"
 
 
-def _describe_shapes(model: str, classes: int) -> Shapes:
-    widths = models.widths(model)
-    return Shapes(classes, widths.pooled, widths.maps)
+def describe_pair(config: TrialConfig, classes: int) -> tuple[Shapes, Shapes]:
+    """The shapes of a trial's student and teacher. Raises KdctlError where its method cannot compare their outputs."""
+    assert config.teacher is not None
+    student, teacher = (
+        Shapes(classes, widths.pooled, widths.maps)
+        for widths in map(models.widths, (config.student, config.teacher.student))
+    )
+    # Checked here too, as the widths of a user's own model are not known in a plan.
+    facts, options = losses.get(config.method), dict(config.options)
+    bare = [name for name, own in ((config.student, student), (config.teacher.student, teacher)) if len(own.maps) < 2]
+    if bare and "maps" in facts.needs(options):
+        raise KdctlError(
+            f"method {config.method} compares feature maps, and {bare[0]} gives none; give it a method `embed` that "
+            "returns logits, pooled features and its maps, stem first"
+        )
+    if mismatch := facts.mismatch(options, student, teacher):
+        raise KdctlError(f"{config.teacher.student} cannot teach {config.student}: {mismatch}")
+    return student, teacher
 
 
 def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:

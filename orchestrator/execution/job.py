@@ -78,7 +78,7 @@ def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launc
             launch=launched.resource,
             since=launched.since.isoformat(),
             checkpoint_seconds=plan.resources.checkpoint_seconds,
-            own_code=tuple(plan.own_code[name] for name, _ in trial.config.own_code),
+            own_code=tuple(plan.own_code[name] for name in sorted(trial.config.own_names())),
         )
         for no, trial in enumerate(plan.trials, 1)
         if trial.trial_id in chosen

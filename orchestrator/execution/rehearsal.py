@@ -15,7 +15,8 @@ from torch import Tensor
 from orchestrator import losses, models
 from orchestrator.data.registry import facts_of_trial
 from orchestrator.errors import KdctlError
-from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, TeacherOutputs
+from orchestrator.execution.attempt import describe_pair
+from orchestrator.losses.base import Loss, LossTerms, Progress, TeacherOutputs
 from orchestrator.models.base import Outputs
 from orchestrator.records import TrialConfig
 from orchestrator.training.batches import Batch
@@ -30,7 +31,7 @@ _CLOSE = 0.05  # relative difference that float16 outputs of a table may make
 
 
 def rehearse(config: TrialConfig) -> None:
-    """Runs two steps of a trial whose loss is the user's own. Raises KdctlError for the first mistake found.
+    """Runs two steps of a trial whose loss or models are the user's own. Raises KdctlError for the first mistake.
 
     Checked: the loss runs with the outputs that it needs, alone or from a table; its terms are finite numbers; its
     distillation term has a gradient at the student and changes no output of it; and training that resumes from a
@@ -46,26 +47,22 @@ def rehearse(config: TrialConfig) -> None:
 
 class _Rehearsal:
     def __init__(self, config: TrialConfig) -> None:
-        assert config.teacher is not None
-        facts = facts_of_trial(config)
+        facts, generator = facts_of_trial(config), torch.Generator().manual_seed(0)
         self._config = config
-        self._needs = losses.get(config.method).needs(dict(config.options))
-        own, taught_by = models.widths(config.student), models.widths(config.teacher.student)
-        self._shapes = (
-            Shapes(facts.classes, own.pooled, own.maps),
-            Shapes(facts.classes, taught_by.pooled, taught_by.maps),
-        )
         self._classes = facts.classes
-        generator = torch.Generator().manual_seed(0)
+        self._needs = losses.get(config.method).needs(dict(config.options))
         images = torch.randn(_IMAGES, 3, facts.side, facts.side, generator=generator)
         labels = torch.randint(facts.classes, (_IMAGES,), generator=generator)
         numbers = torch.arange(_IMAGES)
         self._batch = Batch(images, labels, numbers, torch.zeros_like(numbers), numbers)
-        name = config.teacher.student
-        teacher = build_seeded(lambda: models.build(name, facts.classes), 1, _CPU)
-        with torch.no_grad():
-            self._outputs = teacher.eval().embed(images)
         self._progress = Progress(torch.ones(()), config.epochs)
+        self._shapes, self._outputs = None, Outputs(torch.empty(0), torch.empty(0), ())
+        if config.teacher is not None:
+            self._shapes = describe_pair(config, facts.classes)
+            name = config.teacher.student
+            teacher = build_seeded(lambda: models.build(name, facts.classes), 1, _CPU)
+            with torch.no_grad():
+                self._outputs = teacher.eval().embed(images)
 
     def check_terms(self) -> None:
         """The loss runs; its terms are finite, have a gradient at the student, and leave its outputs as they are."""
@@ -78,8 +75,7 @@ class _Rehearsal:
                 raise self._error(f"its {name} is {float(term.detach())} for random images; expected a finite number")
         if any(not torch.equal(a, b) for a, b in zip(before, _tensors(student), strict=True)):
             raise self._error("it changes the student's outputs in place; work on a copy: `student.logits.clone()`")
-        assert terms.kd is not None
-        if not self._reaches_student(state, terms.kd):
+        if terms.kd is not None and not self._reaches_student(state, terms.kd):
             raise self._error(
                 "its distillation term has no gradient at the student, which would learn from the labels alone; "
                 "compute it from student.logits, student.pooled or student.maps, without `detach`, `item` or `no_grad`"
@@ -114,7 +110,7 @@ class _Rehearsal:
             raise self._error(
                 "after a checkpoint it continues with other numbers: it keeps something between steps that no "
                 "checkpoint holds; make it a parameter or a buffer (`self.register_buffer`) of an nn.Module, and draw "
-                "no random numbers"
+                "no random numbers, as dropout does"
             )
 
     def _start(self) -> TrainingState:

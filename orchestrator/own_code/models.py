@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,8 +40,9 @@ class _OwnClassifier(Classifier):
         return guard(self._code, lambda: self._embed(images))  # type: ignore[no-any-return]
 
     def _embed(self, images: Tensor) -> Outputs:
-        if hasattr(self.own, "embed"):
-            logits, pooled, maps = self.own.embed(images)
+        embed: Any = getattr(self.own, "embed", None)
+        if embed is not None:
+            logits, pooled, maps = embed(images)
             return Outputs(logits.float(), pooled.float(), tuple(maps))
         inputs: list[Tensor] = []
         linear = [module for module in self.own.modules() if isinstance(module, nn.Linear)]

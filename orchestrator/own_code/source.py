@@ -7,11 +7,19 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from orchestrator.text import shorten
 
 _MOST_CHARACTERS = 1_000_000  # of all files together: they travel to the worker of each trial
+
+
+class CodeKind(StrEnum):
+    """What a user's class or function is."""
+
+    LOSS = "loss"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class OwnCode:
     paths.
     """
 
+    kind: CodeKind
     file: str
     attribute: str
     files: tuple[tuple[str, str], ...]
@@ -70,11 +79,14 @@ def is_own(text: str) -> bool:
     return _NAMED.fullmatch(text) is not None
 
 
-def read_own_code(path: Path, attribute: str) -> OwnCode:
+def read_own_code(path: Path, attribute: str, kind: CodeKind = CodeKind.LOSS) -> OwnCode:
     """Reads a file and, as far as its imports lead, those of its folder. Runs nothing.
 
-    Raises ValueError for a file that cannot be read or parsed, and for more than a million characters.
+    Raises ValueError for a file that cannot be read, parsed or imported by its name, and for more than a million
+    characters.
     """
+    if not path.stem.isidentifier():
+        raise ValueError(f"{path.name} is no name that Python could import; rename it, like my_loss.py")
     folder, files = path.parent, {path.name: _read(path)}
     waiting = [path.name]
     while waiting and _check_size(files):
@@ -84,7 +96,7 @@ def read_own_code(path: Path, attribute: str) -> OwnCode:
                 if found not in files:
                     files[found] = _read(folder / found)
                     waiting.append(found)
-    return OwnCode(path.name, attribute, tuple(sorted(files.items())))
+    return OwnCode(kind, path.name, attribute, tuple(sorted(files.items())))
 
 
 def parse(text: str, name: str) -> ast.Module:

@@ -216,11 +216,15 @@ class ModelValue:
     def read(self, node: Node) -> str:
         if not isinstance(node.value, str):
             raise ValueError(f"found {node.describe()}; expected the name of a model; write it like resnet_32_20")
+        if models.is_own(node.value):
+            raise ValueError(
+                f"found {node.describe()}; expected the file of a model of your own; write ./my_net.py:build"
+            )
         models.parse(node.value)
         return node.value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "pattern": models.pattern()}
+        return {"type": "string", "pattern": f"{models.pattern()}|{OWN_PATTERN}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +438,7 @@ STUDENT_KEYS: Mapping[str, Key] = {
         "`./my_loss.py:MyLoss`",
     ),
     "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
-    "student": Key(ModelValue(), f"the model to train, {models.describe()}"),
+    "student": Key(ModelValue(), f"the model to train, {models.describe()}; your own is `./my_net.py:build`"),
     "seed": SEED_KEY,
 }
 

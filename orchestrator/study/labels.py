@@ -41,7 +41,10 @@ def of_row(row: TrialRecord) -> str:
 
 def base_of_row(row: TrialRecord) -> str:
     """The label of the same training without a teacher."""
-    return _format_label("base", {name: value for name, value in recipe_of(row).items() if name not in _TEACHING})
+    recipe = {name: value for name, value in recipe_of(row).items() if name not in _TEACHING}
+    if digest := (row.recipe.get("own_code") or {}).get(row.student):
+        recipe["own_code"] = {row.student: digest}
+    return _format_label("base", recipe)
 
 
 def recipe_of(row: TrialRecord) -> dict[str, Any]:

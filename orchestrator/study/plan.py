@@ -164,7 +164,8 @@ def _warn_of_missing_base(configs: Collection[TrialConfig], teachers: Collection
     planned = {config for config in configs if config.method == "base"}.union(teachers)
     missing: dict[TrialConfig, set[int]] = {}  # the seeds of each setting
     for config in taught:
-        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None, own_code=())
+        own_code = tuple(pair for pair in config.own_code if pair[0] == config.student)
+        base = replace(config, method="base", options=(), teacher=None, teacher_cache=None, own_code=own_code)
         if base not in planned:
             missing.setdefault(replace(base, seed=0), set()).add(base.seed)
     if missing:
@@ -301,7 +302,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
         folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
-        own_code=_digests(settings["own_code"], method.name),
+        own_code=_digests(settings["own_code"], method.name, settings["student"]),
         optimizer=optimizer.name,
         optimizer_options=_drop_defaults(optimizer, trainer.options),
         schedule=schedule.name,
@@ -313,11 +314,13 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
     )
 
 
-def _digests(own_code: Mapping[str, OwnCode], method: str) -> tuple[tuple[str, str], ...]:
+def _digests(own_code: Mapping[str, OwnCode], method: str, student: str) -> tuple[tuple[str, str], ...]:
     """The digest of each of the user's files that a trial uses, by the name of what it defines."""
     if not own_code:
         return ()
-    return tuple((name, own_code[name].digest) for name in method.split(losses.JOIN) if name in own_code)
+    return tuple(
+        (name, own_code[name].digest) for name in sorted((*method.split(losses.JOIN), student)) if name in own_code
+    )
 
 
 def _resolve_options(method: Selection, settings: Mapping[str, Any]) -> tuple[tuple[str, float | str | bool], ...]:

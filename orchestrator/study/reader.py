@@ -20,7 +20,7 @@ from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
 from orchestrator.models.family import Widths
 from orchestrator.own_code.registry import register
-from orchestrator.own_code.source import OwnCode, is_own, read_own_code, split_name
+from orchestrator.own_code.source import CodeKind, OwnCode, is_own, read_own_code, split_name
 from orchestrator.study import document, fields
 from orchestrator.study._overrides import apply
 from orchestrator.study.document import Location, Node
@@ -431,14 +431,14 @@ class _Reader:
             self.faults.append(fault)
         return not message
 
-    def _read_own_code(self, given: object, node: Node, path: str) -> str | None:
-        """The name of a user's own loss, which it registers; "" where it has a fault, None for anything else."""
+    def _read_own_code(self, given: object, node: Node, path: str, kind: CodeKind = CodeKind.LOSS) -> str | None:
+        """The name of a user's own loss or model, which it registers; "" if it has a fault, None for other values."""
         try:
             named = split_name(given)
             if named is None:
                 return None
             file = paths.local(named[0], "the path")
-            code = read_own_code(self.path.parent / file, named[1])
+            code = read_own_code(self.path.parent / file, named[1], kind)
             if self.own_code.setdefault(code.name, code) != code:
                 raise ValueError(f"two files define {code.name}; rename one of them")
             register([code])
@@ -460,6 +460,10 @@ class _Reader:
         return self._read_axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
 
     def _read_value(self, key: Key, node: Node, path: str) -> Value | None:
+        if isinstance(key.value_type, fields.ModelValue):
+            own = self._read_own_code(node.value, node, path, CodeKind.MODEL)
+            if own is not None:
+                return Value(own, node.location, path) if own else None
         try:
             found = key.value_type.read(node)
             return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.location, path)
@@ -663,12 +667,18 @@ def _check_options(experiment: Experiment) -> Iterator[Fault]:
 
 
 def _check_widths(experiment: Experiment) -> Iterator[Fault]:
-    """Teachers whose outputs a method cannot compare with a student's; one fault for each teacher's model."""
+    """Teachers whose outputs a method cannot compare with a student's; one fault for each teacher's model.
+
+    The widths of a user's own model are known only once it is built, so that `kdctl check` is the first to see them.
+    """
     students: dict[Widths, str] = {}  # models of equal widths are equivalent here
     for student in experiment.axes.get("student", ()):
-        students.setdefault(models.widths(student.value), student.value)
+        if not models.is_own(student.value):
+            students.setdefault(models.widths(student.value), student.value)
     choices = list(_combine_options(experiment))
     for model in itertools.chain.from_iterable(teacher.models for teacher in experiment.teachers):
+        if models.is_own(model.value):
+            continue
         teacher = models.widths(model.value)
         pairs = itertools.product(choices, students.items())
         found = ((name, method.mismatch(options, own, teacher)) for (method, options), (own, name) in pairs)

@@ -77,3 +77,39 @@ def test_a_loss_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(rehearsal, "_LIMIT", 1)
     with pytest.raises(KdctlError, match=r"own.py, line 2, in f .*TimeoutError: .* longer than 1 seconds"):
         rehearse(tmp_path, f"{HEAD}while True: pass")
+
+
+NET = """
+from torch import nn
+def build(num_classes):
+    stem = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*stem, nn.Linear(8, num_classes))
+"""
+
+
+def rehearse_net(folder: Path, method: str, text: str = NET) -> None:
+    (folder / "net.py").write_text(text)
+    path = folder / "s.yaml"
+    teacher = "" if method == "base" else "\n  teacher: resnet_32_8"
+    path.write_text(
+        f"study: s\nexperiments:\n- method: {method}\n  dataset: digits\n  student: ./net.py:build{teacher}\n"
+    )
+    rehearsal.rehearse(make_plan(load_study(path)).trials[-1].config)
+
+
+@pytest.mark.parametrize("method", ["base", "dkd", "rkd", "cc"])
+def test_a_model_of_the_user_passes(tmp_path: Path, method: str) -> None:
+    rehearse_net(tmp_path, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "message"),
+    [
+        ("at", NET, "method at compares feature maps, and net:build gives none; give it a method `embed`"),
+        ("{logit: {match: pooled}}", NET, "resnet_32_8 cannot teach net:build: match: pooled compares"),
+        ("base", NET.replace("nn.ReLU()", "nn.Dropout()"), "net:build: after a checkpoint|base: after a checkpoint"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_explained(tmp_path: Path, method: str, text: str, message: str) -> None:
+    with pytest.raises(KdctlError, match=message):
+        rehearse_net(tmp_path, method, text)

@@ -8,11 +8,16 @@ import sys
 import pytest
 
 from orchestrator.own_code.loading import OwnCodeError, guard, load
-from orchestrator.own_code.source import OwnCode
+from orchestrator.own_code.source import CodeKind, OwnCode
 
 
 def code(attribute: str = "f", **files: str) -> OwnCode:
-    return OwnCode("mine.py", attribute, tuple((f"{name.replace('__', '/')}.py", text) for name, text in files.items()))
+    return OwnCode(
+        CodeKind.LOSS,
+        "mine.py",
+        attribute,
+        tuple((f"{name.replace('__', '/')}.py", text) for name, text in files.items()),
+    )
 
 
 def test_imports_are_found_in_the_users_folder_first() -> None:

@@ -12,7 +12,7 @@ from orchestrator.losses.base import Progress, Shapes, TeacherOutputs
 from orchestrator.own_code.loading import OwnCodeError
 from orchestrator.own_code.losses import build_loss
 from orchestrator.own_code.signature import read_loss
-from orchestrator.own_code.source import OwnCode
+from orchestrator.own_code.source import CodeKind, OwnCode
 
 FUNCTION = "def f(student, labels, teacher, progress, *, weight=1.0):\n  return "
 SHAPES = (Shapes(3, 4, (1, 2)), Shapes(3, 8, (2, 4)))
@@ -25,7 +25,7 @@ class Student(NamedTuple):
 
 
 def call(text: str, **options: float) -> tuple[float, float, float]:
-    code = OwnCode("my_loss.py", "f", (("my_loss.py", text),))
+    code = OwnCode(CodeKind.LOSS, "my_loss.py", "f", (("my_loss.py", text),))
     torch.manual_seed(0)
     loss = build_loss(code, read_loss(code), (), **options)
     student = Student(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 4))
@@ -69,7 +69,7 @@ class f(nn.Module):
 
 
 def test_a_module_has_parameters_of_the_shapes() -> None:
-    code = OwnCode("my_loss.py", "f", (("my_loss.py", MODULE),))
+    code = OwnCode(CodeKind.LOSS, "my_loss.py", "f", (("my_loss.py", MODULE),))
     loss = build_loss(code, read_loss(code), SHAPES)
     assert isinstance(loss, nn.Module)
     assert {name: tuple(p.shape) for name, p in loss.named_parameters()} == {

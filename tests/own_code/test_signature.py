@@ -6,11 +6,11 @@ import pytest
 
 from orchestrator.losses import Option
 from orchestrator.own_code.signature import LossSignature, check_model, read_loss
-from orchestrator.own_code.source import OwnCode
+from orchestrator.own_code.source import CodeKind, OwnCode
 
 
 def code(text: str, attribute: str = "f") -> OwnCode:
-    return OwnCode("my_loss.py", attribute, (("my_loss.py", text),))
+    return OwnCode(CodeKind.LOSS, "my_loss.py", attribute, (("my_loss.py", text),))
 
 
 FUNCTION = "def f(student, labels, teacher, progress"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.own_code.source import OwnCode, find_tops, read_own_code, split_name
+from orchestrator.own_code.source import CodeKind, OwnCode, find_tops, read_own_code, split_name
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -63,7 +63,7 @@ def test_the_digest_is_the_same_wherever_the_folder_is(tmp_path: Path) -> None:
 
 def test_text_does_not_move_from_one_file_into_the_next_unnoticed() -> None:
     one, two = (("a.py", "x"), ("b.py", "yz")), (("a.py", "xy"), ("b.py", "z"))
-    assert OwnCode("a.py", "f", one).digest != OwnCode("a.py", "f", two).digest
+    assert OwnCode(CodeKind.LOSS, "a.py", "f", one).digest != OwnCode(CodeKind.LOSS, "a.py", "f", two).digest
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,42 @@ def test_combined_selections_are_sorted() -> None:
     expected = Selection("at+st", (("at.weight", 5.0), ("st.temperature", 2.0)))
     assert combine([one, two]) == combine([two, one]) == expected
     assert combine([one]) == one
+
+
+NET = "def build(num_classes): ...\n"
+
+
+def test_a_model_of_the_user_is_a_student_or_a_teacher(folder: Path) -> None:
+    (folder / "my_net.py").write_text(NET)
+    path = folder / "s.yaml"
+    path.write_text(
+        "study: s\nexperiments:\n- method: [st, ./my_loss.py:mine]\n  dataset: digits\n  student: ./my_net.py:build\n"
+        "  teacher: [./my_net.py:build, resnet_32_8]\n- {method: base, dataset: digits, student: ./my_net.py:build}\n"
+    )
+    plan = make_plan(load_study(path))
+    digest = plan.own_code["my_net:build"].digest
+    own = {trial.config.method: trial.config for trial in plan.trials if trial.config.student == "my_net:build"}
+    assert own["base"].own_code == own["st"].own_code == (("my_net:build", digest),)
+    assert [name for name, _ in own["my_loss:mine"].own_code] == ["my_loss:mine", "my_net:build"]
+    assert own["st"].own_names() == {"my_net:build"}
+    assert not plan.warnings  # their base is the teacher itself
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("my_net:build", "experiments[0].student: found the text 'my_net:build'; expected the file of "),
+        ("./my_net.py:other", "experiments[0].student: my_net.py defines no class or function other"),
+        ("./my_net.py", "experiments[0].student: found ./my_net.py alone"),
+        ("./my-net.py:build", "experiments[0].student: my-net.py is no name that Python could import; rename it"),
+    ],
+)
+def test_a_wrong_model_is_one_fault(folder: Path, student: str, message: str) -> None:
+    (folder / "my_net.py").write_text(NET)
+    (folder / "my-net.py").write_text(NET)
+    path = folder / "s.yaml"
+    path.write_text(f"study: s\nexperiments:\n- {{method: base, dataset: digits, student: '{student}'}}\n")
+    with pytest.raises(StudyError) as caught:
+        load_study(path)
+    (fault,) = caught.value.faults
+    assert f"{fault.path}: {fault.message}".startswith(message)
