@@ -6,10 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from orchestrator.models.base import Classifier
+from typing import Any, NamedTuple
 
 
 class Widths(NamedTuple):
@@ -100,7 +97,7 @@ class Family:
     the sides of the model's maps, which are 0 for images that are too small.
     """
 
-    builder: str | Callable[..., Classifier]
+    builder: str | Callable[..., Any]
     form: str
     title: str
     variant: str
