@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.models import counts
 from orchestrator.models.counts import halve
@@ -235,9 +235,9 @@ def build(name: str, num_classes: int) -> Classifier:
     builder = _family(model.family).builder
     if isinstance(builder, str):
         module, attribute = builder.split(":")
-        builder = getattr(import_module(module), attribute)
-    assert callable(builder)
-    return builder(*model.numbers, num_classes)
+        builder = cast(Callable[..., Any], getattr(import_module(module), attribute))
+    built: Classifier = builder(*model.numbers, num_classes)
+    return built
 
 
 def widths(name: str) -> Widths:
