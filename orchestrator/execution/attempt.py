@@ -28,6 +28,7 @@ from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
 from orchestrator.monitor.events import TrialStarted
 from orchestrator.own_code.registry import register
+from orchestrator.pretrained import weight_files
 from orchestrator.records import EpochRecord, Failure, State, TrialConfig, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
@@ -172,8 +173,11 @@ class _Attempt:
             self._write_row(self._row)
             self._flush()
             yield self._describe_start(0, None)
-            model = weights.load_weights(Path(job.weights), config.student, classes, self._device, config.weights)
+            path = Path(job.weights)
+            content = weight_files.read(path, config.weights)
+            model = weights.build_loaded(content, path, config.student, classes, self._device)
             self._tested = evaluate(model, images.test, images, self.check)
+            yield from self._compare_accuracy(self._tested.acc, weight_files.find_stated_accuracy(content))
             yield from _warn_if_guessing(self._tested.acc, title_of(config.dataset), images)
             return model
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
@@ -194,6 +198,17 @@ class _Attempt:
                 yield TrialNotice(f"trains without CUDA graphs, and so more slowly: {state.uncaptured}")
             yield record
         return state.result
+
+    def _compare_accuracy(self, acc: float, stated: tuple[str, float] | None) -> Iterator[TrialNotice]:
+        """Logs the accuracy of weights from a file next to what the file states; a notice if they differ too much."""
+        if stated is None:
+            return
+        key, value = stated
+        text = f"these weights reach {acc:.2f} % on test images; their file states {key} {value:.2f} %"
+        if self._job.trial.config.limit_test is None and abs(acc - value) > _CLOSE:
+            yield TrialNotice(f"warning: {text}")
+        else:
+            self._log.add(text)
 
     def _describe_start(self, epoch: int, compute_dtype: str | None) -> TrialStarted:
         table = self._job.trial.table
@@ -384,6 +399,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
+_CLOSE = 0.5  # percentage points by which the accuracy of weights may differ from what their file states
 _NEAR_GUESSING = 10.0  # percentage points above guessing, below which weights are suspect; at most twice guessing
 
 

@@ -86,7 +86,9 @@ def _find_other_model(compared: _Comparison) -> str:
         own = _shapes_of(other)
         *body, _, bias = own
         if shapes.keys() == own.keys() and all(shapes[name] == own[name] for name in body):
-            return f"{other} with {(shapes[bias] or ('other',))[0]} classes"
+            classes = (shapes[bias] or ("other",))[0]
+            if (other, classes) != (compared.model, compared.classes):  # else only its last layer is wrong
+                return f"{other} with {classes} classes"
     return ""
 
 

@@ -20,6 +20,7 @@ from orchestrator.text import printable
 _WRAPPERS = {"module", "_orig_mod"}  # DataParallel and torch.compile add these to names; no model of kdctl uses them
 _DEEPEST = 4  # levels of nested mappings that are searched
 _COUNTER = "num_batches_tracked"  # changes no output of a model in eval mode, and old files lack it
+_ACCURACIES = ("accuracy", "best_acc", "best_acc1")  # what the field's checkpoints call it; the first is of their epoch
 
 State = Mapping[str, Tensor | None]  # None for a value that is not a dense tensor of numbers
 
@@ -62,6 +63,19 @@ def find_problems(path: Path, digest: str, teachers: Iterable[tuple[str, int]]) 
         except TeacherError as error:
             found.append(str(error))
     return found
+
+
+def find_stated_accuracy(content: Any) -> tuple[str, float] | None:
+    """The accuracy in % that a checkpoint states next to its weights, after its key; None without one. See `read`."""
+    if not isinstance(content, Mapping):
+        return None
+    for key in _ACCURACIES:
+        value = content.get(key)
+        if isinstance(value, Tensor) and value.numel() == 1 and value.dtype in (torch.float32, torch.float64):
+            value = value.item()
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 100:
+            return key, float(value if value > 1 else 100 * value)  # some state a fraction
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -23,7 +24,12 @@ def load_weights(path: Path, model: str, classes: int, device: torch.device, dig
 
     Nothing in the file is executed. Raises TeacherError where it is damaged, does not fit, or has another SHA-256.
     """
-    state = weight_files.fit(weight_files.read(path, digest), path, model, classes)
+    return build_loaded(weight_files.read(path, digest), path, model, classes, device)
+
+
+def build_loaded(content: Any, path: Path, model: str, classes: int, device: torch.device) -> Classifier:
+    """A model in eval mode with the weights in the content of a file, see `load_weights`."""
+    state = weight_files.fit(content, path, model, classes)
     built = build_seeded(lambda: models.build(model, classes), 0, device)
     built.load_state_dict({**built.state_dict(), **state})  # batch counters may be missing
     return built.eval().requires_grad_(False)
