@@ -1,10 +1,10 @@
-"""A campaign of faults against launches of a real study: what is lost, doubled or different afterwards?
+"""Injects faults into launches of a real study: what is lost, doubled or different afterwards?
 
     python tests/chaos.py --seed 1 --faults 60
 
-Each kind of fault gets a storage. A launch starts, a fault hits it at a random moment, the launch ends or goes on, and
-the same command is given again until the study is complete; then the next study begins in a fresh storage, until the
-kind has had its share of faults. Every complete study is compared with one that was never disturbed.
+Each kind of fault gets a storage. A launch starts, a fault hits it at a random moment, the launch ends or continues,
+and the same command is repeated until the study is complete; then the next study begins in a fresh storage, until
+there were enough faults of this kind. Every complete study is compared with one that was never disturbed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,7 @@ KINDS = [
     "cut checkpoint",
     "full disk",
 ]
-EXIT_CODES = {  # what a launch may end with, by the kind of fault; a signal's number where it was killed by one
+EXIT_CODES = {  # how a launch may end, by the kind of fault; negative if a signal killed it
     "TERM": {0, 1, 2, 130, -15},
     "KILL": {0, 1, 2, -9},
     "STOP": {0, 1},
@@ -69,10 +69,10 @@ LIMIT = 150.0  # seconds after which a launch counts as hung
 
 @dataclass
 class Tally:
-    """What came of one kind of fault."""
+    """The outcome of one kind of fault."""
 
     injected: int = 0
-    resumed: int = 0  # launches that went on from what a disturbed one had left, or went on themselves
+    resumed: int = 0  # launches that resumed what a disturbed one had left, or continued after the fault
     studies: int = 0
     trials_lost: int = 0
     rows_wrong: int = 0  # lost or doubled
@@ -102,14 +102,14 @@ class Tally:
 
 
 def numbers(storage: Path | str) -> dict[str, str]:
-    """Every number of a study by where it stands, as text so that equal means equal to the last bit."""
-    place = Storage.at(storage)
+    """Reads every number of a study, as text so that equal means equal to the last bit, by trial, epoch and column."""
+    backend = Storage.at(storage)
     found = {}
-    for row in store.read_trials(place):
+    for row in store.read_trials(backend):
         found |= {
             f"{row.trial_id} {name}": repr(getattr(row, name)) for name in row.__slots__ if name not in MAY_DIFFER
         }
-    for epoch in store.read_epochs(place):
+    for epoch in store.read_epochs(backend):
         start = f"{epoch['trial_id']} epoch {epoch['epoch']}"
         found |= {f"{start} {name}": repr(value) for name, value in epoch.items() if name not in MAY_DIFFER}
     return found
@@ -123,12 +123,12 @@ def is_inline(kind: str) -> bool:
 class Campaign:
     """Faults of every kind against one study."""
 
-    def __init__(self, folder: Path, seed: int, study: str = STUDY, say: Any = print) -> None:
+    def __init__(self, folder: Path, seed: int, study: str = STUDY, print_line: Callable[[str], None] = print) -> None:
         self.folder = folder
         self._random = random.Random(seed)
         self._study = folder / "study.yaml"
         self._study.write_text(study)
-        self._say = say
+        self._print = print_line
         self._serial = 0
         self.tallies: dict[str, Tally] = {}
         start = time.monotonic()
@@ -140,21 +140,21 @@ class Campaign:
         self._trials = {trial.trial_id: trial.config.epochs for trial in plan.trials}
 
     def run(self, kind: str, faults: int) -> Tally:
-        """Injects so many faults of a kind; returns what came of them."""
+        """Injects this many faults of a kind; returns their outcome."""
         tally = self.tallies.setdefault(kind, Tally())
-        with self._room(kind) as folder:
+        with self._make_room(kind) as folder:
             while tally.injected < faults:
                 self._serial += 1
                 storage = folder / f"runs{self._serial}"
                 before = tally.injected
                 while not self._is_complete(storage) and tally.injected < faults:
-                    self._disturb(kind, storage, tally)
+                    self._launch_once(kind, storage, tally)
                 self._conclude(kind, storage, tally, disturbed=tally.injected > before)
                 shutil.rmtree(storage)
         return tally
 
     @contextmanager
-    def _room(self, kind: str) -> Iterator[Path]:
+    def _make_room(self, kind: str) -> Iterator[Path]:
         if kind != "full disk":
             yield self.folder
             return
@@ -175,46 +175,46 @@ class Campaign:
             )
 
     def _wait(self, process: subprocess.Popen[str], tally: Tally | None = None) -> int:
-        seen: set[Process] = set()
+        found: set[Process] = set()
         deadline = time.monotonic() + LIMIT
         while process.poll() is None and time.monotonic() < deadline:
-            seen |= descendants(process.pid)
+            found |= descendants(process.pid)
             time.sleep(0.1)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if tally:
                 tally.hung += 1
-        self._look_around(seen, tally)
+        self._end_leftovers(found, tally)
         return process.returncode
 
-    def _look_around(self, seen: set[Process], tally: Tally | None) -> None:
-        until(lambda: not seen & set(processes()), 30)
-        left = seen & set(processes())
+    def _end_leftovers(self, found: set[Process], tally: Tally | None) -> None:
+        until(lambda: not found & set(processes()), 30)
+        left = found & set(processes())
         if left:
-            self._say(f"  left: {[_title(pid) for pid, _ in left]}")
+            self._print(f"  left: {[_title(pid) for pid, _ in left]}")
         for pid, _ in left:
             os.kill(pid, signal.SIGKILL)
         if tally:
             tally.left_behind += len(left)
             tally.tracebacks += "Traceback" in (self.folder / "log.txt").read_text()
 
-    def _disturb(self, kind: str, storage: Path, tally: Tally) -> None:
-        """One launch with one fault."""
+    def _launch_once(self, kind: str, storage: Path, tally: Tally) -> None:
+        """Launches once, and injects one fault."""
         inline = is_inline(kind)
         before, finished = tally.injected, self._finished(storage)
         tally.resumed += storage.exists() and tally.injected > 0
         process = self._launch(storage, inline=inline)
-        # Some faults meet the start, where nothing trains yet; most meet the training, at any moment of it.
+        # Some faults hit the start, when nothing trains yet; most hit the training, at any moment of it.
         if kind.startswith("worker") or self._random.random() < 0.75:
             until(lambda: process.poll() is not None or trainers(storage), LIMIT)
         until(lambda: process.poll() is not None, self._random.uniform(0, self._training))
-        seen = descendants(process.pid)
+        found = descendants(process.pid)
         if process.poll() is None:
             tally.injected += self._inject(kind, process, storage)
-            seen |= descendants(process.pid)
+            found |= descendants(process.pid)
         code = self._wait(process, tally)
-        self._look_around(seen, tally)
+        self._end_leftovers(found, tally)
         tally.codes[code] += 1
         tally.resumed += code == 0 and tally.injected > before
         if kind == "cut checkpoint":
@@ -223,7 +223,7 @@ class Campaign:
             path.unlink()
         expected = next(codes for name, codes in EXIT_CODES.items() if name in kind)
         if code not in expected:
-            self._say(f"  {kind}: exit code {code}; last lines of its log:\n{self._log()}")
+            self._print(f"  {kind}: exit code {code}; last lines of its log:\n{self._log()}")
             tally.tracebacks += 1
         later = self._finished(storage)
         tally.retrained += sum(later.get(trial_id) != end for trial_id, end in finished.items())
@@ -232,7 +232,7 @@ class Campaign:
         return "\n".join((self.folder / "log.txt").read_text().splitlines()[-12:])
 
     def _inject(self, kind: str, process: subprocess.Popen[str], storage: Path) -> int:
-        """Does it; returns how many faults that were."""
+        """Injects a fault; returns how many there were, 0 or 1."""
         if kind == "full disk":
             return self._fill(storage.parent)
         name = "KILL" if kind == "cut checkpoint" else kind.split()[-1]
@@ -294,11 +294,11 @@ class Campaign:
                 self._wait(self._launch(storage, inline=is_inline(kind)), tally)
         rows = store.read_trials(Storage.at(storage))
         epochs = Counter((row["trial_id"], row["epoch"]) for row in store.read_epochs(Storage.at(storage)))
-        wanted = {(trial, epoch) for trial, last in self._trials.items() for epoch in range(1, last + 1)}
+        expected = {(trial, epoch) for trial, last in self._trials.items() for epoch in range(1, last + 1)}
         counts = Counter(row.trial_id for row in rows)
         tally.studies += disturbed
         tally.trials_lost += len(self._trials.keys() - self._finished(storage).keys())
-        tally.rows_wrong += len(wanted ^ epochs.keys()) + sum(count != 1 for count in epochs.values())
+        tally.rows_wrong += len(expected ^ epochs.keys()) + sum(count != 1 for count in epochs.values())
         tally.rows_wrong += len(counts.keys() ^ self._trials.keys()) + sum(count != 1 for count in counts.values())
         found = numbers(storage)
         differ = {
@@ -306,7 +306,7 @@ class Campaign:
         }
         tally.numbers_differ += len(differ)
         if differ:
-            self._say(f"  {kind}: {sorted(differ)[:5]}\n{self._log()}")
+            self._print(f"  {kind}: {sorted(differ)[:5]}\n{self._log()}")
 
 
 def _title(pid: int) -> str:

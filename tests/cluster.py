@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, as a process: prints what a test needs to know, ends with its input.
+"""A Ray cluster of several nodes on this machine, as a process: prints what a test needs, ends when its input ends.
 
 python tests/cluster.py 2
 """
@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> None:
-    """Starts a head without cores and so many nodes of one core."""
+    """Starts a head without cores and this many nodes of one core."""
     nodes = int(sys.argv[1])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     raylets = []

@@ -25,7 +25,7 @@ for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signa
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
 _MEMORY = Path("/dev/shm")
-_ROOM = 4 << 30  # bytes; the folders of all tests take an eighth of it
+_NEEDED = 4 << 30  # bytes; the folders of all tests take an eighth of it
 
 
 def is_fast(folder: Path) -> bool:
@@ -34,7 +34,7 @@ def is_fast(folder: Path) -> bool:
         facts = os.statvfs(folder)
     except OSError:
         return False
-    has_room = facts.f_bavail * facts.f_frsize >= _ROOM
+    has_room = facts.f_bavail * facts.f_frsize >= _NEEDED
     return has_room and os.access(folder, os.W_OK | os.X_OK) and not facts.f_flag & getattr(os, "ST_NOEXEC", 0)
 
 
@@ -56,7 +56,7 @@ TINY = TrialConfig(
     gamma=0.1,
     crop_padding=1,
     flip=False,
-    precision="float32",  # alike on machines with bfloat16
+    precision="float32",  # the same on machines with bfloat16
     limit_train=128,
     limit_test=100,
     holdout=0,
@@ -126,7 +126,7 @@ def s3_address(s3_server: Server, s3_environment: None) -> str:
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# As root it has no sandbox; and it is to ask nobody for anything.
+# As root it has no sandbox; and it must not contact any server on its own.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 

@@ -1,4 +1,4 @@
-"""What stands for a Ray dashboard in tests: the few answers of its job API, and a note of what it was asked."""
+"""A stand-in for a Ray dashboard in tests: the few answers of its job API, and a record of the requests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TOKEN = "a-token-that-is-long-enough-for-ray"
 
 
 class Dashboard:
-    """Answers on a free port of the loopback address until it is closed; asks for `token` unless that is None.
+    """Answers on a free port of the loopback address until it is closed; demands `token` unless that is None.
 
-    `page`, where set, is what it says to everything, with status `status`: another server than Ray's.
+    If `page` is set, it answers every request with that, with status `status`, like a server that is not Ray's.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,10 @@ class Dashboard:
         self.page: str | None = None
         self.status = 200
         self.location = ""  # where the page redirects to
-        self.received: list[str] = []  # the first lines of what it was asked
+        self.received: list[str] = []  # the first lines of the requests
         self.jobs: dict[str, dict[str, Any]] = {}
-        self.files: dict[str, bytes] = {}  # of the package that was sent last
-        self.refusal: str | None = None  # to a job that is handed over
+        self.files: dict[str, bytes] = {}  # of the last package
+        self.refusal: str | None = None  # the answer to a job that is submitted
         self.stops: list[str] = []
         dashboard = self
 
@@ -67,7 +67,7 @@ class Dashboard:
         elif self.token and given != f"Bearer {self.token}":
             status, text = 403, "Forbidden: Invalid authentication token"
         else:
-            path = urlsplit(request.path).path  # a proxy is asked for a whole URL
+            path = urlsplit(request.path).path  # a proxy receives a whole URL
             status, text = self._answer(request.command, path, body)
         request.send_response(status)
         if self.location:
@@ -113,7 +113,7 @@ class Dashboard:
         return 200, json.dumps({"job_id": order["submission_id"], "submission_id": order["submission_id"]})
 
     def add(self, job_id: str, metadata: dict[str, str] | None, **facts: Any) -> None:
-        """A job that is there."""
+        """Adds a job."""
         self.jobs[job_id] = {
             "type": "SUBMISSION", "submission_id": job_id, "job_id": None, "status": "RUNNING", "entrypoint": "",
             "metadata": metadata, "start_time": time.time_ns() // 1_000_000,

@@ -1,10 +1,10 @@
-"""Two hosts of their own and a cut link: what becomes of a launch whose trials run there?
+"""Two separate hosts and a cut link: what happens to a launch whose trials run there?
 
     sudo python tests/hosts.py --seconds 60
 
 This machine is the head of a Ray cluster and holds the storage, an S3 server; each of two network namespaces, joined to
-it by a bridge, is a host that trains one trial. In the middle the link of the first one is cut, and comes back later.
-The study has to end by itself, with the numbers of one that was never disturbed. Needs root and iproute2.
+it by a bridge, is a host that trains one trial. During the training, the link of the first one is cut, and comes back
+later. The study has to end by itself, with the numbers of one that was never disturbed. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def start_ray(folder: str, environment: dict[str, str]) -> None:
 
 
 def cut(host: str, seconds: float) -> None:
-    """Cuts a host's link, and mends it after a while."""
+    """Cuts a host's link, and restores it after a while."""
     print(f"-- the link of {host} is cut", flush=True)
     ip("-n", host, "link", "set", "eth0", "down")
     time.sleep(seconds)
@@ -94,14 +94,14 @@ def cut(host: str, seconds: float) -> None:
 
 
 def watch(process: subprocess.Popen[str], seconds: float) -> str:
-    """What a launch says; when both trials are well under way, a link is cut."""
-    said = ""
+    """Prints and returns the output of a launch; cuts a link once both trials have trained for a while."""
+    log = ""
     under_way: set[str] = set()
     cutting: threading.Thread | None = None
     assert process.stderr
     for line in process.stderr:
         print(line, end="", flush=True)
-        said += line
+        log += line
         if trial := re.search(r"(\w{12}) .*: epoch [1-9]\d+/", line):
             under_way.add(trial[1])
         if len(under_way) == 2 and cutting is None:
@@ -109,7 +109,7 @@ def watch(process: subprocess.Popen[str], seconds: float) -> str:
             cutting.start()
     assert cutting, "the launch ended before both trials were under way"
     cutting.join()
-    return said
+    return log
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Invented events of launches, for tests of what shows them."""
+"""Invented events of launches, for tests of the code that shows them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def ignore(event: Event) -> None:
-    """Takes an event and shows nothing, for launches whose output a test does not look at."""
+    """Ignores an event, for launches whose output a test does not check."""
 
 
 def at(seconds: float) -> datetime:
@@ -85,14 +85,14 @@ def end(seconds: float, **states: int) -> Event:
     return Event(EventKind.END, "over", facts=LaunchTotals(counts, seconds), time=at(seconds))
 
 
-def played(trials: list[PlannedTrial], places: int, pace: dict[str, float]) -> Iterator[Event]:
-    """All events of a launch at constant speeds, by time; trials start in the order of the plan, after teachers."""
+def played(trials: list[PlannedTrial], slots: int, pace: dict[str, float]) -> Iterator[Event]:
+    """All events of a launch with constant speeds, by time; trials start in the order of the plan, after teachers."""
     yield launch(*trials)
     waiting, done, time = list(trials), set[str](), 0.0
     lives: list[tuple[float, int, PlannedTrial]] = []
     while waiting or lives:
         for trial in list(waiting):
-            if len(lives) < places and (trial.teacher_id is None or trial.teacher_id in done):
+            if len(lives) < slots and (trial.teacher_id is None or trial.teacher_id in done):
                 waiting.remove(trial)
                 yield started(trial, time, is_hit=True if trial.teacher_id else None)
                 lives.append((time + pace[trial.trial_id], 1, trial))

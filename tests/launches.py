@@ -20,7 +20,7 @@ from orchestrator.records import State
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 
-# The first trial is long enough to be met while it trains.
+# The first trial is long enough to be killed while it trains.
 LONG = """\
 study: long
 recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 1, flip: false}
@@ -42,14 +42,16 @@ class Launched:
     workers: set[int]
 
 
-Events = Sequence[tuple[str, Callable[[int], object]]]  # once a line like this comes: what to do with the launch's pid
+Events = Sequence[
+    tuple[str, Callable[[int], object]]
+]  # a pattern, and what to do with the launch's pid once a line matches
 
 
 def launch(folder: Path, *options: str, events: Events = (), dashboard: bool = False) -> Launched:
-    """Launches the study of a folder in a process group of its own, as a shell does, and looks at its processes."""
+    """Launches the study of a folder in a process group of its own, as a shell does, and records its processes."""
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", *options]
     command += [] if dashboard else ["--no-dashboard"]
-    environment = {**os.environ, "KDCTL_CACHE": str(folder / "cache")}  # where no cluster is kept
+    environment = {**os.environ, "KDCTL_CACHE": str(folder / "cache")}  # without a persistent cluster
     seen: set[Process] = set()
     trained: set[int] = set()
     coming = list(events)
@@ -79,7 +81,7 @@ def launch(folder: Path, *options: str, events: Events = (), dashboard: bool = F
             process.kill()
         until(lambda: not seen & set(processes()))
         stdout.seek(0)
-        assert not coming, f"{coming[0][0]!r} was never said\n{stderr}"
+        assert not coming, f"{coming[0][0]!r} was never printed\n{stderr}"
         return Launched(code, stdout.read(), stderr, seen & set(processes()), trained)
 
 
@@ -97,7 +99,7 @@ def states(folder: Path) -> dict[str, State]:
 
 
 def make_folder(digits: Storage, folder: Path, epochs: int = 120) -> Path:
-    """A folder with the study LONG, whose first trial has so many epochs, and a storage that holds digits."""
+    """A folder with the study LONG, whose first trial has this many epochs, and a storage that holds digits."""
     (folder / "study.yaml").write_text(LONG.replace("EPOCHS", str(epochs)))
     shutil.copytree(Path(digits.backend.address) / "datasets", folder / "runs" / "datasets")
     return folder

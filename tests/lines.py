@@ -1,4 +1,4 @@
-"""Lines of a shell in help and docs: the calls of `kdctl` in them, and whether it would understand those."""
+"""Lines of a shell in help and docs: the calls of `kdctl` in them, and whether it would accept them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking for processes in /proc, for tests that kill some and look for what is left."""
+"""Finds processes in /proc, for tests that kill some and check what is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def processes() -> dict[Process, int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent, *more = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended while we looked
+        except OSError:  # it has ended in the meantime
             continue
         if state not in "ZX":
             found[int(path.parent.name), more[17]] = int(parent)
@@ -56,13 +56,13 @@ def trainers(storage: Path) -> list[int]:
     for path in storage.glob("leases/trial-*.json"):
         try:
             found.append(int(json.loads(path.read_text())["pid"]))
-        except (OSError, ValueError):  # it ended while we looked
+        except (OSError, ValueError):  # it has ended in the meantime
             continue
     return found
 
 
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """Asks until the answer is true; returns the last answer."""
+    """Waits until a condition is true or the time is over; returns its last value."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -70,7 +70,7 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 
 
 def listening(pids: set[int]) -> set[str]:
-    """The addresses that some processes listen at, as the kernel writes them."""
+    """The addresses on which some processes listen, as the kernel writes them."""
     sockets = set()
     for pid in pids:
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):

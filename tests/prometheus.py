@@ -18,7 +18,7 @@ import pytest
 
 
 def tool(name: str) -> str:
-    """Where a program of Prometheus is; without it the test is skipped, but on a CI machine it fails."""
+    """Finds a program of Prometheus; without it the test is skipped, or fails on a CI machine."""
     found = shutil.which(name)
     if found is None:
         reason = f"there is no {name} here; install it (Debian: apt-get install prometheus)"
@@ -35,7 +35,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        """What it answers to a query now: labels (`metric`) and a `value`; nothing while it comes up."""
+        """Runs a query; returns labels (`metric`) and a `value` of each result, and nothing while the server starts."""
         try:
             with urlopen(f"{self.url}/api/v1/query?{urlencode({'query': query})}", timeout=10) as answer:
                 found: list[dict[str, Any]] = json.load(answer)["data"]["result"]

@@ -1,4 +1,4 @@
-"""Studies made up of rows alone, for the tests of the report."""
+"""Invented studies that consist of rows, for tests of the report."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def study() -> list[TrialRecord]:
 
 
 def member(record: TrialRecord, title: str | None = None) -> Member:
-    """As a launch remembers it."""
+    """The trial as the storage remembers it."""
     named = title or f"{record.method} {record.dataset} {record.student} seed {record.seed}"
     return Member(record.trial_id, "student", named, record.teacher_id, record.nepoch, None, False)
 

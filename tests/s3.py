@@ -1,4 +1,4 @@
-"""A real S3 server for the tests, SeaweedFS as a process of its own, and a door to it that refuses requests."""
+"""A real S3 server for the tests, SeaweedFS in a process of its own, and a proxy that refuses some requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES += ("filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens at."""
+    """Ports of the loopback address on which nothing listens."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Server:
-    """An S3 server that keeps what it has in a folder, so that it can be killed and started again."""
+    """An S3 server with its data in a folder, so that it can be killed and started again."""
 
     def __init__(self, folder: Path, ip: str = "127.0.0.1") -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ class Server:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
 
     def make_bucket(self) -> str:
-        """A new bucket."""
+        """Creates a new bucket; returns its name."""
         name = f"kdctl-{uuid.uuid4().hex[:12]}"
         client = fs.S3FileSystem(
             access_key=ACCESS,
@@ -112,16 +112,16 @@ class Server:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Kills the server as a machine that fails does."""
+        """Kills the server, as the failure of its machine would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
 
-class Door(ThreadingHTTPServer):
-    """Hands every request on to a server, but those that `refuses` names by method and path it forbids."""
+class RefusingProxy(ThreadingHTTPServer):
+    """Forwards every request to a server, except those that `refuses`, called with method and path, is true for."""
 
-    daemon_threads = True  # clients keep their links
+    daemon_threads = True  # clients keep their connections
 
     def __init__(self, server: Server) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -144,10 +144,10 @@ HOP = {"transfer-encoding", "content-length", "connection", "date", "server"}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One link to a door."""
+    """One connection to a `RefusingProxy`."""
 
     protocol_version = "HTTP/1.1"
-    server: Door
+    server: RefusingProxy
 
     def log_message(self, *_: object) -> None:
         pass
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         body = b""
-        while True:  # handed on as it came, for its chunks may be signed
+        while True:  # forwarded unchanged, because its chunks may be signed
             line = self.rfile.readline()
             size = int(line.partition(b";")[0], 16)
             body += line + self.rfile.read(size + 2)
@@ -170,9 +170,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
-            self.hand_on(body)
+            self.forward(body)
 
-    def hand_on(self, body: bytes) -> None:
+    def forward(self, body: bytes) -> None:
         link = http.client.HTTPConnection(self.server.inner.endpoint)
         link.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():

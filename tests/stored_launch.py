@@ -1,4 +1,4 @@
-"""Storages with a launch in them, for tests of what reads it: a teacher and three students."""
+"""Storages that contain a launch, for tests of the code that reads it: a teacher and three students."""
 
 from __future__ import annotations
 

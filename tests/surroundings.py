@@ -1,10 +1,10 @@
-"""Launches of a small study where people really work: in containers, behind proxies, without a home, under `nohup`.
+"""Launches a small study where people really work: in containers, behind proxies, without a home, under `nohup`.
 
     python tests/surroundings.py                 # every situation, about ten minutes
     python tests/surroundings.py --only nohup    # those whose name contains a word
 
-Each situation gets a fresh folder. Its commands run for real, and what came of them is compared with what
-docs/reliability.md promises. Prints a Markdown table; exits with 1 where an outcome is not the promised one.
+Each situation gets a fresh folder. Its commands run for real, and their outcome is compared with what
+docs/reliability.md promises. Prints a Markdown table; exits with 1 if an outcome is not the promised one.
 Linux only; situations that need root (mount and network namespaces, another uid) are left out without it, and named.
 """
 
@@ -52,7 +52,7 @@ LIMIT = 240.0  # seconds for a command
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a command came to: its exit code, all that it printed, and the seconds it took."""
+    """How a command ended: its exit code, all that it printed, and the seconds it took."""
 
     code: int
     text: str
@@ -61,7 +61,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """`run` gets a fresh folder, and returns what was seen; it raises AssertionError for anything else."""
+    """`run` gets a fresh folder, and describes the outcome; it raises AssertionError if that is not as promised."""
 
     name: str
     run: Callable[[Path], str]
@@ -88,7 +88,7 @@ def surroundings(changes: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def finished(folder: Path, count: int = 1) -> None:
-    """Asserts that so many trials are finished in the folder's storage."""
+    """Asserts that this many trials, and no others, are finished in the folder's storage."""
     rows = read_trials(Storage.at(folder / "runs"))
     states = [row.state for row in rows]
     assert states == [State.FINISHED] * count, states
@@ -118,7 +118,7 @@ def launch(*, prefix: str = "", file: str = "one.yaml") -> str:
 
 
 def message(ended: Ended, *words: str) -> str:
-    """What a refused launch says, which has to contain some words."""
+    """Returns the message of a refused launch; asserts that it contains some words."""
     last = ended.text.strip()
     assert all(word in last for word in words), last[-1500:]
     return (
@@ -130,7 +130,7 @@ def message(ended: Ended, *words: str) -> str:
 
 
 def traps(folder: Path) -> str:
-    """A folder in which every name that kdctl imports is somebody else's, also on PYTHONPATH."""
+    """A folder with modules of the same names as those that kdctl imports, also on PYTHONPATH."""
     for name in TRAPS:
         path = folder / f"{name}.py"
         path.parent.mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def gcs(folder: Path) -> str:
 
 
 def hangup(folder: Path) -> str:
-    """SIGHUP: under nohup the launch goes on, on Ray and inline; inline without it, it leaves a checkpoint."""
+    """SIGHUP: under nohup the launch continues, on Ray and inline; without it, an inline launch leaves a checkpoint."""
     for how in ("", " --inline"):
         with started(folder, f"nohup {launch(file='two.yaml')}{how}") as process:
             wait_for_training(folder)
@@ -199,10 +199,10 @@ def one_core(folder: Path) -> str:
 
 def long_temporary_folder(folder: Path) -> str:
     """A temporary folder whose name is too long for a socket."""
-    place = folder / ("t" * 95)
-    place.mkdir()
-    seen = message(run(folder, launch(), {"TMPDIR": str(place)}, code=2), "RAY_TMPDIR=/tmp")
-    return f"{seen}; with that {trained(folder, launch(), {'TMPDIR': str(place), 'RAY_TMPDIR': '/tmp'})}"
+    temporary = folder / ("t" * 95)
+    temporary.mkdir()
+    refusal = message(run(folder, launch(), {"TMPDIR": str(temporary)}, code=2), "RAY_TMPDIR=/tmp")
+    return f"{refusal}; with that {trained(folder, launch(), {'TMPDIR': str(temporary), 'RAY_TMPDIR': '/tmp'})}"
 
 
 def pipe(folder: Path) -> str:
@@ -212,22 +212,22 @@ def pipe(folder: Path) -> str:
 
 def proxy(folder: Path) -> str:
     """A proxy in the environment sees neither a token nor any other request."""
-    with listener() as (port, heard):
+    with listener() as (port, received):
         address = f"http://127.0.0.1:{port}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-        seen = trained(folder, launch(), dict.fromkeys(names, address))
+        result = trained(folder, launch(), dict.fromkeys(names, address))
         run(folder, f"{KDCTL} status --address http://127.0.0.1:1", dict.fromkeys(names, address), code=2)
-        assert not heard, heard
-    return f"{seen}; the proxy heard nothing"
+        assert not received, received
+    return f"{result}; the proxy received nothing"
 
 
 def no_home(folder: Path) -> str:
     """A uid without a name, and no HOME at all; then HOME=/."""
-    seen = []
+    outcomes = []
     for home in ("-u HOME", "HOME=/"):
         done = trained(folder, launch(prefix=f"env {home}"), within=lambda command: as_somebody(command, folder))
-        seen.append(f"env {home}: {done}")
-    return "; ".join(seen)
+        outcomes.append(f"env {home}: {done}")
+    return "; ".join(outcomes)
 
 
 def read_only_root(folder: Path) -> str:
@@ -279,7 +279,7 @@ SITUATIONS = (
 )
 
 
-# How they are made.
+# How the situations are made.
 
 
 @contextmanager
@@ -311,15 +311,15 @@ def wait_for_training(folder: Path) -> None:
 @contextmanager
 def listener() -> Iterator[tuple[int, list[bytes]]]:
     """A server on the loopback address that keeps the first bytes of whatever reaches it."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            heard.append(self.request.recv(4096))
+            received.append(self.request.recv(4096))
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1], heard
+        yield server.server_address[1], received
         server.shutdown()
 
 
@@ -349,7 +349,7 @@ def as_somebody(command: str, folder: Path) -> str:
 
 
 def outcome(situation: Situation) -> tuple[bool, str]:
-    """Whether what is promised was seen, and what was seen."""
+    """Whether the outcome is as promised, and what it was."""
     folder = Path(tempfile.mkdtemp(prefix="kdctl-"))
     (folder / "one.yaml").write_text(ONE)
     (folder / "two.yaml").write_text(TWO)
@@ -362,7 +362,7 @@ def outcome(situation: Situation) -> tuple[bool, str]:
 
 
 def main() -> None:
-    """Tries the situations, and prints what was seen."""
+    """Tries the situations, and prints the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="WORD", help="situations whose name contains this")
     word = parser.parse_args().only
@@ -374,9 +374,9 @@ def main() -> None:
         if situation.needs_root and os.getuid():
             print(f"| {situation.name} | not tried: needs root |", flush=True)
             continue
-        fine, seen = outcome(situation)
-        is_fine &= fine
-        print(f"| {situation.name} | {re.sub(r'[|]', '/', seen)} |", flush=True)
+        is_as_promised, result = outcome(situation)
+        is_fine &= is_as_promised
+        print(f"| {situation.name} | {re.sub(r'[|]', '/', result)} |", flush=True)
     sys.exit(not is_fine)
 
 

@@ -267,13 +267,13 @@ def ignore(*args: object) -> None:
 
 
 def refuse(self: Folder, name: str, *rest: object) -> None:
-    raise StorageError(f"{name} cannot be written (Read-only file system); make room; and go on")
+    raise StorageError(f"{name} cannot be written (Read-only file system); make room; and try again")
 
 
 @pytest.mark.parametrize(
     ("method", "instead", "message", "fix"),
     [
-        ("write", refuse, "cannot be written (Read-only file system); make room", "and go on"),
+        ("write", refuse, "cannot be written (Read-only file system); make room", "and try again"),
         (
             "read",
             lambda self, name: b"first",

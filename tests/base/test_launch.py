@@ -323,8 +323,8 @@ class Launched:
         return self._log.read_text()
 
 
-def go_on(study: Path, storage: Storage, undisturbed: dict[str, object]) -> str:
-    """The same command again: it finishes, with the same numbers. Returns what it told."""
+def resume(study: Path, storage: Storage, undisturbed: dict[str, object]) -> str:
+    """Runs the same command again: it finishes, with the same numbers. Returns its output."""
     again = Launched(study, root_of(storage), "again")
     assert again.end() == 0, again.log
     assert numbers(storage) == undisturbed
@@ -333,7 +333,7 @@ def go_on(study: Path, storage: Storage, undisturbed: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_a_launch_that_is_killed_again_and_again_ends_alike(
+def test_a_launch_that_is_killed_again_and_again_ends_with_the_same_numbers(
     seed: int, long: Path, storage: Storage, undisturbed: dict[str, object]
 ) -> None:
     chance, held = random.Random(seed), root_of(storage) / "leases"
@@ -362,10 +362,12 @@ def test_the_first_signal_stops_with_a_checkpoint(
     assert "Traceback" not in launched.log
     (row,) = [row for row in store.read_trials(storage) if row.state is not State.FINISHED]
     assert row.state is State.STOPPED and row.error and "the same command resumes it from there" in row.error
-    assert "from its checkpoint" in go_on(long, storage, undisturbed)
+    assert "from its checkpoint" in resume(long, storage, undisturbed)
 
 
-def test_who_sees_the_storage_can_stop_a_launch(study: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_user_of_the_storage_can_stop_a_launch(
+    study: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stops, "BEAT", 0.01)
     told: list[Event] = []
 
@@ -424,7 +426,7 @@ def test_the_second_signal_ends_at_once(long: Path, storage: Storage, undisturbe
     launched.process.send_signal(signal.SIGINT)
     launched.process.send_signal(signal.SIGTERM)
     assert launched.end() == 130 and "Traceback" not in launched.log
-    go_on(long, storage, undisturbed)
+    resume(long, storage, undisturbed)
 
 
 def trained_last_epochs(*logs: str) -> list[str]:
@@ -438,7 +440,7 @@ def test_two_launches_share_a_storage(long: Path, storage: Storage, undisturbed:
     assert numbers(storage) == undisturbed
     rows = store.read_trials(storage)
     assert trained_last_epochs(*(launched.log for launched in both)) == sorted(row.trial_id for row in rows)
-    assert [row.resumed for row in rows] == [0, 0, 0], "nobody had to go on for the other"
+    assert [row.resumed for row in rows] == [0, 0, 0], "neither had to resume a trial of the other"
     assert list(storage.backend.list_files(storage.leases)) == []
 
 
@@ -499,7 +501,7 @@ def test_a_full_disk(long: Path, small_disk: Path, undisturbed: dict[str, object
     refused = Launched(long, root_of(storage))
     assert refused.end() == 2 and "No space left on device" in refused.log and "Traceback" not in refused.log
     (small_disk / "ballast").unlink()
-    assert "from its checkpoint" in go_on(long, storage, undisturbed)
+    assert "from its checkpoint" in resume(long, storage, undisturbed)
 
 
 def test_a_disk_that_becomes_read_only(long: Path, small_disk: Path, undisturbed: dict[str, object]) -> None:
@@ -517,7 +519,7 @@ def test_a_disk_that_becomes_read_only(long: Path, small_disk: Path, undisturbed
     assert remount("rw")
     for part in storage.backend.list_unfinished():  # a file that was being written could not be removed any more
         storage.backend.delete(part.name)
-    assert "from its checkpoint" in go_on(long, storage, undisturbed)
+    assert "from its checkpoint" in resume(long, storage, undisturbed)
 
 
 def test_a_folder_that_vanishes(long: Path, storage: Storage, undisturbed: dict[str, object], tmp_path: Path) -> None:
@@ -527,4 +529,4 @@ def test_a_folder_that_vanishes(long: Path, storage: Storage, undisturbed: dict[
     check_told(launched, "is gone")
     assert not root_of(storage).exists(), "nothing was written where nobody looks for it"
     (tmp_path / "away").rename(root_of(storage))
-    assert "from its checkpoint" in go_on(long, storage, undisturbed)
+    assert "from its checkpoint" in resume(long, storage, undisturbed)

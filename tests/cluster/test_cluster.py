@@ -1,4 +1,4 @@
-"""A cluster of several nodes: the death of one costs the epochs since the last checkpoints of its trials, no more."""
+"""A cluster of several nodes: if one dies, its trials lose only the epochs since their last checkpoints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
 """
 
 
-# Ray asks a node now and then whether it lives, and gives up one that did not answer five times in a row.
+# Ray checks its nodes regularly, and gives up one that did not answer five times in a row.
 HEALTH = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500"}
 
 
@@ -63,7 +63,7 @@ def cluster() -> Iterator[dict[str, Any]]:
             process.stdin.close()
 
 
-def test_a_dead_node_costs_what_came_after_the_checkpoint(
+def test_a_dead_node_costs_only_what_came_after_the_checkpoint(
     cluster: dict[str, Any], digits_storage: Storage, tmp_path: Path
 ) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
@@ -83,10 +83,10 @@ def test_a_dead_node_costs_what_came_after_the_checkpoint(
                 node = cluster["raylets"][0]
                 for pid in [node, *(pid for pid, _ in descendants(node))]:
                     os.kill(pid, signal.SIGKILL)
-    said = "".join(lines)
-    assert process.returncode == 0, said
-    assert killed and said.count("was lost; retried in 5 s from its last checkpoint (1 of 2)") == 1, said
-    resumed = re.search(r"resumes in epoch (\d+) of 100, from its checkpoint", said)
-    assert resumed and int(resumed[1]) > 1, said
+    output = "".join(lines)
+    assert process.returncode == 0, output
+    assert killed and output.count("was lost; retried in 5 s from its last checkpoint (1 of 2)") == 1, output
+    resumed = re.search(r"resumes in epoch (\d+) of 100, from its checkpoint", output)
+    assert resumed and int(resumed[1]) > 1, output
     launch(tmp_path / "study.yaml", storage=tmp_path / "undisturbed", inline=True, on_event=ignore)
     assert numbers(tmp_path / "runs") == numbers(tmp_path / "undisturbed")

@@ -1,4 +1,4 @@
-"""Studies as jobs of a cluster: what is sent, what is told, every way it can go wrong, and one real cluster."""
+"""Studies as jobs of a cluster: what is sent, what is printed, every way it can go wrong, and one real cluster."""
 
 from __future__ import annotations
 
@@ -83,24 +83,24 @@ def kdctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         with pytest.raises(SystemExit) as ended:
             cli.main()
             raise SystemExit(0)
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
 
     return run
 
 
-# Handing over.
+# Submitting.
 
 
 @pytest.mark.parametrize(
     ("address", "is_one"),
     [("http://a:8265", True), ("HTTPS://a", True), ("auto", False), ("a:6379", False), ("ray://a:10001", False)],
 )
-def test_a_dashboard_is_told_from_a_cluster_to_join(address: str, is_one: bool) -> None:
+def test_a_dashboard_differs_from_a_cluster_to_join(address: str, is_one: bool) -> None:
     assert is_dashboard(address) is is_one
 
 
-def test_a_launch_hands_the_study_over(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
+def test_a_launch_submits_the_study(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
     code, out, err = kdctl(
         "launch", "study.yaml", "--address", f"{dashboard.address}/", "--set", "recipe.lr=0.1", "--set", "study=it's",
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_launch_hands_the_study_over(dashboard: Dashboard, folder: Path, kdctl
     assert TOKEN not in out + err + json.dumps(dashboard.jobs)
 
 
-def test_what_nobody_named_is_the_clusters_and_a_bucket_is_handed_on(
+def test_unnamed_folders_are_those_of_the_cluster_and_a_bucket_is_passed_on(
     dashboard: Dashboard, folder: Path, kdctl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-the-cluster")
@@ -147,14 +147,14 @@ def test_what_nobody_named_is_the_clusters_and_a_bucket_is_handed_on(
 
 
 @pytest.mark.parametrize("storage", ["ftp://bucket/a", "s3://key:secret@bucket/a"])
-def test_a_storage_that_cannot_be_is_refused_before_the_cluster_is_asked(
+def test_an_impossible_storage_is_refused_before_any_request(
     storage: str, dashboard: Dashboard, folder: Path, kdctl: Any
 ) -> None:
     code, out, err = kdctl("launch", "study.yaml", "--address", dashboard.address, "--storage", storage)
     assert (code, out) == (2, "") and "storage" in err and "secret" not in err and dashboard.jobs == {}
 
 
-def test_weights_beside_the_study_go_along_and_no_other_file(dashboard: Dashboard, folder: Path) -> None:
+def test_weights_beside_the_study_are_sent_and_no_other_file(dashboard: Dashboard, folder: Path) -> None:
     weights = folder.parent / "teachers" / "w.safetensors"
     weights.parent.mkdir()
     save_file(build("resnet_32_8", 10).state_dict(), weights)
@@ -200,7 +200,7 @@ def test_the_users_own_code_goes_along_and_trains_the_same_trials(dashboard: Das
     assert len(arrived.trials) == 4
 
 
-def test_a_cluster_of_the_environment_does_not_take_the_place_of_the_named_one(
+def test_a_cluster_of_the_environment_does_not_replace_the_named_one(
     dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
@@ -219,7 +219,7 @@ def run_script(folder: Path, path: str, *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
 
 
-def test_a_cluster_without_kdctl_says_so(tmp_path: Path) -> None:
+def test_a_cluster_without_kdctl_is_reported(tmp_path: Path) -> None:
     done = run_script(tmp_path, "/nowhere:/usr/bin:/bin", "launch", "a.yaml")
     assert done.returncode == 127
     assert "kdctl is not on the PATH" in done.stderr and "install it on every machine" in done.stderr
@@ -236,10 +236,10 @@ def test_another_version_of_kdctl_is_a_note(version: str, tmp_path: Path) -> Non
     assert done.stderr == (note if version == "8" else "")
 
 
-# Looking.
+# Listing.
 
 
-def test_the_list_is_of_our_jobs_and_the_newest_comes_first(dashboard: Dashboard, capsys: Any) -> None:
+def test_the_list_contains_our_jobs_with_the_newest_first(dashboard: Dashboard, capsys: Any) -> None:
     dashboard.add("raysubmit_1", {})
     dashboard.add("raysubmit_2", None)
     dashboard.add("kdctl-b", {**MINE, "study": "b"}, start_time=2_000, end_time=3_725_000, status="SUCCEEDED")
@@ -266,15 +266,15 @@ def test_the_list_is_of_our_jobs_and_the_newest_comes_first(dashboard: Dashboard
     }  # fmt: skip
 
 
-def test_a_cluster_without_a_study_says_how_to_hand_one_over(dashboard: Dashboard, capsys: Any) -> None:
+def test_a_cluster_without_a_study_prints_how_to_submit_one(dashboard: Dashboard, capsys: Any) -> None:
     status_of_jobs(dashboard.address, None, as_json=False)
-    said = capsys.readouterr()
-    assert said.out == "" and f"kdctl launch FILE --address {dashboard.address}" in said.err
+    output = capsys.readouterr()
+    assert output.out == "" and f"kdctl launch FILE --address {dashboard.address}" in output.err
     with pytest.raises(ClusterError, match="no study was submitted"):
         Cluster(dashboard.address).find_job()
 
 
-def test_trials_are_counted_where_the_storage_is_seen_and_of_the_same_launch(
+def test_trials_are_counted_if_the_storage_is_reachable_and_of_the_same_launch(
     dashboard: Dashboard, folder: Path, digits_storage: Storage, capsys: Any
 ) -> None:
     shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
@@ -318,13 +318,15 @@ def test_an_unknown_job_gets_the_nearest_known_one(dashboard: Dashboard) -> None
 # Stopping.
 
 
-def test_a_stop_waits_for_the_end_and_says_how_to_go_on(dashboard: Dashboard, capsys: Any) -> None:
+def test_a_stop_waits_for_the_end_and_prints_how_to_resume(dashboard: Dashboard, capsys: Any) -> None:
     dashboard.add("kdctl-1", MINE, start_time=1)
     dashboard.add("kdctl-2", MINE, start_time=2, status="SUCCEEDED")
     stop_job(dashboard.address, "far.away", yes=False)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert dashboard.stops == ["kdctl-1"], "the one that runs, though another is newer"
-    assert said.out == "" and said.err.endswith("job kdctl-1 has ended: stopped\nresume with:  kdctl launch a.yaml\n")
+    assert output.out == "" and output.err.endswith(
+        "job kdctl-1 has ended: stopped\nresume with:  kdctl launch a.yaml\n"
+    )
     stop_job(dashboard.address, "kdctl-2", yes=False)
     assert dashboard.stops == ["kdctl-1"]
     assert "job kdctl-2 has already ended: finished" in capsys.readouterr().err
@@ -341,7 +343,7 @@ def test_a_stop_asks_first_on_a_terminal(dashboard: Dashboard, monkeypatch: pyte
     assert dashboard.stops == ["kdctl-1"]
 
 
-def test_a_job_that_does_not_stop_is_told(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_does_not_stop_is_reported(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     dashboard.add("kdctl-1", MINE)
     monkeypatch.setattr(submission, "STOP_SECONDS", -61)
     cluster = Cluster(dashboard.address)
@@ -382,14 +384,14 @@ def test_another_server_than_rays(status: int, page: str, dashboard: Dashboard, 
     assert (code, out) == (2, "") and "does not answer like a Ray dashboard" in err and err.count("\n") == 1
 
 
-def test_nobody_there(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
+def test_an_address_where_nothing_listens(dashboard: Dashboard, folder: Path, kdctl: Any) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
         code, out, err = kdctl("launch", "study.yaml", "--address", f"http://127.0.0.1:{closed.getsockname()[1]}")
     assert (code, out) == (2, "") and "no Ray dashboard answers" in err and "ray start --head" in err
 
 
-def test_a_machine_that_takes_connections_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_accepts_connections_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_RESPONSE_TIMEOUT", 0.05)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -399,18 +401,18 @@ def test_a_machine_that_takes_connections_and_says_nothing(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("address", ["http://", "http://a b", "http://127.0.0.1:99999999"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_an_invalid_address(address: str) -> None:
     with pytest.raises(KdctlError, match="dashboard"):
         Cluster(address)
 
 
-def test_a_ray_that_is_too_old(dashboard: Dashboard) -> None:
+def test_an_old_version_of_ray(dashboard: Dashboard) -> None:
     dashboard.version = "1.8.0"
     with pytest.raises(ClusterError, match=r"Ray version 1\.8\.0 is running on the cluster"):
         Cluster(dashboard.address)
 
 
-def test_a_cluster_that_refuses_says_why(dashboard: Dashboard, folder: Path) -> None:
+def test_the_reason_of_a_refusal_is_shown(dashboard: Dashboard, folder: Path) -> None:
     dashboard.refusal = "Traceback (most recent call last):\n  File\nValueError: no agent is there"
     with pytest.raises(ClusterError, match="refused the request: ValueError: no agent is there"):
         Cluster(dashboard.address).submit(JobRequest(load_study("study.yaml"), "/runs"))
@@ -420,7 +422,7 @@ def test_a_cluster_that_refuses_says_why(dashboard: Dashboard, folder: Path) -> 
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at now."""
+    """Ports on which nothing listens now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -450,7 +452,7 @@ def cluster() -> Iterator[str]:
         try:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-                assert until(lambda: answers(f"http://127.0.0.1:{board}"), 120)
+                assert until(lambda: is_up(f"http://127.0.0.1:{board}"), 120)
                 started = descendants(process.pid)
                 yield f"http://127.0.0.1:{board}"
         finally:
@@ -462,7 +464,7 @@ def cluster() -> Iterator[str]:
             shutil.rmtree(temp, ignore_errors=True)
 
 
-def answers(address: str) -> bool:
+def is_up(address: str) -> bool:
     try:
         Cluster(address)
     except ClusterError:
@@ -472,7 +474,7 @@ def answers(address: str) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.timeout(290)
-def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
+def test_a_study_on_a_real_cluster_is_watched_stopped_and_resumed(
     cluster: str, folder: Path, kdctl: Any, digits_storage: Storage, capsys: Any
 ) -> None:
     shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
@@ -483,13 +485,13 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     assert code == 0, err
     dashboard, job = Cluster(cluster), Cluster(cluster).find_job(out.strip())
     lines = dashboard.follow(job)
-    seen = ""
+    log = ""
     for text in lines:
-        seen += text
-        if re.search(r": epoch \d+/200", seen):
+        log += text
+        if re.search(r": epoch \d+/200", log):
             break
     else:
-        pytest.fail(seen)
+        pytest.fail(log)
     lines.close()  # type: ignore[attr-defined]
     own = [pid for pid, title in titles() if str(folder / "runs") in title]
     status_of_jobs(cluster, None, as_json=False)
@@ -498,17 +500,17 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_goes_on(
     assert f"job {job.job_id} has ended: stopped\n" in capsys.readouterr().err
     assert len(own) == 2, "the launch and its supervisor"
     assert not until(lambda: any(pid in own for pid, _ in titles()), 0.1), "a process of the job is left"
-    said = dashboard.read_log(job)
-    stopped = re.search(r"stopped in epoch (\d+) of 200", said)
-    assert stopped and said.count("SIGTERM: stopping") == 1, said
-    assert f"resume with:  kdctl launch study.yaml --address {cluster}" in said
+    output = dashboard.read_log(job)
+    stopped = re.search(r"stopped in epoch (\d+) of 200", output)
+    assert stopped and output.count("SIGTERM: stopping") == 1, output
+    assert f"resume with:  kdctl launch study.yaml --address {cluster}" in output
 
     code, out, err = kdctl("launch", "study.yaml", "--address", cluster)
     again = dashboard.find_job("far.away")
     assert code == 0 and again.job_id == out.strip() != job.job_id
     print_log(cluster, again.job_id, None, follow=True)
-    said = capsys.readouterr().out
-    assert f"resumes in epoch {stopped[1]} of 200, from its checkpoint" in said
+    output = capsys.readouterr().out
+    assert f"resumes in epoch {stopped[1]} of 200, from its checkpoint" in output
     assert until(lambda: dashboard.read_job(again.job_id).state == "finished", 30)
     status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +finished +1/1 .*{again.job_id}", capsys.readouterr().out)
@@ -520,6 +522,6 @@ def titles() -> list[tuple[int, str]]:
     for pid, _ in processes():
         try:
             found.append((pid, Path(f"/proc/{pid}/cmdline").read_text(errors="replace")))
-        except OSError:  # it ended while we looked
+        except OSError:  # it has ended in the meantime
             continue
     return found

@@ -1,4 +1,4 @@
-"""A kept cluster, for real: a study joins it, its dashboard tells the truth in a browser, and nothing is left."""
+"""A persistent cluster, for real: a study joins it, its dashboard is right in a browser, and nothing is left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
 ]
 
-# The second trial is long enough to be met while it trains, by the worker that trained the first.
+# The second trial is long enough to be observed while it trains, by the worker that trained the first.
 STUDY = """\
 study: moving-on
 recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_padding: 1, flip: false}
@@ -73,29 +73,29 @@ def kdctl(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([KDCTL, *words], cwd=home, input="", capture_output=True, text=True, check=False)
 
 
-def remembered(home: Path) -> dict[str, Any]:
-    """What the file of the kept cluster says, whether it is up or on its way."""
+def read_memory(home: Path) -> dict[str, Any]:
+    """Reads the file about the persistent cluster, which exists as soon as a cluster starts."""
     files = [file for file in home.glob("cache/cluster-*") if file.is_file()]
     return json.loads(files[0].read_text()) if files else {}
 
 
 @pytest.fixture(scope="module")
 def stopped_up(home: Path) -> tuple[int, list[int], dict[str, Any]]:
-    """Ctrl-C while a cluster comes up: the exit code, the processes left, and what is remembered."""
+    """Ctrl-C while a cluster comes up: the exit code, the processes that are left, and the content of the file."""
     with subprocess.Popen([KDCTL, "up"], cwd=home, stderr=subprocess.DEVNULL) as process:
-        begun = until(lambda: remembered(home))
-        until(lambda: len(list_session(begun["pid"])) > 1)
+        starting = until(lambda: read_memory(home))
+        until(lambda: len(list_session(starting["pid"])) > 1)
         process.send_signal(signal.SIGINT)
         code = process.wait()
-    return code, list_session(begun["pid"]), remembered(home)
+    return code, list_session(starting["pid"]), read_memory(home)
 
 
 @pytest.fixture(scope="module")
 def kept(home: Path, stopped_up: object) -> Iterator[PersistentCluster]:
-    """A cluster that `kdctl up` keeps."""
+    """A cluster that `kdctl up` started."""
     started = kdctl(home, "up")
     assert started.returncode == 0, started.stderr
-    found = PersistentCluster(**remembered(home))
+    found = PersistentCluster(**read_memory(home))
     try:
         yield found
     finally:
@@ -105,19 +105,19 @@ def kept(home: Path, stopped_up: object) -> Iterator[PersistentCluster]:
 
 @pytest.fixture(scope="module")
 def study(home: Path, kept: PersistentCluster) -> Iterator[tuple[int, str]]:
-    """A launch that joined it and trains its second trial: its process, and what it said."""
+    """A launch that joined it and trains its second trial: its process, and what it has printed."""
     command = [KDCTL, "launch", "study.yaml", "--max-concurrent", "1"]  # without an address
     with subprocess.Popen(
         command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             assert process.stderr
-            said = ""
+            output = ""
             for line in process.stderr:
-                said += line
+                output += line
                 if f"{SECOND}: epoch" in line:
                     break
-            yield process.pid, said
+            yield process.pid, output
         finally:
             process.terminate()
             process.communicate()
@@ -127,12 +127,12 @@ def test_ctrl_c_while_it_comes_up_leaves_nothing(stopped_up: tuple[int, list[int
     assert stopped_up == (130, [], {})
 
 
-def test_nobody_else_could_get_in(home: Path, kept: PersistentCluster) -> None:
+def test_other_users_have_no_access(home: Path, kept: PersistentCluster) -> None:
     assert listening(set(list_session(kept.pid))) <= LOOPBACK
     assert (home / "token").stat().st_mode & 0o077 == 0
 
 
-def test_without_the_token_the_dashboard_says_nothing(kept: PersistentCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_token_the_dashboard_refuses(kept: PersistentCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dashboard.is_answering(kept.dashboard)
     for wrong, code in (("", 401), ("0" * 64, 403)):
         monkeypatch.setattr(tokens, "read_token", lambda wrong=wrong: wrong)
@@ -140,7 +140,7 @@ def test_without_the_token_the_dashboard_says_nothing(kept: PersistentCluster, m
             dashboard.fetch(kept.dashboard, "/api/jobs/")
 
 
-def test_a_second_up_says_so_and_how_to_log_in(home: Path, kept: PersistentCluster) -> None:
+def test_a_second_up_prints_how_to_log_in(home: Path, kept: PersistentCluster) -> None:
     again = kdctl(home, "up")
     assert again.returncode == 0 and f"already running at {kept.address}" in again.stdout
     assert f"http://{kept.dashboard}" in again.stdout
@@ -155,7 +155,7 @@ def test_a_launch_joins_it(study: tuple[int, str], kept: PersistentCluster) -> N
     assert f"dashboard: http://{kept.dashboard}" in study[1]
 
 
-def test_the_dashboard_names_the_trial_that_is_trained(study: tuple[int, str], kept: PersistentCluster) -> None:
+def test_the_dashboard_names_the_running_trial(study: tuple[int, str], kept: PersistentCluster) -> None:
     def running() -> list[str]:
         tasks = dashboard.fetch(kept.dashboard, "/api/v0/tasks?detail=1&limit=1000")["data"]["result"]["result"]
         return [task["name"] for task in tasks if task["state"] == "RUNNING"]
@@ -185,10 +185,10 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
 ) -> None:
     refused = kdctl(home, "down")
     assert refused.returncode == 2 and "kdctl launch study.yaml --max-concurrent 1" in refused.stderr
-    with Terminal([KDCTL, "down"], home, os.environ) as asked:
-        asked.wait_for("shut it down anyway?")
-        asked.type("n\n")
-    assert asked.code == 0 and "nothing was shut down" in asked.shown
+    with Terminal([KDCTL, "down"], home, os.environ) as terminal:
+        terminal.wait_for("shut it down anyway?")
+        terminal.type("n\n")
+    assert terminal.code == 0 and "nothing was shut down" in terminal.output
     assert kept.pid in list_session(kept.pid)
     members = {process for process in processes() if process[0] in list_session(kept.pid)}
     os.kill(study[0], signal.SIGINT)
@@ -196,7 +196,7 @@ def test_down_asks_before_it_cuts_off_a_study_and_then_leaves_nothing(
     ended = kdctl(home, "down")
     assert ended.returncode == 0 and f"shut down the cluster at {kept.address}" in ended.stderr
     assert not members & set(processes()) and not list_session(kept.pid)
-    assert remembered(home) == {}
+    assert read_memory(home) == {}
     again = kdctl(home, "down")
     assert again.returncode == 0 and "nothing to shut down" in again.stderr
     assert kdctl(home, "dashboard").returncode == 1
@@ -217,7 +217,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]:
-    """A session of processes, as a cluster is one."""
+    """A session of processes, like that of a cluster."""
     with subprocess.Popen(["sh", "-c", leader], start_new_session=True) as process:
         try:
             yield process
@@ -226,7 +226,7 @@ def sleeper(leader: str = "exec sleep 600") -> Iterator[subprocess.Popen[bytes]]
 
 
 def remember(process: subprocess.Popen[bytes], **changes: Any) -> PersistentCluster:
-    """Writes down that a process leads a kept cluster."""
+    """Stores a process as the leader of a persistent cluster."""
     members = {str(pid): read_start_time(pid) for pid in list_session(process.pid)}
     facts = {"pid": process.pid, "started": read_start_time(process.pid) or "gone", "members": members}
     kept = PersistentCluster(**{**facts, "address": "127.0.0.1:1", "dashboard": "127.0.0.1:2", **changes})
@@ -234,7 +234,7 @@ def remember(process: subprocess.Popen[bytes], **changes: Any) -> PersistentClus
     return kept
 
 
-def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_reports_nothing_unless_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     monkeypatch.delenv("RAY_USAGE_STATS_REPORT_URL", raising=False)
     assert persistent_cluster._make_environment()["RAY_USAGE_STATS_REPORT_URL"] == "http://127.0.0.1:9/"
@@ -242,45 +242,45 @@ def test_ray_reports_nothing_to_anybody_unless_it_is_to(monkeypatch: pytest.Monk
     assert "RAY_USAGE_STATS_REPORT_URL" not in persistent_cluster._make_environment()
 
 
-def test_nothing_is_kept_at_first(memory: Path) -> None:
-    said: list[str] = []
-    assert persistent_cluster.find_cluster(said.append) is None and dashboard.list_dashboards() == [] and said == []
+def test_at_first_there_is_no_cluster(memory: Path) -> None:
+    notes: list[str] = []
+    assert persistent_cluster.find_cluster(notes.append) is None and dashboard.list_dashboards() == [] and notes == []
 
 
 def test_a_living_cluster_is_found(memory: Path) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     with sleeper() as process:
         remembered = remember(process)
-        assert persistent_cluster.find_cluster(said.append) == remembered
-        remember(process, members={})  # it is on its way
-        assert persistent_cluster.find_cluster(said.append) is None
-        assert process.poll() is None and said == []
+        assert persistent_cluster.find_cluster(notes.append) == remembered
+        remember(process, members={})  # it is still starting
+        assert persistent_cluster.find_cluster(notes.append) is None
+        assert process.poll() is None and notes == []
 
 
-def test_a_dead_one_is_told_once_and_what_is_left_of_it_ended(memory: Path) -> None:
-    said: list[str] = []
+def test_a_dead_cluster_is_reported_once_and_its_processes_are_ended(memory: Path) -> None:
+    notes: list[str] = []
     with sleeper("sleep 600 & exec sleep 600") as process:
         assert until(lambda: len(list_session(process.pid)) == 2)
         remember(process)
         process.kill()
         process.wait()
-        assert persistent_cluster.find_cluster(said.append) is None
+        assert persistent_cluster.find_cluster(notes.append) is None
         assert list_session(process.pid) == []
-    assert persistent_cluster.find_cluster(said.append) is None
-    assert len(said) == 1 and "is gone" in said[0] and "up`" in said[0]
+    assert persistent_cluster.find_cluster(notes.append) is None
+    assert len(notes) == 1 and "is gone" in notes[0] and "up`" in notes[0]
 
 
 @pytest.mark.parametrize("members", [{}, {"1": "1"}, "earlier"])
-def test_another_process_with_its_number_is_left_alone(memory: Path, members: Any) -> None:
-    said: list[str] = []
+def test_another_process_with_the_same_id_is_left_alone(memory: Path, members: Any) -> None:
+    notes: list[str] = []
     with sleeper() as process:
         remember(process, started="1", members={str(process.pid): "1"} if members == "earlier" else members)
-        assert persistent_cluster.find_cluster(said.append) is None and len(said) == 1
+        assert persistent_cluster.find_cluster(notes.append) is None and len(notes) == 1
         assert process.poll() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"of": "another version"}'])
-def test_a_damaged_memory_is_no_memory(memory: Path, content: str) -> None:
+def test_a_damaged_file_is_ignored(memory: Path, content: str) -> None:
     file = _user_files.locate("cluster")
     file.parent.mkdir()
     file.write_text(content)
@@ -328,7 +328,7 @@ def test_dashboards_of_launches_are_found_while_they_run(memory: Path) -> None:
     assert dashboard.list_dashboards() == []
 
 
-def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_created_once_and_only_for_this_user(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokens.read_token() is None
     tokens.make_token()
     made = tokens.read_token()
@@ -341,7 +341,7 @@ def test_a_token_is_made_once_and_for_this_user_alone(memory: Path, monkeypatch:
     assert tokens.read_token() == "of the environment"
 
 
-def test_how_to_log_in_is_said_without_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_login_hint_does_not_contain_the_token(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     tokens.make_token()
     line = dashboard.describe_login("127.0.0.1:8265")
@@ -362,7 +362,7 @@ def test_programs_are_named_as_they_were_typed(entrypoint: str, typed: str) -> N
     assert dashboard._format_entrypoint(entrypoint) == typed
 
 
-def test_a_port_that_is_taken_is_passed_over() -> None:
+def test_a_port_in_use_is_skipped() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert persistent_cluster._find_free_port(port) > port

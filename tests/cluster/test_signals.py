@@ -1,4 +1,4 @@
-"""Signals: the first one asks, the second one ends, and afterwards everything is as before."""
+"""Signals: the first requests a stop, the second ends the process, and afterwards everything is as before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.cluster.signals import handle_stops
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Says what it is asked, and lives on.
+# Prints each request to stop, and continues.
 STUBBORN = """
 import signal
 from orchestrator.cluster.signals import handle_stops
@@ -30,7 +30,7 @@ with handle_stops(lambda name: print(name, flush=True)):
 
 @contextmanager
 def stubborn() -> Iterator[subprocess.Popen[str]]:
-    """A process that goes on after the first signal."""
+    """A process that continues after the first signal."""
     with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout and process.stdout.readline() == "ready\n"
@@ -53,73 +53,73 @@ def test_the_second_signal_ends_at_once(first: signal.Signals, second: signal.Si
 
 
 @pytest.mark.parametrize("first", NUMBERS)
-def test_a_terminal_that_closes_is_not_in_a_hurry(first: signal.Signals) -> None:
-    asked: list[str] = []
-    with handle_stops(asked.append):
+def test_a_closed_terminal_never_ends_at_once(first: signal.Signals) -> None:
+    requests: list[str] = []
+    with handle_stops(requests.append):
         for number in (first, signal.SIGHUP, signal.SIGHUP):
             os.kill(os.getpid(), number)
-        assert asked == [first.name]
+        assert requests == [first.name]
 
 
 @pytest.mark.parametrize("ignored", NUMBERS)
 def test_what_was_ignored_at_the_start_stays_ignored(ignored: signal.Signals) -> None:
     before = signal.signal(ignored, signal.SIG_IGN)  # as after `nohup`, or a shell's `&`
-    asked: list[str] = []
+    requests: list[str] = []
     try:
-        with handle_stops(asked.append):
+        with handle_stops(requests.append):
             os.kill(os.getpid(), ignored)
-            assert asked == []
+            assert requests == []
             other = next(number for number in NUMBERS if number != ignored)
             os.kill(os.getpid(), other)
-            assert asked == [other.name]
+            assert requests == [other.name]
         assert signal.getsignal(ignored) is signal.SIG_IGN
     finally:
         signal.signal(ignored, before)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_first_signal_asks(number: signal.Signals) -> None:
-    asked: list[str] = []
-    with handle_stops(asked.append):
-        assert asked == []
+def test_the_first_signal_requests_a_stop(number: signal.Signals) -> None:
+    requests: list[str] = []
+    with handle_stops(requests.append):
+        assert requests == []
         os.kill(os.getpid(), number)
-        assert asked == [number.name]
+        assert requests == [number.name]
 
 
 def test_the_earlier_handlers_are_back_afterwards() -> None:
-    heard: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in NUMBERS}
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in NUMBERS}
     try:
         with pytest.raises(LookupError), handle_stops(lambda name: None):
             raise LookupError
         for number in NUMBERS:
             os.kill(os.getpid(), number)
-        assert heard == list(NUMBERS)
+        assert received == list(NUMBERS)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def test_one_after_another_each_hears_its_first() -> None:
-    asked: list[str] = []
+def test_of_several_in_a_row_each_receives_its_first_signal() -> None:
+    requests: list[str] = []
     for number, _ in itertools.product(NUMBERS, range(2)):
-        with handle_stops(asked.append):
+        with handle_stops(requests.append):
             os.kill(os.getpid(), number)
-    assert asked == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM", "SIGHUP", "SIGHUP"]
+    assert requests == ["SIGINT", "SIGINT", "SIGTERM", "SIGTERM", "SIGHUP", "SIGHUP"]
 
 
 def test_in_another_thread_nothing_changes() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
-    seen: list[object] = []
+    handlers: list[object] = []
 
     def work() -> None:
         with handle_stops(lambda name: None):
-            seen.extend(signal.getsignal(number) for number in NUMBERS)
+            handlers.extend(signal.getsignal(number) for number in NUMBERS)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == before
+    assert handlers == before
 
 
 SUPERVISED = """
@@ -128,16 +128,16 @@ from orchestrator.cluster import supervisor
 if supervisor.is_supervised():
     supervisor.follow_parent()
     from orchestrator.cluster.signals import handle_stops
-    asked = []
-    with handle_stops(lambda name: (asked.append(name), print(name, flush=True))):
+    requests = []
+    with handle_stops(lambda name: (requests.append(name), print(name, flush=True))):
         print("ready", os.getpid(), flush=True)
-        while not asked:
+        while not requests:
             signal.pause()
         print("written", sys.stdin.readline(), flush=True)
 """
 
 
-def test_who_signals_a_launch_and_its_supervisor_means_it_once() -> None:
+def test_a_signal_to_a_launch_and_to_its_supervisor_counts_once() -> None:
     # As Ray does to stop a job: every process of it gets a SIGTERM, and the supervisor passes its own on.
     command = [sys.executable, "-c", SUPERVISED]
     start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -1,4 +1,4 @@
-"""The supervisor, with stand-ins for its child: codes, restarts, signals, and nothing that is left behind."""
+"""The supervisor, with stand-ins for its child: exit codes, restarts, signals, and no process that is left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from processes import processes, until
 from orchestrator.cluster import supervisor
 from orchestrator.cluster.supervisor import is_supervised, supervise
 
-# What every stand-in begins with: it notes that it was started, and how.
+# The beginning of every stand-in: it notes that it was started, and how.
 START = """\
 #!{python}
 import os, signal, subprocess, sys, time
@@ -48,16 +48,16 @@ def stand_in(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-class Said(list[str]):
-    """What a supervisor said."""
+class Output(list[str]):
+    """What a supervisor prints."""
 
-    def how(self) -> None:
+    def add_resume_hint(self) -> None:
         self.append("how to resume")
 
 
 @pytest.fixture
-def said() -> Said:
-    return Said()
+def output() -> Output:
+    return Output()
 
 
 @pytest.fixture
@@ -90,17 +90,21 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 130])
 def test_an_exit_code_passes_through(
-    code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, stand_in: Callable[[str], Path], output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(stand_in(f"end({code})")))
-    assert supervise(["launch", "a b.yaml"], "", said.append, said.how) == code
+    assert supervise(["launch", "a b.yaml"], "", output.append, output.add_resume_hint) == code
     ((_, *words),) = starts(tmp_path)
     assert words == ["-P", "-m", "orchestrator.cli", "launch", "a", "b.yaml"]
-    assert said == []
+    assert output == []
 
 
 def test_every_child_gets_the_text_of_the_study_file(
-    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path],
+    output: Output,
+    tmp_path: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = f"""
 from orchestrator.cluster.supervisor import read_study_text
@@ -111,13 +115,13 @@ if count == 1:
 end(0)"""
     monkeypatch.setattr(sys, "executable", str(stand_in(body)))
     text = "study: möwe\n"
-    assert supervise(["launch", "/dev/fd/63"], text, said.append, said.how) == 0
+    assert supervise(["launch", "/dev/fd/63"], text, output.append, output.add_resume_hint) == 0
     assert (tmp_path / "texts").read_text(encoding="utf-8") == f"{text}|{text}|"
     assert supervisor.read_study_text() is None
 
 
 @pytest.mark.parametrize(
-    ("end", "how"),
+    ("end", "reason"),
     [
         ("sys.exit(75)", "its processes died"),
         ("os._exit(1)", "its library ended the launch"),  # as Ray does without its GCS
@@ -128,59 +132,68 @@ end(0)"""
 )
 @pytest.mark.parametrize("lost", [1, 3, 4])
 def test_a_child_that_ray_took_down_is_started_again(
-    end: str, how: str, lost: int,
-    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch,
+    end: str, reason: str, lost: int, stand_in: Callable[[str], Path],
+    output: Output, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(sys, "executable", str(stand_in(f"if count <= {lost}:\n    {end}\nend(0)")))
-    code = supervise(["launch"], "", said.append, said.how)
+    code = supervise(["launch"], "", output.append, output.add_resume_hint)
     assert len(starts(tmp_path)) == min(lost + 1, 4)
     assert pauses == [1.0, 2.0, 4.0][:lost]
-    assert [how in text for text in said[:3]] == [True] * min(lost, 3)
+    assert [reason in text for text in output[:3]] == [True] * min(lost, 3)
     if lost <= 3:
-        assert (code, len(said)) == (0, lost)
+        assert (code, len(output)) == (0, lost)
     else:
-        assert code == 1 and "4 times in a row" in said[3] and "kdctl doctor" in said[3] and "--inline" in said[3]
-        assert how in said[3]
+        assert code == 1 and "4 times in a row" in output[3] and "kdctl doctor" in output[3] and "--inline" in output[3]
+        assert reason in output[3]
 
 
 @pytest.mark.parametrize("then", ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
 @pytest.mark.parametrize("code", [0, 1, 130])
 def test_a_child_that_dies_after_it_announced_its_end_is_not_started_again(
-    then: str, code: int, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: str,
+    code: int,
+    stand_in: Callable[[str], Path],
+    output: Output,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(stand_in(f"announce({code})\n{then}")))
-    assert supervise(["launch"], "", said.append, said.how) == code
-    assert len(starts(tmp_path)) == 1 and said == []
+    assert supervise(["launch"], "", output.append, output.add_resume_hint) == code
+    assert len(starts(tmp_path)) == 1 and output == []
 
 
 def test_a_process_that_holds_the_pipe_is_not_waited_for(
-    stand_in: Callable[[str], Path], said: Said, monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path], output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder = 'subprocess.Popen(["sleep", "600"], close_fds=False, start_new_session=True)'
     code = f'child = {holder}\n(folder / "holder").write_text(str(child.pid))\nend(2)'
     program = stand_in(code)
     monkeypatch.setattr(sys, "executable", str(program))
     try:
-        assert supervise(["launch"], "", said.append, said.how) == 2
+        assert supervise(["launch"], "", output.append, output.add_resume_hint) == 2
     finally:
         os.kill(int((program.parent / "holder").read_text()), signal.SIGKILL)
 
 
 def test_a_child_that_lived_long_starts_a_new_row(
-    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path],
+    output: Output,
+    tmp_path: Path,
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervisor, "_LONG", -1.0)
     monkeypatch.setattr(sys, "executable", str(stand_in("if count <= 9: sys.exit(75)\nend(0)")))
-    assert supervise(["launch"], "", said.append, said.how) == 0
+    assert supervise(["launch"], "", output.append, output.add_resume_hint) == 0
     assert len(starts(tmp_path)) == 10 and len(set(pauses)) == 1
 
 
 def test_the_earlier_handlers_are_back_afterwards(
-    stand_in: Callable[[str], Path], said: Said, monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path], output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(sys, "executable", str(stand_in("end(0)")))
-    supervise([], "", said.append, said.how)
+    supervise([], "", output.append, output.add_resume_hint)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
@@ -190,13 +203,13 @@ DRIVER = """
 import sys
 from orchestrator.cluster import supervisor
 sys.executable, supervisor._PATIENCE = sys.argv[1], float(sys.argv[2])
-def say(text): print(text, flush=True)
-sys.exit(supervisor.supervise(["launch"], "", say, lambda: say("how to resume")))
+def write(text): print(text, flush=True)
+sys.exit(supervisor.supervise(["launch"], "", write, lambda: write("how to resume")))
 """
 
 
 def driven(program: Path, patience: float = 60.0) -> subprocess.Popen[str]:
-    """A supervisor whose stand-in is ready."""
+    """Starts a supervisor, and waits until its stand-in is ready."""
     command = [sys.executable, "-c", DRIVER, str(program), str(patience)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert until((program.parent / "ready").exists, 60)
@@ -204,7 +217,7 @@ def driven(program: Path, patience: float = 60.0) -> subprocess.Popen[str]:
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """The exit code, and what was said."""
+    """Waits for the end; returns the exit code and the lines of the output."""
     out, _ = process.communicate(timeout=60)
     return process.returncode, out.splitlines()
 
@@ -213,23 +226,23 @@ HASTY = ["stopped at once; running trials resume from their last checkpoints", "
 
 
 @pytest.mark.parametrize(
-    ("sent", "heard"),
+    ("sent", "received"),
     [(signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")],
 )
 def test_the_first_signal_is_passed_on(
-    sent: signal.Signals, heard: str, stand_in: Callable[[str], Path], tmp_path: Path
+    sent: signal.Signals, received: str, stand_in: Callable[[str], Path], tmp_path: Path
 ) -> None:
     catch = """
-def hear(number, frame):
-    (folder / "heard").write_text(signal.Signals(number).name)
+def handle(number, frame):
+    (folder / "received").write_text(signal.Signals(number).name)
     sys.exit(130)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, hear)
+    signal.signal(number, handle)
 """
     process = driven(stand_in(catch + LAST))
     process.send_signal(sent)
-    assert outcome(process) == (130, [])  # the child has said how to resume
-    assert (tmp_path / "heard").read_text() == heard
+    assert outcome(process) == (130, [])  # the child has printed how to resume
+    assert (tmp_path / "received").read_text() == received
     assert len(starts(tmp_path)) == 1, "a child that was to stop is not started again"
 
 
@@ -248,7 +261,7 @@ def test_nohup_survives_the_end_of_the_terminal(stand_in: Callable[[str], Path],
     assert len(starts(tmp_path)) == 1
 
 
-def test_ctrl_z_stops_the_child_too_and_it_goes_on(stand_in: Callable[[str], Path], tmp_path: Path) -> None:
+def test_ctrl_z_stops_the_child_too_and_it_continues(stand_in: Callable[[str], Path], tmp_path: Path) -> None:
     wait = "Path(folder / 'ready').touch()\nwhile not (folder / 'go').exists(): time.sleep(0.05)\nend(0)"
     process = driven(stand_in(wait))
     ((child, *_),) = starts(tmp_path)
@@ -267,15 +280,15 @@ def test_ctrl_z_stops_the_child_too_and_it_goes_on(stand_in: Callable[[str], Pat
 @pytest.mark.parametrize("patience", [0.5, 60.0])
 def test_a_child_that_does_not_stop_is_killed(patience: float, stand_in: Callable[[str], Path], tmp_path: Path) -> None:
     ignore = """
-def hear(number, frame):
-    (folder / "heard").touch()
-signal.signal(signal.SIGTERM, hear)
-signal.signal(signal.SIGINT, hear)
+def handle(number, frame):
+    (folder / "received").touch()
+signal.signal(signal.SIGTERM, handle)
+signal.signal(signal.SIGINT, handle)
 """
     process = driven(stand_in(ignore + LAST), patience)
     process.send_signal(signal.SIGTERM)
     if patience > 1:  # a second signal ends it at once
-        assert until((tmp_path / "heard").exists)
+        assert until((tmp_path / "received").exists)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
     assert outcome(process) == (130, HASTY)
@@ -284,7 +297,7 @@ signal.signal(signal.SIGINT, hear)
 
 
 def test_a_signal_between_two_children_reaches_the_next_one(
-    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path], output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = subprocess.Popen
 
@@ -294,11 +307,11 @@ def test_a_signal_between_two_children_reaches_the_next_one(
 
     monkeypatch.setattr(subprocess, "Popen", late)
     monkeypatch.setattr(sys, "executable", str(stand_in(LAST)))
-    assert supervise(["launch"], "", said.append, said.how) == 130
+    assert supervise(["launch"], "", output.append, output.add_resume_hint) == 130
 
 
 def test_a_signal_during_the_pause_starts_no_child(
-    stand_in: Callable[[str], Path], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: Callable[[str], Path], output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(seconds: float) -> None:
         if seconds >= 0.5:
@@ -306,7 +319,7 @@ def test_a_signal_during_the_pause_starts_no_child(
 
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     monkeypatch.setattr(sys, "executable", str(stand_in("sys.exit(75)")))
-    assert supervise(["launch"], "", said.append, said.how) == 130
+    assert supervise(["launch"], "", output.append, output.add_resume_hint) == 130
     assert len(starts(tmp_path)) == 1
 
 
@@ -322,12 +335,12 @@ group = subprocess.Popen([{python!r}, "-c", deaf], process_group=0)
 
 @pytest.mark.parametrize("end", ["end(0)", "sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_process_of_the_session_is_left(
-    end: str, stand_in: Callable[[str], Path], said: Said, tmp_path: Path, pauses: list[float],
+    end: str, stand_in: Callable[[str], Path], output: Output, tmp_path: Path, pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(supervisor, "_RESTARTS", 0)
     monkeypatch.setattr(sys, "executable", str(stand_in(FAMILY.format(python=sys.executable) + end)))
-    supervise([], "", said.append, said.how)
+    supervise([], "", output.append, output.add_resume_hint)
     family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
     assert len(family) == 2 and not any(map(is_alive, family))
 
@@ -343,10 +356,10 @@ child.wait()
 CHILD = """
 import os, signal, sys, time
 from orchestrator.cluster.supervisor import follow_parent, is_supervised
-def hear(number, frame):
+def handle(number, frame):
     print("stopped", flush=True)
     sys.exit()
-signal.signal(signal.SIGTERM, hear)
+signal.signal(signal.SIGTERM, handle)
 follow_parent()
 print(is_supervised(), flush=True)
 while True:

@@ -319,15 +319,15 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     thread.join(60)
 
 
-def test_stop_waits_until_the_launch_has_stopped_and_says_how_to_go_on(
+def test_stop_waits_until_the_launch_has_stopped_and_prints_how_to_resume(
     run: Run, storage: Storage, running: list[BaseException]
 ) -> None:
     place = storage.backend.address
     code, out, err = run("stop", "tiny", "--storage", place)
     assert (code, out) == (0, "")
-    stopping, stopped, goes_on = err.splitlines()
+    stopping, stopped, resume = err.splitlines()
     assert "study tiny" in stopping and "checkpoint" in stopping and stopped == "study tiny has stopped"
-    assert goes_on == f"resume with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
+    assert resume == f"resume with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
     assert until(lambda: running) and isinstance(running[0], Interrupted)
     code, out, err = run("stop", "--storage", place)
     assert (code, out) == (2, "") and "the last launch of study tiny has already ended; there is nothing to stop" in err
@@ -411,14 +411,14 @@ def test_a_wrong_table_is_exit_code_1(run: Run, trained: Storage, tmp_path: Path
     assert run("teachers", "--storage", trained.backend.address, "verify", key.teacher_id)[0] == 0
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), Interrupted("the same command goes on")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort(), Interrupted("the same command resumes it")])
 def test_a_stop_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def stop(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("orchestrator.launch.launch", stop)
     code, out, err = run("launch", "study.yaml", "--inline", "--set", "recipe.lr=1e-3 ")
-    assert (code, out) == (130, "") and ("the same command goes on" in err or "stopped" in err)
+    assert (code, out) == (130, "") and ("the same command resumes it" in err or "stopped" in err)
     if isinstance(error, Interrupted):
         assert err.endswith("resume with:  kdctl launch study.yaml --inline --set 'recipe.lr=1e-3 '\n")
 
@@ -534,7 +534,7 @@ def test_clean_asks_at_a_terminal(folder: Path, storage: Storage, litter: Path, 
         terminal.wait_for("Delete 1 file, 18 B? [y/N]: ")
         terminal.type(f"{answer}\n")
     assert terminal.code == 0 and litter.exists() is is_there
-    assert ("nothing was deleted" if is_there else "deleted 1 file, 18 B") in terminal.shown
+    assert ("nothing was deleted" if is_there else "deleted 1 file, 18 B") in terminal.output
 
 
 def test_clean_does_not_ask_with_json_or_without_a_terminal(
@@ -543,7 +543,7 @@ def test_clean_does_not_ask_with_json_or_without_a_terminal(
     command = [str(KDCTL), "clean", "--storage", storage.backend.address]
     with Terminal([*command, "--json"], folder, environment()) as terminal:
         pass
-    assert json.loads(terminal.shown)["freed"] is False and litter.exists()
+    assert json.loads(terminal.output)["freed"] is False and litter.exists()
     code, out, err = run(*command[1:])
     assert code == 0 and "nothing was deleted; add --yes" in err and litter.exists()
     assert run(*command[1:], "--yes")[1] == out and not litter.exists()
@@ -555,7 +555,7 @@ def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool
         terminal.wait_for("study.yaml already exists; overwrite it? [y/N]: ")
         terminal.type(f"{answer}\n")
     assert terminal.code == 0 and ((folder / "study.yaml").read_text() == STUDY) is is_kept
-    assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.shown
+    assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.output
 
 
 def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> None:

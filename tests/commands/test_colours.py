@@ -25,7 +25,7 @@ def environment(**changes: str) -> dict[str, str]:
 def shown(folder: Path, *words: str, **changes: str) -> str:
     with Terminal([KDCTL, *words], folder, environment(**changes)) as terminal:
         pass
-    return terminal.shown
+    return terminal.output
 
 
 @pytest.mark.parametrize(

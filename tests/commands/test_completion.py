@@ -221,7 +221,7 @@ def test_a_real_bash_completes(place: Path) -> None:
             ("kdctl plan study.yaml --set recipe.ep\t2", "--set recipe.epochs=2"),
             ("kdctl plan study.yaml --set experiments[1].see\t7", "--set experiments[1].seed=7"),
         ]:
-            since = len(bash.shown)
+            since = len(bash.output)
             bash.type(typed)
             bash.wait_for(wanted, since)
             bash.type("\x15")  # empties the line

@@ -48,11 +48,11 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
     write(folder, TEACHER, State.RUNNING, ended=False)
     logs.append(folder, TEACHER.trial_id, "one")
 
-    def go_on(seconds: float) -> None:
+    def finish(seconds: float) -> None:
         logs.append(folder, TEACHER.trial_id, "two")
         write(folder, TEACHER, State.FINISHED)
 
-    monkeypatch.setattr(command.time, "sleep", go_on)
+    monkeypatch.setattr(command.time, "sleep", finish)
     said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.backend.address).stdout
     assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["one", "two"]
 

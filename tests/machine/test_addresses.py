@@ -71,7 +71,7 @@ def test_no_cluster_to_join(written: str, message: str) -> None:
 
 @pytest.mark.parametrize("command", [["launch", "none.yaml"], ["status"], ["logs"], ["stop"]])
 @pytest.mark.parametrize("address", ["", "htp://h:10001", "http://", "head"])
-def test_the_commands_say_so_before_anything_else(
+def test_the_commands_refuse_it_before_anything_else(
     command: list[str], address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["kdctl", *command, "--address", address])
@@ -101,15 +101,15 @@ def test_the_cluster_of_the_environment(
     given: str | None, named: str, meant: str | None, note: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
-    said: list[str] = []
-    assert _session._choose_address(given, said.append) == meant
-    assert len(said) == bool(note) and all(line.startswith(str(note)) for line in said)
+    notes: list[str] = []
+    assert _session._choose_address(given, notes.append) == meant
+    assert len(notes) == bool(note) and all(line.startswith(str(note)) for line in notes)
 
 
 @pytest.mark.parametrize(
     ("given", "named"), [(None, "ray://h:1"), ("auto", URL), (None, "head"), ("auto", "ray://h:1")]
 )
-def test_an_address_of_the_environment_that_is_none(given: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_of_the_environment(given: Any, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", named)
     with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: "):
         _session._choose_address(given, pytest.fail)

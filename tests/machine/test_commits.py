@@ -45,7 +45,7 @@ def modified(file: Path) -> Path:
 
 
 def hidden(file: Path) -> Path:
-    """Modified, and git is not to look."""
+    """Modified, and git is told to ignore it."""
     git(file.parent, "update-index", "--assume-unchanged", "--", f"./{file.name}")
     return modified(file)
 

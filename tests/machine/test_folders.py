@@ -66,20 +66,20 @@ def test_where_it_is(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("home", ["", "/dev/null", "/dev/null/x", "none", "/nonexistent"])
-def test_a_home_that_is_none(home: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_home(home: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(os, "access", lambda path, rights: str(path).startswith(str(bare)))  # root may write anywhere
     assert folders.own() == bare / "t" / f"kdctl-{os.getuid()}"
     assert tokens.token_file() == folders.own() / "auth_token"
 
 
-def link(place: Path) -> None:
-    (place.parent / "elsewhere").mkdir(mode=0o700)
-    place.symlink_to(place.parent / "elsewhere")
+def link(path: Path) -> None:
+    (path.parent / "elsewhere").mkdir(mode=0o700)
+    path.symlink_to(path.parent / "elsewhere")
 
 
 @pytest.mark.parametrize(
-    "prepare", [link, lambda place: place.mkdir(mode=0o755), lambda place: place.touch()], ids=["link", "open", "file"]
+    "prepare", [link, lambda path: path.mkdir(mode=0o755), lambda path: path.touch()], ids=["link", "open", "file"]
 )
 def test_a_folder_that_somebody_else_may_have_made_is_refused(prepare: Callable[[Path], None], bare: Path) -> None:
     prepare(bare / "t" / f"kdctl-{os.getuid()}")
@@ -129,7 +129,7 @@ def test_no_folder_at_all_is_one_message(bare: Path, monkeypatch: pytest.MonkeyP
     dashboard.forget_dashboard()
 
 
-def test_a_bug_without_a_place_for_its_log_is_still_a_message(
+def test_a_bug_is_still_a_message_if_its_log_cannot_be_written(
     bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_temporary_folder(monkeypatch)
@@ -196,15 +196,15 @@ def refuse(monkeypatch: pytest.MonkeyPatch, refused: Path) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", open_file)
 
 
-@pytest.mark.parametrize("place", ["shared", "ray", "long", "token"])
-def test_a_launch_and_the_doctor_find_the_same(place: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["shared", "ray", "long", "token"])
+def test_a_launch_and_the_doctor_find_the_same(case: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "ray").mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", str(bare / ("x" * 100) if place == "long" else bare))
+    monkeypatch.setenv("RAY_TMPDIR", str(bare / ("x" * 100) if case == "long" else bare))
     monkeypatch.setattr(folders, "_SOCKET", 200)
     monkeypatch.setattr(folders, "_SHARED", bare / "t")
-    if place == "token":
+    if case == "token":
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/dev/null/token")
-    refuse(monkeypatch, {"shared": bare / "t", "ray": bare / "ray"}.get(place, bare / "none"))
+    refuse(monkeypatch, {"shared": bare / "t", "ray": bare / "ray"}.get(case, bare / "none"))
     with pytest.raises(KdctlError) as raised:
         _session._connect(None, is_kept=False)
     findings = [doctor._run_check(name, check) for name, check in doctor._of_machine().items()]
@@ -240,10 +240,10 @@ def test_a_launch_on_ray_without_a_home_and_behind_a_proxy(bare: Path) -> None:
     proxy = Dashboard()
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     with tempfile.TemporaryDirectory(prefix="kh-", dir="/tmp") as short:  # paths of sockets may not be long
-        places = {"HOME": "/dev/null", "TMPDIR": short, "http_proxy": proxy.address, "grpc_proxy": proxy.address}
+        variables = {"HOME": "/dev/null", "TMPDIR": short, "http_proxy": proxy.address, "grpc_proxy": proxy.address}
         command = [sys.executable, "-P", "-m", "orchestrator.cli", "launch", "study.yaml", "--address", "local"]
         done = subprocess.run(
-            command, cwd=bare, env=environment | places, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=bare, env=environment | variables, capture_output=True, text=True, timeout=240, check=False
         )
         proxy.close()
         assert done.returncode == 0, done.stderr

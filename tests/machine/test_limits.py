@@ -1,4 +1,4 @@
-"""What of a machine may be used: affinity, and control groups of both versions."""
+"""How much of a machine may be used: affinity, and control groups of both versions."""
 
 from __future__ import annotations
 

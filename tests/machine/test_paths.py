@@ -1,4 +1,4 @@
-"""A path that a person gave: `~` is expanded wherever it comes from, and what is no path becomes no folder."""
+"""Paths that a person gives: `~` is expanded everywhere, and an invalid path never becomes a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def kdctl() -> Kdctl:
-    """Runs a command in this process; gives its code (2 for every error of a person) and what it prints."""
+    """Runs a command in this process; returns its exit code (2 for every error of a person) and its output."""
 
     def run(*words: str) -> tuple[int, str]:
         result = CliRunner().invoke(cli, words)
@@ -97,14 +97,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "part"), REFUSED)
-def test_what_is_no_path_is_refused_with_the_fix(text: str, part: str, home: Path) -> None:
+def test_an_invalid_path_is_refused_with_the_fix(text: str, part: str, home: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Storage.at(text)
     assert part in str(caught.value) and str(caught.value).startswith("storage ") and caught.value.exit_code == 2
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_a_bucket_is_no_place_for_a_file(home: Path) -> None:
+def test_a_file_cannot_be_in_a_bucket(home: Path) -> None:
     with pytest.raises(PathError, match="^--output 's3://b/x.csv' is the address of a bucket; expected a path on"):
         local("s3://b/x.csv", "--output")
 
@@ -115,16 +115,16 @@ def test_a_secret_in_an_address_is_not_shown() -> None:
     assert "hunter22" not in str(caught.value)
 
 
-# Everywhere that a person gives one.
+# Everywhere that a person gives a path.
 
 
 def test_every_option_expands_it(home: Path, kdctl: Kdctl, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "s.yaml").write_text(STUDY)
-    code, said = kdctl("launch", "~/s.yaml", "--inline", "--storage=~/runs", "--data=~/data", *small())
-    assert code == 0, said
-    assert (home / "runs/results/trials").is_dir() and f"{home}/runs/results" in said
-    code, said = kdctl("query", "SELECT 1 AS a", "--storage", "~/runs", "--output", "~/a.csv")
-    assert code == 0 and (home / "a.csv").read_text() == "a\n1\n", said
+    code, output = kdctl("launch", "~/s.yaml", "--inline", "--storage=~/runs", "--data=~/data", *small())
+    assert code == 0, output
+    assert (home / "runs/results/trials").is_dir() and f"{home}/runs/results" in output
+    code, output = kdctl("query", "SELECT 1 AS a", "--storage", "~/runs", "--output", "~/a.csv")
+    assert code == 0 and (home / "a.csv").read_text() == "a\n1\n", output
     monkeypatch.setenv("KDCTL_STORAGE", "~/runs")
     assert kdctl("report", "--output", "~/r.html")[0] == 0 and (home / "r.html").is_file()
     assert "ResNet8/Digits" in kdctl("results")[1] and kdctl("results", "~/s.yaml", *small())[0] == 0
@@ -183,20 +183,22 @@ def test_weights_expand_it(home: Path, tmp_path: Path) -> None:
 )
 def test_every_command_refuses_the_rest(words: tuple[str, ...], home: Path, kdctl: Kdctl) -> None:
     Path("s.yaml").write_text(STUDY)
-    code, said = kdctl(*words)
-    assert code == 2 and ("address" in said or "empty" in said or "Windows" in said or "white space" in said), said
+    code, output = kdctl(*words)
+    assert code == 2 and ("address" in output or "empty" in output or "Windows" in output or "white space" in output), (
+        output
+    )
     assert [path.name for path in Path.cwd().iterdir()] == ["s.yaml"]
 
 
 def test_a_path_in_a_study_is_refused_as_a_fault(home: Path, kdctl: Kdctl) -> None:
-    code, said = kdctl("check", "s3://b/s.yaml", "--json")
-    assert code == 2 and '"line": null' in said and "is the address of a bucket" in said
+    code, output = kdctl("check", "s3://b/s.yaml", "--json")
+    assert code == 2 and '"line": null' in output and "is the address of a bucket" in output
 
 
 def test_a_name_that_begins_with_a_dash_is_typed_so_that_it_works(home: Path, kdctl: Kdctl) -> None:
     assert word("-s.yaml") == "./-s.yaml" and word("s.yaml") == "s.yaml"
-    code, said = kdctl("init", "--", "-s.yaml")
-    assert code == 0 and "kdctl launch ./-s.yaml" in said
+    code, output = kdctl("init", "--", "-s.yaml")
+    assert code == 0 and "kdctl launch ./-s.yaml" in output
     assert kdctl("check", "--", "-s.yaml")[0] == 0 and kdctl("check", "./-s.yaml")[0] == 0
 
 

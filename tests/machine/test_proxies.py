@@ -34,7 +34,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., Dashboard]]:
-    """Makes servers that note what they receive: dashboards, or what stands for a proxy."""
+    """Makes servers that note what they receive: dashboards, or stand-ins for a proxy."""
     made: list[Dashboard] = []
 
     def make(**facts: Any) -> Dashboard:
@@ -101,7 +101,7 @@ def test_a_variable_in_lower_case_goes_first_and_may_switch_the_other_off(monkey
     assert proxies.of("http://head") is None
 
 
-def test_what_else_reads_the_environment_spares_this_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_readers_of_the_environment_use_no_proxy_for_this_machine_either(monkeypatch: pytest.MonkeyPatch) -> None:
     proxies.spare_loopback()
     assert "no_proxy" not in os.environ, "there is no proxy"
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
@@ -118,7 +118,7 @@ def test_what_else_reads_the_environment_spares_this_machine_too(monkeypatch: py
 
 @pytest.mark.parametrize("variable", VARIABLES)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_dashboard_here_is_asked_directly(
+def test_a_dashboard_here_is_reached_directly(
     host: str, variable: str, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dashboard, proxy = server(), server()
@@ -139,11 +139,9 @@ def test_the_token_never_goes_to_a_proxy_in_the_clear(
     assert all(fix in str(raised.value) for fix in ("add head.example to no_proxy", "https://", "ssh -L"))
 
 
-def test_without_a_token_a_proxy_is_used_and_named_where_it_answers(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_token_a_proxy_is_used_and_named_if_it_answers(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    proxy = server(token=None)  # one that answers by itself, as far as we can see
+    proxy = server(token=None)  # as far as kdctl can see, it answers by itself
     monkeypatch.setenv("http_proxy", proxy.address)
     assert Cluster("http://head.example:8265").list_jobs() == []
     assert "/api/version" in proxy.received[0]
@@ -176,9 +174,7 @@ def test_the_token_does_not_follow_a_redirect(server: Any) -> None:
     assert other.received == []
 
 
-def test_what_netrc_holds_does_not_replace_the_token(
-    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_netrc_does_not_replace_the_token(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("default login me password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert Cluster(server().address).list_jobs() == []
@@ -216,7 +212,7 @@ def test_a_download_names_its_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("s3://bucket/a?endpoint_override=127.0.0.1:9", r"cannot be read \(no\)"),
     ],
 )
-def test_a_bucket_says_how_it_is_reached(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_names_its_proxy(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise OSError("no")
 
@@ -226,7 +222,7 @@ def test_a_bucket_says_how_it_is_reached(address: str, message: str, monkeypatch
         bucket.Bucket.at(address).read("x")
 
 
-def test_a_bucket_of_google_here_passes_a_proxy_by(server: Any) -> None:
+def test_a_bucket_of_google_here_is_reached_without_a_proxy(server: Any) -> None:
     proxy = server(token=None)
     script = (
         "from datetime import timedelta; from orchestrator.storage import bucket\n"

@@ -124,11 +124,11 @@ def study(shape: list[tuple[int, int, int | None]]) -> list[PlannedTrial]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(shape=STUDIES, places=st.integers(1, 3))
-def test_the_estimate_never_rises_and_ends_at_zero(shape: list[tuple[int, int, int | None]], places: int) -> None:
+@given(shape=STUDIES, slots=st.integers(1, 3))
+def test_the_estimate_never_rises_and_ends_at_zero(shape: list[tuple[int, int, int | None]], slots: int) -> None:
     trials = study(shape)
     pace = {trial.trial_id: 1.0 + (trial.config.student == "resnet_32_20") for trial in trials}
-    events = list(played(trials, places, pace))
+    events = list(played(trials, slots, pace))
     total = (events[-1].time - at(0)).total_seconds()
     status = StudyStatus.of_launch(events[0])
     before: float | None = None
@@ -137,7 +137,7 @@ def test_the_estimate_never_rises_and_ends_at_zero(shape: list[tuple[int, int, i
         eta = estimate(status, event.time)
         assert eta is None or (eta.low >= 0 and (eta.high is None or eta.high >= eta.low))
         is_known = work_of(status.trials.values(), measured=True) == work_of(status.trials.values())
-        if eta and eta.high is not None and is_known and status.most_running == places:
+        if eta and eta.high is not None and is_known and status.most_running == slots:
             passed = (event.time - at(0)).total_seconds()
             assert eta.low == eta.high == pytest.approx(total - passed)
             assert before is None or eta.low <= before + 1e-6

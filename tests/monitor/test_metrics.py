@@ -118,13 +118,13 @@ def test_a_loss_that_is_no_number_is_no_series() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(places=st.integers(1, 4), count=st.integers(1, 12))
-def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_study(places: int, count: int) -> None:
+@given(slots=st.integers(1, 4), count=st.integers(1, 12))
+def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_study(slots: int, count: int) -> None:
     teacher = planned(0, epochs=2)
     trials = [teacher, *(planned(no, epochs=2, teacher=teacher if no % 2 else None) for no in range(1, count))]
     meter: Meter | None = None
     running: set[str] = set()
-    for event in played(trials, places, {trial.trial_id: 1.0 + no % 3 for no, trial in enumerate(trials)}):
+    for event in played(trials, slots, {trial.trial_id: 1.0 + no % 3 for no, trial in enumerate(trials)}):
         meter = meter or Meter(event)
         meter.apply(event)
         if event.trial and event.kind in (EventKind.STARTED, EventKind.ENDED):

@@ -74,7 +74,7 @@ def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
 ) -> None:
     on_event = Lines()
     on_event(launch(5, 2))
-    on_event(ended(job, State.STOPPED, "stopped in epoch 3"))  # it has not ended: the next launch goes on with it
+    on_event(ended(job, State.STOPPED, "stopped in epoch 3"))  # it has not ended: the next launch resumes it
     on_event(ended(job, State.FINISHED, "finished"))
     on_event(ended(job, State.FAILED, "failed: the reason", ("one", "two")))
     title = f"0123456789ab {job.trial.title()}"

@@ -63,7 +63,7 @@ def drawn(terminal: Terminal, sizes: list[tuple[int, int]], notes: Callable[[int
         stream.seek(0)
         stream.truncate()
         screens.append(terminal.screen())
-        assert terminal.is_seen and terminal.is_plain and terminal.column == 0
+        assert terminal.is_cursor_visible and terminal.is_unstyled and terminal.column == 0
     return screens
 
 
@@ -230,7 +230,7 @@ def test_a_launch_that_is_ended_leaves_a_good_terminal(show: Callable[..., Shown
     whole = shown.text[: shown.text.rindex("\x1b[?25h") + 6]  # a kill may meet a process that writes
     terminal = Terminal(100, 30)
     terminal.feed(whole)
-    assert terminal.is_seen and terminal.is_plain and terminal.column == 0
+    assert terminal.is_cursor_visible and terminal.is_unstyled and terminal.column == 0
 
 
 def test_a_dumb_terminal_gets_lines(show: Callable[..., Shown]) -> None:

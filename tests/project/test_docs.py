@@ -113,7 +113,7 @@ def test_commands_and_targets_in_the_docs_exist(page: Path) -> None:
     prose = re.sub(r"```.*?```|<!-- printed.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
     spans = re.findall(r"`((?:kdctl|make) [^`]+)`", prose)
     for span in spans:
-        words = " ".join(span.split())  # a span may go on in the next line
+        words = " ".join(span.split())  # a span may continue in the next line
         if words.startswith("make "):
             assert is_target(words.split()[1]), words
         else:

@@ -245,7 +245,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     storage = Storage.at(tmp_path)
     storage.prepare()
     rows = [row(1, seed=0), *study()]
-    long = "an error of a kind that goes on and on " * 100
+    long = "an error with a very long message " * 100
     for no in range(5000 - len(rows)):
         state = State.FAILED if no % 11 == 0 else State.FINISHED
         options = {"temperature": no // 50, "note": "x" * 50}
@@ -257,12 +257,12 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
     monkeypatch.setattr(Folder, "list_files", lambda *_: [])
     monkeypatch.setattr(store, "_list_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
-    asked = []
-    monkeypatch.setattr(Folder, "read", lambda _self, name: asked.append(name) or content)
+    read = []
+    monkeypatch.setattr(Folder, "read", lambda _self, name: read.append(name) or content)
     own = facts(storage, rows)
     text = html(own)
     assert 200_000 < len(text.encode()) < LIMIT
-    assert len(asked) < 1000  # no epochs are read but those that are drawn
+    assert len(read) < 1000  # no epochs are read but those that are drawn
     assert (
         " settings, those with the best last epoch; kdctl query prints the others" in text
         and "(kdctl query prints the others)" in text

@@ -63,7 +63,7 @@ def test_what_is_written_is_read(backend: StorageBackend) -> None:
     assert backend.read("a/b.bin") == backend.local_path("a/b.bin").read_bytes() == b"three"
 
 
-def test_equal_sizes_one_after_the_other_are_told_apart(backend: StorageBackend) -> None:
+def test_versions_of_equal_size_differ(backend: StorageBackend) -> None:
     for content in (b"aaaa", b"bbbb", b"cccc"):
         backend.write("a/b", content)
         assert backend.local_path("a/b").read_bytes() == content
@@ -117,7 +117,7 @@ def test_a_block_that_writes_nothing_makes_an_empty_file(backend: StorageBackend
     assert backend.read("a/empty") == b""
 
 
-def test_what_is_not_there(backend: StorageBackend) -> None:
+def test_a_missing_file(backend: StorageBackend) -> None:
     with pytest.raises(FileNotFoundError):
         backend.read("no/such")
     with pytest.raises(FileNotFoundError):
@@ -208,15 +208,15 @@ for turn in range(20):
 def test_readers_never_see_half_a_file_of_several_writers(backend: StorageBackend) -> None:
     backend.write("shared/file", b"-")
     with start(WRITER, packed(backend), "a") as one, start(WRITER, packed(backend), "b") as other:
-        seen = set()
+        contents = set()
         is_live = True
         while is_live:
             is_live = one.poll() is None or other.poll() is None
             content = backend.read("shared/file")
             assert len(content) == LENGTHS[content[:1]] and len(set(content)) == 1
-            seen.add(content[:1])
+            contents.add(content[:1])
     assert one.returncode == other.returncode == 0
-    assert seen & {b"a", b"b"}
+    assert contents & {b"a", b"b"}
     assert backend.list_unfinished() == []
 
 
@@ -272,7 +272,7 @@ def test_a_mount_that_is_gone_is_not_written_below(folder: Folder, is_empty: boo
 
 
 @pytest.mark.parametrize("is_file", [True, False])
-def test_a_root_that_cannot_be(tmp_path: Path, is_file: bool) -> None:
+def test_an_impossible_root(tmp_path: Path, is_file: bool) -> None:
     (tmp_path / "file").write_text("")
     root = tmp_path / "file" if is_file else tmp_path / "file" / "below"
     with pytest.raises(StorageError, match="cannot be written .*expected a folder .*--storage"):
@@ -298,7 +298,7 @@ def test_a_file_that_may_not_grow(folder: Folder) -> None:
     assert folder.list_unfinished() == []
 
 
-# In a mount namespace of its own: what it mounts, nobody else sees, and it is gone with the process.
+# In a mount namespace of its own: nobody else sees its mounts, and they disappear with the process.
 MOUNTED = f"""{UNPACK}
 import subprocess
 from orchestrator.errors import StorageError
@@ -342,7 +342,7 @@ assert backend.list_unfinished() == []
 @pytest.mark.parametrize(
     ("state", "reason"), [("full", "No space left on device"), ("read-only", "Read-only file system")]
 )
-def test_a_disk_that_takes_nothing(tmp_path: Path, state: str, reason: str) -> None:
+def test_a_disk_that_cannot_be_written(tmp_path: Path, state: str, reason: str) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() != 0:
         pytest.skip("needs unshare, and root to mount a small disk")

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from s3 import SECRET, Door, Server
+from s3 import SECRET, RefusingProxy, Server
 
 from orchestrator.errors import StorageError
 from orchestrator.files import PART
@@ -31,8 +31,8 @@ def backend(s3_address: str) -> Bucket:
 
 
 @pytest.fixture
-def door(s3_server: Server) -> Iterator[Door]:
-    made = Door(s3_server)
+def proxy(s3_server: Server) -> Iterator[RefusingProxy]:
+    made = RefusingProxy(s3_server)
     yield made
     made.close()
 
@@ -48,7 +48,7 @@ def own_server(tmp_path: Path, s3_environment: None) -> Iterator[Server]:
         server.kill()
 
 
-def at(server: Server | Door, name: str) -> Bucket:
+def at(server: Server | RefusingProxy, name: str) -> Bucket:
     return Bucket.at(f"s3://{name}/some/folder?endpoint_override={server.endpoint}&scheme=http")
 
 
@@ -197,7 +197,7 @@ def test_a_server_that_comes_back_is_waited_for(own_server: Server) -> None:
     assert backend.read("a") == b"written"
 
 
-def test_a_server_that_says_nothing(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "ATTEMPTS", 1)
     monkeypatch.setattr(bucket, "REQUEST_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -209,12 +209,12 @@ def test_a_server_that_says_nothing(s3_environment: None, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("refused", ["partNumber=2", "partNumber=1", "uploadId", "uploads"])
 def test_an_upload_that_fails_midway_leaves_the_old_file(
-    s3_server: Server, s3_environment: None, door: Door, refused: str
+    s3_server: Server, s3_environment: None, proxy: RefusingProxy, refused: str
 ) -> None:
-    backend = at(door, s3_server.make_bucket())
+    backend = at(proxy, s3_server.make_bucket())
     backend.prepare()
     backend.write("a", b"old")
-    door.refuses = lambda method, path: method != "GET" and refused in path
+    proxy.refuses = lambda method, path: method != "GET" and refused in path
     content = os.urandom(25 << 20)
     with pytest.raises(StorageError, match="a cannot be written .*ACCESS_DENIED"):
         backend.write("a", content)
@@ -222,18 +222,18 @@ def test_an_upload_that_fails_midway_leaves_the_old_file(
         part.write_bytes(content)
     assert backend.read("a") == b"old"
     assert [entry.name for entry in backend.list_files("")] == ["a", MARKER]
-    door.refuses = lambda method, path: False
+    proxy.refuses = lambda method, path: False
     backend.write("a", content)
     assert backend.read("a") == content
 
 
 @pytest.mark.parametrize("refused", ["PUT", "GET", "DELETE"])
-def test_a_bucket_that_one_may_not_use_in_full(
-    s3_server: Server, s3_environment: None, door: Door, refused: str
+def test_a_bucket_with_missing_permissions(
+    s3_server: Server, s3_environment: None, proxy: RefusingProxy, refused: str
 ) -> None:
-    door.refuses = lambda method, path: method == refused and PART in path
+    proxy.refuses = lambda method, path: method == refused and PART in path
     with pytest.raises(StorageError, match="lets you read, write and remove"):
-        at(door, s3_server.make_bucket()).prepare()
+        at(proxy, s3_server.make_bucket()).prepare()
 
 
 # Local copies.

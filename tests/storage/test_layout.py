@@ -1,4 +1,4 @@
-"""The storage: names below its place, tables by their facts alone, whatever those say, and JSON."""
+"""The storage: every name lies below its root, tables are listed by their facts alone, and JSON."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_prepare_makes_the_folder_and_its_marker_and_nothing_else(storage: Stora
 
 
 def write_table(storage: Storage, key: TableKey) -> None:
-    """What stands for a whole table, for those who only list them."""
+    """Writes a stand-in for a whole table, for tests that only list tables."""
     storage.backend.write(storage.table(key), b"the array")
     write_json(storage, storage.table_facts(key), {"key": encode_key(key)})
 
@@ -107,7 +107,7 @@ def test_tables_lists_every_whole_table(storage: Storage) -> None:
     assert set(storage.list_tables()) == keys
 
 
-def test_tables_passes_over_a_table_without_facts_and_facts_without_a_table(storage: Storage) -> None:
+def test_tables_ignores_a_table_without_facts_and_facts_without_a_table(storage: Storage) -> None:
     storage.backend.write(storage.table(KEY), b"built, but not checked to the end")
     assert list(storage.list_tables()) == []
     write_table(storage, KEY)
@@ -120,13 +120,13 @@ def test_tables_of_a_storage_that_was_never_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"key": 1}', '{"key": {"teacher_id": "a"}}', "\0"])
-def test_tables_passes_over_damaged_facts(storage: Storage, text: str) -> None:
+def test_tables_ignores_damaged_facts(storage: Storage, text: str) -> None:
     write_table(storage, KEY)
     storage.backend.write(storage.table_facts(KEY), text.encode())
     assert list(storage.list_tables()) == []
 
 
-def test_facts_of_another_name_are_no_table(storage: Storage) -> None:
+def test_facts_under_another_name_are_no_table(storage: Storage) -> None:
     other = replace(KEY, images=7)
     write_table(storage, KEY)
     write_json(storage, storage.table_facts(KEY), {"key": encode_key(other)})
@@ -291,7 +291,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
-def test_a_name_tells_what_a_file_is(name: str, file: StoredFile) -> None:
+def test_a_name_shows_what_a_file_is(name: str, file: StoredFile) -> None:
     assert STORAGE.parse(name) == file and STORAGE.is_ours(name)
     assert STORAGE.has_folder(name.rpartition("/")[0])
     for other in (f"{name}.bak", f"x/{name}", name.upper(), name.replace("/", "//"), ""):

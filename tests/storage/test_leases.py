@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever is killed, stopped or on another machine, and whatever a claim says."""
+"""Leases: one holder at a time, whoever is killed, stopped or on another machine, and whatever a claim contains."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-# Holds a resource; answers a line of input with what its check says.
+# Holds a resource; answers each line of input with the result of a check.
 HOLDER = """
 import sys
 from orchestrator.storage import leases
@@ -93,8 +93,8 @@ def holding(storage: Storage, resource: str, settings: str = "") -> Iterator[sub
             process.kill()
 
 
-def asked(process: subprocess.Popen[str]) -> str:
-    """What the check of a holder says."""
+def request_check(process: subprocess.Popen[str]) -> str:
+    """Makes a holder check its lease; returns the result."""
     assert process.stdin and process.stdout
     process.stdin.write("check\n")
     process.stdin.flush()
@@ -117,13 +117,13 @@ def test_one_holds_and_the_next_gets_none(storage: Storage) -> None:
         again.check()
 
 
-def test_it_is_given_back_after_an_error(storage: Storage) -> None:
+def test_it_is_released_after_an_error(storage: Storage) -> None:
     with pytest.raises(RuntimeError), taken(storage, "x"):
         raise RuntimeError
     taken(storage, "x").release()
 
 
-def test_a_name_that_begins_alike_is_another_resource(storage: Storage) -> None:
+def test_a_name_with_the_same_beginning_is_another_resource(storage: Storage) -> None:
     with taken(storage, "trial-a"), taken(storage, "trial"), taken(storage, "trial-ab"):
         assert claims(storage) == ["trial", "trial-a", "trial-ab"]
 
@@ -137,17 +137,17 @@ def test_releasing_twice_is_once(storage: Storage) -> None:
     second.release()
 
 
-def test_waiting_comes_after_the_holder_and_asks_meanwhile(storage: Storage) -> None:
+def test_waiting_ends_after_the_holder_and_calls_the_check_meanwhile(storage: Storage) -> None:
     first = taken(storage, "x")
-    asked = []
+    observed = []
 
     def check() -> None:
-        asked.append(claims(storage))
+        observed.append(claims(storage))
         first.release()
 
     with wait_for(storage, "x", check):
         assert acquire(storage, "x") is None
-    assert asked == [["x"]] and claims(storage) == []
+    assert observed == [["x"]] and claims(storage) == []
 
 
 def test_what_the_check_of_a_wait_raises_ends_it(storage: Storage) -> None:
@@ -209,14 +209,14 @@ def process_is_dead(processes: list[subprocess.Popen[bytes]], pid: int) -> bool:
     return any(process.pid == pid and process.returncode == -signal.SIGKILL for process in processes)
 
 
-def test_of_many_that_race_one_holds_it_at_a_time_and_all_get_it(storage: Storage, tmp_path: Path) -> None:
-    seen: list[int] = []
-    turns = race(storage, tmp_path / "log", racers=5, rounds=4, act=seen.extend)
-    assert sorted(turns) == sorted(seen * 4)
+def test_in_a_race_one_holds_it_at_a_time_and_all_get_it(storage: Storage, tmp_path: Path) -> None:
+    pids: list[int] = []
+    turns = race(storage, tmp_path / "log", racers=5, rounds=4, act=pids.extend)
+    assert sorted(turns) == sorted(pids * 4)
     assert claims(storage) == []
 
 
-def test_a_race_goes_on_without_those_that_are_killed(storage: Storage, tmp_path: Path) -> None:
+def test_a_race_continues_without_those_that_are_killed(storage: Storage, tmp_path: Path) -> None:
     log, pids = tmp_path / "log", []
 
     def act(racers: list[int]) -> None:
@@ -233,7 +233,7 @@ def test_a_race_goes_on_without_those_that_are_killed(storage: Storage, tmp_path
     assert claims(storage) == ["y"]
 
 
-# Holders that die, stand still, or are elsewhere.
+# Holders that die, are suspended, or are on another machine.
 
 
 def test_a_killed_process_frees_it_at_once(storage: Storage) -> None:
@@ -250,22 +250,22 @@ def test_a_killed_process_frees_it_at_once(storage: Storage) -> None:
         taken(storage, "x").release()
 
 
-def test_a_process_that_stands_still_loses_it(storage: Storage, fast: None) -> None:
+def test_a_suspended_process_loses_it(storage: Storage, fast: None) -> None:
     with holding(storage, "x", FAST) as process:
-        assert asked(process) == "kept"
+        assert request_check(process) == "kept"
         process.send_signal(signal.SIGSTOP)
         found: list[Lease] = []
         until(lambda: found or found.extend(filter(None, [acquire(storage, "x")])))
         process.send_signal(signal.SIGCONT)
-        assert asked(process) == "x was taken over by another launch while this process was suspended"
-        assert asked(process) == "x was taken over by another launch while this process was suspended"
+        assert request_check(process) == "x was taken over by another launch while this process was suspended"
+        assert request_check(process) == "x was taken over by another launch while this process was suspended"
         found[0].check()
         assert claims(storage) == ["x"]
         found[0].release()
-        assert "taken over" in asked(process), "what is lost stays lost"
+        assert "taken over" in request_check(process), "what is lost stays lost"
 
 
-def test_a_process_that_stands_still_goes_on_where_nobody_took_it(storage: Storage, fast: None) -> None:
+def test_a_suspended_process_continues_if_nobody_took_it(storage: Storage, fast: None) -> None:
     with holding(storage, "x", FAST) as process:
         process.send_signal(signal.SIGSTOP)
         (claim,) = storage.backend.list_files(storage.leases)
@@ -277,18 +277,18 @@ def test_a_process_that_stands_still_goes_on_where_nobody_took_it(storage: Stora
 
         until(is_dead)
         process.send_signal(signal.SIGCONT)
-        assert asked(process) == "kept"
+        assert request_check(process) == "kept"
         assert acquire(storage, "x") is None
 
 
 def elsewhere(storage: Storage, resource: str, age: float, **changes: Any) -> str:
-    """The claim of a process of another machine, so long untouched."""
+    """The claim of a process on another machine, last touched `age` seconds ago."""
     holder = replace(leases._describe_this_process(), machine="another", pid=1, **changes)
     return claim_of(storage, resource, json.dumps(asdict(holder)), age)
 
 
 def claim_of(storage: Storage, resource: str, text: str | bytes, age: float) -> str:
-    """A claim with such a content, so long untouched."""
+    """A claim with the given content, last touched `age` seconds ago."""
     name = storage.claim(resource, "00ff")
     storage.backend.write(name, text.encode() if isinstance(text, str) else text)
     grow_old(storage, name, age)
@@ -328,7 +328,7 @@ def test_a_process_that_nobody_may_see_is_not_taken_for_dead(storage: Storage, m
     assert replace(me, started="1").is_gone(), "its number is used again"
 
 
-# A launch, and those who work for it.
+# A launch and its workers.
 
 
 def test_a_follower_sees_that_its_launch_has_ended(storage: Storage) -> None:
@@ -349,8 +349,8 @@ def test_a_follower_sees_by_itself_that_its_launch_was_killed(storage: Storage, 
         until(lambda: trial.is_orphaned)
 
 
-def test_after_a_pause_of_all_nobody_is_an_orphan(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a notebook is closed and opened again."""
+def test_after_a_pause_of_the_machine_nobody_is_an_orphan(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a laptop is closed and opened again."""
     launch, trial = Lease(storage, "launch-1", None), Lease(storage, "trial", "launch-1")
     assert launch.try_claim() and trial.try_claim()
     slept = 100 * leases.EXPIRES
@@ -370,7 +370,7 @@ def test_after_a_pause_of_all_nobody_is_an_orphan(storage: Storage, monkeypatch:
     assert trial.is_orphaned
 
 
-def test_held_is_what_others_hold(storage: Storage) -> None:
+def test_holders_are_those_of_other_leases(storage: Storage) -> None:
     with taken(storage, "launch-1") as launch, taken(storage, "trial-a"), taken(storage, "trial-b"):
         elsewhere(storage, "trial-c", 1, host="far")
         elsewhere(storage, "trial-d", leases.EXPIRES + 1)
@@ -383,7 +383,7 @@ def test_held_is_what_others_hold(storage: Storage) -> None:
         assert claims(storage) == ["launch-1", "trial-a", "trial-b", "trial-c"], "dead claims are gone"
 
 
-def test_sweep_removes_dead_claims_alone(storage: Storage) -> None:
+def test_sweep_removes_only_dead_claims(storage: Storage) -> None:
     with holding(storage, "killed") as process, taken(storage, "launch-1") as launch, taken(storage, "live"):
         process.kill()
         process.wait()
@@ -424,12 +424,12 @@ NEARLY = st.fixed_dictionaries({name: VALUES | st.just(value) for name, value in
 @example(json.dumps({**FACTS, "pid": True}))
 @example(json.dumps({**FACTS, "pid": -1}))
 @example(json.dumps({**FACTS, "host": ["\x1b"]}))
-def test_a_damaged_claim_is_somebodys_until_it_is_old(storage: Storage, text: str | bytes) -> None:
+def test_a_damaged_claim_counts_until_it_is_old(storage: Storage, text: str | bytes) -> None:
     lease = Lease(storage, "mine", None)
     assert lease.try_claim()
     name = claim_of(storage, "x", text, 0)
     found = lease.find_holder("x")
-    # Of one that is whole, and names a process of this machine, the system says whether it lives.
+    # If a claim is complete and names a process of this machine, the system knows whether that is alive.
     assert (found is not None) == (storage.backend.stat(name) is not None)
     assert found is not None or FACTS["machine"] in json.loads(text)["machine"]
     claim_of(storage, "x", text, leases.EXPIRES + 1)
@@ -439,7 +439,7 @@ def test_a_damaged_claim_is_somebodys_until_it_is_old(storage: Storage, text: st
 
 
 @pytest.mark.parametrize("name", ["leases/odd", "leases/a/b~c.json", "leases/~.json", "leases/x~", "leases/~~~"])
-def test_odd_files_among_claims_hurt_nobody(storage: Storage, name: str) -> None:
+def test_odd_files_among_claims_are_harmless(storage: Storage, name: str) -> None:
     storage.backend.write(name, b"?")
     with taken(storage, "y") as lease:
         lease.sweep()
@@ -482,7 +482,7 @@ def test_a_lease_that_the_storage_does_not_give_leaves_no_claim(
 
 
 @pytest.mark.parametrize("method", ["touch", "delete", "write", "list_files"])
-def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
+def test_a_holder_that_returns_after_a_takeover_never_continues(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     first = Lease(storage, "x", None)
@@ -493,7 +493,7 @@ def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
         assert second.try_claim()
         monkeypatch.setattr(leases, "_read_clock", lambda: start + 2 * leases.EXPIRES)
         failing = Failing(monkeypatch, method)
-        for _ in range(3):  # the storage fails in the midst of it
+        for _ in range(3):  # the storage fails in the middle of it
             with pytest.raises((StorageError, LeaseLost)):
                 first.check()
         failing.is_on = False
@@ -504,7 +504,7 @@ def test_who_comes_back_when_somebody_else_has_it_never_goes_on(
         assert claims(storage) == ["x"]
 
 
-def test_a_storage_that_is_back_in_time_costs_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_failure_of_the_storage_is_harmless(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = taken(storage, "x")
     failing = Failing(monkeypatch, "touch")
     with pytest.raises(StorageError):
@@ -523,7 +523,7 @@ def test_a_claim_that_somebody_removed_is_a_lost_lease(storage: Storage) -> None
     lease.release()
 
 
-def test_a_launch_whose_claim_was_removed_takes_it_anew(storage: Storage) -> None:
+def test_a_launch_whose_claim_was_removed_claims_again(storage: Storage) -> None:
     lease = taken(storage, "launch-x")
     with taken(storage, "y", "launch-x") as worker:
         storage.backend.delete(lease.claim)
@@ -534,7 +534,7 @@ def test_a_launch_whose_claim_was_removed_takes_it_anew(storage: Storage) -> Non
     assert storage.backend.list_files(storage.leases) == []
 
 
-def test_what_a_launch_evicts_is_lost_to_its_workers_alone(storage: Storage) -> None:
+def test_an_eviction_concerns_only_the_workers_of_a_launch(storage: Storage) -> None:
     with taken(storage, "launch-x") as lease, taken(storage, "trial-1", "launch-x") as mine:
         with taken(storage, "trial-2", "launch-other") as another:
             for resource in ("trial-1", "trial-2"):
@@ -548,9 +548,9 @@ def test_a_touch_that_took_too_long_is_a_pause(storage: Storage, monkeypatch: py
     lease = taken(storage, "x")
     before, touch = lease.claim, Folder.touch
 
-    def slow(place: Folder, name: str) -> bool:
+    def slow(backend: Folder, name: str) -> bool:
         monkeypatch.setattr(leases, "_read_clock", lambda: time.monotonic() + leases.EXPIRES)
-        return touch(place, name)
+        return touch(backend, name)
 
     monkeypatch.setattr(Folder, "touch", slow)
     lease.check()

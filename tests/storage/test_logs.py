@@ -1,4 +1,4 @@
-"""The logs of trials: bounded, kept over attempts, printable, and never the reason why something fails."""
+"""The logs of trials: bounded, kept across attempts, printable, and never the reason for a failure."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def storage(tmp_path: Path) -> Storage:
     return storage
 
 
-def said(storage: Storage) -> list[str]:
-    """The lines without their times, which are 23 characters long."""
+def read_lines(storage: Storage) -> list[str]:
+    """Reads the lines without their times, which are 23 characters long."""
     return [line if line[0] in " …" else line[24:] for line in logs.read(storage, ID)]
 
 
@@ -37,7 +37,7 @@ def test_a_log_is_written_when_it_is_flushed(storage: Storage) -> None:
     log.flush()
     log.add("two\nlines")
     log.flush()
-    assert said(storage) == ["begins", "two", "    lines"]
+    assert read_lines(storage) == ["begins", "two", "    lines"]
 
 
 def test_what_an_earlier_attempt_wrote_stays(storage: Storage) -> None:
@@ -45,11 +45,11 @@ def test_what_an_earlier_attempt_wrote_stays(storage: Storage) -> None:
     log = Log(storage, ID)
     log.add("again")
     log.flush()
-    assert said(storage) == ["lost", "again"]
+    assert read_lines(storage) == ["lost", "again"]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4))
-def test_a_log_is_bounded_and_says_what_it_dropped(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+def test_a_log_is_bounded_and_counts_dropped_lines(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "MOST_LINES", MOST)
         check_bound(Storage.at(tmp_path_factory.mktemp("runs")), sizes)
@@ -62,16 +62,16 @@ def check_bound(storage: Storage, sizes: list[int]) -> None:
         for number in range(size):
             log.add(str(number))
         log.flush()
-    found, total = said(storage), sum(sizes)
+    found, total = read_lines(storage), sum(sizes)
     assert found[-1] == str(sizes[-1] - 1) and len(found) == min(total, MOST)
     if total > MOST:
         assert found[0] == f"… {total - MOST + 1} earlier lines were dropped"
 
 
-def test_lines_are_printable_masked_and_of_some_length(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_printable_masked_and_bounded(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "verysecret")
     logs.append(storage, ID, "\x1b[2J s3://key:verysecret@bucket " + "x" * 5000)
-    (line,) = said(storage)
+    (line,) = read_lines(storage)
     assert line.startswith("\\x1b[2J s3://***@bucket x") and len(line) < 2100 and line.endswith("…")
 
 
