@@ -1,4 +1,4 @@
-"""Whether speed costs accuracy: every fast path against the plain float32 recipe, on the same seeds and images.
+"""Whether speed costs accuracy: compares every fast path with a plain float32 recipe, on the same seeds and images.
 
 python bench/accuracy.py --data DIR [--device cpu|cuda] [--seeds 5] [--epochs 10] [--images 4000] [--test 2000]
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared.common import as_a_trial, device_of, headline, parser_of, planned, positive, run
+from shared.common import as_a_trial, choose_device, describe_setup, make_parser, parse_positive, plan_student, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,8 +65,8 @@ class _Round(torch.autograd.Function):
         return gradients[0].bfloat16().float()
 
 
-def rounded(x: Tensor) -> Tensor:
-    """A tensor as bfloat16 would hold it; its gradient likewise."""
+def round_to_bfloat16(x: Tensor) -> Tensor:
+    """Rounds a tensor to bfloat16, and its gradient too."""
     return _Round.apply(x)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -78,23 +78,23 @@ class Rounded(nn.Module):
         self.model = model
 
     def embed(self, x: Tensor) -> Outputs:
-        """As the model's own."""
+        """Computes the same outputs as the model, without its maps."""
         model = self.model
-        x = F.relu(self._normed(rounded(x), model.conv1, model.bn1))
+        x = F.relu(self._normalise(round_to_bfloat16(x), model.conv1, model.bn1))
         for block in (module for module in model.modules() if isinstance(module, BasicBlock)):
-            y = F.relu(self._normed(x, block.conv1, block.bn1))
-            y = self._normed(y, block.conv2, block.bn2)
-            short = self._normed(x, *block.downsample) if len(block.downsample) else x
-            x = F.relu(rounded(y + short))
+            y = F.relu(self._normalise(x, block.conv1, block.bn1))
+            y = self._normalise(y, block.conv2, block.bn2)
+            short = self._normalise(x, *block.downsample) if len(block.downsample) else x
+            x = F.relu(round_to_bfloat16(y + short))
         pooled = x.mean(dim=(2, 3))
         return Outputs(model.fc(pooled), pooled, ())
 
     @staticmethod
-    def _normed(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+    def _normalise(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
         assert isinstance(convolution, nn.Conv2d)
-        weight = rounded(convolution.weight)
-        y = rounded(F.conv2d(x, weight, stride=convolution.stride, padding=convolution.padding))
-        return rounded(norm(y))
+        weight = round_to_bfloat16(convolution.weight)
+        y = round_to_bfloat16(F.conv2d(x, weight, stride=convolution.stride, padding=convolution.padding))
+        return round_to_bfloat16(norm(y))
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Outcome:
     acc: float
 
 
-def fresh(config: TrialConfig, images: Data) -> Classifier:
-    """The model that kdctl begins with."""
+def build_model(config: TrialConfig, images: Data) -> Classifier:
+    """Builds the model with the initial weights that kdctl draws."""
     build = partial(models.build, config.student, images.facts.classes)
     return build_seeded(build, config.seed, images.train.labels.device)
 
@@ -114,24 +114,24 @@ def fresh(config: TrialConfig, images: Data) -> Classifier:
 Recipe = Callable[[TrialConfig], Outcome]
 
 
-def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
-    """The recipe as anybody would write it."""
+def make_plain_recipe(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
+    """The plain recipe, as a research script has it."""
 
-    def trained(config: TrialConfig) -> Outcome:
-        model = _contiguous(fresh(config, images))
+    def run_recipe(config: TrialConfig) -> Outcome:
+        model = _contiguous(build_model(config, images))
         live = _contiguous(teacher)
         optimizer = torch.optim.SGD(
             model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        feed, schedule = EpochBatches(images, config), schedules.build(config)
-        seen: list[float] = []
+        batches, schedule = EpochBatches(images, config), schedules.build(config)
+        step_losses: list[float] = []
         for epoch in range(1, config.epochs + 1):
             optimizer.param_groups[0]["lr"] = config.lr * schedule(epoch - 1, 1)
-            feed.prepare(epoch)
-            feed.begin()
+            batches.prepare(epoch)
+            batches.begin()
             model.train()
-            for size in feed.sizes():
-                batch = feed.take(size)
+            for size in batches.sizes():
+                batch = batches.take(size)
                 logits = model(batch.images.contiguous())
                 with torch.no_grad():
                     targets = live(batch.images.contiguous())
@@ -139,75 +139,77 @@ def plain(trial: PlannedTrial, images: Data, teacher: Classifier) -> Recipe:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                if epoch == 1 and len(seen) < STEPS:
-                    seen.append(loss.item())
-        return Outcome(tuple(seen), evaluate(model, images.test, images).acc)
+                if epoch == 1 and len(step_losses) < STEPS:
+                    step_losses.append(loss.item())
+        return Outcome(tuple(step_losses), evaluate(model, images.test, images).acc)
 
-    return trained
+    return run_recipe
 
 
 def _contiguous(model: Classifier) -> Classifier:
     return model.to(memory_format=torch.contiguous_format)
 
 
-def fast(trial: PlannedTrial, images: Data, answers: Teacher, arithmetic: str) -> Recipe:
+def make_kdctl_recipe(trial: PlannedTrial, images: Data, outputs: Teacher, dtype: str) -> Recipe:
     """kdctl's own steps."""
     device = images.train.labels.device
-    is_rounded = arithmetic == "bfloat16" and not supports_bfloat16(device)
+    is_rounded = dtype == "bfloat16" and not supports_bfloat16(device)
 
-    def started(config: TrialConfig) -> TrainingState:
-        course = TrainingState.start(fresh(config, images), losses.build("logit"), replace(config, precision="float32"))
-        course.compute_dtype = "float32" if is_rounded else arithmetic
+    def start(config: TrialConfig) -> TrainingState:
+        state = TrainingState.start(
+            build_model(config, images), losses.build("logit"), replace(config, precision="float32")
+        )
+        state.compute_dtype = "float32" if is_rounded else dtype
         if is_rounded:
-            wrapped: Any = Rounded(course.model)
-            course.model = wrapped
-        return course
+            wrapped: Any = Rounded(state.model)
+            state.model = wrapped
+        return state
 
-    def trained(config: TrialConfig) -> Outcome:
-        course, feed = started(config), EpochBatches(images, config)
-        seen: list[float] = []
-        feed.prepare(1)
-        feed.begin()
-        course.model.train()
+    def run_recipe(config: TrialConfig) -> Outcome:
+        state, batches = start(config), EpochBatches(images, config)
+        step_losses: list[float] = []
+        batches.prepare(1)
+        batches.begin()
+        state.model.train()
         progress = Progress(torch.ones((), device=device), config.epochs)
-        for size in list(feed.sizes())[:STEPS]:
-            batch = feed.take(size)
-            step(course, batch, answers(batch), progress)
-            seen.append(course.sums[0].item() / size)
-            course.sums.zero_()
-        course = started(config)
-        model: Any = course.model
+        for size in list(batches.sizes())[:STEPS]:
+            batch = batches.take(size)
+            step(state, batch, outputs(batch), progress)
+            step_losses.append(state.sums[0].item() / size)
+            state.sums.zero_()
+        state = start(config)
+        model: Any = state.model
         inner = model.model if is_rounded else model
-        for _ in _epochs(course, config, images, answers):
+        for _ in _epochs(state, config, images, outputs):
             pass
-        return Outcome(tuple(seen), evaluate(inner, images.test, images).acc)
+        return Outcome(tuple(step_losses), evaluate(inner, images.test, images).acc)
 
-    return trained
+    return run_recipe
 
 
-def _epochs(course: TrainingState, config: TrialConfig, images: Data, answers: Teacher) -> Iterator[None]:
-    """Trains without the tests between epochs, which a `Rounded` model has no part in."""
-    steps = StepRunner(course, images, config, answers)
+def _epochs(state: TrainingState, config: TrialConfig, images: Data, outputs: Teacher) -> Iterator[None]:
+    """Trains without the tests between epochs, which a `Rounded` model does not support."""
+    steps = StepRunner(state, images, config, outputs)
     for _ in range(config.epochs):
         steps.run(unchecked)
-        course.epoch, course.images = course.epoch + 1, 0
+        state.epoch, state.images = state.epoch + 1, 0
         yield
 
 
-def taught(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
-    """The teacher, trained as every teacher is."""
+def train_teacher(trial: PlannedTrial, images: Data, storage: Storage) -> Classifier:
+    """Trains the teacher as kdctl trains every teacher, and stores its weights."""
     config = trial.config.teacher
     assert config
-    course = TrainingState.start(fresh(config, images), losses.build("base"), config)
-    for record in train(course, images, config, no_teacher):
+    state = TrainingState.start(build_model(config, images), losses.build("base"), config)
+    for record in train(state, images, config, no_teacher):
         accuracy = record.test_acc
-    save_weights(course.model, storage, config.trial_id())
+    save_weights(state.model, storage, config.trial_id())
     print(f"The teacher, {config.student}, has {accuracy:.2f} %.", end="\n\n", flush=True)
     return load_teacher(config, storage, images.train.labels.device)
 
 
 def report(paths: dict[str, Recipe], config: TrialConfig, seeds: int) -> None:
-    """Trains by every path on every seed, and prints how they compare with the first one."""
+    """Trains on every seed in every way, and prints how the results compare with those of the first way."""
     found: dict[str, list[Outcome]] = {name: [] for name in paths}
     for seed in range(seeds):
         for name, path in paths.items():
@@ -217,19 +219,19 @@ def report(paths: dict[str, Recipe], config: TrialConfig, seeds: int) -> None:
     print(f"| path | loss of step 1 | of {STEPS} steps | final accuracy, mean ± std | difference | n |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, outcomes in found.items():
-        apart = [
+        differences = [
             [abs(a / b - 1) for a, b in zip(outcome.losses, plain_.losses, strict=True)]
             for outcome, plain_ in zip(outcomes, base, strict=True)
         ]
-        first, all_ = max(steps[0] for steps in apart), max(max(steps) for steps in apart)
+        first, all_ = max(steps[0] for steps in differences), max(max(steps) for steps in differences)
         accuracies = [outcome.acc for outcome in outcomes]
         spread = f" ± {statistics.stdev(accuracies):.2f}" if seeds > 1 else ""
         pairs = [outcome.acc - plain_.acc for outcome, plain_ in zip(outcomes, base, strict=True)]
         mean = f"{statistics.mean(accuracies):.2f}{spread}"
-        print(f"| {name} | {first:.1e} | {all_:.1e} | {mean} | {_interval(pairs)} | {seeds} |")
+        print(f"| {name} | {first:.1e} | {all_:.1e} | {mean} | {_format_interval(pairs)} | {seeds} |")
 
 
-def _interval(pairs: Sequence[float]) -> str:
+def _format_interval(pairs: Sequence[float]) -> str:
     if not any(pairs):
         return "0"
     mean = f"{statistics.mean(pairs):+.2f}"
@@ -240,17 +242,17 @@ def _interval(pairs: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = parser_of(__doc__, repeats=5)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of CIFAR-10; digits where it is left out")
-    parser.add_argument("--seeds", type=positive, default=5)
-    parser.add_argument("--epochs", type=positive, default=10)
-    parser.add_argument("--images", type=positive, default=4000)
-    parser.add_argument("--test", type=positive, default=2000)
+    parser = make_parser(__doc__, repeats=5)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of CIFAR-10 (default: train on digits)")
+    parser.add_argument("--seeds", type=parse_positive, default=5)
+    parser.add_argument("--epochs", type=parse_positive, default=10)
+    parser.add_argument("--images", type=parse_positive, default=4000)
+    parser.add_argument("--test", type=parse_positive, default=2000)
     parser.add_argument("--student", default="resnet_32_8")
     parser.add_argument("--teacher", default="resnet_32_14")
     options = parser.parse_args(arguments)
-    device = device_of(parser, options.device)
-    trial = planned("cifar10" if options.data else "digits", options.student, options.teacher, options.images)
+    device = choose_device(parser, options.device)
+    trial = plan_student("cifar10" if options.data else "digits", options.student, options.teacher, options.images)
     teacher_config = trial.config.teacher
     table_key = trial.table
     assert teacher_config and table_key
@@ -258,20 +260,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     teacher_config = replace(teacher_config, **shorter, crop_padding=1)
     config = replace(trial.config, **shorter, crop_padding=1, teacher=teacher_config)
     trial = replace(trial, config=config, teacher_id=teacher_config.trial_id())
-    key = replace(table_key, teacher_id=teacher_config.trial_id(), crop_padding=1)  # 18 views: a table in no time
-    print(headline(device), end="\n\n")
-    with tempfile.TemporaryDirectory() as place, as_a_trial(device):
-        storage = Storage.at(place)
+    key = replace(table_key, teacher_id=teacher_config.trial_id(), crop_padding=1)  # 18 views: a small table
+    print(describe_setup(device), end="\n\n")
+    with tempfile.TemporaryDirectory() as folder, as_a_trial(device):
+        storage = Storage.at(folder)
         storage.prepare()
         prepare_dataset(config.dataset, options.data, storage)
         images = tensors.load(config, storage, device)
-        teacher = taught(trial, images, storage)
+        teacher = train_teacher(trial, images, storage)
         table = open_table(key, teacher_config, images, storage, device)
         half = "bfloat16" if supports_bfloat16(device) else "rounded as bfloat16"
         paths = {
-            "plain float32, live teacher": plain(trial, images, teacher),
-            "kdctl, float32, table": fast(trial, images, table, "float32"),
-            f"kdctl, {half}, table": fast(trial, images, table, "bfloat16"),
+            "plain float32, live teacher": make_plain_recipe(trial, images, teacher),
+            "kdctl, float32, table": make_kdctl_recipe(trial, images, table, "float32"),
+            f"kdctl, {half}, table": make_kdctl_recipe(trial, images, table, "bfloat16"),
         }
         report(paths, config, options.seeds)
     return 0

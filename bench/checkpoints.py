@@ -1,6 +1,6 @@
 """What a checkpoint costs: the time to write one, as a share of the 30 s of training (at least) between two of them.
 
-python bench/checkpoints.py [--storage PLACE]
+python bench/checkpoints.py [--storage ADDRESS]
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ EPOCHS = [
 ]
 
 
-def course(student: str) -> TrainingState:
-    """A training with momenta, as after a first step."""
+def start_training(student: str) -> TrainingState:
+    """Starts a training and takes a first step, so that there are momenta."""
     config = replace(CONFIG, student=student)
     model = build_seeded(lambda: models.build(student, 100), 0, torch.device("cpu"))
     started = TrainingState.start(model, losses.build("base"), config)
@@ -57,16 +57,18 @@ def main() -> int:
         print("| --- | --- | --- | --- |")
         worst = 0.0
         for student in ("resnet_32_8", "resnet_32_20", "resnet_32_110"):
-            going, taken = course(student), []
+            state, seconds = start_training(student), []
             for repeat in range(options.repeats):
-                going.images = repeat
+                state.images = repeat
                 start = time.perf_counter()
-                save_checkpoint(storage, "0" * 12, going, EPOCHS)
-                taken.append(time.perf_counter() - start)
+                save_checkpoint(storage, "0" * 12, state, EPOCHS)
+                seconds.append(time.perf_counter() - start)
             drop_checkpoints(storage, "0" * 12)
-            median = statistics.median(taken)
+            median = statistics.median(seconds)
             worst = max(worst, median / between)
-            print(f"| {student} | {1000 * median:.1f} | {1000 * max(taken):.1f} | {median / between:.3%} |", flush=True)
+            print(
+                f"| {student} | {1000 * median:.1f} | {1000 * max(seconds):.1f} | {median / between:.3%} |", flush=True
+            )
     return int(worst > 0.02)
 
 

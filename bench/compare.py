@@ -25,16 +25,16 @@ import torch
 from shared import plain
 from shared.common import (
     as_a_trial,
-    device_of,
-    fresh,
-    headline,
-    pairs,
-    parser_of,
-    planned,
-    positive,
-    ratios,
+    build_model,
+    choose_device,
+    compute_ratios,
+    describe_setup,
+    format_spread,
+    make_parser,
+    measure_pairs,
+    parse_positive,
+    plan_student,
     run,
-    spread,
 )
 
 from orchestrator import losses, models
@@ -64,44 +64,44 @@ class Case:
     second: Callable[[], float]
 
 
-def plain_speed(student: str, teacher: str, images: Data, config: TrialConfig, device: torch.device) -> float:
-    """Images a second of the plain script."""
+def measure_plain(student: str, teacher: str, images: Data, config: TrialConfig, device: torch.device) -> float:
+    """Measures the plain script, in images a second."""
     # Fresh weights throughout: what a model has learned does not change how long it takes.
     built = [models.build(name, images.facts.classes) for name in (student, teacher)]
-    return plain.images_per_second(built[0], built[1], images, len(images.train), config.batch_size, device)
+    return plain.measure_speed(built[0], built[1], images, len(images.train), config.batch_size, device)
 
 
-def table_of(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
-    """A table of arbitrary outputs: their values do not change how long a lookup takes."""
+def make_table(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
+    """Makes a table of arbitrary outputs: their values do not change how long a lookup takes."""
     views = view_count(config.crop_padding, config.flip)
     shape = (views, len(images.train), images.facts.classes)
-    # Drawn and not zero: memory that is nothing but zeros may be one page, and always in the cache.
+    # Random and not zero: memory of zeros may be a single page, which is always in the cache.
     return TableTeacher(torch.empty(shape, dtype=torch.float16, device=device).uniform_(-1, 1), "logits")
 
 
-def kdctl_speed(
-    method: str, student: str, images: Data, config: TrialConfig, answers: Teacher, device: torch.device
+def measure_kdctl(
+    method: str, student: str, images: Data, config: TrialConfig, outputs: Teacher, device: torch.device
 ) -> float:
-    """Images a second of kdctl's second epoch; the first one is the warm-up."""
+    """Measures kdctl's second epoch, in images a second; the first one is the warm-up."""
     with as_a_trial(device):
-        course = TrainingState.start(fresh(student, config.dataset, device), losses.build(method), config)
-        # Of many epochs, so that what the second one does for the third is in its time.
-        epochs = train(course, images, config, answers)
+        state = TrainingState.start(build_model(student, config.dataset, device), losses.build(method), config)
+        # There are more epochs, so that the second one contains the preparation of the third.
+        epochs = train(state, images, config, outputs)
         next(epochs)
         return next(epochs).images_per_second
 
 
-def cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool) -> Iterator[Case]:
-    """What is compared."""
-    table = table_of(images, config, device)
+def list_cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool) -> Iterator[Case]:
+    """Lists what is compared."""
+    table = make_table(images, config, device)
 
     def by_script(student: str, teacher: str) -> Callable[[], float]:
-        return partial(plain_speed, student, teacher, images, config, device)
+        return partial(measure_plain, student, teacher, images, config, device)
 
     def by_table(student: str) -> Callable[[], float]:
-        return partial(kdctl_speed, "logit", student, images, config, table, device)
+        return partial(measure_kdctl, "logit", student, images, config, table, device)
 
-    alone = partial(kdctl_speed, "base", SMALL, images, config, no_teacher, device)
+    alone = partial(measure_kdctl, "base", SMALL, images, config, no_teacher, device)
     yield Case("plain 20 ← 20 live; kdctl 20, table", by_script(SMALL, SMALL), by_table(SMALL))
     yield Case("plain 20 ← 110 live; kdctl 20, table", by_script(SMALL, DEEP), by_table(SMALL))
     yield Case(FREE_CASE, alone, by_table(SMALL))
@@ -115,42 +115,48 @@ def compare(chosen: Iterable[Case], repeats: int) -> dict[str, float]:
     print("| --- | --- | --- | --- | --- |", flush=True)
     medians = {}
     for case in chosen:
-        first, second = pairs(case.first, case.second, repeats)
-        quotients = ratios(second, first)
-        columns = [case.name, spread(first), spread(second), spread(quotients, ".3f"), str(repeats)]
+        first, second = measure_pairs(case.first, case.second, repeats)
+        quotients = compute_ratios(second, first)
+        columns = [
+            case.name,
+            format_spread(first),
+            format_spread(second),
+            format_spread(quotients, ".3f"),
+            str(repeats),
+        ]
         print(f"| {' | '.join(columns)} |", flush=True)
         medians[case.name] = statistics.median(quotients)
     return medians
 
 
 def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
-    """CIFAR-10 from a data folder. Raises DataError where it is not there whole."""
-    with tempfile.TemporaryDirectory() as place:
-        storage = Storage.at(place)
+    """CIFAR-10 from a data folder. Raises DataError if it is missing or incomplete."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(folder)
         storage.prepare()
         prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Ends with 1 where a table makes a student slower than it may."""
-    parser = parser_of(__doc__)
+    """The command line. Exits with 1 if a table makes a student slower than allowed."""
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of CIFAR-10")
     parser.add_argument(
         "--images",
-        type=positive,
+        type=parse_positive,
         help=f"of an epoch (default: {IMAGES['cpu']:,} on the CPU, {IMAGES['cuda']:,} on a GPU)",
     )
-    parser.add_argument("--batch-size", type=positive, default=128, help="(default: %(default)s)")
-    parser.add_argument("--deep", action="store_true", help="also a ResNet-110 of a ResNet-110")
+    parser.add_argument("--batch-size", type=parse_positive, default=128, help="(default: %(default)s)")
+    parser.add_argument("--deep", action="store_true", help="also a ResNet-110 with a ResNet-110 as its teacher")
     options = parser.parse_args(arguments)
-    device = device_of(parser, options.device)
+    device = choose_device(parser, options.device)
     count = options.images or IMAGES[device.type]
-    config = planned(DATASET, SMALL, SMALL, count, options.batch_size).config
+    config = plan_student(DATASET, SMALL, SMALL, count, options.batch_size).config
     images = load(options.data, config, device)
-    print(headline(device), end="\n\n")
+    print(describe_setup(device), end="\n\n")
     print(f"{count:,} images an epoch, in batches of {options.batch_size}.", end="\n\n")
-    medians = compare(cases(images, config, device, options.deep), options.repeats)
+    medians = compare(list_cases(images, config, device, options.deep), options.repeats)
     is_free = medians[FREE_CASE] >= 1 - FREE
     print(f"\nA table costs a student {1 - medians[FREE_CASE]:.1%}; the goal is at most {FREE:.0%}.")
     return int(not is_free)

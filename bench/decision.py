@@ -38,9 +38,9 @@ from orchestrator.training.state import TrainingState
 
 RUN = 10  # epochs that are really trained both ways
 EPOCHS = (RUN, 100, 1000)
-TEST_IMAGES = 100  # a test costs both ways the same
+TEST_IMAGES = 100  # a test costs the same both ways
 CHECKED = 1000  # views that a table is checked with, however many it holds
-TOLERANCE = 0.10  # a choice so little slower than the other is none that anybody notices
+TOLERANCE = 0.10  # nobody notices a choice that is slower by less than this
 
 STUDY = """\
 study: decision
@@ -51,8 +51,8 @@ experiments:
 
 LEGEND = """\
 Measured. `pays from` is the first number of epochs for which the table is the faster way: for the images that were
-measured, and computed for the whole training set, as every table is checked with 1,000 views, which a small one feels.
-`plan: from` is where the plan takes the table.
+measured, and computed for the whole training set: every table is checked with 1,000 views, which weighs more for a
+small one. `plan: from` is where the plan takes the table.
 """
 
 
@@ -70,8 +70,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.student} ← {self.teacher} | {view_count(self.padding, self.flip)}"
 
-    def planned(self, epochs: int, cache: str = "auto") -> PlannedTrial:
-        """The student as a plan has it, for an empty storage."""
+    def plan(self, epochs: int, cache: str = "auto") -> PlannedTrial:
+        """Plans the student, for an empty storage."""
         values = {name: getattr(self, name) for name in ("dataset", "images", "student", "teacher", "padding")}
         text = STUDY.format(**values, flip=str(self.flip).lower(), epochs=epochs, cache=cache, test=TEST_IMAGES)
         with tempfile.TemporaryDirectory() as folder:
@@ -89,13 +89,13 @@ class Way:
     epochs: list[float] = field(default_factory=list)
     runs: list[float] = field(default_factory=list)
 
-    def computed(self, epochs: int) -> float:
-        """Seconds of a run of `epochs` epochs, from the medians of its parts."""
+    def compute_seconds(self, epochs: int) -> float:
+        """Computes the seconds of a run of `epochs` epochs, from the medians of its parts."""
         return statistics.median(self.before) + epochs * statistics.median(self.epochs)
 
 
 class Run:
-    """A run one way, which can pause after each epoch. Its clock stands still meanwhile."""
+    """A run with one teacher mode, which can pause after each epoch. Its clock stops meanwhile."""
 
     def __init__(self, trial: PlannedTrial, images: Data, device: torch.device) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -106,25 +106,25 @@ class Run:
         storage = Storage.at(self._folder.name)
         storage.prepare()
         # A teacher's weights do not change how long a forward pass takes.
-        taught = _fresh(trial.config.teacher.student, trial, device)
-        weights.save_weights(taught, storage, trial.teacher_id)
+        model = _fresh(trial.config.teacher.student, trial, device)
+        weights.save_weights(model, storage, trial.teacher_id)
         start = time.perf_counter()
         self._epochs = self._start(storage)
         self.before = time.perf_counter() - start
         self.epochs: list[float] = []
 
     def _start(self, storage: Storage) -> Iterator[EpochRecord]:
-        config, asked = self._trial.config, self._trial.config.teacher
-        assert asked
-        answers: Teacher
+        config, taught_by = self._trial.config, self._trial.config.teacher
+        assert taught_by
+        teacher: Teacher
         if self._trial.table is not None:
-            answers = tables.open_table(self._trial.table, asked, self._images, storage, self._device)
+            teacher = tables.open_table(self._trial.table, taught_by, self._images, storage, self._device)
         else:
             needs = losses.METHODS[config.method].needs(dict(config.options))
-            answers = outputs.LiveTeacher(weights.load_teacher(asked, storage, self._device), needs)
+            teacher = outputs.LiveTeacher(weights.load_teacher(taught_by, storage, self._device), needs)
         loss = losses.build(config.method, **dict(config.options))
-        course = TrainingState.start(_fresh(config.student, self._trial, self._device), loss, config)
-        return train(course, self._images, config, answers)
+        state = TrainingState.start(_fresh(config.student, self._trial, self._device), loss, config)
+        return train(state, self._images, config, teacher)
 
     def advance(self) -> None:
         """Trains one epoch."""
@@ -144,11 +144,11 @@ def _fresh(model: str, trial: PlannedTrial, device: torch.device) -> Classifier:
 def measure(case: Case, images: Data, device: torch.device, repeats: int) -> dict[str, Way]:
     """Runs both ways from end to end, an epoch of one and an epoch of the other by turns."""
     ways = {"live": Way(), "table": Way()}
-    warm = Run(case.planned(RUN, "live"), images, device)
+    warm = Run(case.plan(RUN, "live"), images, device)
     warm.advance()
     warm.end()
     for _ in range(repeats):
-        runs = {name: Run(case.planned(RUN, name), images, device) for name in ways}
+        runs = {name: Run(case.plan(RUN, name), images, device) for name in ways}
         for _ in range(RUN):
             for run in runs.values():
                 run.advance()
@@ -160,55 +160,58 @@ def measure(case: Case, images: Data, device: torch.device, repeats: int) -> dic
     return ways
 
 
-def parts(case: Case, ways: dict[str, Way]) -> str:
-    """A line of the table of what was measured."""
+def format_measured(case: Case, ways: dict[str, Way]) -> str:
+    """Formats a line of the table of measurements."""
     live, table = ways["live"], ways["table"]
     gain = statistics.median(live.epochs) - statistics.median(table.epochs)
     cost = statistics.median(table.before) - statistics.median(live.before)
-    measured = [_shown(live.epochs), _shown(table.epochs), _shown(table.before)]
+    measured = [_format_seconds(live.epochs), _format_seconds(table.epochs), _format_seconds(table.before)]
     views, whole = view_count(case.padding, case.flip), DATASETS[case.dataset].train
-    asked = (views * whole + CHECKED) / (views * case.images + CHECKED)  # times as many answers, of all images
-    scaled = _pays(cost * asked, gain * whole / case.images)
-    return f"| {case} | {' | '.join(measured)} | {_pays(cost, gain)} | {scaled} | {_planned_from(case)} |"
+    growth = (views * whole + CHECKED) / (views * case.images + CHECKED)  # of the number of outputs, with all images
+    scaled = _format_break_even(cost * growth, gain * whole / case.images)
+    ends = [_format_break_even(cost, gain), scaled, str(_find_plan_threshold(case))]
+    return f"| {case} | {' | '.join([*measured, *ends])} |"
 
 
-def _planned_from(case: Case) -> int:
-    """From how many epochs on the plan takes the table, for the images that were measured."""
+def _find_plan_threshold(case: Case) -> int:
+    """Finds the first number of epochs for which the plan takes the table, for the images that were measured."""
     epochs = range(1, 10 * view_count(case.padding, case.flip))
-    return epochs[bisect_left(epochs, True, key=lambda count: case.planned(count, "auto").teacher_cache == "table")]
+    return epochs[bisect_left(epochs, True, key=lambda count: case.plan(count, "auto").teacher_cache == "table")]
 
 
-def _pays(cost: float, gain: float) -> str:
-    """From how many epochs on a table pays that costs so much, and saves so much an epoch."""
+def _format_break_even(cost: float, gain: float) -> str:
+    """Formats the first number of epochs for which a table pays off, from its cost and its gain for each epoch."""
     return f"{math.floor(cost / gain) + 1:,}" if gain > 0 else "never"
 
 
-def _shown(values: Sequence[float]) -> str:
+def _format_seconds(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.median(values):.3f}{spread} (n={len(values)})"
 
 
-def judged(case: Case, ways: dict[str, Way], epochs: int) -> tuple[str, float]:
-    """A line of the table of choices, and by what share the plan's choice is slower than the other one."""
+def format_choice(case: Case, ways: dict[str, Way], epochs: int) -> tuple[str, float]:
+    """Formats a line of the table of choices; also returns by what share the plan's choice is slower than the other."""
     is_run = epochs == RUN
-    seconds = {name: statistics.median(way.runs) if is_run else way.computed(epochs) for name, way in ways.items()}
-    says = case.planned(epochs).teacher_cache
-    assert says
+    seconds = {
+        name: statistics.median(way.runs) if is_run else way.compute_seconds(epochs) for name, way in ways.items()
+    }
+    choice = case.plan(epochs).teacher_cache
+    assert choice
     faster = min(seconds, key=seconds.__getitem__)
-    loss = seconds[says] / seconds[faster] - 1
-    shown = [_runs(ways[name]) if is_run else f"{seconds[name]:.1f}" for name in ("live", "table")]
-    agrees = "yes" if says == faster else f"no, {loss:.1%} slower"
+    loss = seconds[choice] / seconds[faster] - 1
+    cells = [_format_runs(ways[name]) if is_run else f"{seconds[name]:.1f}" for name in ("live", "table")]
+    agrees = "yes" if choice == faster else f"no, {loss:.1%} slower"
     figures = "measured" if is_run else "computed"
-    return f"| {case} | {epochs:,} | {' | '.join(shown)} | {faster} | {says} | {agrees} | {figures} |", loss
+    return f"| {case} | {epochs:,} | {' | '.join(cells)} | {faster} | {choice} | {agrees} | {figures} |", loss
 
 
-def _runs(way: Way) -> str:
+def _format_runs(way: Way) -> str:
     spread = statistics.stdev(way.runs) if len(way.runs) > 1 else None
     return str(Statistic(statistics.median(way.runs), spread, len(way.runs)))
 
 
 def main() -> int:
-    """The command line. Ends with 1 where the plan's choice is slower by more than TOLERANCE."""
+    """The command line. Exits with 1 if the plan's choice is slower by more than TOLERANCE."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=DATASETS, default="digits")
     parser.add_argument("--data", type=Path, help="the folder of CIFAR-10 and CIFAR-100")
@@ -219,15 +222,15 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = [
-        Case(options.dataset, options.images, "resnet_32_8", asked, padding, flip)
-        for asked in ("resnet_32_8", "resnet_32_20")
+        Case(options.dataset, options.images, "resnet_32_8", teacher, padding, flip)
+        for teacher in ("resnet_32_8", "resnet_32_20")
         for padding, flip in ((4, True), (1, False))
     ]
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         storage.prepare()
         prepare_dataset(options.dataset, options.data, storage)
-        images = tensors.load(cases[0].planned(RUN).config, storage, device)
+        images = tensors.load(cases[0].plan(RUN).config, storage, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {options.threads} threads"
     print(f"{options.images:,} images of {options.dataset}, {name}, torch {torch.__version__}; medians ± std.\n")
     return _report({case: measure(case, images, device, options.repeats) for case in cases})
@@ -238,11 +241,11 @@ def _report(measured: dict[Case, dict[str, Way]]) -> int:
     header = "s an epoch, live | s an epoch, table | s to build | pays from | of all images | plan: from"
     print(f"| student ← teacher | views | {header} |")
     print("|" + " --- |" * 8)
-    print("\n".join(parts(case, ways) for case, ways in measured.items()))
+    print("\n".join(format_measured(case, ways) for case, ways in measured.items()))
     print(f"\n{RUN} epochs were run from end to end both ways; the rest is computed from the medians above.\n")
     print("| student ← teacher | views | epochs | live s | table s | faster | plan says | agrees | figures |")
     print("|" + " --- |" * 9)
-    lines = [judged(case, ways, epochs) for case, ways in measured.items() for epochs in EPOCHS]
+    lines = [format_choice(case, ways, epochs) for case, ways in measured.items() for epochs in EPOCHS]
     print("\n".join(line for line, _ in lines))
     return int(max(loss for _, loss in lines) > TOLERANCE)
 

@@ -23,7 +23,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from shared.common import as_a_trial, device_of, headline, parser_of, planned, positive, run, spread, synchronise
+from shared.common import (
+    as_a_trial,
+    choose_device,
+    describe_setup,
+    format_spread,
+    make_parser,
+    parse_positive,
+    plan_student,
+    run,
+    synchronise,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +53,7 @@ SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of
 
 
 def random_data(count: int, device: torch.device) -> Data:
-    """Images of CIFAR-10's size; what is on them does not change how long they take."""
+    """Random images of CIFAR-10's size; their content does not change how long they take."""
     generator = torch.Generator().manual_seed(0)
 
     def split(size: int) -> Images:
@@ -55,25 +65,25 @@ def random_data(count: int, device: torch.device) -> Data:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all tables are made with."""
+    """The parameters of all tables."""
 
     config: TrialConfig
     data: Data
     device: torch.device
     repeats: int
 
-    def course(self, precision: str = "auto", seed: int = 0) -> TrainingState:
-        """A fresh student."""
+    def start_training(self, precision: str = "auto", seed: int = 0) -> TrainingState:
+        """Starts a fresh student."""
         model = build_seeded(partial(models.build, self.config.student, 10), seed, self.device)
         return TrainingState.start(model, losses.build("base"), replace(self.config, precision=precision, seed=seed))
 
-    def epochs(self, course: TrainingState) -> Iterator[EpochRecord]:
+    def epochs(self, state: TrainingState) -> Iterator[EpochRecord]:
         """kdctl's own training, without a teacher."""
-        return train(course, self.data, self.config, no_teacher)
+        return train(state, self.data, self.config, no_teacher)
 
 
-def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """The seconds of the fastest of `repeats` runs, after one to warm up."""
+def measure_time(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Measures the seconds of the fastest of `repeats` runs, after one to warm up."""
     times = []
     for _ in range(repeats + 1):
         synchronise(device)
@@ -84,35 +94,35 @@ def timed(work: Callable[[], object], device: torch.device, repeats: int) -> flo
     return min(times[1:])
 
 
-def ceilings(bench: Bench) -> tuple[float, float]:
+def measure_ceilings(bench: Bench) -> tuple[float, float]:
     """Prints them; returns operations per second in the fastest dtype of training, and bytes per second."""
     side, size = SIZES[bench.device.type]
     print("| ceiling | measured |\n| --- | --- |")
     best = 0.0
     for kind in (torch.float32, *([torch.bfloat16] if supports_bfloat16(bench.device) else [])):
         a = torch.randn(side, side, device=bench.device).to(kind)
-        best = 2 * side**3 / timed(partial(torch.mm, a, a), bench.device, bench.repeats)
+        best = 2 * side**3 / measure_time(partial(torch.mm, a, a), bench.device, bench.repeats)
         print(f"| matrix product, {str(kind).removeprefix('torch.')} | {best / 1e9:,.0f} GFLOP/s |")
     source = torch.zeros(size, dtype=torch.uint8, device=bench.device)
     target = torch.ones_like(source)
-    bandwidth = 2 * size / timed(partial(target.copy_, source), bench.device, bench.repeats)
+    bandwidth = 2 * size / measure_time(partial(target.copy_, source), bench.device, bench.repeats)
     print(f"| copy in memory, read and written | {bandwidth / 1e9:,.1f} GB/s |", end="\n\n", flush=True)
     return best, bandwidth
 
 
-def operations(bench: Bench) -> float:
-    """Floating-point operations of one image, forward and backward, as PyTorch counts them (a multiply-add is two)."""
+def count_operations(bench: Bench) -> float:
+    """Counts the operations of one image, forward and backward, as PyTorch does (a multiply-add is two)."""
     model = models.build(bench.config.student, 10)
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops()) / 2
 
 
-def ways(bench: Bench, most: float) -> None:
+def compare_ways(bench: Bench, most: float) -> None:
     """Prints images a second by every way to take a step, and what share of the ceiling kdctl's own reaches."""
     print("| a step | images/s, median [min–max] | first step after | share of the ceiling | n |")
     print("| --- | --- | --- | --- | --- |")
-    per_image = operations(bench)
+    per_image = count_operations(bench)
     kinds = {"kdctl": ("auto", False, True), "kdctl, float32": ("float32", False, True)}
     if bench.device.type == "cuda":
         kinds |= {"without a graph": ("auto", False, False), "compiled, in a graph": ("auto", True, True)}
@@ -120,50 +130,50 @@ def ways(bench: Bench, most: float) -> None:
     else:
         kinds |= {"compiled": ("auto", True, True)}
     for name, way in kinds.items():
-        first, speeds = _way(bench, *way)
+        first, speeds = _measure_way(bench, *way)
         share = statistics.median(speeds) * per_image / most
-        print(f"| {name} | {spread(speeds)} | {first:.1f} s | {share:.0%} | {len(speeds)} |", flush=True)
+        print(f"| {name} | {format_spread(speeds)} | {first:.1f} s | {share:.0%} | {len(speeds)} |", flush=True)
     print(f"\n{per_image / 1e6:,.0f} MFLOP an image, forward and backward.", end="\n\n", flush=True)
 
 
-def _way(bench: Bench, precision: str, is_compiled: bool, is_captured: bool) -> tuple[float, list[float]]:
+def _measure_way(bench: Bench, precision: str, is_compiled: bool, is_captured: bool) -> tuple[float, list[float]]:
     before = graphs._WARM_UP
     graphs._WARM_UP = before if is_captured else sys.maxsize
     try:
         with as_a_trial(bench.device):
             start = time.perf_counter()
-            course = bench.course(precision)
+            state = bench.start_training(precision)
             if is_compiled:
-                course.model.embed = torch.compile(course.model.embed)  # type: ignore[method-assign]
+                state.model.embed = torch.compile(state.model.embed)  # type: ignore[method-assign]
             one = replace(bench, data=random_data(bench.config.batch_size, bench.device))
-            next(one.epochs(course))
+            next(one.epochs(state))
             first = time.perf_counter() - start
-            course.epoch = 1
-            epochs = bench.epochs(course)
+            state.epoch = 1
+            epochs = bench.epochs(state)
             next(epochs)
             return first, [next(epochs).images_per_second for _ in range(bench.repeats)]
     finally:
         graphs._WARM_UP = before
 
 
-def together(bench: Bench, most: int) -> None:
+def compare_together(bench: Bench, most: int) -> None:
     """Prints images per second of 1 to `most` students at once, by threads and by stacking."""
     print("| students at once | threads, images/s in all | stacked, images/s in all | n |\n| --- | --- | --- | --- |")
     count = 1
     while count <= most:
-        by_threads, stacked = _threads(bench, count), _stacked(bench, count)
-        print(f"| {count} | {spread(by_threads)} | {spread(stacked)} | {bench.repeats} |", flush=True)
+        by_threads, stacked = _measure_threads(bench, count), _measure_stacked(bench, count)
+        print(f"| {count} | {format_spread(by_threads)} | {format_spread(stacked)} | {bench.repeats} |", flush=True)
         count *= 2
     print()
 
 
-def _threads(bench: Bench, count: int) -> list[float]:
-    """As `execution.inline` runs trials at the same time: a thread and a stream each."""
+def _measure_threads(bench: Bench, count: int) -> list[float]:
+    """Trains as `execution.inline` runs trials at the same time: a thread and a stream each."""
     barrier, times = threading.Barrier(count + 1), []
 
     def student(seed: int) -> None:
         with as_a_trial(bench.device, is_alone=count == 1):
-            epochs = bench.epochs(bench.course(seed=seed))
+            epochs = bench.epochs(bench.start_training(seed=seed))
             next(epochs)
             for _ in range(bench.repeats):
                 barrier.wait()
@@ -183,10 +193,10 @@ def _threads(bench: Bench, count: int) -> list[float]:
     return [count * len(bench.data.train) / seconds for seconds in times]
 
 
-def _stacked(bench: Bench, count: int) -> list[float]:
-    """One model of as many, each with weights and statistics of its own."""
+def _measure_stacked(bench: Bench, count: int) -> list[float]:
+    """All students as one model, each with weights and statistics of its own."""
     with as_a_trial(bench.device):
-        students = [bench.course(seed=seed).model.train() for seed in range(count)]
+        students = [bench.start_training(seed=seed).model.train() for seed in range(count)]
         weights, buffers = torch.func.stack_module_state(students)
         skeleton = copy.deepcopy(students[0])
         optimizer = torch.optim.SGD(list(weights.values()), 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
@@ -222,10 +232,10 @@ def _stacked(bench: Bench, count: int) -> list[float]:
         return [steps * size * count / seconds for seconds in times]
 
 
-def profile(bench: Bench) -> None:
+def print_profile(bench: Bench) -> None:
     """Prints the share of each operation in kdctl's step."""
     with as_a_trial(bench.device):
-        epochs = bench.epochs(bench.course())
+        epochs = bench.epochs(bench.start_training())
         next(epochs)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if bench.device.type == "cuda":
@@ -245,21 +255,21 @@ def profile(bench: Bench) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--student", default="resnet_32_20", help="(default: %(default)s)")
-    parser.add_argument("--images", type=positive, help="of an epoch")
-    parser.add_argument("--batch-size", type=positive, default=128, help="(default: %(default)s)")
-    parser.add_argument("--most", type=positive, help="students at once (default: 1 on the CPU, 16 on a GPU)")
+    parser.add_argument("--images", type=parse_positive, help="of an epoch")
+    parser.add_argument("--batch-size", type=parse_positive, default=128, help="(default: %(default)s)")
+    parser.add_argument("--most", type=parse_positive, help="students at once (default: 1 on the CPU, 16 on a GPU)")
     options = parser.parse_args(arguments)
-    device = device_of(parser, options.device)
+    device = choose_device(parser, options.device)
     count = options.images or IMAGES[device.type]
-    config = planned("cifar10", options.student, "resnet_32_8", count, options.batch_size).config
+    config = plan_student("cifar10", options.student, "resnet_32_8", count, options.batch_size).config
     bench = Bench(config, random_data(count, device), device, options.repeats)
-    print(headline(device), end="\n\n")
-    most, _ = ceilings(bench)
-    ways(bench, most)
-    together(bench, options.most or (16 if device.type == "cuda" else 1))
-    profile(bench)
+    print(describe_setup(device), end="\n\n")
+    most, _ = measure_ceilings(bench)
+    compare_ways(bench, most)
+    compare_together(bench, options.most or (16 if device.type == "cuda" else 1))
+    print_profile(bench)
     return 0
 
 

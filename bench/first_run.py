@@ -1,4 +1,4 @@
-"""The first run on a GPU: what decides whether kdctl is right and fast there, the most decisive part first.
+"""The first run on a GPU: whether kdctl is right and fast there, the most important part first.
 
 python bench/first_run.py [PART ...] [--student resnet_32_20] [--kinds bf16,fp32,fp16] [--most 16] [--images 25600]
 
@@ -36,7 +36,7 @@ from unittest.mock import patch
 
 import torch
 from device import random_data
-from shared.common import fresh, headline, planned, positive, run
+from shared.common import build_model, describe_setup, parse_positive, plan_student, run
 
 from orchestrator import losses
 from orchestrator.records import EpochRecord
@@ -57,7 +57,7 @@ NEVER = sys.maxsize  # steps before a capture
 
 @dataclass
 class FirstRun:
-    """What all parts are made with, and the checks that failed."""
+    """The parameters of all parts, and the checks that failed."""
 
     device: torch.device
     student: str
@@ -94,8 +94,10 @@ def training(
     check: Callable[[TrainingState], Check] = lambda state: unchecked,
 ) -> Training:
     """A training that is ready to start. The teacher's outputs come from `outputs`; `check` is called between steps."""
-    config = replace(planned("cifar10", student, SMALL, images, BATCH).config, precision=KINDS[kind], seed=seed, lr=lr)
-    state = TrainingState.start(fresh(student, "cifar10", device, seed), losses.build(method), config)
+    config = replace(
+        plan_student("cifar10", student, SMALL, images, BATCH).config, precision=KINDS[kind], seed=seed, lr=lr
+    )
+    state = TrainingState.start(build_model(student, "cifar10", device, seed), losses.build(method), config)
     data = random_data(images, device)
     return Training(state, train(state, data, config, outputs, check(state)))
 
@@ -114,7 +116,7 @@ def cast_to(kind: str) -> Iterator[None]:
 
 @contextmanager
 def captured_after(steps: int) -> Iterator[list[None]]:
-    """Captures a step after so many runs of it; gives a list with one entry for each replay of a graph."""
+    """Captures a step after this many runs of it; yields a list with one entry for each replay of a graph."""
     replays: list[None] = []
     replay = torch.cuda.CUDAGraph.replay
 
@@ -138,8 +140,8 @@ def cudnn(*, benchmark: bool, deterministic: bool = False) -> Iterator[None]:
         settings.benchmark, settings.deterministic = before
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The median time of some runs on the GPU, after one to warm up."""
+def measure_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Measures the median time of some runs on the GPU, after one to warm up."""
     times = []
     for _ in range(repeats + 1):
         torch.cuda.synchronize()
@@ -154,7 +156,7 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def facts(first: FirstRun) -> None:
-    """Prints what the GPU is and has, and the two costs that a model of kdctl's speed depends on."""
+    """Prints facts about the GPU, and the two costs that an estimate of kdctl's speed depends on."""
     properties = torch.cuda.get_device_properties(first.device)
     free, total = torch.cuda.mem_get_info()
     print(f"{properties.multi_processor_count} multiprocessors, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
@@ -164,7 +166,7 @@ def facts(first: FirstRun) -> None:
     with own_stream(first.device):
         source = torch.randint(255, (2**30,), dtype=torch.uint8, device=first.device)
         target = torch.empty_like(source)
-        bandwidth = 2 * 2**30 / seconds(lambda: target.copy_(source), 10)
+        bandwidth = 2 * 2**30 / measure_seconds(lambda: target.copy_(source), 10)
     print(f"copy, read and written: {bandwidth / 1e12:.2f} TB/s")
     for streams in (1, 2, 4, 8, 16):
         each = kernel_cost(first.device, streams)
@@ -194,13 +196,13 @@ def kernel_cost(device: torch.device, streams: int, length: int = 1000) -> float
                 with torch.cuda.stream(stream):
                     graph.replay()
 
-        return seconds(replay, 5) / length * 1e6
+        return measure_seconds(replay, 5) / length * 1e6
 
 
 def teachers(device: torch.device, images: int) -> Iterator[tuple[str, str, Teacher]]:
     """Every way to get a teacher's outputs, with its name and a method that uses it."""
     table = torch.randn(162, images, 10).half()
-    live = fresh(SMALL, "cifar10", device, 7).eval().requires_grad_(False)
+    live = build_model(SMALL, "cifar10", device, 7).eval().requires_grad_(False)
     yield "base", "base", no_teacher
     yield "logit, table", "logit", TableTeacher(table.to(device), "logits")
     yield "st, table", "st", TableTeacher(table.to(device), "logits")
@@ -402,7 +404,7 @@ def side_by_side(
                     next(trained.records)
                 ends.append(time.perf_counter())
                 failed.extend(filter(None, [trained.state.uncaptured]))
-        except Exception as error:  # whatever it was, the others must not wait for this thread
+        except Exception as error:  # after any error, the others must not wait for this thread
             failed.append(repr(error)[:200])
             barrier.abort()
 
@@ -434,7 +436,7 @@ PARTS = {
 
 
 def run_parts(first: FirstRun, parts: Sequence[str]) -> int:
-    """Runs some parts, of which none keeps the next from running; gives the exit code."""
+    """Runs some parts, of which none prevents the next; returns the exit code."""
     for part in parts:
         print(f"\n## {part}", flush=True)
         start = time.perf_counter()
@@ -461,8 +463,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: facts)")
     parser.add_argument("--student", default="resnet_32_20", help="(default: %(default)s)")
     parser.add_argument("--kinds", type=kinds_of, default="bf16,fp32,fp16", help="(default: %(default)s)")
-    parser.add_argument("--images", type=positive, default=25_600, help="per epoch (default: %(default)s)")
-    parser.add_argument("--most", type=positive, default=16, help="trials at once (default: %(default)s)")
+    parser.add_argument("--images", type=parse_positive, default=25_600, help="per epoch (default: %(default)s)")
+    parser.add_argument("--most", type=parse_positive, default=16, help="trials at once (default: %(default)s)")
     options = parser.parse_args(arguments)
     parts = options.parts or ["facts"]
     if unknown := [part for part in parts if part not in PARTS]:
@@ -470,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("torch finds no GPU on this machine; this script measures nothing else")
     device = torch.device("cuda")
-    print(headline(device))
+    print(describe_setup(device))
     return run_parts(FirstRun(device, options.student, options.kinds, options.images, options.most), parts)
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared.machine import described, spread
+from shared.machine import describe_machine, format_spread
 
 from orchestrator import codec, losses, models
 from orchestrator.data import tensors
@@ -79,38 +79,38 @@ class Times:
         return (end - self.first) / self.trials - work
 
 
-def by_hand(config: TrialConfig, images: tensors.Data) -> EpochRecord:
-    """The training of one trial as a script would have it."""
+def train_plainly(config: TrialConfig, images: tensors.Data) -> EpochRecord:
+    """Trains one trial as a script would."""
     model = build_seeded(lambda: models.build(config.student, DATASETS[config.dataset].classes), config.seed, CPU)
-    course = TrainingState.start(model, losses.build(config.method), config)
-    *_, last = train(course, images, config, no_teacher)
+    state = TrainingState.start(model, losses.build(config.method), config)
+    *_, last = train(state, images, config, no_teacher)
     return last
 
 
-def configs(folder: Path, trials: int, images: int) -> list[TrialConfig]:
-    """The trials of the study, which is written into a folder."""
+def write_study(folder: Path, trials: int, images: int) -> list[TrialConfig]:
+    """Writes the study into a folder; returns its trials."""
     file = folder / "overhead.yaml"
     file.write_text(STUDY.format(images=images, seeds=list(range(trials))))
     return [trial.config for trial in make_plan(load_study(file)).trials]
 
 
-def prepared(folder: Path) -> Storage:
-    """A storage in a folder that holds the images."""
+def prepare_storage(folder: Path) -> Storage:
+    """Prepares a storage in a folder, with the images."""
     storage = Storage.at(folder)
     storage.prepare()
     prepare_dataset("digits", None, storage)
     return storage
 
 
-def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: int) -> list[dict[str, Any]]:
-    """The trials on Ray Tune by hand; gives what each reported."""
+def run_tune(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: int) -> list[dict[str, Any]]:
+    """Runs the trials on Ray Tune, without kdctl; returns the report of each."""
     import ray
     from ray import tune
 
     def function(config: dict[str, Any], images: tensors.Data) -> None:
         began = time.time()
         torch.set_num_threads(1)
-        record = by_hand(codec.decode(TrialConfig, config["trial"]), images)
+        record = train_plainly(codec.decode(TrialConfig, config["trial"]), images)
         tune.report({"acc": record.test_acc, "began": began, "ended": time.time()})
 
     class Reused(tune.Trainable):  # type: ignore[misc]
@@ -123,10 +123,10 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
             return True
 
         def step(self) -> dict[str, Any]:
-            record = by_hand(codec.decode(TrialConfig, self.config["trial"]), self.images)
+            record = train_plainly(codec.decode(TrialConfig, self.config["trial"]), self.images)
             return {"acc": record.test_acc, "began": self.began, "ended": time.time(), "done": True}
 
-    ray.init("local", num_cpus=places, **RAY)  # not one that happens to run here
+    ray.init("local", num_cpus=places, **RAY)  # not a cluster that happens to run here
     is_class = kind == "class"
     trainable = tune.with_parameters(Reused if is_class else function, images=images)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +148,7 @@ def raw(kind: str, trials: Sequence[TrialConfig], images: tensors.Data, places: 
 
 
 def run_raw(kind: str, trials: int, options: argparse.Namespace, storage: Storage) -> Times:
-    """A run of `raw` in a process of its own, which prints when its trials were trained."""
+    """Runs `run_tune` in a process of its own, which prints when its trials were trained."""
     command = [sys.executable, __file__, "--raw", kind, "--storage", storage.backend.address, "--trials", str(trials)]
     command += ["--images", str(options.images), "--places", str(options.places)]
     environment = {**os.environ, "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -161,10 +161,10 @@ def run_raw(kind: str, trials: int, options: argparse.Namespace, storage: Storag
 
 
 def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
-    """`kdctl launch` of the study into a storage of its own."""
+    """Runs `kdctl launch` for the study, with a storage of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        configs(Path(folder), trials, options.images)
-        storage = prepared(Path(folder, "runs"))
+        write_study(Path(folder), trials, options.images)
+        storage = prepare_storage(Path(folder, "runs"))
         command = [sys.executable, "-m", "orchestrator.cli", "launch", str(Path(folder, "overhead.yaml"))]
         command += ["--storage", storage.backend.address, "--max-concurrent", str(options.places)]
         command += ["--set", "resources.gpus_per_trial=0"]
@@ -177,28 +177,28 @@ def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
     return Times(wall, first - began, last - began, len(rows))
 
 
-def work(trials: Sequence[TrialConfig], images: tensors.Data) -> float:
-    """Seconds that the training of a trial takes with nothing running next to it."""
+def measure_work(trials: Sequence[TrialConfig], images: tensors.Data) -> float:
+    """Measures the training of a trial with nothing running next to it, in seconds."""
     torch.set_num_threads(1)
     taken = []
     for number in range(ALONE):
         start = time.perf_counter()
-        by_hand(trials[number % len(trials)], images)
+        train_plainly(trials[number % len(trials)], images)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 
 
 def table(runs: dict[str, list[Times]], share: float) -> None:
-    """Prints what came of all runs; `share` is the wall time of a trial's work."""
+    """Prints the outcome of all runs; `share` is the wall time of a trial's work."""
     print("| way | trials | n | wall a trial, ms | start-up, s | end, s | overhead a trial, ms | without the end, ms |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for way, found in runs.items():
         columns = [
-            spread([1000 * times.wall / times.trials for times in found]),
-            spread([times.first for times in found]),
-            spread([times.wall - times.last for times in found]),
-            spread([1000 * times.overhead(share, times.wall) for times in found]),
-            spread([1000 * times.overhead(share, times.last) for times in found]),
+            format_spread([1000 * times.wall / times.trials for times in found]),
+            format_spread([times.first for times in found]),
+            format_spread([times.wall - times.last for times in found]),
+            format_spread([1000 * times.overhead(share, times.wall) for times in found]),
+            format_spread([1000 * times.overhead(share, times.last) for times in found]),
         ]
         print(f"| {way} | {found[0].trials} | {len(found)} | {' | '.join(columns)} |")
 
@@ -215,21 +215,21 @@ def main() -> int:
     parser.add_argument("--storage", help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        storage = prepared(Path(options.storage or folder))
-        trials = configs(Path(folder), options.trials, options.images)
+        storage = prepare_storage(Path(options.storage or folder))
+        trials = write_study(Path(folder), options.trials, options.images)
         images = tensors.load(trials[0], storage, CPU)
         if options.raw:
-            reports = raw(options.raw, trials, images, options.places)
+            reports = run_tune(options.raw, trials, images, options.places)
             print(json.dumps([min(r["began"] for r in reports), max(r["ended"] for r in reports), len(reports)]))
             return 0
-        alone = work(trials, images)
+        alone = measure_work(trials, images)
         runs: dict[str, list[Times]] = {}
         for _ in range(options.repeats):
             runs.setdefault("kdctl launch", []).append(run_kdctl(options.trials, options))
             runs.setdefault("raw class, reused", []).append(run_raw("class", options.trials, options, storage))
         if options.function_trials:
             runs["raw function"] = [run_raw("function", options.function_trials, options, storage)]
-        print(described(), end="\n\n")
+        print(describe_machine(), end="\n\n")
         print(f"{options.places} trials at a time; the training of one takes {1000 * alone:.1f} ms alone.", end="\n\n")
         table(runs, alone / options.places)
     return 0

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shared.machine import described, spread
+from shared.machine import describe_machine, format_spread
 
 STUDY = """
 study: planning
@@ -41,7 +41,7 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
 """
 
 
-def command(file: Path) -> tuple[float, float]:
+def time_command(file: Path) -> tuple[float, float]:
     """Seconds of `kdctl plan FILE --json`, and its largest resident memory in MiB."""
     line = [sys.executable, "-m", "orchestrator.cli", "plan", str(file), "--json", "--storage", str(file.parent / "no")]
     start = time.perf_counter()
@@ -54,7 +54,7 @@ def command(file: Path) -> tuple[float, float]:
     return taken, usage.ru_maxrss / 1024
 
 
-def alone(file: Path, trials: int) -> tuple[float, float]:
+def time_alone(file: Path, trials: int) -> tuple[float, float]:
     """Seconds of `load_study` and `make_plan` in a fresh process, and its largest resident memory in MiB."""
     output = subprocess.run([sys.executable, "-c", ALONE, str(file)], check=True, stdout=subprocess.PIPE, text=True)
     seconds, peak, found = output.stdout.split()
@@ -69,15 +69,15 @@ def main() -> int:
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(described(), end="\n\n")
+    print(describe_machine(), end="\n\n")
     print("| trials | n | `kdctl plan`, s | its peak, MiB | load and plan alone, s | its peak, MiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "planning.yaml")
         for trials in options.trials:
             file.write_text(STUDY.format(seeds=list(range(trials // SHARED))))
-            pairs = [(command(file), alone(file, trials)) for _ in range(options.repeats)]
-            columns = [spread([pair[way][figure] for pair in pairs]) for way in (0, 1) for figure in (0, 1)]
+            pairs = [(time_command(file), time_alone(file, trials)) for _ in range(options.repeats)]
+            columns = [format_spread([pair[way][figure] for pair in pairs]) for way in (0, 1) for figure in (0, 1)]
             print(f"| {trials:,} | {options.repeats} | {' | '.join(columns)} |", flush=True)
     return 0
 

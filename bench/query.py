@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from reading import fill
-from shared.common import pairs, positive, ratios, spread
-from shared.machine import described
+from shared.common import compute_ratios, format_spread, measure_pairs, parse_positive
+from shared.machine import describe_machine
 
 QUERIES = {
     "mean of each method": "SELECT method, avg(acc), count(*) FROM {trials} GROUP BY method",
@@ -61,22 +61,21 @@ def compare(folder: Path, query: str, repeats: int) -> str:
     ours_text, theirs_text = query.format(trials="trials", epochs="epochs"), query.format(**files)
     (_, rows), (_, expected) = time_query(OURS, folder, ours_text), time_query(DUCKDB, folder, theirs_text)
     assert rows == expected
-    ours, theirs = pairs(
+    ours, theirs = measure_pairs(
         lambda: time_query(OURS, folder, ours_text)[0], lambda: time_query(DUCKDB, folder, theirs_text)[0], repeats
     )
-    return (
-        f"{rows} | {repeats} | {spread(ours, '.2f')} | {spread(theirs, '.2f')} | {spread(ratios(ours, theirs), '.2f')}"
-    )
+    figures = (format_spread(values, ".2f") for values in (ours, theirs, compute_ratios(ours, theirs)))
+    return f"{rows} | {repeats} | {' | '.join(figures)}"
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=positive, nargs="+", default=[500, 5000])
-    parser.add_argument("--epochs", type=positive, default=200)
-    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--trials", type=parse_positive, nargs="+", default=[500, 5000])
+    parser.add_argument("--epochs", type=parse_positive, default=200)
+    parser.add_argument("--repeats", type=parse_positive, default=5)
     options = parser.parse_args()
-    print(described(), end="\n\n")
+    print(describe_machine(), end="\n\n")
     print("| trials | epochs each | query | rows | n | kdctl, s | DuckDB, s | times |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for trials in options.trials:

@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from shared.machine import described, spread
+from shared.machine import describe_machine, format_spread
 
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.results import store
@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(described(), end="\n\n")
+    print(describe_machine(), end="\n\n")
     print("| files | way | rows | n | s | peak, MiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for trials in options.trials:
@@ -107,7 +107,7 @@ def main() -> int:
                 found = [read(Path(name), way) for _ in range(options.repeats)]
                 seconds, peaks, rows = zip(*found, strict=True)
                 files = 1 if way == "one file" else trials
-                columns = f"{rows[0]:,} | {options.repeats} | {spread(seconds)} | {spread(peaks)}"
+                columns = f"{rows[0]:,} | {options.repeats} | {format_spread(seconds)} | {format_spread(peaks)}"
                 print(f"| {files:,} | {way} | {columns} |", flush=True)
     return 0
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from shared.common import device_of, headline, run
+from shared.common import choose_device, describe_setup, run
 from torch import Tensor
 
 from orchestrator.data import tensors
@@ -33,7 +33,9 @@ BATCH = 500
 
 
 @torch.inference_mode()
-def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.device) -> tuple[float, float, float]:
+def measure_errors(
+    key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.device
+) -> tuple[float, float, float]:
     """The largest difference, the largest one relative to its own output, and the largest output of the live teacher.
 
     A relative difference counts where the output is at least a hundredth of the largest one.
@@ -49,10 +51,10 @@ def errors(key: TableKey, teacher: TrialConfig, storage: Storage, device: torch.
             batch = Batch(images.normalise(padded.take(index, views)), images.train.labels[index], index, views, index)
             outputs.append(getattr(live(batch), key.outputs).cpu())
             differences.append((outputs[-1] - stored[view, index.cpu()].float()).abs())
-    return summary(torch.cat(differences), torch.cat(outputs).abs())
+    return summarize(torch.cat(differences), torch.cat(outputs).abs())
 
 
-def summary(difference: Tensor, output: Tensor) -> tuple[float, float, float]:
+def summarize(difference: Tensor, output: Tensor) -> tuple[float, float, float]:
     """The largest difference, the largest relative one, and the largest output."""
     counted = output >= output.max() / 100
     return float(difference.max()), float((difference / output)[counted].max()), float(output.max())
@@ -66,15 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as it was launched with")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU if there is one)")
     options = parser.parse_args(arguments)
-    device = device_of(parser, options.device)
+    device = choose_device(parser, options.device)
     trials = plan_study(options.file, options.storage, options.set).trials
     tables = {t.table: t.config.teacher for t in trials if t.table and t.config.teacher}
-    print(headline(device), end="\n\n")
+    print(describe_setup(device), end="\n\n")
     print("| teacher | values | largest output | largest difference | of the largest output | of its own output |")
     print("| --- | --- | --- | --- | --- | --- |")
     storage = Storage.at(options.storage)
     for key, teacher in tables.items():
-        absolute, relative, largest = errors(key, teacher, storage, device)
+        absolute, relative, largest = measure_errors(key, teacher, storage, device)
         name = f"{teacher.student}, {teacher.dataset}, {key.images:,} images × {key.views} views"
         values = np.load(storage.backend.local_path(storage.table(key)), mmap_mode="r").size
         print(f"| {name} | {values:,} | {largest:.1f} | {absolute:.1e} | {absolute / largest:.1e} | {relative:.1e} |")

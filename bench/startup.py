@@ -1,4 +1,4 @@
-"""What `kdctl --help` costs, compared with the least that it needs: Python with Click.
+"""What `kdctl --help` costs, compared with the minimum: Python with Click.
 
 python bench/startup.py [--repeats 25]
 
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared.machine import described, spread
+from shared.machine import describe_machine, format_spread
 
 COMMANDS = {
     "kdctl --help": [str(Path(sys.executable).with_name("kdctl")), "--help"],
@@ -24,8 +24,8 @@ COMMANDS = {
 }
 
 
-def seconds(command: list[str]) -> float:
-    """The wall time of a process."""
+def measure_seconds(command: list[str]) -> float:
+    """Measures the wall time of a process, in seconds."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -37,17 +37,17 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=25)
     options = parser.parse_args()
     for command in COMMANDS.values():  # so that no run waits for files that were not read yet
-        seconds(command)
+        measure_seconds(command)
     taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(options.repeats):
         for name, command in COMMANDS.items():
-            taken[name].append(1000 * seconds(command))
+            taken[name].append(1000 * measure_seconds(command))
     base = statistics.median(taken["import click"])
-    print(described(), end="\n\n")
+    print(describe_machine(), end="\n\n")
     print("| command | n | ms | times `import click` |")
     print("| --- | --- | --- | --- |")
     for name, found in taken.items():
-        print(f"| {name} | {options.repeats} | {spread(found)} | {statistics.median(found) / base:.2f} |")
+        print(f"| {name} | {options.repeats} | {format_spread(found)} | {statistics.median(found) / base:.2f} |")
     return 0
 
 

@@ -21,16 +21,16 @@ from pathlib import Path
 import torch
 from shared.common import (
     as_a_trial,
-    device_of,
-    fresh,
-    headline,
-    pairs,
-    parser_of,
-    planned,
-    positive,
-    ratios,
+    build_model,
+    choose_device,
+    compute_ratios,
+    describe_setup,
+    format_spread,
+    make_parser,
+    measure_pairs,
+    parse_positive,
+    plan_student,
     run,
-    spread,
     synchronise,
 )
 from torch import Tensor
@@ -49,29 +49,29 @@ BATCH = 1000
 READY = 4  # batches that are passed by turns: more than the caches of most processors hold
 
 
-def taught(trial: PlannedTrial, place: str, device: torch.device) -> Storage:
-    """A storage with the weights of the teacher, fresh ones: what they are does not change how long asking takes."""
+def store_teacher(trial: PlannedTrial, folder: str, device: torch.device) -> Storage:
+    """Makes a storage with fresh weights of the teacher: their values do not change how long a forward pass takes."""
     assert trial.config.teacher and trial.teacher_id
-    storage = Storage.at(place)
+    storage = Storage.at(folder)
     storage.prepare()
-    save_weights(fresh(trial.config.teacher.student, trial.config.dataset, device), storage, trial.teacher_id)
+    save_weights(build_model(trial.config.teacher.student, trial.config.dataset, device), storage, trial.teacher_id)
     return storage
 
 
-def built(trial: PlannedTrial, images: Data, device: torch.device) -> float:
-    """Answers a second of kdctl's build."""
+def measure_build(trial: PlannedTrial, images: Data, device: torch.device) -> float:
+    """Measures kdctl's build, in outputs per second."""
     assert trial.config.teacher and trial.table
-    with tempfile.TemporaryDirectory() as place, as_a_trial(device):
-        storage = taught(trial, place, device)
+    with tempfile.TemporaryDirectory() as folder, as_a_trial(device):
+        storage = store_teacher(trial, folder, device)
         synchronise(device)
         start = time.perf_counter()
         open_table(trial.table, trial.config.teacher, images, storage, device)
         synchronise(device)
-        return answers(trial) / (time.perf_counter() - start)
+        return count_outputs(trial) / (time.perf_counter() - start)
 
 
-def ready(images: Data) -> list[Tensor]:
-    """Batches as a network wants them, of training images repeated as often as it takes."""
+def make_batches(images: Data) -> list[Tensor]:
+    """Makes batches in the form that a network expects, of training images that repeat if there are too few."""
     count = len(images.train)
     numbers = torch.arange(READY * BATCH, device=images.train.labels.device) % count
     return [
@@ -80,12 +80,12 @@ def ready(images: Data) -> list[Tensor]:
     ]
 
 
-def passed(trial: PlannedTrial, batches: Sequence[Tensor], device: torch.device) -> float:
-    """Outputs per second of the bare forward pass, over as many images as the table has outputs, in whole batches."""
+def measure_forward_pass(trial: PlannedTrial, batches: Sequence[Tensor], device: torch.device) -> float:
+    """Measures the bare forward pass of as many images as the table has outputs, in outputs per second."""
     assert trial.config.teacher
-    with tempfile.TemporaryDirectory() as place, as_a_trial(device), torch.no_grad():
-        model = load_teacher(trial.config.teacher, taught(trial, place, device), device).eval()
-        rounds = max(1, answers(trial) // BATCH)
+    with tempfile.TemporaryDirectory() as folder, as_a_trial(device), torch.no_grad():
+        model = load_teacher(trial.config.teacher, store_teacher(trial, folder, device), device).eval()
+        rounds = max(1, count_outputs(trial) // BATCH)
         synchronise(device)
         start = time.perf_counter()
         for number in range(rounds):
@@ -94,14 +94,14 @@ def passed(trial: PlannedTrial, batches: Sequence[Tensor], device: torch.device)
         return rounds * BATCH / (time.perf_counter() - start)
 
 
-def answers(trial: PlannedTrial) -> int:
-    """How many outputs the table holds."""
+def count_outputs(trial: PlannedTrial) -> int:
+    """Counts the outputs that the table holds."""
     assert trial.table
     return trial.table.views * trial.table.images
 
 
-def peak() -> float:
-    """The most memory that this process has had so far, in MiB."""
+def read_peak_memory() -> float:
+    """Reads the most memory that this process has had so far, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -109,41 +109,49 @@ def peak() -> float:
 def report(trial: PlannedTrial, images: Data, device: torch.device, repeats: int) -> None:
     """Measures, and prints the table."""
     assert trial.config.teacher and trial.table
-    batches, before = ready(images), peak()
-    build, bare = partial(built, trial, images, device), partial(passed, trial, batches, device)
-    pairs(build, bare, 1)
-    first, second = pairs(build, bare, repeats)
+    batches, before = make_batches(images), read_peak_memory()
+    build, bare = partial(measure_build, trial, images, device), partial(measure_forward_pass, trial, batches, device)
+    measure_pairs(build, bare, 1)
+    first, second = measure_pairs(build, bare, repeats)
     name = f"{trial.config.teacher.student}, {trial.config.dataset}"
     print(
-        "| teacher | answers | table answers/s, median [min–max] | bare answers/s, median [min–max] "
+        "| teacher | outputs | table outputs/s, median [min–max] | bare outputs/s, median [min–max] "
         "| ratio, median [min–max] | n | peak memory, MiB |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    columns = [name, f"{answers(trial):,}", spread(first), spread(second), spread(ratios(first, second), ".3f")]
-    print(f"| {' | '.join([*columns, str(repeats), f'{peak():,.0f}'])} |")
+    columns = [
+        name,
+        f"{count_outputs(trial):,}",
+        format_spread(first),
+        format_spread(second),
+        format_spread(compute_ratios(first, second), ".3f"),
+    ]
+    print(f"| {' | '.join([*columns, str(repeats), f'{read_peak_memory():,.0f}'])} |")
     print(f"\nOf the memory {before:,.0f} MiB were there before the first table: libraries, images, ready batches.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--dataset", choices=("digits", "cifar10"), default="digits", help="(default: %(default)s)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of CIFAR-10")
     parser.add_argument("--teacher", default="resnet_32_20", help="(default: %(default)s)")
     defaults = f"{IMAGES['cpu']:,} on the CPU, {IMAGES['cuda']:,} on a GPU, at most all there are"
-    parser.add_argument("--images", type=positive, help=f"of which the table holds the outputs (default: {defaults})")
+    parser.add_argument(
+        "--images", type=parse_positive, help=f"of which the table holds the outputs (default: {defaults})"
+    )
     options = parser.parse_args(arguments)
     if options.dataset == "cifar10" and options.data is None:
         parser.error("--dataset cifar10 needs --data DIR")
-    device = device_of(parser, options.device)
+    device = choose_device(parser, options.device)
     count = options.images or min(IMAGES[device.type], DATASETS[options.dataset].train)
-    trial = planned(options.dataset, "resnet_32_8", options.teacher, count)
-    with tempfile.TemporaryDirectory() as place:
-        storage = Storage.at(place)
+    trial = plan_student(options.dataset, "resnet_32_8", options.teacher, count)
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(folder)
         storage.prepare()
         prepare_dataset(options.dataset, options.data, storage)
         images = tensors.load(trial.config, storage, device)
-    print(headline(device), end="\n\n")
+    print(describe_setup(device), end="\n\n")
     report(trial, images, device, options.repeats)
     return 0
 

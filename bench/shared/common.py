@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from shared.machine import described
+from shared.machine import describe_machine
 
 from orchestrator import models
 from orchestrator.data.registry import DATASETS
@@ -25,7 +25,7 @@ from orchestrator.text import masked
 from orchestrator.training.seeds import build_seeded
 from orchestrator.training.state import cpu_facts
 
-TEST_IMAGES = 100  # a test has no part in what is measured
+TEST_IMAGES = 100  # no measurement contains a test
 
 STUDY = """\
 study: bench
@@ -35,8 +35,8 @@ experiments:
 """
 
 
-def planned(dataset: str, student: str, teacher: str, images: int, batch_size: int = 128) -> PlannedTrial:
-    """A student with a table, as a plan has it, everything else at its default. Raises StudyError, as a plan does."""
+def plan_student(dataset: str, student: str, teacher: str, images: int, batch_size: int = 128) -> PlannedTrial:
+    """Plans a student with a table, with everything else at its default. Raises StudyError, as planning does."""
     values = {"dataset": dataset, "student": student, "teacher": teacher, "images": images, "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "bench.yaml")
@@ -45,8 +45,8 @@ def planned(dataset: str, student: str, teacher: str, images: int, batch_size: i
     return trial
 
 
-def fresh(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
-    """A model with the weights of a seed, in the memory layout that kdctl uses."""
+def build_model(name: str, dataset: str, device: torch.device, seed: int = 0) -> Classifier:
+    """Builds a model with the weights of a seed, in the memory layout that kdctl uses."""
     return build_seeded(partial(models.build, name, DATASETS[dataset].classes), seed, device)
 
 
@@ -76,37 +76,37 @@ def as_a_trial(device: torch.device, is_alone: bool = True) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def headline(device: torch.device) -> str:
-    """One line about the hardware, what torch uses of it, and the versions."""
+def describe_setup(device: torch.device) -> str:
+    """Describes the hardware, what torch uses of it, and the versions, in one line."""
     facts = cpu_facts()
     capabilities = [torch.backends.cpu.get_cpu_capability().lower()]
     capabilities += [name for name in ("avx512_bf16", "amx_bf16") if facts.get(name)]
-    line = f"{described()}; torch uses {', '.join(capabilities)}, {torch.get_num_threads()} threads"
+    line = f"{describe_machine()}; torch uses {', '.join(capabilities)}, {torch.get_num_threads()} threads"
     gpu = f"; {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     return f"{line}; on {device.type}{gpu}"
 
 
-def spread(values: Sequence[float], form: str = ",.0f") -> str:
-    """The median and, in brackets, the least and the most."""
+def format_spread(values: Sequence[float], form: str = ",.0f") -> str:
+    """Formats the median and, in brackets, the minimum and the maximum."""
     median, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
     return f"{median} [{least}–{most}]"
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Each figure divided by the one that was measured together with it."""
+def compute_ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Divides each figure by the one that was measured together with it."""
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def pairs(
+def measure_pairs(
     left: Callable[[], float], right: Callable[[], float], repeats: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Both figures, alternately, so that a machine that gets slower affects both."""
+    """Measures both figures alternately, so that a machine that becomes slower affects both."""
     measured = [(left(), right()) for _ in range(repeats)]
     return tuple(one for one, _ in measured), tuple(other for _, other in measured)
 
 
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+def parse_positive(text: str) -> int:
+    """Parses a whole number of at least 1, for argparse."""
     try:
         number = int(text)
     except ValueError:
@@ -116,24 +116,24 @@ def positive(text: str) -> int:
     return number
 
 
-def parser_of(doc: str | None, repeats: int = 5) -> argparse.ArgumentParser:
-    """A parser with the options that all these benchmarks have."""
+def make_parser(doc: str | None, repeats: int = 5) -> argparse.ArgumentParser:
+    """Makes a parser with the options that all these benchmarks have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: a GPU if there is one)")
-    parser.add_argument("--repeats", type=positive, default=repeats, help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=parse_positive, default=repeats, help="(default: %(default)s)")
     return parser
 
 
-def device_of(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
-    """The device with this name, or the default one; torch uses every core from now on."""
+def choose_device(parser: argparse.ArgumentParser, name: str | None) -> torch.device:
+    """Chooses the device with this name, or the default one; torch uses every core from now on."""
     if name == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no GPU here; leave out --device, or say --device cpu")
+        parser.error("torch finds no GPU here; leave out --device, or use --device cpu")
     torch.set_num_threads(os.cpu_count() or 1)
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of a command line: an error that a person can fix is one message and a code, no traceback."""
+    """Runs a command line; an error that a person can fix becomes a message and an exit code, without a traceback."""
     try:
         return main()
     except KdctlError as error:

@@ -1,4 +1,4 @@
-"""What every measurement prints about itself: the machine and versions, and how its figures vary."""
+"""What every benchmark prints: the machine, the versions, and how its figures vary."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def described() -> str:
-    """One line on the processor, its cores, the memory and the versions."""
+def describe_machine() -> str:
+    """Describes, in one line, the processor, its cores, the memory and the versions."""
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "ray", "pyarrow"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{os.cpu_count()} cores of {_processor()}, {memory:.0f} GiB"
@@ -33,7 +33,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """The median, and the least and the most if there are several, rounded to `digits` significant digits."""
+def format_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Formats the median, with the minimum and maximum of several values, rounded to `digits` significant digits."""
     median = f"{statistics.median(values):,.{digits}g}"
     return median if len(values) == 1 else f"{median} [{min(values):,.{digits}g}–{max(values):,.{digits}g}]"

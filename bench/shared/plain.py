@@ -27,7 +27,7 @@ AHEAD = 2 * WORKERS  # batches that the workers are ahead, so that they work unt
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images in memory, handed to the transforms one at a time as PIL images, as torchvision's own CIFAR-10 does."""
+    """Images in memory, passed to the transforms one at a time as PIL images, as torchvision's own CIFAR-10 does."""
 
     def __init__(self, pixels: NDArray[np.uint8], labels: list[int], transform: Any) -> None:
         self.pixels = pixels  # [N, S, S, 3]
@@ -41,8 +41,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def pictures(data: Data) -> Pictures:
-    """The training images, under the customary augmentation."""
+def make_dataset(data: Data) -> Pictures:
+    """Makes a dataset of the training images, with the usual augmentation."""
     transform = transforms.Compose(
         [
             transforms.RandomCrop(data.facts.side, padding=4, padding_mode="reflect"),
@@ -55,8 +55,8 @@ def pictures(data: Data) -> Pictures:
     return Pictures(pixels, data.train.labels.tolist(), transform)
 
 
-def optimizer_of(student: nn.Module) -> torch.optim.SGD:
-    """The usual SGD for CIFAR."""
+def make_optimizer(student: nn.Module) -> torch.optim.SGD:
+    """Makes the usual SGD for CIFAR."""
     return torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
@@ -74,14 +74,14 @@ def step(
     return loss.item()
 
 
-def images_per_second(
+def measure_speed(
     student: nn.Module, teacher: nn.Module, data: Data, images: int, batch_size: int, device: torch.device
 ) -> float:
-    """Images per second of a training with `images` images, in whole batches and at least one, after a warm-up."""
+    """Measures images per second of a training with `images` images, in at least one whole batch, after a warm-up."""
     steps = max(1, images // batch_size)
     student, teacher = student.to(device).train(), teacher.to(device).eval()
-    optimizer = optimizer_of(student)
-    dataset = pictures(data)
+    optimizer = make_optimizer(student)
+    dataset = make_dataset(data)
     sampler = RandomSampler(dataset, num_samples=(WARM_UP + steps + AHEAD) * batch_size)
     batches = iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=WORKERS))
 

@@ -50,7 +50,7 @@ def images() -> Data:
 
 @pytest.fixture
 def config() -> TrialConfig:
-    trial = common.planned("cifar10", "resnet_32_8", "resnet_32_14", 20, BATCH)
+    trial = common.plan_student("cifar10", "resnet_32_8", "resnet_32_14", 20, BATCH)
     return replace(trial.config, precision="float32", limit_train=BATCH, limit_test=10)
 
 
@@ -75,14 +75,14 @@ def is_spread(text: str) -> bool:
 def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> None:
     # One view and one batch: kdctl's order of the images is then all that differs, and no sum depends on that.
     config = replace(config, crop_padding=0, flip=False, epochs=1, milestones=())
-    teacher = common.fresh("resnet_32_14", "cifar10", CPU).eval()
-    ours, theirs = (common.fresh("resnet_32_8", "cifar10", CPU).train() for _ in range(2))
-    optimizer = plain.optimizer_of(theirs)
+    teacher = common.build_model("resnet_32_14", "cifar10", CPU).eval()
+    ours, theirs = (common.build_model("resnet_32_8", "cifar10", CPU).train() for _ in range(2))
+    optimizer = plain.make_optimizer(theirs)
     before = [parameter.detach().clone() for parameter in theirs.parameters()]
 
     loss = plain.step(theirs, teacher, optimizer, images.normalise(images.train.pixels), images.train.labels)
-    answers = LiveTeacher(teacher, ("logits",))
-    (record,) = loop.train(TrainingState.start(ours, losses.build("logit"), config), images, config, answers)
+    outputs = LiveTeacher(teacher, ("logits",))
+    (record,) = loop.train(TrainingState.start(ours, losses.build("logit"), config), images, config, outputs)
 
     assert record.train_loss == pytest.approx(loss, rel=1e-5)
     for was, mine, other in zip(before, ours.parameters(), theirs.parameters(), strict=True):
@@ -94,11 +94,11 @@ def test_a_plain_step_is_a_step_of_kdctl(images: Data, config: TrialConfig) -> N
 def test_plain_pictures_are_views_of_kdctl(images: Data) -> None:
     space = ViewSpace(4, True)
     padded = space.pad(images.train.pixels)
-    pictures = plain.pictures(images)
-    assert len(pictures) == BATCH
+    dataset = plain.make_dataset(images)
+    assert len(dataset) == BATCH
     seen = set()
     for index in range(BATCH):
-        picture, label = pictures[index]
+        picture, label = dataset[index]
         assert label == images.train.labels[index]
         views = images.normalise(padded.take(torch.full((space.size,), index), torch.arange(space.size)))
         distances = (views - picture).abs().amax(dim=(1, 2, 3))
@@ -108,10 +108,10 @@ def test_plain_pictures_are_views_of_kdctl(images: Data) -> None:
 
 
 def test_a_plain_teacher_learns_nothing(images: Data) -> None:
-    student, teacher = (common.fresh("resnet_32_8", "cifar10", CPU) for _ in range(2))
+    student, teacher = (common.build_model("resnet_32_8", "cifar10", CPU) for _ in range(2))
     teacher.eval()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    plain.step(student, teacher, plain.optimizer_of(student), *batch(images))
+    plain.step(student, teacher, plain.make_optimizer(student), *batch(images))
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -121,7 +121,7 @@ def batch(images: Data) -> tuple[Tensor, Tensor]:
 
 
 def test_a_bare_pass_gets_training_images_ready_made(images: Data) -> None:
-    batches = table.ready(images)
+    batches = table.make_batches(images)
     assert [tuple(some.shape) for some in batches] == [(1000, 3, 32, 32)] * table.READY
     assert all(
         some.is_contiguous(memory_format=torch.channels_last) and some.dtype == torch.float32 for some in batches
@@ -129,11 +129,11 @@ def test_a_bare_pass_gets_training_images_ready_made(images: Data) -> None:
     assert torch.equal(batches[0][:BATCH], batch(images)[0])
 
 
-def test_a_table_of_arbitrary_answers_is_one_of_a_teacher(images: Data, config: TrialConfig) -> None:
-    answers = compare.table_of(images, config, CPU).table
-    assert answers.shape == (162, BATCH, 10)
-    assert answers.dtype == torch.float16
-    assert answers.isfinite().all() and answers.count_nonzero() > answers.numel() // 2
+def test_a_table_of_arbitrary_outputs_is_one_of_a_teacher(images: Data, config: TrialConfig) -> None:
+    outputs = compare.make_table(images, config, CPU).table
+    assert outputs.shape == (162, BATCH, 10)
+    assert outputs.dtype == torch.float16
+    assert outputs.isfinite().all() and outputs.count_nonzero() > outputs.numel() // 2
 
 
 # What is printed.
@@ -145,7 +145,7 @@ def test_compare_prints_a_line_a_case(
 ) -> None:
     monkeypatch.setattr(compare, "SMALL", "resnet_32_8")
     monkeypatch.setattr(compare, "DEEP", "resnet_32_14")
-    medians = compare.compare(compare.cases(images, config, CPU, True), 1)
+    medians = compare.compare(compare.list_cases(images, config, CPU, True), 1)
     found = rows(capsys.readouterr().out)
     assert [row["case"] for row in found] == list(medians)
     assert len(found) == 4 and compare.FREE_CASE in medians
@@ -184,14 +184,14 @@ def test_table_prints_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     (row,) = rows(out)
     assert list(row) == [
         "teacher",
-        "answers",
-        "table answers/s, median [min–max]",
-        "bare answers/s, median [min–max]",
+        "outputs",
+        "table outputs/s, median [min–max]",
+        "bare outputs/s, median [min–max]",
         "ratio, median [min–max]",
         "n",
         "peak memory, MiB",
     ]
-    assert (row["teacher"], row["answers"], row["n"]) == ("resnet_32_8, digits", "1,620", "1")
+    assert (row["teacher"], row["outputs"], row["n"]) == ("resnet_32_8, digits", "1,620", "1")
     assert all(is_spread(row[name]) for name in list(row)[2:5])
     assert float(row["peak memory, MiB"].replace(",", "")) > 1
 
@@ -203,12 +203,12 @@ def test_pairs_are_measured_by_turns() -> None:
         log.append(name)
         return float(len(log))
 
-    first, second = common.pairs(lambda: measured("plain"), lambda: measured("kdctl"), 3)
+    first, second = common.measure_pairs(lambda: measured("plain"), lambda: measured("kdctl"), 3)
     assert log == ["plain", "kdctl"] * 3
     assert (first, second) == ((1, 3, 5), (2, 4, 6))
-    assert common.ratios(second, first) == [2, 4 / 3, 6 / 5]
-    assert common.spread([1234.5, 1, 10000.2]) == "1,234 [1–10,000]"
-    assert common.spread([1.5], ".3f") == "1.500 [1.500–1.500]"
+    assert common.compute_ratios(second, first) == [2, 4 / 3, 6 / 5]
+    assert common.format_spread([1234.5, 1, 10000.2]) == "1,234 [1–10,000]"
+    assert common.format_spread([1.5], ".3f") == "1.500 [1.500–1.500]"
 
 
 # Wrong usage is one message and the code 2.

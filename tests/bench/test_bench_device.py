@@ -28,7 +28,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> device.Bench:
     monkeypatch.setattr(device, "SIZES", {"cpu": (64, 2**10)})
-    config = common.planned("cifar10", "resnet_32_8", "resnet_32_8", 16, 8).config
+    config = common.plan_student("cifar10", "resnet_32_8", "resnet_32_8", 16, 8).config
     return device.Bench(replace(config, precision="float32"), device.random_data(16, CPU), CPU, 2)
 
 
@@ -37,9 +37,9 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_ceilings_and_ways(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    operations, bandwidth = device.ceilings(bench)
+    operations, bandwidth = device.measure_ceilings(bench)
     assert operations > 0 and bandwidth > 0
-    first, speeds = device._way(bench, "float32", False, True)
+    first, speeds = device._measure_way(bench, "float32", False, True)
     assert first > 0 and len(speeds) == 2 and min(speeds) > 0
     assert [row[0] for row in cells(capsys.readouterr().out)][2:3] == ["matrix product, float32"]
 
@@ -52,17 +52,17 @@ def test_operations_of_an_image_are_those_of_its_layers(bench: device.Bench) -> 
     stage3 = (32 * 64 * 9 + 64 * 64 * 9 + 32 * 64) * 8 * 8
     head = 64 * 10
     # The stem's images need no gradient.
-    assert device.operations(bench) == 2 * (2 * stem + 3 * (stage1 + stage2 + stage3 + head))
+    assert device.count_operations(bench) == 2 * (2 * stem + 3 * (stage1 + stage2 + stage3 + head))
 
 
 def test_many_at_once(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    device.together(bench, 2)
+    device.compare_together(bench, 2)
     head, _, *rows = cells(capsys.readouterr().out)
     assert head[0] == "students at once" and [row[0] for row in rows] == ["1", "2"]
 
 
 def test_profile(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    device.profile(bench)
+    device.print_profile(bench)
     _, _, *rows = cells(capsys.readouterr().out)
     assert any("convolution" in name for name, _ in rows)
 

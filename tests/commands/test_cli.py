@@ -54,25 +54,25 @@ COMMANDS = list(every())
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a study in it."""
-    place = tmp_path / "here"
-    place.mkdir()
-    (place / "study.yaml").write_text(STUDY)
-    monkeypatch.chdir(place)
+    current = tmp_path / "here"
+    current.mkdir()
+    (current / "study.yaml").write_text(STUDY)
+    monkeypatch.chdir(current)
     for name in ("KDCTL_STORAGE", "KDCTL_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KDCTL_CACHE", str(tmp_path / "cache"))
-    return place
+    return current
 
 
 @pytest.fixture(scope="module")
 def trained(digits_storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A storage with the study in it. To be read only."""
-    place = tmp_path_factory.mktemp("trained")
-    (place / "study.yaml").write_text(STUDY)
-    storage = Storage.at(place / "runs")
+    current = tmp_path_factory.mktemp("trained")
+    (current / "study.yaml").write_text(STUDY)
+    storage = Storage.at(current / "runs")
     storage.prepare()
     shutil.copytree(Path(digits_storage.backend.address, "datasets"), Path(storage.backend.address, "datasets"))
-    assert launch(place / "study.yaml", storage=storage.backend.address, inline=True, on_event=ignore).is_complete
+    assert launch(current / "study.yaml", storage=storage.backend.address, inline=True, on_event=ignore).is_complete
     return storage
 
 
@@ -81,7 +81,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `kdctl` through its one door; gives the exit code, standard output and standard error."""
+    """Runs `kdctl` through its entry point; returns the exit code, standard output and standard error."""
 
     def run(*words: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kdctl", *map(str, words)])
@@ -115,10 +115,10 @@ def listed(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-# Looking at a study.
+# Checking a study.
 
 
-def test_check_says_that_a_study_is_good(run: Run) -> None:
+def test_check_reports_a_good_study(run: Run) -> None:
     assert run("check", "study.yaml") == (0, "study.yaml: study tiny is valid, 3 trials\n", "")
 
 
@@ -127,7 +127,7 @@ def test_check_warns_on_standard_error(run: Run) -> None:
     assert code == 0 and "is valid" in out and "5 has no effect within 1 epochs" in err
 
 
-def test_check_tells_every_fault_with_its_place(run: Run, folder: Path) -> None:
+def test_check_prints_every_fault_with_its_location(run: Run, folder: Path) -> None:
     (folder / "bad.yaml").write_text(STUDY.replace("epochs: 1", "epochs: 0").replace("logit", "logits"))
     code, out, err = run("check", "bad.yaml")
     assert code == 2 and out == ""
@@ -135,28 +135,28 @@ def test_check_tells_every_fault_with_its_place(run: Run, folder: Path) -> None:
     assert "did you mean logit?" in err
 
 
-def test_check_tells_programs_every_fault(run: Run, folder: Path) -> None:
+def test_check_has_every_fault_as_json(run: Run, folder: Path) -> None:
     (folder / "bad.yaml").write_text(STUDY.replace("epochs: 1", "epochs: 0").replace("logit", "logits"))
     code, out, err = run("check", "bad.yaml", "--json", "--set", "recipe.lr=x")
     found = json.loads(out)
     assert (code, err) == (2, "") and found["good"] is False and found["study"] is None
     assert [set(fault) for fault in found["faults"]] == [{"file", "line", "column", "path", "message"}] * 3
-    places = [(fault["file"], fault["line"], fault["column"], fault["path"]) for fault in found["faults"]]
-    assert places == [
+    locations = [(fault["file"], fault["line"], fault["column"], fault["path"]) for fault in found["faults"]]
+    assert locations == [
         ("--set recipe.lr=x", None, None, "recipe.lr"),
         ("bad.yaml", 2, 18, "recipe.epochs"),
         ("bad.yaml", 5, 14, "experiments[1].method"),
     ]
 
 
-def test_check_tells_programs_that_a_study_is_good(run: Run) -> None:
+def test_check_reports_a_good_study_as_json(run: Run) -> None:
     code, out, err = run("check", "study.yaml", "--json", "--set", "recipe.milestones=[5]")
     found = json.loads(out)
     assert (code, err) == (0, "") and len(found.pop("warnings")) == 1
     assert found == {"file": "study.yaml", "good": True, "study": "tiny", "trials": 3, "faults": []}
 
 
-def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
+def test_plan_prints_what_would_run(run: Run, folder: Path) -> None:
     before = listed(folder)
     code, out, err = run("plan", "study.yaml")
     header, *lines = out.splitlines()
@@ -170,8 +170,8 @@ def test_plan_says_what_would_run(run: Run, folder: Path) -> None:
 def test_plan_is_json_for_programs(run: Run, trained: Storage) -> None:
     _, out, _ = run("plan", "study.yaml", "--json", "--storage", trained.backend.address)
     trials = json.loads(out)["trials"]
-    wanted = {"trial_id", "role", "method", "dataset", "student", "teacher", "teacher_id", "seed", "nepoch", "lr"}
-    assert all(wanted | {"batch_size", "state"} <= set(trial) for trial in trials)
+    expected = {"trial_id", "role", "method", "dataset", "student", "teacher", "teacher_id", "seed", "nepoch", "lr"}
+    assert all(expected | {"batch_size", "state"} <= set(trial) for trial in trials)
     assert [trial["state"] for trial in trials] == ["finished"] * 3
     assert [trial["teacher_id"] for trial in trials] == [None, None, trials[0]["trial_id"]]
 
@@ -201,7 +201,7 @@ def test_single_runs_are_listed_on_request(run: Run, trained: Storage) -> None:
     assert len(whole.splitlines()) >= len(short.splitlines()) + 2 + 3
 
 
-def test_results_of_a_file_are_its_own_alone(run: Run, trained: Storage) -> None:
+def test_results_of_a_file_are_only_its_own(run: Run, trained: Storage) -> None:
     _, out, _ = run(
         "results",
         "study.yaml",
@@ -295,7 +295,7 @@ def test_storage_and_data_come_from_the_environment(
 
 @pytest.fixture
 def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
-    """A launch of a long study in a thread; holds what it ended with."""
+    """A launch of a long study in a thread; the list receives the exception that ends it."""
     monkeypatch.setattr("orchestrator.storage.stops.BEAT", 0.01)
     ended: list[BaseException] = []
     begun = threading.Event()
@@ -322,26 +322,26 @@ def running(storage: Storage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_stop_waits_until_the_launch_has_stopped_and_prints_how_to_resume(
     run: Run, storage: Storage, running: list[BaseException]
 ) -> None:
-    place = storage.backend.address
-    code, out, err = run("stop", "tiny", "--storage", place)
+    address = storage.backend.address
+    code, out, err = run("stop", "tiny", "--storage", address)
     assert (code, out) == (0, "")
     stopping, stopped, resume = err.splitlines()
     assert "study tiny" in stopping and "checkpoint" in stopping and stopped == "study tiny has stopped"
-    assert resume == f"resume with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {place}"
+    assert resume == f"resume with:  kdctl launch study.yaml --set recipe.epochs=100000 --inline --storage {address}"
     assert until(lambda: running) and isinstance(running[0], Interrupted)
-    code, out, err = run("stop", "--storage", place)
+    code, out, err = run("stop", "--storage", address)
     assert (code, out) == (2, "") and "the last launch of study tiny has already ended; there is nothing to stop" in err
 
 
 def test_stop_asks_on_a_terminal(
     run: Run, storage: Storage, running: list[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
     monkeypatch.setattr("orchestrator.commands.stop.is_terminal", lambda: True)
-    monkeypatch.setattr("orchestrator.commands.stop.confirm", lambda question: asked.append(question))
+    monkeypatch.setattr("orchestrator.commands.stop.confirm", lambda question: questions.append(question))
     code, out, err = run("stop", "--storage", storage.backend.address)
     assert (code, out, err) == (0, "", "nothing was stopped\n") and running == []
-    assert asked == [f"Stop study tiny, process {os.getpid()} on {socket.gethostname()}?"]
+    assert questions == [f"Stop study tiny, process {os.getpid()} on {socket.gethostname()}?"]
 
 
 def test_stop_of_nothing(run: Run) -> None:
@@ -423,7 +423,7 @@ def test_a_stop_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch, erro
         assert err.endswith("resume with:  kdctl launch study.yaml --inline --set 'recipe.lr=1e-3 '\n")
 
 
-def test_ray_that_was_lost_is_the_supervisors_business(folder: Path) -> None:
+def test_a_lost_ray_is_left_to_the_supervisor(folder: Path) -> None:
     script = "import orchestrator.launch as l, sys\nfrom orchestrator.errors import RayLost\n"
     script += "def lost(*a, **k): raise RayLost('gone')\n"
     script += "l.launch = lost\nfrom orchestrator.cli import main\nsys.argv[1:] = ['launch', 'x', '--inline']\nmain()"
@@ -442,8 +442,10 @@ def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("orchestrator.cluster.supervisor.supervise", supervise)
     code, out, err = run("launch", "study.yaml", "--storage", "a b")
-    told = "with ['launch', 'study.yaml', '--storage', 'a b']\nresume with:  kdctl launch study.yaml --storage 'a b'\n"
-    assert (code, out, err) == (42, "", told)
+    output = (
+        "with ['launch', 'study.yaml', '--storage', 'a b']\nresume with:  kdctl launch study.yaml --storage 'a b'\n"
+    )
+    assert (code, out, err) == (42, "", output)
 
 
 def test_a_bug_is_exit_code_3_with_a_log(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,7 +507,7 @@ def test_the_commands_are_found() -> None:
     assert {(), ("launch",), ("teachers", "verify")} <= set(COMMANDS)
 
 
-def test_kdctl_alone_tells_somebody_new_where_to_begin(run: Run) -> None:
+def test_kdctl_alone_prints_where_to_begin(run: Run) -> None:
     code, out, err = run()
     assert (code, out) == (2, "")
     lines = [line.split("  ")[0] for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
@@ -513,7 +515,7 @@ def test_kdctl_alone_tells_somebody_new_where_to_begin(run: Run) -> None:
     assert lines[0].startswith("kdctl runs knowledge-distillation studies")
 
 
-# Asking first.
+# Confirmation.
 
 
 def environment() -> dict[str, str]:
@@ -522,7 +524,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def litter(storage: Storage) -> Path:
-    """A file in the storage that nobody needs."""
+    """An unfinished file in the storage, which `clean` deletes."""
     name = storage.trial_epochs("0123456789ab")
     storage.backend.write(name, b"epochs of no trial")
     return Path(storage.backend.local_path(name))
@@ -558,7 +560,7 @@ def test_init_asks_before_it_overwrites(folder: Path, answer: str, is_kept: bool
     assert ("nothing was written" if is_kept else "wrote study.yaml and study.schema.json") in terminal.output
 
 
-def test_init_says_what_to_type_next_and_that_works(run: Run, folder: Path) -> None:
+def test_init_prints_the_next_command_and_that_works(run: Run, folder: Path) -> None:
     code, out, err = run("init")
     lines = [line.split("   ")[0].split() for line in map(str.strip, err.splitlines()) if line.startswith("kdctl ")]
     assert (code, out) == (0, "") and [words[1] for words in lines] == ["plan", "launch", "report"]

@@ -1,4 +1,4 @@
-"""Colours on a terminal, and none in a pipe, with NO_COLOR, or in a terminal that has none."""
+"""Colours on a terminal, and none in a pipe, with NO_COLOR, or on a terminal without colours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "TERM": "xterm", **changes}
 
 
-def shown(folder: Path, *words: str, **changes: str) -> str:
+def run_in_terminal(folder: Path, *words: str, **changes: str) -> str:
     with Terminal([KDCTL, *words], folder, environment(**changes)) as terminal:
         pass
     return terminal.output
@@ -35,18 +35,18 @@ def shown(folder: Path, *words: str, **changes: str) -> str:
 def test_a_terminal_has_colours_unless_they_are_turned_off(
     tmp_path: Path, changes: dict[str, str], is_coloured: bool
 ) -> None:
-    told = shown(tmp_path, "check", "nowhere.yaml", "--sett", **changes)
-    assert "Did you mean '--set'?" in told and ("\x1b[" in told) is is_coloured
+    output = run_in_terminal(tmp_path, "check", "nowhere.yaml", "--sett", **changes)
+    assert "Did you mean '--set'?" in output and ("\x1b[" in output) is is_coloured
 
 
-def test_a_pipe_has_none(tmp_path: Path) -> None:
+def test_a_pipe_has_no_colours(tmp_path: Path) -> None:
     command = [KDCTL, "check", "nowhere.yaml", "--sett"]
     piped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
     assert "Did you mean '--set'?" in piped.stderr and "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_the_doctor_is_coloured_on_a_terminal(tmp_path: Path) -> None:
-    assert "\x1b[32mok\x1b[0m" in shown(tmp_path, "doctor", "--storage", "runs")
+    assert "\x1b[32mok\x1b[0m" in run_in_terminal(tmp_path, "doctor", "--storage", "runs")
 
 
 def test_a_result_of_the_doctor_has_the_colour_of_its_level() -> None:
@@ -56,16 +56,16 @@ def test_a_result_of_the_doctor_has_the_colour_of_its_level() -> None:
         CheckResult("c", CheckLevel.BAD, "bad"),
     ]
     plain = text(found)
-    told = colours.check_levels(plain)
-    assert click.unstyle(told) == plain
-    starts = [line.split("m")[0][2:] for line in told.splitlines() if line.startswith("\x1b[")]
-    assert starts == ["32", "33", "31"] and told.count("\x1b[0m") == 3
+    output = colours.check_levels(plain)
+    assert click.unstyle(output) == plain
+    starts = [line.split("m")[0][2:] for line in output.splitlines() if line.startswith("\x1b[")]
+    assert starts == ["32", "33", "31"] and output.count("\x1b[0m") == 3
 
 
-def test_states_are_coloured_where_they_stand() -> None:
+def test_states_are_coloured_in_their_columns() -> None:
     plain = "0123456789ab  teacher  failed  x  unfinished\nfinished or not\n0123456789ab seed 3 failed: it failed"
-    told = colours.states(plain)
-    assert click.unstyle(told) == plain
-    assert told.splitlines()[0].endswith("failed  x  \x1b[33munfinished\x1b[0m")
-    assert told.splitlines()[1] == "finished or not"
-    assert told.splitlines()[2] == "0123456789ab seed 3 \x1b[31mfailed\x1b[0m: it failed"
+    output = colours.states(plain)
+    assert click.unstyle(output) == plain
+    assert output.splitlines()[0].endswith("failed  x  \x1b[33munfinished\x1b[0m")
+    assert output.splitlines()[1] == "finished or not"
+    assert output.splitlines()[2] == "0123456789ab seed 3 \x1b[31mfailed\x1b[0m: it failed"

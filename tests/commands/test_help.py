@@ -1,4 +1,4 @@
-"""Every command's help has examples, and they are true: each is understood, and what needs no training runs."""
+"""Every command's help has examples that work: each is accepted, and those that need no training run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_command_has_examples_of_itself(command: click.Command) -> None:
 
 
 @pytest.mark.parametrize("line", [line for _, line in LINES])
-def test_every_example_is_understood(line: str) -> None:
+def test_every_example_is_accepted(line: str) -> None:
     found = list(calls(line))
     assert found
     for words in found:
@@ -56,7 +56,7 @@ def test_every_example_is_understood(line: str) -> None:
 
 
 @EVERY
-def test_every_option_says_what_it_is_for(command: click.Command) -> None:
+def test_every_option_has_a_help_text(command: click.Command) -> None:
     assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
 
 
@@ -85,7 +85,7 @@ def test_what_does_not_exist_is_noticed(line: str, is_there: bool) -> None:
     assert exists(line.split()) is is_there
 
 
-# What needs no training is run as it stands, in a folder as somebody has it after a launch.
+# Examples that need no training are run unchanged, in a folder as it is after a launch.
 
 RUN = ("init", "check", "plan", "results", "teachers", "clean", "schema", "completion")
 RUNNING = [line for words, line in LINES if words.split()[1:] and words.split()[1] in RUN and "verify" not in words]
@@ -93,24 +93,24 @@ RUNNING = [line for words, line in LINES if words.split()[1:] and words.split()[
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) -> Path:
-    place = tmp_path_factory.mktemp("examples")
-    template.write(place / "experiments.yaml", "digits")
-    shutil.copytree(Path(digits_storage.backend.address, "datasets"), place / "runs" / "datasets")
-    assert launch(place / "experiments.yaml", inline=True, storage=place / "runs", settings=SMALL).is_complete
-    return place
+    directory = tmp_path_factory.mktemp("examples")
+    template.write(directory / "experiments.yaml", "digits")
+    shutil.copytree(Path(digits_storage.backend.address, "datasets"), directory / "runs" / "datasets")
+    assert launch(directory / "experiments.yaml", inline=True, storage=directory / "runs", settings=SMALL).is_complete
+    return directory
 
 
 @pytest.mark.parametrize("line", RUNNING)
 def test_examples_that_need_no_training_run(line: str, folder: Path, tmp_path: Path) -> None:
     line = line.replace("/mnt/shared/runs", "runs")
-    place = folder
-    if "init" in line:  # for a folder in which there is nothing yet
-        place = tmp_path
+    directory = folder
+    if "init" in line:  # it needs an empty folder
+        directory = tmp_path
     elif "--yes" in line:  # it removes something
-        place = Path(shutil.copytree(folder, tmp_path / "own"))
+        directory = Path(shutil.copytree(folder, tmp_path / "own"))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment = {name: value for name, value in environment.items() if name not in ("KDCTL_STORAGE", "KDCTL_DATA")}
-    done = subprocess.run(["bash", "-c", line], cwd=place, capture_output=True, text=True, env=environment)
+    done = subprocess.run(["bash", "-c", line], cwd=directory, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -120,8 +120,8 @@ def test_examples_that_need_no_training_run(line: str, folder: Path, tmp_path: P
 
 def test_the_commands_are_in_sections() -> None:
     text = cli.get_help(click.Context(cli, info_name="kdctl", terminal_width=100))
-    places = [text.index(f"\n{title}:\n") for title, _ in cli.sections()]
-    assert places == sorted(places)
+    positions = [text.index(f"\n{title}:\n") for title, _ in cli.sections()]
+    assert positions == sorted(positions)
     for title, names in cli.sections():
         block = text.split(f"\n{title}:\n")[1].split("\n\n")[0]
         assert re.findall(r"^  (\S+)  ", block, re.MULTILINE) == names

@@ -31,9 +31,9 @@ def test_logs_by_the_beginning_of_an_id(folder: Storage) -> None:
     remember(folder, [replace(TEACHER, trial_id="abc000000000"), replace(TEACHER, trial_id="abd000000000")])
     logs.append(folder, "abc000000000", "one\ntwo \x1b[2J")
     address = ("--storage", folder.backend.address)
-    said = run("logs", "abc", *address).stdout.splitlines()
-    assert said[0].endswith(" one") and said[1] == r"    two \x1b[2J"
-    assert run("logs", "abc", "--lines", "1", *address).stdout.splitlines() == said[1:]
+    output = run("logs", "abc", *address).stdout.splitlines()
+    assert output[0].endswith(" one") and output[1] == r"    two \x1b[2J"
+    assert run("logs", "abc", "--lines", "1", *address).stdout.splitlines() == output[1:]
     for words, expected in (
         (("logs", "ab"), "is the beginning of 2 trials"),
         (("logs", "abx"), "no trial 'abx'"),
@@ -53,8 +53,8 @@ def test_logs_are_followed_until_the_trial_ends(folder: Storage, monkeypatch: py
         write(folder, TEACHER, State.FINISHED)
 
     monkeypatch.setattr(command.time, "sleep", finish)
-    said = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.backend.address).stdout
-    assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["one", "two"]
+    output = run("logs", TEACHER.trial_id, "--follow", "--storage", folder.backend.address).stdout
+    assert [line.rpartition(" ")[2] for line in output.splitlines()] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

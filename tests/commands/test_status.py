@@ -35,11 +35,11 @@ def test_status_shows_the_last_study_and_names_the_others(folder: Storage) -> No
     remember(folder)
     write(folder, TEACHER, State.FINISHED)
     write(folder, STUDENTS[0], State.FAILED, "it broke")
-    said = run("status", "--storage", folder.backend.address)
-    assert said.exit_code == 0 and "\x1b" not in said.stdout
-    assert said.stdout.splitlines()[0].startswith("1/4 not running · tiny · on Ray, node-1")
-    assert f"failed {STUDENTS[0].trial_id} logit seed 1: it broke" in said.stdout
-    assert "also in this storage: older" in said.stderr
+    result = run("status", "--storage", folder.backend.address)
+    assert result.exit_code == 0 and "\x1b" not in result.stdout
+    assert result.stdout.splitlines()[0].startswith("1/4 not running · tiny · on Ray, node-1")
+    assert f"failed {STUDENTS[0].trial_id} logit seed 1: it broke" in result.stdout
+    assert "also in this storage: older" in result.stderr
     assert run("status", "older", "--storage", folder.backend.address).stdout.startswith("1/4 not running · older")
 
 
@@ -70,10 +70,10 @@ def test_watching_prints_changes_and_ends_with_the_launch(folder: Storage, monke
         lease.release,
     ]
     monkeypatch.setattr(status.time, "sleep", lambda seconds: steps.pop(0)())
-    said = run("status", "--watch", "--storage", folder.backend.address)
-    lines = [line for line in said.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    result = run("status", "--watch", "--storage", folder.backend.address)
+    lines = [line for line in result.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
     assert steps == [] and [line[9:] for line in lines if TEACHER.trial_id == line[9:21] or "failed" in line] == [
         f"{TEACHER.trial_id} {TEACHER.title()}: finished, acc 61.00 %, last 60.00 %",
         f"{STUDENTS[0].trial_id} {STUDENTS[0].title()}: failed, it broke",
     ]
-    assert "1/4 not running" in said.stdout
+    assert "1/4 not running" in result.stdout

@@ -47,7 +47,7 @@ def test_students_come_after_their_teacher() -> None:
         launch(teacher, other, *students), started(teacher, 0), epoch(teacher, 1, 1), ended(teacher, 1),
         started(other, 2, is_hit=True), epoch(other, 1, 6, 4.0), ended(other, 6),
     )  # fmt: skip
-    assert estimate(status, at(6)) == Eta(40, 40)  # one at a time was seen: 2 students of 5 epochs of 4 s
+    assert estimate(status, at(6)) == Eta(40, 40)  # so far one at a time ran: 2 students of 5 epochs of 4 s
     status = status_after(launch(teacher, *students), started(teacher, 0), epoch(teacher, 1, 1))
     low, high = 19 + 5 * 0.5, None  # side by side perhaps; none like them was measured, and their table is to be built
     assert estimate(status, at(1)) == Eta(low, high) and format_eta(Eta(low, high)) == "at least 20 s"

@@ -23,13 +23,13 @@ def trial(make_config: Callable[..., TrialConfig]) -> PlannedTrial:
 
 
 def plain(event: Event) -> dict[str, object]:
-    """The event as a reader of its JSON has it."""
+    """The event, as parsed from its JSON."""
     data: dict[str, object] = json.loads(json.dumps(event.to_json(), allow_nan=False))
     assert datetime.fromisoformat(str(data["time"])).tzinfo
     return data
 
 
-def test_a_launch_says_how_much_is_to_do() -> None:
+def test_a_launch_has_the_number_of_its_trials() -> None:
     members = tuple(Member(f"{no:012x}", "student", "", None, 1, None, no < 2) for no in range(5))
     data = plain(Event(EventKind.LAUNCH, "begins", facts=events.LaunchStarted("s", "inline", members)))
     assert (data["event"], data["study"], data["trials"], data["cached"]) == ("launch", "s", 5, 2)

@@ -24,7 +24,7 @@ from orchestrator.study import stored_studies
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """A storage of each kind."""
     address = str(tmp_path / "runs") if request.param == "folder" else request.getfixturevalue("s3_address")
     found = Storage.at(address)
@@ -40,12 +40,12 @@ def folder(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def launched(place: Storage) -> Iterator[Storage]:
-    with running_launch(place):
-        yield place
+def launched(backend: Storage) -> Iterator[Storage]:
+    with running_launch(backend):
+        yield backend
 
 
-def test_a_launch_that_runs_elsewhere(launched: Storage) -> None:
+def test_a_launch_on_another_machine(launched: Storage) -> None:
     status = Follower(launched, stored_studies.find(launched)).read_status()
     assert status.is_running and stages(status) == ["finished", "running", "failed", "queued"]
     running = status.trials[STUDENTS[0].trial_id]
@@ -62,12 +62,12 @@ def test_only_what_changed_is_read_again(launched: Storage, monkeypatch: pytest.
     read: list[str] = []
     real = store.read_epochs
 
-    def noted(place: Storage, ids: list[str]) -> list[dict[str, object]]:
+    def noted(backend: Storage, ids: list[str]) -> list[dict[str, object]]:
         read.extend(ids)
-        return real(place, ids)
+        return real(backend, ids)
 
     monkeypatch.setattr(store, "read_epochs", noted)
-    monkeypatch.setattr(store, "read_trials", lambda place, ids: pytest.fail("no row has changed"))
+    monkeypatch.setattr(store, "read_trials", lambda backend, ids: pytest.fail("no row has changed"))
     follower.read_status()
     assert read == []
     epochs(launched, STUDENTS[0], 5)
@@ -120,7 +120,7 @@ def test_the_number_of_trials_that_ran_at_the_same_time_predicts_how_many_will(f
 # Leases as a reader sees them.
 
 
-def test_a_reader_sees_who_holds_what_and_writes_nothing(folder: Storage) -> None:
+def test_a_reader_finds_holders_and_writes_nothing(folder: Storage) -> None:
     lease = acquire(folder, "launch-x")
     assert lease
     before = folder.backend.list_files("")
@@ -159,9 +159,9 @@ def test_events_and_files_of_the_same_launch_give_the_same_status(folder: Storag
         *(epoch(STUDENTS[0], n, 12) for n in (1, 2, 3)),
         ended(STUDENTS[1], 13, State.FAILED, "it broke"),
     ]  # fmt: skip
-    heard = status_after(launch(*TRIALS), *facts)
-    assert stages(read) == stages(heard) and read.share_done() == heard.share_done()
-    for one, other in zip(read.trials.values(), heard.trials.values(), strict=True):
+    from_events = status_after(launch(*TRIALS), *facts)
+    assert stages(read) == stages(from_events) and read.share_done() == from_events.share_done()
+    for one, other in zip(read.trials.values(), from_events.trials.values(), strict=True):
         found, expected = one.progress, other.progress
         assert (found.epoch, found.acc, found.last) == (expected.epoch, expected.acc, expected.last)
         assert one.reason == other.reason

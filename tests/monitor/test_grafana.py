@@ -1,4 +1,4 @@
-"""The export: whole or not at all, nobody's file is lost, and Prometheus' own tool takes what it writes."""
+"""The export: complete or not at all, no file of the user is lost, and Prometheus' own tool accepts the result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_export_writes_its_files_and_renews_them(tmp_path: Path, cache: Path)
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_what_is_not_as_an_export_left_it_is_noticed(tmp_path: Path, name: str) -> None:
+def test_a_file_changed_since_the_export_is_noticed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     assert grafana.foreign(tmp_path) == [name]
     (tmp_path / name).unlink()
@@ -78,13 +78,13 @@ def test_the_command_asks_before_it_overwrites(tmp_path: Path, monkeypatch: pyte
         done = CliRunner().invoke(cli, ["dashboard", "export", "--output", str(tmp_path), *words], input=answer)
         return done.exit_code, done.stdout, str(done.exception or "") + done.stderr
 
-    code, out, said = export()
-    assert (code, out.strip()) == (0, str(tmp_path / "README.txt")) and "prometheus.yml" in said
+    code, out, err = export()
+    assert (code, out.strip()) == (0, str(tmp_path / "README.txt")) and "prometheus.yml" in err
     config = tmp_path / grafana.PROMETHEUS
     ours = config.read_text()
     config.write_text("mine")
-    code, _, said = export()
-    assert code and f"edited since: {config}; name another --output, or" in said
+    code, _, err = export()
+    assert code and f"edited since: {config}; name another --output, or" in err
     monkeypatch.setattr("orchestrator.commands.cluster.is_terminal", lambda: True)
     assert "nothing was written" in export(answer="n\n")[2] and config.read_text() == "mine"
     assert export(answer="y\n")[0] == 0 and config.read_text() == ours
@@ -92,7 +92,7 @@ def test_the_command_asks_before_it_overwrites(tmp_path: Path, monkeypatch: pyte
     assert export("--yes")[0] == 0 and config.read_text() == ours
 
 
-def test_prometheus_takes_the_configuration_of_any_folder(tmp_path: Path, cache: Path) -> None:
+def test_prometheus_accepts_the_configuration_of_any_folder(tmp_path: Path, cache: Path) -> None:
     grafana.export(tmp_path)
     assert str(cache / "prometheus") in (tmp_path / grafana.PROMETHEUS).read_text()
     prometheus.announce(["127.0.0.1:1"])  # promtool checks what the configuration finds, too
@@ -115,13 +115,13 @@ def test_prometheus_parses_every_query(tmp_path: Path) -> None:
         assert wrong or f"{len(queries)} rules found" in done.stdout
 
 
-def test_queries_name_metrics_that_there_are_and_every_metric_is_shown() -> None:
+def test_queries_name_existing_metrics_and_every_metric_is_shown() -> None:
     queries = " ".join(query.promql for panel in grafana.PANELS for query in panel.queries)
     named = set(re.findall(rf"{PREFIX}(\w+)", queries + grafana.FIRST_QUERY))
     assert named == set(METRICS)
 
 
-def test_the_dashboard_has_the_form_of_those_that_ray_brings_along() -> None:
+def test_the_dashboard_has_the_form_of_those_that_come_with_ray() -> None:
     import ray.dashboard.modules.metrics as module
 
     theirs = json.loads(Path(module.__path__[0], "dashboards", "train_grafana_dashboard_base.json").read_text())

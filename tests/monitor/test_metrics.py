@@ -1,4 +1,4 @@
-"""The meter: after every event, the values that a reader of Prometheus would reckon by hand."""
+"""The meter: after every event, the values that a reader would compute by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def after(*events: Event) -> Meter:
 
 
 def of(meter: Meter, trial: PlannedTrial, seconds: float) -> dict[str, float]:
-    """The gauges of a trial, so long after the launch began."""
+    """The gauges of a trial, this many seconds after the launch began."""
     return {
         sample.name: sample.value
         for sample in meter.gauges(at(seconds))
@@ -39,7 +39,7 @@ def states(meter: Meter) -> dict[str, float]:
     return {s.labels["state"]: s.value for s in meter.gauges(at(1)) if s.name == "kdctl_trials" and s.value}
 
 
-def test_an_epoch_is_what_its_record_says() -> None:
+def test_an_epoch_has_the_values_of_its_record() -> None:
     trial = planned(0)
     meter = after(launch(trial), started(trial, 1, epoch=3))
     assert of(meter, trial, 2) == {"kdctl_trial_running": 1, "kdctl_epoch": 2, "kdctl_epochs": 10}
@@ -58,7 +58,7 @@ def test_a_trial_that_ended_has_running_0_for_a_while_and_then_no_series() -> No
 
 
 @pytest.mark.parametrize("kind", [EventKind.RETRY, EventKind.ELSEWHERE])
-def test_what_waits_again_does_not_run_and_starts_without_old_values(kind: EventKind) -> None:
+def test_a_trial_that_waits_again_does_not_run_and_starts_without_old_values(kind: EventKind) -> None:
     trial = planned(0)
     meter = after(launch(trial), started(trial, 1), epoch(trial, 1, 2), Event(kind, "lost", trial, time=at(3)))
     assert of(meter, trial, 4) == {"kdctl_trial_running": 0}
@@ -109,7 +109,7 @@ def test_the_time_left_is_the_estimate_and_absent_if_unknown() -> None:
     assert left(meter, 2) == {"low": 18.0}
 
 
-def test_a_loss_that_is_no_number_is_no_series() -> None:
+def test_a_loss_of_nan_is_no_series() -> None:
     trial = planned(0)
     event = epoch(trial, 1, 1)
     assert isinstance(event.facts, EpochRecord)
@@ -145,7 +145,7 @@ def test_when_the_launch_is_over_nothing_runs() -> None:
     assert states(meter) == {"stopped": 1} and of(meter, trial, 2) == {"kdctl_trial_running": 0}
 
 
-def test_labels_are_ascii_as_ray_wants_them() -> None:
+def test_labels_are_ascii_as_ray_requires() -> None:
     trial = planned(1, teacher=planned(0))
     labels = labels_of("tiny", trial)
     assert labels["trial"].endswith(", digits, resnet_32_8 <- resnet_32_8, seed 1")

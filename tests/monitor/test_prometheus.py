@@ -1,4 +1,4 @@
-"""What tells Prometheus of a launch: a file while it lives, and none of launches that were killed."""
+"""How Prometheus finds launches: a file for each one that runs, and none for those that were killed."""
 
 from __future__ import annotations
 

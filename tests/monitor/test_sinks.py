@@ -1,4 +1,4 @@
-"""Progress: one line an event on standard error, counted from what the storage already holds."""
+"""Progress: one line for each event on standard error; trials that the storage already holds count."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ended(job: Job, state: State, text: str, log: tuple[str, ...] = ()) -> Event
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What stands on standard error after the time of day; nothing is on standard output, which is for data."""
+    """The lines on standard error without their times; nothing is on standard output, which is for data."""
     out, err = capsys.readouterr()
     assert out == ""
     return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in err.splitlines()]
@@ -56,9 +56,9 @@ def test_short_epochs_do_not_flood_a_log(
     for number in range(1, 101):
         on_event(epoch(job, number))
         now += 0.1
-    shown = [int(re.findall(r"epoch (\d+)/", line)[0]) for line in lines(capsys)]
-    assert shown[0] == 1 and shown[-1] == 100  # the last one always
-    assert 4 <= len(shown) <= 7  # ten seconds, a line every two
+    printed = [int(re.findall(r"epoch (\d+)/", line)[0]) for line in lines(capsys)]
+    assert printed[0] == 1 and printed[-1] == 100  # the last one always
+    assert 4 <= len(printed) <= 7  # ten seconds, a line every two
 
 
 def test_two_trials_do_not_silence_each_other(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +90,7 @@ def test_the_end_of_a_trial_is_counted_and_a_failure_shows_its_log(
 
 
 class Closed:
-    """Standard error whose reader has left."""
+    """A standard error stream whose reader has closed it."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError
@@ -99,13 +99,13 @@ class Closed:
         raise BrokenPipeError
 
 
-def test_a_reader_that_left_is_no_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_reader_is_no_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Closed())
     Lines()(epoch(job, 1))
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_reader_of_any_kind_may_leave(job: Job, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+def test_any_reader_may_close_the_stream(job: Job, monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
     monkeypatch.setattr("sys.stdout", Closed())
     monkeypatch.setattr("sys.stderr", io.StringIO())
     with event_sink(as_json=as_json) as on_event:
@@ -124,7 +124,7 @@ def test_json_is_an_object_an_event_on_standard_output(job: Job, capsys: pytest.
     assert (found[3]["state"], found[3]["log"]) == ("failed", ["one"]) and "\x1b" not in out
 
 
-def test_quiet_says_what_fails_and_what_is_tried_again(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_failures_and_retries(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     with event_sink(quiet=True) as on_event:
         for event in (
             launch(2, 0), epoch(job, 1), ended(job, State.FINISHED, "finished"),
@@ -136,7 +136,7 @@ def test_quiet_says_what_fails_and_what_is_tried_again(job: Job, capsys: pytest.
     assert lines(capsys) == [f"{name}: its worker was lost", f"[2/2] {name}: failed: it broke"]
 
 
-def test_what_comes_from_outside_is_shown_and_not_obeyed(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_shown_as_text(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     Lines()(Event(EventKind.NOTICE, "red \x1b[31m and\nanother line", job.trial))
     assert lines(capsys)[0].endswith(r": red \x1b[31m and\nanother line")
 
@@ -146,7 +146,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_only_a_terminal_that_can_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_capable_terminal_gets_a_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert is_terminal(Terminal()) and not is_terminal(io.StringIO()) and not is_terminal(None)
     for name in ("dumb", ""):

@@ -1,4 +1,4 @@
-"""The status of a study: the stage of each trial after every event, and what the view asks."""
+"""The status of a study: the stage of each trial after every event, and what the view needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the live view is drawn: at every size, on a real terminal, leaving nothing behind and holding up nobody."""
+"""How the live view is drawn: at every size, on a real terminal, without traces and without delaying anyone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_nothing_is_too_large_at_any_size(width: int, height: int) -> None:
 
 
 def drawn(terminal: Terminal, sizes: list[tuple[int, int]], notes: Callable[[int], list[str]]) -> list[list[str]]:
-    """Draws a frame at each size, into a terminal that changes to it before; gives the screen after each."""
+    """Draws a frame at each size, after the terminal has changed to it; returns the screen after each frame."""
     stream = io.StringIO()
     frames = Frames(stream, lambda: (terminal.width, terminal.height))
     screens = []
@@ -67,7 +67,7 @@ def drawn(terminal: Terminal, sizes: list[tuple[int, int]], notes: Callable[[int
     return screens
 
 
-def test_a_frame_takes_the_place_of_the_last_one_and_notes_scroll_by() -> None:
+def test_a_frame_replaces_the_last_one_and_notes_scroll_by() -> None:
     terminal = Terminal(80, 24)
     drawn(terminal, [(80, 24)] * 5, lambda number: [f"note {number}"])
     text = terminal.all()
@@ -93,7 +93,7 @@ def test_a_terminal_of_another_height_ends_with_a_whole_frame(sizes: list[tuple[
         assert [line[:9] for line in found] == [line[:9] for line in expected]
 
 
-def test_the_end_takes_the_frame_away() -> None:
+def test_the_end_removes_the_frame() -> None:
     terminal, stream = Terminal(80, 24), io.StringIO()
     frames = Frames(stream, lambda: (80, 24))
     frames.draw(BUSY, None, ["before"], at(30))
@@ -125,7 +125,7 @@ class Stuck(io.StringIO):
         return super().write(text)
 
 
-def test_a_terminal_that_accepts_nothing_holds_up_nothing() -> None:
+def test_a_terminal_that_accepts_nothing_delays_nothing() -> None:
     stream = Stuck()
     with Live(Frames(stream, lambda: (80, 24))) as live:
         start = time.monotonic()
@@ -157,7 +157,7 @@ print("the end", file=sys.stderr)
 """
 
 
-class Shown:
+class DrawingProcess:
     """A process whose standard error is a terminal, in a session of its own, as a launch on Ray is."""
 
     def __init__(self, folder: Path, events: list[Event], pause: float, **environment: str) -> None:
@@ -189,11 +189,11 @@ class Shown:
 
 
 @pytest.fixture
-def show(tmp_path: Path) -> Iterator[Callable[..., Shown]]:
-    made: list[Shown] = []
+def show(tmp_path: Path) -> Iterator[Callable[..., DrawingProcess]]:
+    made: list[DrawingProcess] = []
 
-    def make(events: list[Event], pause: float, **environment: str) -> Shown:
-        made.append(Shown(tmp_path, events, pause, **environment))
+    def make(events: list[Event], pause: float, **environment: str) -> DrawingProcess:
+        made.append(DrawingProcess(tmp_path, events, pause, **environment))
         return made[-1]
 
     yield make
@@ -210,46 +210,48 @@ def frames_of(text: str) -> list[str]:
     return [re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", part) for part in text.split("\x1b[?25l")[1:]]
 
 
-def test_a_terminal_that_changes_its_size_gets_frames_of_the_new_size(show: Callable[..., Shown]) -> None:
-    shown = show(WHOLE, 0.03)
-    assert until(lambda: "about" in shown.text)
-    shown.resize(40, 12)
-    assert until(lambda: max(map(len, frames_of(shown.text)[-1].splitlines()), default=99) <= 39)
-    narrow = frames_of(shown.text)[-1]
+def test_a_terminal_that_changes_its_size_gets_frames_of_the_new_size(show: Callable[..., DrawingProcess]) -> None:
+    drawing = show(WHOLE, 0.03)
+    assert until(lambda: "about" in drawing.text)
+    drawing.resize(40, 12)
+    assert until(lambda: max(map(len, frames_of(drawing.text)[-1].splitlines()), default=99) <= 39)
+    narrow = frames_of(drawing.text)[-1]
     assert len(narrow.splitlines()) <= 12 and "images/s" not in narrow
-    assert shown.end() == 0
-    assert shown.text.rstrip().endswith("the end") and "over" in shown.text
+    assert drawing.end() == 0
+    assert drawing.text.rstrip().endswith("the end") and "over" in drawing.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_launch_that_is_ended_leaves_a_good_terminal(show: Callable[..., Shown], number: signal.Signals) -> None:
-    shown = show(WHOLE, 1.0)
-    assert until(lambda: len(frames_of(shown.text)) > 2)
-    os.kill(shown.process.pid, number)
-    assert shown.end() != 0
-    whole = shown.text[: shown.text.rindex("\x1b[?25h") + 6]  # a kill may meet a process that writes
+def test_a_launch_that_is_ended_leaves_a_good_terminal(
+    show: Callable[..., DrawingProcess], number: signal.Signals
+) -> None:
+    drawing = show(WHOLE, 1.0)
+    assert until(lambda: len(frames_of(drawing.text)) > 2)
+    os.kill(drawing.process.pid, number)
+    assert drawing.end() != 0
+    whole = drawing.text[: drawing.text.rindex("\x1b[?25h") + 6]  # a kill may hit a process that is writing
     terminal = Terminal(100, 30)
     terminal.feed(whole)
     assert terminal.is_cursor_visible and terminal.is_unstyled and terminal.column == 0
 
 
-def test_a_dumb_terminal_gets_lines(show: Callable[..., Shown]) -> None:
-    shown = show([WHOLE[0], *WHOLE[-2:]], 0.0, TERM="dumb")
-    assert shown.end() == 0
-    assert "\x1b" not in shown.text and re.search(r"\d\d:\d\d:\d\d \[1/8\] ", shown.text)
+def test_a_dumb_terminal_gets_lines(show: Callable[..., DrawingProcess]) -> None:
+    drawing = show([WHOLE[0], *WHOLE[-2:]], 0.0, TERM="dumb")
+    assert drawing.end() == 0
+    assert "\x1b" not in drawing.text and re.search(r"\d\d:\d\d:\d\d \[1/8\] ", drawing.text)
 
 
-def test_news_scroll_by_and_epochs_do_not(show: Callable[..., Shown]) -> None:
+def test_news_scroll_by_and_epochs_do_not(show: Callable[..., DrawingProcess]) -> None:
     trial = EIGHT[0]
     note = Event(EventKind.NOTE, "no GPU is used \x1b[31m", time=at(0))
     failed = replace(ended(trial, 3, State.FAILED, "it broke"), text="failed: it broke")
-    shown = show([WHOLE[0], note, started(trial, 0), epoch(trial, 1, 1), failed, end(4, failed=1)], 0.3)
-    assert shown.end() == 0
+    drawing = show([WHOLE[0], note, started(trial, 0), epoch(trial, 1, 1), failed, end(4, failed=1)], 0.3)
+    assert drawing.end() == 0
     terminal = Terminal(100, 30)
-    terminal.feed(shown.text)
-    scrolled = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown.text)
+    terminal.feed(drawing.text)
+    scrolled = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", drawing.text)
     assert r"no GPU is used \x1b[31m" in scrolled and [line for line in terminal.screen() if line][-1] == "the end"
     log = ("    Traceback:", "      it broke", "    its log: logs/")
-    told = " ".join([f"[1/8] {trial.trial_id} {trial.title()}: failed: it broke", *log])
+    message = " ".join([f"[1/8] {trial.trial_id} {trial.title()}: failed: it broke", *log])
     words = " ".join(scrolled.split())  # long lines are broken at spaces
-    assert " ".join(told.split()) in words and f"{trial.title()}: epoch 1" not in words
+    assert " ".join(message.split()) in words and f"{trial.title()}: epoch 1" not in words

@@ -1,4 +1,4 @@
-"""What the live view shows, at every size of the terminal."""
+"""The content of the live view, at every size of the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.monitor.view import device_name, shorten, view_rows
 from orchestrator.records import State
 
 
-def shown(status: StudyStatus, width: int, height: int) -> list[str]:
+def render_lines(status: StudyStatus, width: int, height: int) -> list[str]:
     return [row.plain.rstrip() for row in view_rows(status, width, height, Eta(600, 600), at(30))]
 
 
-def test_a_wide_terminal_shows_all_there_is_to_know() -> None:
-    lines = shown(busy(), 199, 49)
+def test_a_wide_terminal_shows_everything() -> None:
+    lines = render_lines(busy(), 199, 49)
     assert lines[0] == "1/1000 about 10 min left · tiny · on Ray · for 0:30"
     assert lines[2] == "20 running, 974 queued, 5 failed, 1 finished"
     assert re.fullmatch(r"id +trial +epoch  acc %  last % +device  images/s", lines[3])
@@ -29,34 +29,34 @@ def test_a_wide_terminal_shows_all_there_is_to_know() -> None:
     assert lines[-1] == "cached 19 found their teacher's table, 1 built a table"
 
 
-def test_what_waits_says_for_whom_and_what_was_finished_before_counts() -> None:
+def test_waiting_trials_name_their_teacher_and_cached_trials_count() -> None:
     other = planned(1001)
     status = status_after(
         launch(TEACHER, other, *MANY[1:4], cached=(other,)), started(TEACHER, 0), epoch(TEACHER, 3, 3)
     )
-    lines = shown(status, 120, 30)
+    lines = render_lines(status, 120, 30)
     assert f"waiting 3 for {TEACHER.trial_id} base epochs=20 seed 0 (running, epoch 3/20)" in lines
     assert "cached 1 finished before this launch" in lines
     assert "1/5" in lines[0]
 
 
 def test_what_does_not_fit_is_counted() -> None:
-    lines = shown(busy(), 79, 12)
+    lines = render_lines(busy(), 79, 12)
     running = [line for line in lines if "seed" in line and "failed" not in line]
     (more,) = [line for line in lines if line.startswith("… and")]
     assert len(lines) <= 12 and len(running) + int(more.split()[2]) == 20
 
 
-def test_narrow_terminals_drop_columns_and_keep_what_tells_trials_apart() -> None:
-    lines = shown(busy(), 39, 20)
+def test_narrow_terminals_drop_columns_and_keep_the_names_of_trials() -> None:
+    lines = render_lines(busy(), 39, 20)
     assert not any("images/s" in line or "CPU" in line for line in lines)
     assert any(re.search(r" logit seed 3 +7/20", line) for line in lines)
 
 
-def test_what_comes_from_outside_is_shown_and_not_obeyed() -> None:
+def test_control_characters_and_markup_are_shown_as_text() -> None:
     trial = planned(1)
     status = status_after(launch(trial), ended(trial, 1, State.FAILED, "[red]it\x1b[2J \x07broke[/red]"))
-    assert any(r"[red]it\x1b[2J \x07broke[/red]" in line for line in shown(status, 200, 20))
+    assert any(r"[red]it\x1b[2J \x07broke[/red]" in line for line in render_lines(status, 200, 20))
 
 
 def test_the_end_of_a_study() -> None:
@@ -64,8 +64,8 @@ def test_the_end_of_a_study() -> None:
     over = status_after(launch(trial), started(trial, 0), epoch(trial, 1, 5), ended(trial, 5), end(6, finished=1))
     assert view_rows(over, 99, 9, Eta(0, 0), at(99))[0].plain == "1/1 ended · tiny · on Ray · took 0:06"
     left = status_after(launch(trial), started(trial, 0), end(6, stopped=1))
-    assert "not running" in shown(left, 99, 9)[0]
-    assert "not started" in shown(status_after(launch(*MANY[:3]), end(6)), 99, 9)[2]
+    assert "not running" in render_lines(left, 99, 9)[0]
+    assert "not started" in render_lines(status_after(launch(*MANY[:3]), end(6)), 99, 9)[2]
 
 
 @pytest.mark.parametrize(

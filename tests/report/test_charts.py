@@ -1,4 +1,4 @@
-"""Charts: round ticks, places that keep apart, paths to the digit, and names that are text whatever they hold."""
+"""Charts: round ticks, labels that keep their distance, exact paths, and names that are text whatever they hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBERS = st.floats(-1e6, 1e6)
 
 
 def drawn(chart: _charts.Chart) -> ElementTree.Element:
-    """The chart as a reader of its file has it."""
+    """Parses the chart, as a reader of its file does."""
     return ElementTree.fromstring(chart.standalone())
 
 
@@ -30,7 +30,7 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "wanted"),
+    ("low", "high", "expected"),
     [
         (0, 10, [0, 2, 4, 6, 8, 10]),
         (96.1, 97.9, [96.5, 97, 97.5]),
@@ -39,12 +39,12 @@ def texts(root: ElementTree.Element) -> list[str]:
         (3, 3, [3]),
     ],
 )
-def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
-    assert _charts.choose_ticks(low, high) == pytest.approx(wanted)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert _charts.choose_ticks(low, high) == pytest.approx(expected)
 
 
 @given(NUMBERS, st.floats(1e-3, 1e6))
-def test_ticks_are_within_at_one_distance_and_few(low: float, span: float) -> None:
+def test_ticks_are_inside_evenly_spaced_and_few(low: float, span: float) -> None:
     found = _charts.choose_ticks(low, low + span)
     assert 1 <= len(found) <= 7
     assert all(low - span * 1e-6 <= value <= low + span * (1 + 1e-6) for value in found)
@@ -53,19 +53,19 @@ def test_ticks_are_within_at_one_distance_and_few(low: float, span: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "wanted"),
+    ("low", "high", "expected"),
     [(1, 10, [1, 2, 5, 10]), (1, 1e6, [10.0**power for power in range(7)]), (30, 60, [50])],
 )
-def test_ticks_of_a_log_scale(low: float, high: float, wanted: list[float]) -> None:
-    assert _charts.choose_log_ticks(low, high) == pytest.approx(wanted)
+def test_ticks_of_a_log_scale(low: float, high: float, expected: list[float]) -> None:
+    assert _charts.choose_log_ticks(low, high) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "expected"),
     [(98.5, "98.5"), (0.1 + 0.2, "0.3"), (1000, "1000"), (272_474, "272k"), (1_700_000, "1.7M"), (2e9, "2G")],
 )
-def test_numbers_are_short(value: float, wanted: str) -> None:
-    assert _charts.format_number(value) == wanted
+def test_numbers_are_short(value: float, expected: str) -> None:
+    assert _charts.format_number(value) == expected
 
 
 @given(st.integers(0, 5000), st.integers(2, 200))
@@ -79,11 +79,11 @@ def test_a_line_is_thinned_evenly_and_keeps_its_ends(count: int, limit: int) -> 
 
 
 @given(st.lists(st.floats(0, 200), max_size=8))
-def test_labels_keep_apart_in_their_order(wanted: list[float]) -> None:
-    found = _charts.spread(wanted, 13, 0, 200)
-    order = sorted(range(len(wanted)), key=lambda index: (wanted[index], index))
+def test_labels_keep_apart_in_their_order(targets: list[float]) -> None:
+    found = _charts.spread(targets, 13, 0, 200)
+    order = sorted(range(len(targets)), key=lambda index: (targets[index], index))
     assert all(found[b] - found[a] >= 13 - 1e-6 for a, b in pairwise(order))
-    assert all(-1e-6 <= place <= 200 + 1e-6 for place in found)
+    assert all(-1e-6 <= position <= 200 + 1e-6 for position in found)
 
 
 def test_labels_that_have_room_stay_where_they_are() -> None:
@@ -143,7 +143,7 @@ def test_ticks_of_epochs_are_whole() -> None:
     assert middle == ["1", "2", "epoch"]
 
 
-def test_a_long_curve_has_no_more_points_than_are_seen() -> None:
+def test_a_long_curve_has_no_more_points_than_are_visible() -> None:
     x = tuple(map(float, range(1, 5001)))
     [line] = paths(drawn(_charts.draw_curves(WORDS, [Curve("a", 1, "", x, x)])), "line")
     assert line.get("d", "").count("L") == _charts.POINTS - 1
@@ -194,7 +194,7 @@ def test_any_text_is_cut_and_fits_into_xml(text: str, limit: int) -> None:
     assert drawn(_charts.draw_dots(ChartText(text, text, text, ""), [])).get("role") == "img"
 
 
-def test_a_long_text_says_that_it_was_cut() -> None:
+def test_a_long_text_is_cut_with_a_mark() -> None:
     assert _charts.cut("abcdef", 4) == "abc…"
     assert _charts.cut("abcd", 4) == "abcd"
 
@@ -206,7 +206,7 @@ def test_the_same_numbers_give_the_same_text() -> None:
 
 
 def luminance(colour: str) -> float:
-    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

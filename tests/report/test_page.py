@@ -1,4 +1,4 @@
-"""The page and its files: everything escaped, nothing asked for, bounded, and no file of others replaced."""
+"""The page and its files: everything escaped, no requests, bounded, and no foreign file replaced."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ def test_hostile_text_is_never_markup(text: str, form: str, tmp_path: Path) -> N
     records = [replace(one, host=text, device=text, error=text, study=text) for one in study()]
     fill(own, records)
     found = page.render(facts(own, records, [member(row(99), text)], name=text, text=text), form)
-    shown = list(found.values())[-1]
+    rendered = list(found.values())[-1]
     if form == "html":
-        tags = {tag.lower() for tag in re.findall(r"<(\w+)", shown)}
-        assert "b" not in tags and shown.count("<script") == 1 == shown.count("</style")
-        assert not re.search(r"<[^>]* onmouseover=", shown)
+        tags = {tag.lower() for tag in re.findall(r"<(\w+)", rendered)}
+        assert "b" not in tags and rendered.count("<script") == 1 == rendered.count("</style")
+        assert not re.search(r"<[^>]* onmouseover=", rendered)
     else:
-        outside = re.sub(r"^(`{3,}).*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
+        outside = re.sub(r"^(`{3,}).*?^\1$", "", rendered, flags=re.DOTALL | re.MULTILINE)
         assert set(re.findall(r"<(\w+)", outside)) <= {"details", "summary", "report"}
         assert "](http" not in outside and "<script" not in outside
-    assert "\u202e" not in shown and "49 {%" not in shown
+    assert "\u202e" not in rendered and "49 {%" not in rendered
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200))
@@ -254,7 +254,9 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
         rows.append(row(1000 + no, "st", 60 + no % 37, **own))
     fill(storage, rows[:1], epochs=200)
     content = storage.backend.read(storage.trial_epochs(rows[0].trial_id))
-    monkeypatch.setattr(store, "read_trials", lambda *_: rows)  # to write and read 5,000 files is of another test
+    monkeypatch.setattr(
+        store, "read_trials", lambda *_: rows
+    )  # writing and reading 5,000 files belongs to another test
     monkeypatch.setattr(Folder, "list_files", lambda *_: [])
     monkeypatch.setattr(store, "_list_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
     read = []
@@ -262,7 +264,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     own = facts(storage, rows)
     text = html(own)
     assert 200_000 < len(text.encode()) < LIMIT
-    assert len(read) < 1000  # no epochs are read but those that are drawn
+    assert len(read) < 1000  # only epochs that are drawn are read
     assert (
         " settings, those with the best last epoch; kdctl query prints the others" in text
         and "(kdctl query prints the others)" in text
@@ -270,7 +272,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
 
 
-def test_a_file_that_only_speaks_of_reports_is_not_ours(tmp_path: Path, made_up: Facts) -> None:
+def test_a_file_that_only_mentions_reports_is_not_ours(tmp_path: Path, made_up: Facts) -> None:
     (tmp_path / "report.md").write_text("Made with kdctl report, then edited by hand\n")
     with pytest.raises(KdctlError, match="was not written by kdctl report"):
         page.write(tmp_path, page.render(made_up, "markdown", "report"))

@@ -31,12 +31,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @dataclass
-class Seen:
-    """A page, what it said on the console, and what it asked for."""
+class Visit:
+    """A page, its messages on the console and in dialogs, and its requests."""
 
     page: Page
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -44,31 +44,31 @@ def visit(browser: Browser) -> Iterator[Any]:
     """Opens a page in a context of its own, which is closed at the end."""
     contexts = []
 
-    def visit(address: str, **options: Any) -> Seen:
+    def visit(address: str, **options: Any) -> Visit:
         context = browser.new_context(**options)
         contexts.append(context)
-        seen = Seen(context.new_page())
-        seen.page.on("console", lambda message: seen.said.append(message.text))
-        seen.page.on("pageerror", lambda error: seen.said.append(str(error)))
-        seen.page.on("dialog", lambda dialog: (seen.said.append(dialog.message), dialog.dismiss()))
-        seen.page.on("request", lambda request: seen.asked.append(request.url))
-        seen.page.goto(address)
-        return seen
+        visited = Visit(context.new_page())
+        visited.page.on("console", lambda message: visited.messages.append(message.text))
+        visited.page.on("pageerror", lambda error: visited.messages.append(str(error)))
+        visited.page.on("dialog", lambda dialog: (visited.messages.append(dialog.message), dialog.dismiss()))
+        visited.page.on("request", lambda request: visited.requests.append(request.url))
+        visited.page.goto(address)
+        return visited
 
     yield visit
     for context in contexts:
         context.close()
 
 
-def test_it_is_quiet_and_asks_for_itself_alone(address: str, visit: Any) -> None:
-    seen = visit(address)
-    for element in seen.page.locator("svg.chart, th button, summary").filter(visible=True).all():
+def test_it_is_quiet_and_requests_only_itself(address: str, visit: Any) -> None:
+    visited = visit(address)
+    for element in visited.page.locator("svg.chart, th button, summary").filter(visible=True).all():
         element.hover()
-    assert seen.said == []
-    assert [url for url in seen.asked if not url.startswith("data:")] == [address]
+    assert visited.messages == []
+    assert [url for url in visited.requests if not url.startswith("data:")] == [address]
 
 
-def test_text_and_curves_are_really_there(address: str, visit: Any) -> None:
+def test_text_and_curves_are_visible(address: str, visit: Any) -> None:
     page = visit(address).page
     assert page.locator("h1").inner_text() == "made up"
     assert "93.00 ± 1.00" in page.locator("#results").inner_text()
@@ -97,14 +97,14 @@ INTRUDERS = """(address) => {
 def test_the_policy_forbids_what_slips_through(address: str, visit: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        seen = visit(address)
-        with seen.page.expect_event("requestfailed") as failed:
-            seen.page.evaluate(INTRUDERS, f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        visited = visit(address)
+        with visited.page.expect_event("requestfailed") as failed:
+            visited.page.evaluate(INTRUDERS, f"http://127.0.0.1:{server.getsockname()[1]}/x")
         assert failed.value.failure == "csp"
-        assert seen.page.evaluate("window.caught") is None
+        assert visited.page.evaluate("window.caught") is None
         with pytest.raises(BlockingIOError):  # nobody has knocked
             server.accept()
-    assert len([text for text in seen.said if "Content Security Policy" in text]) == 2
+    assert len([text for text in visited.messages if "Content Security Policy" in text]) == 2
 
 
 def test_hostile_names_are_shown_as_text(tmp_path: Path, visit: Any) -> None:
@@ -115,16 +115,18 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path, visit: Any) -> None:
     fill(storage, records)
     own = facts(storage, records, [member(row(90), name)], name=name, text=name)
     pages.write(tmp_path, pages.render(own, "html"))
-    seen = visit((tmp_path / "report.html").as_uri())
-    for element in seen.page.locator("svg.chart, h1, summary").all():
+    visited = visit((tmp_path / "report.html").as_uri())
+    for element in visited.page.locator("svg.chart, h1, summary").all():
         element.hover()
-    assert seen.said == []
-    shown = seen.page.locator("h1").inner_text()
-    assert "<script>alert(1)</script>" in shown and "\\u202eright to left\\u202c" in shown and "{{ 7 * 7 }}" in shown
-    assert "</style><b>bold</b>" in seen.page.locator("#unfinished").inner_text()
-    assert seen.page.locator("script").count() == 1 == seen.page.locator("style").count()
-    assert seen.page.locator("main b, main [onmouseover]").count() == 0
-    assert seen.page.locator("pre").inner_text() == name.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
+    assert visited.messages == []
+    heading = visited.page.locator("h1").inner_text()
+    assert (
+        "<script>alert(1)</script>" in heading and "\\u202eright to left\\u202c" in heading and "{{ 7 * 7 }}" in heading
+    )
+    assert "</style><b>bold</b>" in visited.page.locator("#unfinished").inner_text()
+    assert visited.page.locator("script").count() == 1 == visited.page.locator("style").count()
+    assert visited.page.locator("main b, main [onmouseover]").count() == 0
+    assert visited.page.locator("pre").inner_text() == name.replace("\u202e", "\\u202e").replace("\u202c", "\\u202c")
 
 
 CONTRASTS = """() => {
@@ -165,16 +167,16 @@ def test_a_phone_needs_no_sideways_scroll(address: str, visit: Any) -> None:
     assert wide.evaluate("box => box.scrollWidth > box.clientWidth")  # a wide table scrolls within itself
 
 
-def test_the_pointer_is_told_epoch_mean_and_run(address: str, visit: Any) -> None:
+def test_the_pointer_shows_epoch_mean_and_run(address: str, visit: Any) -> None:
     page = visit(address).page
     chart = page.locator("#curves-digits-resnet-32-8 svg").first
     chart.scroll_into_view_if_needed()
     end = chart.locator(".run").first.bounding_box()
     assert end
     page.mouse.move(end["x"] + end["width"] - 1, end["y"] + 1)
-    told = page.locator("#tip").inner_text()
-    assert told.startswith("epoch 10\n") and f"logit {SETTING}, mean, n=3: 93.00 %" in told
-    assert re.search(r"(base|logit) epochs=10 batch_size=32, seed \d \([0-9a-f]{12}\): 9\d\.00 %$", told)
+    tip = page.locator("#tip").inner_text()
+    assert tip.startswith("epoch 10\n") and f"logit {SETTING}, mean, n=3: 93.00 %" in tip
+    assert re.search(r"(base|logit) epochs=10 batch_size=32, seed \d \([0-9a-f]{12}\): 9\d\.00 %$", tip)
     assert chart.locator(".run.on").count() == 1
 
 
@@ -204,7 +206,7 @@ def test_tables_sort_by_their_numbers(address: str, visit: Any) -> None:
     assert table.locator("th[aria-sort=descending]").inner_text().startswith("parameters")
 
 
-def test_it_is_whole_without_script(address: str, visit: Any) -> None:
+def test_it_is_complete_without_scripts(address: str, visit: Any) -> None:
     page = visit(address, java_script_enabled=False).page
     assert page.locator("figure").count() == FIGURES
     assert page.locator("th button").count() == 0
@@ -212,7 +214,7 @@ def test_it_is_whole_without_script(address: str, visit: Any) -> None:
     assert page.locator("svg.chart > title").count() == page.locator("svg.chart").count()
 
 
-def test_paper_has_whole_tables_and_what_is_folded(address: str, visit: Any) -> None:
+def test_paper_has_whole_tables_and_folded_parts(address: str, visit: Any) -> None:
     page = visit(address, color_scheme="dark").page
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).getPropertyValue('--paper')") == "#ffffff"
@@ -223,7 +225,7 @@ def test_paper_has_whole_tables_and_what_is_folded(address: str, visit: Any) -> 
     heights = page.locator("details.printed table").evaluate_all(
         "all => all.map(one => one.getBoundingClientRect().height)"
     )
-    assert heights and min(heights) > 20  # shown though nobody opened them
+    assert heights and min(heights) > 20  # shown although they were not opened
     assert page.pdf().startswith(b"%PDF")
 
 
@@ -234,9 +236,9 @@ def test_a_figure_beside_markdown_is_drawn_alone(tmp_path: Path, visit: Any) -> 
     pages.write(tmp_path, pages.render(facts(storage, study()), "markdown"))
     fills = []
     for scheme in ("light", "dark"):
-        seen = visit((tmp_path / "report-curves-digits-resnet-32-8-1.svg").as_uri(), color_scheme=scheme)
-        assert seen.said == [] and len(seen.asked) == 1
-        line = seen.page.locator(".line").first
+        visited = visit((tmp_path / "report-curves-digits-resnet-32-8-1.svg").as_uri(), color_scheme=scheme)
+        assert visited.messages == [] and len(visited.requests) == 1
+        line = visited.page.locator(".line").first
         assert line.evaluate("path => path.getTotalLength()") > 100
-        fills.append(seen.page.locator("text").first.evaluate("text => getComputedStyle(text).fill"))
+        fills.append(visited.page.locator("text").first.evaluate("text => getComputedStyle(text).fill"))
     assert len(set(fills)) == 2

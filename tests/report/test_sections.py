@@ -1,4 +1,4 @@
-"""What a report says: figures by hand, honest gaps and costs, what did not finish, and bounds that it keeps."""
+"""The content of a report: figures computed by hand, honest gaps and costs, unfinished trials, and its limits."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def published_runs(match: str = "pooled", **overrides: object) -> list[TrialReco
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"),
+    ("runs", "expected"),
     [
         (published_runs(), None),
         (published_runs(match="logits"), "match logits, not pooled"),
@@ -101,19 +101,19 @@ def published_runs(match: str = "pooled", **overrides: object) -> list[TrialReco
     ],
 )
 def test_the_notes_figures_are_marked_as_another_experiment(
-    storage: Storage, runs: list[TrialRecord], said: str | None
+    storage: Storage, runs: list[TrialRecord], expected: str | None
 ) -> None:
-    assert describe_differences(runs[0]) == (said or "")
+    assert describe_differences(runs[0]) == (expected or "")
     found = table(build(storage, runs)["results"], "ResNet20>>20/Cifar10")
-    shown = cells(found, 0)["lab note (another experiment), best epoch, %"]
-    assert shown == ("92.51 ± 0.02", "n=3, another experiment")
+    cell = cells(found, 0)["lab note (another experiment), best epoch, %"]
+    assert cell == ("92.51 ± 0.02", "n=3, another experiment")
     assert str(PUBLISHED[0].statistic) == "92.51 ± 0.02 (n=3)"
     assert all(difference in found.notes[0] for difference in DIFFERENCES) and "match: pooled" in found.notes[0]
     notes = [note for note in found.notes if note.startswith("Settings that differ from the lab note's as well")]
-    assert [note.split(": ")[-1] for note in notes] == ([f"{said}."] if said else [])
-    assert any(note.startswith("Trained on 512 of 50,000 images") for note in found.notes) == (said or "").startswith(
-        "limit_train"
-    )
+    assert [note.split(": ")[-1] for note in notes] == ([f"{expected}."] if expected else [])
+    assert any(note.startswith("Trained on 512 of 50,000 images") for note in found.notes) == (
+        expected or ""
+    ).startswith("limit_train")
 
 
 def test_curves_are_means_over_finished_runs(storage: Storage) -> None:
@@ -173,7 +173,7 @@ def test_a_row_that_kdctl_did_not_write_is_named(storage: Storage, change: dict[
 
 
 def many(settings: int) -> list[TrialRecord]:
-    """A base, and so many settings of logit, of which later ones are better."""
+    """A base, and this many settings of logit, of which later ones are better."""
     bases = [row(1, seed=0)]
     return bases + [
         row(no + 10, "logit", 50 + no / 100, seed=0, lr=no / 1000, options={"ce_weight": no}) for no in range(settings)
@@ -185,9 +185,9 @@ def test_of_many_settings_the_base_and_the_best_are_drawn(storage: Storage) -> N
     fill(storage, rows)
     own = facts(storage, rows)
     [pair] = _figures.group_pairs(own.ordered)
-    shown = _figures.choose_settings(pair.entries, 4)
-    assert [entry.group.method for entry in shown] == ["base", "logit", "logit", "logit"]
-    assert [entry.group.rows[0].acc for entry in shown[1:]] == pytest.approx([50.27, 50.28, 50.29])
+    chosen = _figures.choose_settings(pair.entries, 4)
+    assert [entry.group.method for entry in chosen] == ["base", "logit", "logit", "logit"]
+    assert [entry.group.rows[0].acc for entry in chosen[1:]] == pytest.approx([50.27, 50.28, 50.29])
     [figure] = _figures.draw_comparisons([pair])
     assert "This figure shows 6 of 31 settings" in figure.caption and "kdctl query" in figure.caption
 
@@ -210,7 +210,7 @@ def test_limits_are_kept_and_reported(storage: Storage, monkeypatch: pytest.Monk
     assert len(table(found["again"], "Trials").rows) == 3
 
 
-def test_how_to_run_it_again_is_all_there(storage: Storage) -> None:
+def test_everything_needed_to_run_it_again_is_there(storage: Storage) -> None:
     section = build(storage, study())["again"]
     found = {line[0].text: line[1].text for line in table(section, "Facts of this study").rows}
     assert found["command"] == "kdctl launch study.yaml --set recipe.epochs=10"
@@ -242,7 +242,7 @@ def test_facts_keep_the_order_of_the_plan(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "total", "given"),
+    ("needed", "total", "given"),
     [
         ([3, 5], 10, [3, 5]),
         ([3, 50, 50], 20, [3, 8, 9]),
@@ -251,5 +251,5 @@ def test_facts_keep_the_order_of_the_plan(storage: Storage) -> None:
         ([1, 4000], 1000, [1, 999]),
     ],
 )
-def test_no_table_takes_the_room_of_another(wanted: list[int], total: int, given: list[int]) -> None:
-    assert sections.share_rows(wanted, total) == given
+def test_no_table_takes_the_rows_of_another(needed: list[int], total: int, given: list[int]) -> None:
+    assert sections.share_rows(needed, total) == given

@@ -1,4 +1,4 @@
-"""The lab note's tables beside ours: their figures, what a page says of whole, broken, cut and hostile studies."""
+"""The lab note's tables beside ours: their figures, and pages of complete, failed, cut and hostile studies."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def page(storage: Storage, settings: list[str] | None = None) -> str:
 
 
 def complete() -> list[TrialRecord]:
-    """Every row of the study; the students of ResNet-20 on CIFAR-10 as in the note, the others alike."""
+    """Every row of the study; the students of ResNet-20 on CIFAR-10 as in the note, the others the same."""
     given = dict(zip((trial.trial_id for trial in STUDENTS), published.PUBLISHED[0].acc, strict=False))
     return [row(trial, given.get(trial.trial_id, 70.0)) for trial in TRIALS]
 
@@ -127,7 +127,7 @@ not count
 """
 
 
-def test_the_published_figures_are_the_designs() -> None:
+def test_the_published_figures() -> None:
     figures = {(p.student, p.teacher, p.dataset): (p.acc, f"{p.statistic.mean:.1f}") for p in published.PUBLISHED}
     small, large = ("resnet_32_20",) * 2, ("resnet_32_110",) * 2
     assert figures == {
@@ -168,7 +168,7 @@ def test_nothing_is_called_comparable() -> None:
     assert (7 * 7 - 3 * 3) * 3 * 16 == 1_920
 
 
-def test_only_what_is_matched_separates_the_study_file_from_the_closest_settings(tmp_path: Path) -> None:
+def test_the_study_file_differs_from_the_closest_settings_only_in_what_is_matched(tmp_path: Path) -> None:
     assert len(STUDENTS) == 12 and len(TEACHERS) == 4
     assert {published.describe_differences(row(trial)) for trial in STUDENTS} == {"match logits, not pooled"}
     study = tmp_path / "pooled.yaml"
@@ -193,7 +193,7 @@ BROKEN_BESIDE = """\
 """
 
 
-def test_what_failed_or_is_missing_is_shown_and_counted(runs: Storage) -> None:
+def test_failed_and_missing_trials_are_shown_and_counted(runs: Storage) -> None:
     rest = {"acc": 99.0, "seconds": 1.0, "end_time": None}  # figures that a row without an end must not pass on
     failed = row(STUDENTS[1], state=State.FAILED, error="disk full", **rest)
     fill(runs, [row(STUDENTS[0], 92.52), failed, row(STUDENTS[3], state=State.RUNNING, **rest)])
@@ -221,14 +221,14 @@ def test_a_cut_recipe_is_named(runs: Storage) -> None:
     assert text.count("| 20.00 ± 0.00 (n=3) | 19.75 ± 0.00 (n=3) |") == 2
     changes = "%sepochs 2, not 200; %smilestones none, not 100 and 150; %sgamma 1.0, not 0.1; "
     own, taught = (f"{changes}%slimit_train 512, not unset" % ((prefix,) * 4) for prefix in ("", "teacher."))
-    said = f"{own}; match logits, not pooled; {taught}"
-    assert text.count(f"- settings that differ from the closest ones: {said}\n") == 2
+    difference = f"{own}; match logits, not pooled; {taught}"
+    assert text.count(f"- settings that differ from the closest ones: {difference}\n") == 2
     assert "- 8.000 CPU-hours on cpu, 1 threads: the sum over 8 trials" in text
     assert "- Ray: unknown or unused (8 trials)\n" in text
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "difference"),
     [
         ({"epochs": 199}, "epochs 199, not 200"),
         ({"limit_test": 100}, "limit_test 100, not unset"),
@@ -242,14 +242,14 @@ def test_a_cut_recipe_is_named(runs: Storage) -> None:
         ({"optimizer_options": {"beta1": 0.5}}, "optimizer_options beta1=0.5, not none"),
     ],
 )
-def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], said: str) -> None:
+def test_every_setting_that_changes_a_result_counts(recipe: dict[str, Any], difference: str) -> None:
     record = row(STUDENTS[0])
     own = record.recipe
     nepoch = recipe.get("epochs", 200)
     student = replace(record, recipe={**own, **recipe}, nepoch=nepoch)
-    assert published.describe_differences(student) == f"{said}; match logits, not pooled"
+    assert published.describe_differences(student) == f"{difference}; match logits, not pooled"
     taught = replace(record, recipe={**own, "teacher": {**own["teacher"], **recipe}})
-    assert published.describe_differences(taught) == f"match logits, not pooled; teacher.{said}"
+    assert published.describe_differences(taught) == f"match logits, not pooled; teacher.{difference}"
 
 
 def test_the_options_of_the_method_count() -> None:
@@ -282,8 +282,8 @@ def test_a_pair_that_the_study_lacks_is_missing(runs: Storage, tmp_path: Path) -
     study.write_text("study: s\nexperiments: [{method: base, dataset: digits, student: resnet_32_8}]\n")
     fill(runs, [row(trial) for trial in plan_study(study, runs.backend.address).trials])
     text = published.render(published.Study.read(study, runs, []))
-    said = "missing: the study has no such trial; lab note 92.52, 92.49, 92.53, mean 92.51 ± 0.02 (n=3)"
-    assert text.count("missing: the study has no such trial") == 4 and said in text
+    message = "missing: the study has no such trial; lab note 92.52, 92.49, 92.53, mean 92.51 ± 0.02 (n=3)"
+    assert text.count("missing: the study has no such trial") == 4 and message in text
 
 
 HOSTILE = "a | b\n# c <script>x</script> [l](http://e) `d` *e* _f_ \x1b[2J"
@@ -343,8 +343,8 @@ def test_out_writes_the_page_and_its_rows(runs: Storage, tmp_path: Path, capsys:
     fill(runs, [other])
     out = tmp_path / "results" / "here"
     assert published.main([runs.backend.address, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert (out / "README.md").read_text().startswith(said)
+    output = capsys.readouterr().out
+    assert (out / "README.md").read_text().startswith(output)
     assert "[trials.parquet](trials.parquet)" in (out / "README.md").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "epochs.parquet", "trials.parquet"]
     trials = pq.read_table(out / "trials.parquet")
@@ -355,7 +355,7 @@ def test_out_writes_the_page_and_its_rows(runs: Storage, tmp_path: Path, capsys:
     assert epochs.column_names == list(store.EPOCH_COLUMNS) and epochs.num_rows == 4
 
 
-def test_no_storage_and_no_rows_are_told(tmp_path: Path, runs: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_storage_and_no_rows_are_reported(tmp_path: Path, runs: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = tmp_path / "nowhere"
     assert published.main([str(nowhere)]) == 2
     assert capsys.readouterr() == ("", f"{nowhere} holds no trial of study resnet-logit; {CURE}\n")
@@ -402,14 +402,14 @@ def test_it_runs_as_a_script(tmp_path: Path) -> None:
 
 
 def make(tmp_path: Path, launch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `make table` with stand-ins for kdctl and Python; each writes down its arguments."""
+    """Runs `make table` with stand-ins for kdctl and Python, which record their arguments."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for name, end in (("kdctl", launch), ("python", "exit 0")):
         script = bin_ / name
         script.write_text(
             f'#!/bin/sh\nprintf "%s" "{name}" >>"$LOG"\nprintf " [%s]" "$@" >>"$LOG"\necho >>"$LOG"\n'
-            f"echo {name} said\n{end}\n"
+            f"echo {name} wrote\n{end}\n"
         )
         script.chmod(0o755)
     command = ["make", "-s", "-C", str(ROOT), "-o", "setup", "table", f"BIN={bin_}", *arguments]
@@ -421,7 +421,7 @@ def make(tmp_path: Path, launch: str, *arguments: str) -> subprocess.CompletedPr
 def test_make_table_launches_and_renders(tmp_path: Path) -> None:
     cut = "SET=--set recipe.limit_train=512 --set recipe.epochs=2"
     found = make(tmp_path, "exit 0", "DATA=./my data", cut, "OUT=docs/results/x")
-    assert (found.returncode, found.stdout, found.stderr) == (0, "python said\n", "kdctl said\n")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "python wrote\n", "kdctl wrote\n")
     settings = "[--set] [recipe.limit_train=512] [--set] [recipe.epochs=2]"
     assert (tmp_path / "log").read_text().splitlines() == [
         f"kdctl [launch] [experiments.yaml] [--data] [./my data] [--storage] [runs] {settings}",

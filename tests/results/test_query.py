@@ -41,8 +41,8 @@ Ask = Callable[..., list[dict[str, Any]]]
 RECIPE = {"epochs": 2, "lr": 0.1}
 
 
-def ask(storage: Storage, sql: str) -> list[dict[str, Any]]:
-    """The rows of an answer."""
+def fetch(storage: Storage, sql: str) -> list[dict[str, Any]]:
+    """Runs a query; returns its rows."""
     with run_query(storage, sql) as answer:
         names = answer.heading.names
         return [
@@ -79,18 +79,18 @@ def empty(tmp_path: Path) -> Storage:
 
 def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     rows = store.read_trials(filled)
-    assert ask(filled, "FROM trials ORDER BY trial_id") == [{**row.to_row(), "studies": ["s"]} for row in rows]
-    assert ask(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
-    assert ask(filled, "FROM summary") == list(summarize_metrics(rows, "s"))
-    assert ask(filled, "FROM results") == list(summarize_results(rows, "s"))
+    assert fetch(filled, "FROM trials ORDER BY trial_id") == [{**row.to_row(), "studies": ["s"]} for row in rows]
+    assert fetch(filled, "FROM epochs ORDER BY ALL") == store.read_epochs(filled)
+    assert fetch(filled, "FROM summary") == list(summarize_metrics(rows, "s"))
+    assert fetch(filled, "FROM results") == list(summarize_results(rows, "s"))
 
 
 def test_a_mean_is_a_mean(filled: Storage) -> None:
-    (line,) = ask(
+    (line,) = fetch(
         filled, "SELECT method, avg(acc) AS mean, count(*) AS n FROM trials WHERE state = 'finished' GROUP BY 1"
     )
     assert line == {"method": "base", "mean": 91.0, "n": 3}
-    (line,) = ask(filled, "SELECT runs, n, mean, std FROM summary WHERE metric = 'acc'")
+    (line,) = fetch(filled, "SELECT runs, n, mean, std FROM summary WHERE metric = 'acc'")
     assert line == {"runs": 4, "n": 3, "mean": 91.0, "std": 1.0}
 
 
@@ -99,7 +99,7 @@ def test_views_can_be_joined(filled: Storage) -> None:
         WITH best AS (SELECT * FROM trials WHERE acc > 90.5)
         SELECT count(*) AS n FROM Epochs JOIN best USING (trial_id) WHERE EXISTS (FROM main.summary)
     """
-    assert ask(filled, sql) == [{"n": 6 - 2}]
+    assert fetch(filled, sql) == [{"n": 6 - 2}]
 
 
 def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) -> None:
@@ -111,14 +111,14 @@ def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) ->
     for view, names in columns.items():
         with run_query(empty, f"FROM {view}") as answer:
             assert answer.heading.names == names and list(answer.columns()) == []
-        assert [row["column_name"] for row in ask(empty, f"DESCRIBE {view}")] == names
-    assert [row["name"] for row in ask(empty, "SHOW TABLES")] == sorted(columns)
+        assert [row["column_name"] for row in fetch(empty, f"DESCRIBE {view}")] == names
+    assert [row["name"] for row in fetch(empty, "SHOW TABLES")] == sorted(columns)
 
 
 def test_a_view_has_the_same_types_whether_it_is_read_or_not(filled: Storage) -> None:
     catalog = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY ALL"
-    unread = ask(filled, catalog)
-    read = ask(
+    unread = fetch(filled, catalog)
+    read = fetch(
         filled,
         f"{catalog.partition('ORDER')[0]} WHERE (SELECT count(*) FROM trials, epochs, summary, results) ORDER BY ALL",
     )
@@ -130,15 +130,15 @@ def test_only_what_a_statement_names_is_read(filled: Storage, monkeypatch: pytes
         raise AssertionError("read without need")
 
     monkeypatch.setattr(query, "read_epochs_table", unwanted)
-    assert len(ask(filled, "SELECT 'epochs' AS epochs FROM trials")) == 4
-    assert len(ask(filled, "WITH epochs AS (FROM trials) FROM epochs, summary")) == 4 * 3
+    assert len(fetch(filled, "SELECT 'epochs' AS epochs FROM trials")) == 4
+    assert len(fetch(filled, "WITH epochs AS (FROM trials) FROM epochs, summary")) == 4 * 3
     monkeypatch.setattr(query, "read_trials_table", unwanted)
     monkeypatch.setattr(query, "read_trials", unwanted)
-    assert ask(filled, "SELECT 1 AS one") == [{"one": 1}]
+    assert fetch(filled, "SELECT 1 AS one") == [{"one": 1}]
 
 
 def test_a_view_that_was_not_read_does_not_look_empty(filled: Storage) -> None:
-    assert ask(filled, "SELECT count(*) AS n FROM query('FROM epochs')") == [{"n": 6}]
+    assert fetch(filled, "SELECT count(*) AS n FROM query('FROM epochs')") == [{"n": 6}]
     with duckdb.connect() as connection:
         query._create_views(connection, filled, {"trials"})
         assert len(connection.sql("FROM trials").fetchall()) == 4
@@ -158,8 +158,8 @@ def test_a_row_of_an_older_version_lacks_columns(filled: Storage, tmp_path: Path
         path = tmp_path / name
         pq.write_table(pq.read_table(path).drop_columns(["images_per_second"]), path)
     sql = "SELECT count(*) AS n, count(images_per_second) AS has FROM "
-    assert ask(storage, sql + "epochs") == [{"n": 6, "has": 4}]
-    assert ask(storage, sql + "trials") == [{"n": 4, "has": 0}]
+    assert fetch(storage, sql + "epochs") == [{"n": 6, "has": 4}]
+    assert fetch(storage, sql + "trials") == [{"n": 4, "has": 0}]
 
 
 @pytest.mark.parametrize("view", query.VIEWS)
@@ -168,8 +168,8 @@ def test_a_damaged_file_is_named(view: str, tmp_path: Path) -> None:
     path = tmp_path / (storage.trial_epochs("b") if view == "epochs" else storage.trial_row("b"))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(StorageError, match=rf"{re.escape(str(path))} is not a complete Parquet file"):
-        ask(storage, f"SELECT 1 FROM {view}")
-    assert ask(storage, "SELECT 1 AS one") == [{"one": 1}]
+        fetch(storage, f"SELECT 1 FROM {view}")
+    assert fetch(storage, "SELECT 1 AS one") == [{"one": 1}]
 
 
 def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
@@ -179,12 +179,14 @@ def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     pq.write_table(table.set_column(table.column_names.index("host"), "host", broken), path)
     with pytest.raises(StorageError, match=r"b\.parquet is not a complete Parquet file"):
-        ask(storage, "SELECT host FROM trials")
+        fetch(storage, "SELECT host FROM trials")
 
 
 def test_times_are_utc(filled: Storage) -> None:
     sql = "SELECT start_time::VARCHAR AS text, date_trunc('hour', start_time) AS hour FROM trials LIMIT 1"
-    assert ask(filled, sql) == [{"text": "2024-01-02 03:04:05.000006+00", "hour": datetime(2024, 1, 2, 3, tzinfo=UTC)}]
+    assert fetch(filled, sql) == [
+        {"text": "2024-01-02 03:04:05.000006+00", "hour": datetime(2024, 1, 2, 3, tzinfo=UTC)}
+    ]
 
 
 # What a query may not do.
@@ -258,7 +260,7 @@ REFUSED = [
 
 
 def outside(sql: str, folder: Path) -> str:
-    """A statement with files in place of its OTHER, which are there."""
+    """Replaces OTHER in a statement by the path of files that exist."""
     pq.write_table(pa.table({"x": [1]}), folder / "other.parquet")
     for suffix in ("csv", "json"):
         (folder / f"other.{suffix}").write_text("[1]\n")
@@ -271,20 +273,20 @@ def test_nothing_outside_can_be_read(sql: str, filled: Storage, tmp_path: Path) 
     with pytest.raises(
         QueryError, match="can read only the views trials, epochs, summary, results|does not exist|No function"
     ):
-        ask(filled, outside(sql, tmp_path))
+        fetch(filled, outside(sql, tmp_path))
 
 
 @pytest.mark.parametrize("sql", REFUSED)
-def test_all_but_one_select_is_refused(sql: str, filled: Storage, tmp_path: Path) -> None:
+def test_everything_except_one_select_is_refused(sql: str, filled: Storage, tmp_path: Path) -> None:
     statement = outside(sql, tmp_path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(QueryError, match="expected one SELECT over the views trials, epochs, summary, results"):
-        ask(filled, statement)
+        fetch(filled, statement)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_is_locked_stays_so_whatever_runs(filled: Storage, tmp_path: Path) -> None:
-    """Past the check of the statement, DuckDB itself refuses."""
+def test_the_settings_stay_locked_whatever_runs(filled: Storage, tmp_path: Path) -> None:
+    """Without the check of the statement, DuckDB itself refuses."""
     with duckdb.connect() as connection:
         query._lock(connection)
         query._create_views(connection, filled, {"trials"})
@@ -292,21 +294,21 @@ def test_what_is_locked_stays_so_whatever_runs(filled: Storage, tmp_path: Path) 
             if re.match("COPY|EXPORT|IMPORT|ATTACH|INSTALL|LOAD|SET (?!VAR)|RESET", sql):
                 with pytest.raises(duckdb.Error):
                     connection.execute(sql)
-        wanted = {"enable_external_access": "false", "lock_configuration": "true", "temp_directory": ""}
+        expected = {"enable_external_access": "false", "lock_configuration": "true", "temp_directory": ""}
         rows = connection.sql("SELECT name, value FROM duckdb_settings()").fetchall()
-        assert wanted.items() <= dict(rows).items()
+        assert expected.items() <= dict(rows).items()
         assert connection.sql("SELECT count(*) FROM duckdb_secrets()").fetchall() == [(0,)]
 
 
-def test_a_pivot_is_told_to_name_its_values(filled: Storage) -> None:
+def test_a_pivot_has_to_name_its_values(filled: Storage) -> None:
     with pytest.raises(QueryError, match="PIVOT trials ON method IN"):
-        ask(filled, "PIVOT trials ON method USING avg(acc)")
+        fetch(filled, "PIVOT trials ON method USING avg(acc)")
     sql = "PIVOT trials ON state IN ('finished', 'failed') USING count(*) GROUP BY method"
-    assert ask(filled, sql) == [{"method": "base", "finished": 3, "failed": 1}]
+    assert fetch(filled, sql) == [{"method": "base", "finished": 3, "failed": 1}]
 
 
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("sql", "message"),
     [
         ("SELECT ac FROM trials", 'Candidate bindings: "acc"'),
         ("SELECT acc FROM trails", 'Did you mean "trials"?\nthe views are trials, epochs, summary'),
@@ -320,28 +322,26 @@ def test_a_pivot_is_told_to_name_its_values(filled: Storage) -> None:
         ("SELECT '\udcff'", "not valid UTF-8"),
     ],
 )
-def test_what_duckdb_complains_of_is_one_message(sql: str, said: str, filled: Storage) -> None:
+def test_an_error_of_duckdb_is_one_message(sql: str, message: str, filled: Storage) -> None:
     with pytest.raises(QueryError) as caught:
-        ask(filled, sql)
-    assert said in str(caught.value) and caught.value.exit_code == 2
+        fetch(filled, sql)
+    assert message in str(caught.value) and caught.value.exit_code == 2
     assert "Possible solutions" not in str(caught.value)
 
 
-def test_a_query_that_needs_too_much_memory_is_told_to_ask_for_less(
-    filled: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_query_that_needs_too_much_memory_is_one_message(filled: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = "memory_limit = '2GiB'"
     assert limit in query._SETTINGS
     small = [setting.replace("2GiB", "50MiB") for setting in query._SETTINGS]  # to fill two takes a while
     monkeypatch.setattr(query, "_SETTINGS", small)
     with pytest.raises(QueryError, match="needs more than 2GiB of memory; ask for fewer rows"):
-        ask(filled, "SELECT list(a.range + b.range) FROM range(1000000) a, range(1000000) b")
+        fetch(filled, "SELECT list(a.range + b.range) FROM range(1000000) a, range(1000000) b")
 
 
 # While a study runs.
 
 
-def test_rows_that_are_rewritten_all_the_while_are_never_an_error(tmp_path: Path) -> None:
+def test_rows_that_are_rewritten_meanwhile_are_never_an_error(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "runs")
     storage.prepare()
     ended = threading.Event()
@@ -361,37 +361,37 @@ def test_rows_that_are_rewritten_all_the_while_are_never_an_error(tmp_path: Path
         try:
             assert writer.stdout.readline() == "ready\n"
             thread.start()
-            seen = set()
+            contents = set()
             for _ in range(15):
-                rows = ask(storage, "SELECT trial_id, acc, last_acc, top5 FROM trials ORDER BY 1")
+                rows = fetch(storage, "SELECT trial_id, acc, last_acc, top5 FROM trials ORDER BY 1")
                 assert [row["trial_id"] for row in rows] == list("abcd")
                 assert all(row["acc"] == row["last_acc"] == row["top5"] for row in rows)
-                (epochs,) = ask(storage, "SELECT count(DISTINCT test_acc) AS kinds, max(test_acc) AS at FROM epochs")
+                (epochs,) = fetch(storage, "SELECT count(DISTINCT test_acc) AS kinds, max(test_acc) AS at FROM epochs")
                 assert epochs["kinds"] <= 1
-                seen |= {rows[0]["acc"], epochs["at"]}
+                contents |= {rows[0]["acc"], epochs["at"]}
         finally:
             ended.set()
             if thread.ident:
                 thread.join()
             writer.kill()
-    assert len(seen) > 2, "the rows changed while they were read"
+    assert len(contents) > 2, "the rows changed while they were read"
 
 
-def test_a_bucket_is_asked_like_a_folder(s3_address: str, filled: Storage) -> None:
+def test_a_bucket_is_queried_like_a_folder(s3_address: str, filled: Storage) -> None:
     storage = Storage.at(s3_address)
-    assert ask(storage, "FROM trials") == []
+    assert fetch(storage, "FROM trials") == []
     fill(storage)
     for view in query.VIEWS:
-        assert ask(storage, f"FROM {view} ORDER BY ALL") == ask(filled, f"FROM {view} ORDER BY ALL")
+        assert fetch(storage, f"FROM {view} ORDER BY ALL") == fetch(filled, f"FROM {view} ORDER BY ALL")
     with pytest.raises(QueryError, match="no network"):
-        ask(storage, f"FROM read_parquet('{s3_address}/results/trials/a.parquet')")
+        fetch(storage, f"FROM read_parquet('{s3_address}/results/trials/a.parquet')")
 
 
 # Formats.
 
 
 def rendered(form: str, sql: str, storage: Storage, is_terminal: bool = False) -> str:
-    """What comes out of a query."""
+    """Runs a query; returns its output in a format."""
     out = io.StringIO()
     with run_query(storage, sql) as answer:
         write(form, answer.heading, answer.columns(), out, is_terminal)
@@ -448,13 +448,13 @@ def test_nested_values_are_json_everywhere(empty: Storage) -> None:
     assert list(csv.reader(io.StringIO(rendered("csv", sql, empty))))[1][:2] == ["[1.5, null]", json.dumps(row["s"])]
 
 
-def test_times_that_python_lacks_are_text(empty: Storage) -> None:
+def test_times_beyond_those_of_python_are_text(empty: Storage) -> None:
     sql = "SELECT TIMESTAMP '20000-01-01' AS far, TIMESTAMP_NS '2024-01-02 00:00:00.123456789' AS fine"
     assert rendered("csv", sql, empty).splitlines()[1].split(",")[1] == "2024-01-02T00:00:00.123456789"
     assert "20000-01-01" in rendered("csv", sql, empty)
 
 
-def test_two_columns_of_a_name_are_both_there(empty: Storage) -> None:
+def test_two_columns_of_the_same_name_are_both_there(empty: Storage) -> None:
     sql = "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a"
     assert json.loads(rendered("json", sql, empty)) == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}]
 
@@ -464,12 +464,12 @@ def test_no_rows_are_no_rows(form: str, text: str, empty: Storage) -> None:
     assert rendered(form, "SELECT 1 AS a, '' AS b WHERE false", empty) == text
 
 
-def test_a_line_of_nothing_is_still_a_line(empty: Storage) -> None:
+def test_a_row_of_nulls_is_still_a_line(empty: Storage) -> None:
     assert rendered("csv", "SELECT NULL AS a", empty) == 'a\n""\n'
 
 
 @pytest.mark.parametrize(
-    ("values", "shown"),
+    ("values", "cells"),
     [
         ([92.51333333, 90.0], ["92.5133", "90.0000"]),
         ([90.0, 91.5], ["90.0", "91.5"]),
@@ -480,13 +480,13 @@ def test_a_line_of_nothing_is_still_a_line(empty: Storage) -> None:
         ([math.nan, math.inf], ["nan", "inf"]),
     ],
 )
-def test_floats_are_shown_to_six_digits(values: list[float], shown: list[str]) -> None:
+def test_floats_are_shown_to_six_digits(values: list[float], cells: list[str]) -> None:
     out = io.StringIO()
     write("table", Heading(["x"], [True]), [[values]], out)
-    assert [line.strip() for line in out.getvalue().splitlines()[1:]] == shown
+    assert [line.strip() for line in out.getvalue().splitlines()[1:]] == cells
 
 
-def test_a_long_table_is_cut_and_says_so() -> None:
+def test_a_long_table_is_cut_with_a_note() -> None:
     out = io.StringIO()
     batches = [[[number] * 70] for number in range(5)]
     assert write("table", Heading(["x"], [True]), batches, out) == 350 - MAX_ROWS
@@ -494,7 +494,7 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert write("markdown", Heading(["x"], [True]), batches, io.StringIO()) == 0
 
 
-def test_a_wide_cell_is_cut_in_a_table_alone() -> None:
+def test_a_wide_cell_is_cut_only_in_a_table() -> None:
     for form in set(QueryFormat) - {QueryFormat.PARQUET}:
         out = io.StringIO()
         write(form, Heading(["x", "y"], [False, False]), [[["漢" * 99], ["end"]]], out)
@@ -515,7 +515,7 @@ def test_any_text_comes_through_every_format(
     rows: list[tuple[str | None, ...]], names: tuple[str | None, str | None]
 ) -> None:
     heads = [name or "" for name in names]
-    columns = [[row[place] for row in rows] for place in (0, 1)]
+    columns = [[row[index] for row in rows] for index in (0, 1)]
     heading = Heading(heads, [False, False])
     texts = {}
     for form in set(QueryFormat) - {QueryFormat.PARQUET}:
@@ -578,7 +578,7 @@ def test_a_query_prints_a_table(run: Run) -> None:
     assert out == "trial_id  acc\na          90\nb          91\nc          92\nd           1\n"
 
 
-def test_what_a_table_leaves_out_is_said_on_standard_error(run: Run) -> None:
+def test_omitted_rows_are_reported_on_standard_error(run: Run) -> None:
     code, out, err = run("SELECT range FROM range(1234)")
     assert (code, len(out.splitlines()), err) == (0, 101, "… 1,134 more rows; --format csv prints all\n")
 
@@ -604,7 +604,7 @@ def test_there_are_examples() -> None:
         (["--output", "x.md"], "markdown"), (["--output", "x.tsv"], "tsv"), (["--output", "x", "--json"], "json"),
     ],
 )  # fmt: skip
-def test_the_format_is_what_was_asked_for(run: Run, filled: Storage, words: list[str], form: str) -> None:
+def test_the_format_is_the_requested_one(run: Run, filled: Storage, words: list[str], form: str) -> None:
     sql = "SELECT trial_id, acc FROM trials ORDER BY ALL"
     code, out, err = run(sql, *words)
     if "--output" in words:
@@ -642,7 +642,7 @@ def test_data_is_utf8_whatever_the_locale(filled: Storage) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_receives_no_control_characters(run: Run, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     code, out, err = run("SELECT chr(27) || '[2J' AS a", "--format", form)
     if form == "parquet":
@@ -652,18 +652,18 @@ def test_a_terminal_gets_nothing_that_it_would_obey(run: Run, form: str, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         ("nosuch/x.csv", "its folder does not exist"), ("/dev/null", "it is not a regular file"),
         (".", "it is not a regular file"),
         ("RUNS/results/trials/a.parquet", "inside the storage"), ("RUNS/new.csv", "inside the storage"),
     ],
 )  # fmt: skip
-def test_some_places_are_not_written(run: Run, filled: Storage, output: str, said: str) -> None:
+def test_some_paths_are_never_written(run: Run, filled: Storage, output: str, message: str) -> None:
     form = [] if "x.csv" in output or "RUNS" in output else ["--format", "csv"]
     code, out, err = run("SELECT 1", "--output", output.replace("RUNS", filled.backend.address), *form)
-    assert (code, out) == (2, "") and said in err
-    assert len(ask(filled, "FROM trials")) == 4
+    assert (code, out) == (2, "") and message in err
+    assert len(fetch(filled, "FROM trials")) == 4
 
 
 @pytest.mark.parametrize("words", [["--json", "--format", "csv"], ["--format", "xml"], ["--bad"]])
@@ -672,7 +672,7 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
     assert (code, out) == (2, "") and err
 
 
-def test_a_complaint_is_a_message_and_a_code(run: Run) -> None:
+def test_an_error_is_a_message_and_an_exit_code(run: Run) -> None:
     assert run("DROP VIEW trials")[0] == 2
     code, out, err = run("SELECT ac FROM trials")
     assert (code, out) == (2, "") and "Candidate bindings" in err and "Traceback" not in err
@@ -687,7 +687,7 @@ def test_a_complaint_is_a_message_and_a_code(run: Run) -> None:
     ids=["computing", "streaming"],
 )
 def test_ctrl_c_ends_a_query_that_would_take_days(sql: str, filled: Storage) -> None:
-    # DuckDB is at work once its thread has taken some time of a processor; only then comes the signal.
+    # The signal is sent only after DuckDB has used some processor time, so that the query runs.
     code = """
 import os, signal, threading, time
 from orchestrator import cli
@@ -697,11 +697,11 @@ def interrupt():
     while time.process_time() < before + 0.3:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
-def ask(*arguments, real=query._run, watcher=threading.Thread(target=interrupt, daemon=True)):
+def run_watched(*arguments, real=query._run, watcher=threading.Thread(target=interrupt, daemon=True)):
     if not watcher.ident:
         watcher.start()
     return real(*arguments)
-query._run = ask
+query._run = run_watched
 cli.main()
 """
     line = [sys.executable, "-c", code, "query", sql, "--storage", filled.backend.address]

@@ -1,4 +1,4 @@
-"""What `kdctl query` writes to a file is the whole answer in the format of its name, and SQL may begin with `--`."""
+"""`kdctl query` writes its whole result to a file in the format of its name, and SQL may begin with `--`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def rows(path: Path) -> int:
-    """The rows of a file, read by somebody else's reader."""
+def count_rows(path: Path) -> int:
+    """Counts the rows of a file with another library's reader."""
     match path.suffix:
         case ".csv" | ".tsv":
             with path.open(newline="") as file:
-                got = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-            assert got[0] == ["i", "text", "nothing"] and got[7] == ["6", f"{'x' * 90}\t,", ""]
-            return len(got) - 1
+                rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            assert rows[0] == ["i", "text", "nothing"] and rows[7] == ["6", f"{'x' * 90}\t,", ""]
+            return len(rows) - 1
         case ".json":
             return len(json.loads(path.read_text()))
         case ".parquet":
@@ -54,10 +54,10 @@ def rows(path: Path) -> int:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".parquet", ".md", ".TSV"])
-def test_a_file_holds_the_whole_answer_in_the_format_of_its_name(run: Run, suffix: str) -> None:
+def test_a_file_holds_the_whole_result_in_the_format_of_its_name(run: Run, suffix: str) -> None:
     assert run(SQL, "--output", f"x{suffix}") == (0, "", "")
     path = Path(f"x{suffix}")
-    assert rows(path if suffix.islower() else path.rename("x.tsv")) == ROWS
+    assert count_rows(path if suffix.islower() else path.rename("x.tsv")) == ROWS
 
 
 @pytest.mark.parametrize("name", ["x.xlsx", "x.txt", "x.jsonl", "x.csv.gz", "x", "x.", ".csv"])
@@ -79,7 +79,7 @@ def test_another_ending_is_refused_before_anything_is_read(
         (("--output", "nosuch/x.csv"), "its folder does not exist"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_read(
+def test_a_conflict_of_options_is_refused_before_anything_is_read(
     run: Run, words: tuple[str, ...], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query, "run_query", None)
@@ -87,9 +87,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     assert code == 2 and part in err and list(Path.cwd().iterdir()) == []
 
 
-def test_a_format_may_be_named_where_the_ending_names_none(run: Run) -> None:
+def test_a_format_may_be_named_if_the_ending_is_unknown(run: Run) -> None:
     assert run(SQL, "--format", "csv", "--output", "x.dat") == (0, "", "")
-    assert rows(Path("x.dat").rename("x.csv")) == ROWS
+    assert count_rows(Path("x.dat").rename("x.csv")) == ROWS
 
 
 def test_a_terminal_keeps_the_tabs_between_cells() -> None:
@@ -111,10 +111,10 @@ def test_a_terminal_keeps_the_tabs_between_cells() -> None:
 )
 @pytest.mark.parametrize("form", [(), ("--format", "csv"), ("--json",)])
 def test_sql_may_begin_with_a_comment(run: Run, sql: str, form: tuple[str, ...]) -> None:
-    wanted = run("SELECT 1 AS a", *form)
-    assert wanted[0] == 0
-    assert run(sql, *form) == run(*form, sql) == run("-", *form, stdin=sql) == wanted
-    assert run(*form, "--", sql) == wanted
+    expected = run("SELECT 1 AS a", *form)
+    assert expected[0] == 0
+    assert run(sql, *form) == run(*form, sql) == run("-", *form, stdin=sql) == expected
+    assert run(*form, "--", sql) == expected
 
 
 @pytest.mark.parametrize(

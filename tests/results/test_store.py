@@ -138,7 +138,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def file(storage: Storage, name: str) -> Path:
-    """The file of a name, whether it is there or not."""
+    """The path of a stored file, whether it exists or not."""
     return Path(storage.backend.address, name)
 
 
@@ -153,7 +153,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 # The schema.
 
 
-def test_the_columns_are_those_of_the_design(storage: Storage) -> None:
+def test_the_columns_are_the_published_ones(storage: Storage) -> None:
     store.write_trial(storage, trial())
     store.write_epochs(storage, "0123456789ab", [EPOCH])
     assert pq.read_schema(file(storage, storage.trial_row("0123456789ab"))).names == TRIALS
@@ -216,15 +216,15 @@ def test_epochs_round_trip(shared: Storage, epochs: list[EpochRecord]) -> None:
     assert store.read_epochs(shared) == [{"trial_id": "ab", **asdict(epoch)} for epoch in epochs]
 
 
-def test_trials_are_read_in_the_order_they_are_asked_for(storage: Storage) -> None:
+def test_trials_are_read_in_the_order_of_the_given_ids(storage: Storage) -> None:
     for trial_id in ("b", "c", "a"):
         store.write_trial(storage, trial(trial_id))
         store.write_epochs(storage, trial_id, [EPOCH])
     assert [record.trial_id for record in store.read_trials(storage)] == ["a", "b", "c"]
-    asked = ["c", "unknown", "a"]
-    assert [record.trial_id for record in store.read_trials(storage, asked)] == ["c", "a"]
-    assert [row["trial_id"] for row in store.read_epochs(storage, asked)] == ["c", "a"]
-    assert list(store.read_states(storage, asked)) == ["c", "a"]
+    ids = ["c", "unknown", "a"]
+    assert [record.trial_id for record in store.read_trials(storage, ids)] == ["c", "a"]
+    assert [row["trial_id"] for row in store.read_epochs(storage, ids)] == ["c", "a"]
+    assert list(store.read_states(storage, ids)) == ["c", "a"]
     assert store.read_trials(storage, []) == []
 
 
@@ -248,7 +248,7 @@ def written(storage: Storage, record: TrialRecord) -> Path:
 
 
 def trial_without(record: TrialRecord, *names: str) -> TrialRecord:
-    """The row with nothing in some columns."""
+    """The row with null in some columns."""
     nothing: dict[str, Any] = dict.fromkeys(names)
     return replace(record, **nothing)
 
@@ -292,7 +292,7 @@ def test_a_row_of_a_version_without_that_column_is_not_done(storage: Storage) ->
 
 
 def without_state(raw: bytes) -> bytes:
-    """A Parquet file of something else."""
+    """A Parquet file with other content."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"trial_id": ["a"]}), sink)
     return bytes(sink.getvalue())
@@ -426,8 +426,8 @@ class Damage:
 
     def __call__(self, raw: bytes) -> bytes:
         changed = bytearray(raw)
-        for place, bit in self.flips:
-            changed[int(place * (len(raw) - 1))] ^= 1 << bit
+        for position, bit in self.flips:
+            changed[int(position * (len(raw) - 1))] ^= 1 << bit
         return bytes(changed[: len(changed) - int((1 - self.kept) * len(changed))])
 
 
@@ -474,7 +474,7 @@ def test_damage_is_a_storage_error_or_changes_nothing(
 def by_duckdb(storage: Storage) -> list[dict[str, Any]]:
     """With SQL over a glob.
 
-    DuckDB looks at a file more than once; where it was replaced in between, it raises an error, and is asked again.
+    DuckDB reads a file more than once. If it was replaced in between, DuckDB raises an error; the query is repeated.
     """
     for _ in range(20):
         with suppress(duckdb.Error), duckdb.connect() as connection:
@@ -497,7 +497,7 @@ def by_pandas(storage: Storage) -> list[dict[str, Any]]:
 
 
 def by_kdctl(storage: Storage) -> list[dict[str, Any]]:
-    """Our own."""
+    """With kdctl's own reader."""
     return [record.to_row() for record in store.read_trials(storage)]
 
 
@@ -526,7 +526,7 @@ def test_every_reader_gives_the_same_rows(storage: Storage, reader: Callable[[St
     assert list(store.read_states(storage)) == ["a", "b"]
 
 
-# Writes rows over and over until its input ends. What it writes has one number in three columns.
+# Writes rows again and again until its input ends. Each row has one number in three columns.
 WRITER = """
 import sys, threading
 from test_store import trial
@@ -554,12 +554,12 @@ def test_nobody_reads_half_a_file_while_rows_are_rewritten(storage: Storage) -> 
         assert writer.stdout
         try:
             assert writer.stdout.readline() == "ready\n"
-            seen = {check_rows(reader(storage)) for reader in READERS * 15}
+            contents = {check_rows(reader(storage)) for reader in READERS * 15}
             count, _ = writer.communicate()
         finally:
             writer.kill()
-    assert len(seen) > 1, "the rows changed while they were read"
-    assert int(count) > len(seen) // 4
+    assert len(contents) > 1, "the rows changed while they were read"
+    assert int(count) > len(contents) // 4
 
 
 def check_rows(rows: list[dict[str, Any]]) -> tuple[float, ...]:
@@ -571,7 +571,7 @@ def check_rows(rows: list[dict[str, Any]]) -> tuple[float, ...]:
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_old_row(storage: Storage) -> None:
     store.write_trial(storage, trial("a", State.RUNNING))
-    # The limit on the size of files is for a process of its own.
+    # The limit on the size of files would hold for this whole process, so there is another one.
     code = """
 import resource, sys
 from test_store import trial

@@ -75,8 +75,8 @@ def test_the_interval_is_scipys(values: list[float]) -> None:
     assert statistic.mean == pytest.approx(sum(values) / len(values), abs=1e-6)
     if statistic.std:
         scale = statistic.std / math.sqrt(len(values))
-        wanted = stats.t.interval(0.95, len(values) - 1, loc=statistic.mean, scale=scale)
-        assert statistic.interval() == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+        expected = stats.t.interval(0.95, len(values) - 1, loc=statistic.mean, scale=scale)
+        assert statistic.interval() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     else:
         assert statistic.interval() == (statistic.mean, statistic.mean)
 
@@ -87,7 +87,7 @@ def test_nothing_is_no_statistic_and_one_run_has_no_spread() -> None:
     assert alone == Statistic(91.0, None, 1) and alone.interval() is None
 
 
-def test_what_is_no_number_counts_for_nothing() -> None:
+def test_nan_and_infinity_do_not_count() -> None:
     rows = [base(0, 90.0), base(1, math.inf), base(2, math.nan), base(3, None), base(4, 92.0)]
     assert found(rows)["base"]["n"] == 2 and found(rows)["base"]["runs"] == 5
     assert found(rows)["base"]["mean"] == 91.0
@@ -117,16 +117,16 @@ def test_a_row_has_every_column() -> None:
 # Groups and their names.
 
 
-def test_a_setting_that_an_older_row_lacks_is_one_that_is_left_open() -> None:
+def test_a_setting_that_an_older_row_lacks_is_a_default() -> None:
     assert list(found([base(0, 90.0), base(1, 91.0, limit_train=None)])) == ["base"]
 
 
-def test_how_a_teacher_was_asked_is_no_setting() -> None:
+def test_the_teacher_mode_is_no_setting() -> None:
     rows = [student(0, 1.0, teacher_answers="table"), student(1, 2.0, teacher_answers="live")]
     assert found(rows)["logit"]["n"] == 2
 
 
-def test_what_was_computed_in_another_dtype_is_in_another_mean() -> None:
+def test_runs_in_another_dtype_have_another_mean() -> None:
     rows = [
         make(seed, acc, arithmetic=dtype) for make, acc in ((base, 90.0), (student, 91.0)) for seed, dtype in DTYPES
     ]
@@ -142,21 +142,21 @@ def test_what_was_computed_in_another_dtype_is_in_another_mean() -> None:
 DTYPES = ((0, "float32"), (1, "bfloat16"), (2, "bfloat16"))
 
 
-def test_a_dtype_that_the_setting_asks_for_is_not_named_twice() -> None:
+def test_a_dtype_in_the_setting_is_not_named_twice() -> None:
     rows = [base(seed, 90.0, precision="bfloat16", arithmetic=dtype) for seed, dtype in DTYPES]
     assert {name: line["n"] for name, line in found(rows).items()} == {
         "base precision=bfloat16": 2, "base precision=bfloat16 float32": 1,
     }  # fmt: skip
 
 
-def test_what_has_not_begun_to_compute_joins_the_only_group_of_its_setting() -> None:
+def test_a_trial_that_has_not_started_joins_the_only_group_of_its_setting() -> None:
     waiting = base(3, None, state=State.SKIPPED)
     rows = [base(seed, 90.0, arithmetic=dtype) for seed, dtype in DTYPES]
     assert found([waiting, *rows[1:]])["base bfloat16"]["runs"] == 3
     both = found([waiting, *rows])
     assert (both["base"]["runs"], both["base bfloat16"]["runs"]) == (2, 2)
     assert [group.label for group in group_tables([waiting])[0].groups] == ["base"]
-    # A finished row without a dtype is of a kdctl that knew one alone.
+    # A finished row without a dtype is from a version of kdctl that knew only one.
     assert found([base(0, 90.0), *rows[1:]])["base"]["n"] == 1
 
 
@@ -208,8 +208,8 @@ def test_the_difference_is_that_of_a_paired_t_test(pairs: list[tuple[float, floa
     assert line["diff"] == pytest.approx(sum(ours - theirs for theirs, ours in pairs) / len(pairs), abs=1e-5)
     if line["diff_std"] > 1e-3:
         tested = stats.ttest_rel([ours for _, ours in pairs], [theirs for theirs, _ in pairs])
-        wanted = tested.confidence_interval(0.95)
-        assert (line["diff_low"], line["diff_high"]) == pytest.approx((wanted.low, wanted.high), rel=1e-6, abs=1e-4)
+        expected = tested.confidence_interval(0.95)
+        assert (line["diff_low"], line["diff_high"]) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-4)
 
 
 def test_several_teachers_of_a_seed_are_one_pair() -> None:
@@ -220,7 +220,7 @@ def test_several_teachers_of_a_seed_are_one_pair() -> None:
     assert (line["mean"], line["diff"], line["diff_std"]) == (92.0, 2.0, 0.0)
 
 
-def test_whatever_belongs_to_teaching_has_the_same_base() -> None:
+def test_settings_of_distillation_have_the_same_base() -> None:
     rows = [base(0, 90.0), base(1, 90.0)]
     rows += [student(seed, 91.0, teacher_cache="live") for seed in (0, 1)]
     rows += [student(seed, 92.0, options={"ce_weight": 0.0}) for seed in (0, 1)]
@@ -251,13 +251,13 @@ def test_each_setting_finds_its_own_base_among_several() -> None:
     assert {line["diff"] for line in summarize_metrics(rows) if line["method"] == "logit"} == {5.0}
 
 
-def test_seeds_that_nobody_shares_are_no_difference() -> None:
+def test_without_common_seeds_there_is_no_difference() -> None:
     assert found([base(0, 90.0), student(1, 92.0)])["logit"]["diff_n"] is None
 
 
-def test_thousands_of_settings_take_work_in_proportion() -> None:
+def test_the_work_grows_in_proportion_to_the_settings() -> None:
     def lines(count: int) -> int:
-        """Lines of the module that run for so many settings."""
+        """Counts the lines of the module that run for this many settings."""
         rows = [make(0, 90.0, lr=number / 7) for number in range(count) for make in (base, student)]
         ran = 0
 

@@ -1,4 +1,4 @@
-"""The report: the published form to the letter, honest statistics, and four formats that any row fits into."""
+"""Tables of results: exactly the published form, honest statistics, and four formats that can hold any row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def row(seed: int = 0, acc: float | None = 92.5, **overrides: Any) -> TrialRecor
     return TrialRecord(**{**filled, **overrides})
 
 
-def shown(rows: Sequence[TrialRecord], form: str = "table", **how: Any) -> str:
+def show_results(rows: Sequence[TrialRecord], form: str = "table", **how: Any) -> str:
     """The tables of one study."""
     return render_studies([StudyRows("s", tuple(rows))] if rows else [], form, **how)
 
@@ -73,19 +73,19 @@ GOLDEN_MARKDOWN = """\
 
 
 def test_the_published_table_is_reproduced() -> None:
-    assert shown(PAPER) == render(PAPER) == GOLDEN
-    assert shown(PAPER, runs=True) == GOLDEN + GOLDEN_RUNS
+    assert show_results(PAPER) == render(PAPER) == GOLDEN
+    assert show_results(PAPER, runs=True) == GOLDEN + GOLDEN_RUNS
     assert GOLDEN_RUNS.splitlines()[1].split() == list(PUBLISHED_COLUMNS)
 
 
-def test_a_failed_run_is_listed_and_counts_for_nothing() -> None:
-    assert shown([PAPER[0], LOST], "markdown") == GOLDEN_MARKDOWN
+def test_a_failed_run_is_listed_and_does_not_count() -> None:
+    assert show_results([PAPER[0], LOST], "markdown") == GOLDEN_MARKDOWN
 
 
-def test_a_bar_in_a_cell_is_escaped_in_markdown_alone() -> None:
+def test_a_bar_in_a_cell_is_escaped_only_in_markdown() -> None:
     odd = replace(PAPER[0], method="a|b")
-    assert "| a&#124;b |" in shown([odd], "markdown")
-    assert "a|b" in shown([odd], "table", runs=True)
+    assert "| a&#124;b |" in show_results([odd], "markdown")
+    assert "a|b" in show_results([odd], "table", runs=True)
 
 
 def test_the_deviation_is_that_of_a_sample() -> None:
@@ -97,12 +97,12 @@ def test_the_deviation_is_that_of_a_sample() -> None:
 def test_a_single_run_has_no_deviation() -> None:
     group = group_tables([row(0, 91.0)])[0].groups[0]
     assert group.statistic("acc") == Statistic(91.0, None, 1)
-    assert "±" not in shown([row(0, 91.0)])
+    assert "±" not in show_results([row(0, 91.0)])
 
 
 def test_the_held_out_split_is_named_where_there_is_one() -> None:
     rows = [row(0, selected_acc=90.0), row(1, selected_acc=91.0)]
-    assert shown(rows).splitlines()[2].split() == [
+    assert show_results(rows).splitlines()[2].split() == [
         "setting",
         "n",
         "acc",
@@ -113,8 +113,8 @@ def test_the_held_out_split_is_named_where_there_is_one() -> None:
         "epoch",
         "selected",
     ]
-    assert shown(rows).splitlines()[3].endswith("  90.50 ± 0.71")
-    assert "selected" not in shown(PAPER)
+    assert show_results(rows).splitlines()[3].endswith("  90.50 ± 0.71")
+    assert "selected" not in show_results(PAPER)
 
 
 def test_settings_split_groups_and_seeds_do_not() -> None:
@@ -127,7 +127,7 @@ def test_settings_split_groups_and_seeds_do_not() -> None:
         ("logit", 2),
     ]
     assert table.title == "ResNet20>>20/Cifar10 (logit lr=0.01 teacher.lr=0.1 80.0, logit 90.5)"
-    assert shown(rows).startswith("ResNet20>>20/Cifar10\n")
+    assert show_results(rows).startswith("ResNet20>>20/Cifar10\n")
 
 
 def test_settings_of_the_teacher_split_groups() -> None:
@@ -153,14 +153,14 @@ def test_titles_name_the_pair_and_the_dataset() -> None:
     assert [table.title for table in group_tables(rows)] == titles
 
 
-def test_numbers_are_shown_as_they_were_set() -> None:
-    text = shown([row(lr=1.001, acc=0.123), row(1, lr=1e-05, acc=100.0)], runs=True)
+def test_numbers_are_formatted_as_in_the_study() -> None:
+    text = show_results([row(lr=1.001, acc=0.123), row(1, lr=1e-05, acc=100.0)], runs=True)
     assert "  0.12 " in text and "  100.00 " in text
     assert "  1.001  " in text and "  1e-05  " in text
 
 
 def test_csv_holds_every_column() -> None:
-    found = list(csv.DictReader(io.StringIO(shown([PAPER[0], LOST], "csv"))))
+    found = list(csv.DictReader(io.StringIO(show_results([PAPER[0], LOST], "csv"))))
     assert list(found[0]) == [*(field.name for field in fields(TrialRecord)), "setting"]
     assert [line["setting"] for line in found] == ["logit", "logit"]
     assert [line["acc"] for line in found] == ["92.52", "10.0"]
@@ -169,7 +169,7 @@ def test_csv_holds_every_column() -> None:
 
 
 def test_json_holds_statistics_and_every_trial() -> None:
-    (table,) = json.loads(shown([*PAPER[:2], LOST], "json"))["tables"]
+    (table,) = json.loads(show_results([*PAPER[:2], LOST], "json"))["tables"]
     (group,) = table["groups"]
     assert table["title"] == "ResNet20>>20/Cifar10 (92.5)"
     low, high = Statistic.over([92.52, 92.49]).interval()  # type: ignore[union-attr, misc]
@@ -180,10 +180,10 @@ def test_json_holds_statistics_and_every_trial() -> None:
     assert group["trials"][0]["start_time"] == "2024-01-02T03:04:05+00:00"
 
 
-def test_nothing_is_said_where_there_is_nothing() -> None:
-    assert shown([]) == shown([], "markdown") == "no trials yet\n"
-    assert json.loads(shown([], "json")) == {"tables": []}
-    assert shown([], "csv").count("\n") == 1
+def test_tables_without_trials() -> None:
+    assert show_results([]) == show_results([], "markdown") == "no trials yet\n"
+    assert json.loads(show_results([], "json")) == {"tables": []}
+    assert show_results([], "csv").count("\n") == 1
 
 
 ACC = st.none() | st.floats(0, 100)
@@ -211,7 +211,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 def test_any_rows_render_in_every_format(rows: list[TrialRecord]) -> None:
-    texts = {form: shown(rows, form) for form in ResultsFormat}
+    texts = {form: show_results(rows, form) for form in ResultsFormat}
     assert all(text.endswith("\n") for text in texts.values())
     assert len(list(csv.reader(io.StringIO(texts["csv"])))) == 1 + len(rows)
     groups = [group for table in json.loads(texts["json"])["tables"] for group in table["groups"]]
@@ -225,16 +225,16 @@ def test_any_rows_render_in_every_format(rows: list[TrialRecord]) -> None:
 # Several settings and studies.
 
 
-def test_the_difference_to_base_stands_beside_each_setting() -> None:
+def test_each_setting_has_its_difference_to_base() -> None:
     def trial(no: int, acc: float, method: str = "base") -> TrialRecord:
         teacher = "resnet_32_20" if method == "logit" else None
         recipe = {"teacher": {"seed": 0} if teacher else None}
         return row(no, acc, method=method, teacher=teacher, recipe=recipe, trial_id=f"{method}{no}")
 
     rows = [trial(0, 90.0), trial(1, 91.0), trial(0, 92.0, "logit"), trial(1, 93.0, "logit"), trial(2, 10.0, "logit")]
-    *_, header, line = shown(rows).splitlines()
+    *_, header, line = show_results(rows).splitlines()
     assert header.endswith("last epoch − base, 95 % interval") and line.endswith("+2.00 [+2.00, +2.00], n=2")
-    difference = json.loads(shown(rows, "json"))["tables"][1]["groups"][0]["difference"]
+    difference = json.loads(show_results(rows, "json"))["tables"][1]["groups"][0]["difference"]
     assert difference == {"mean": 2.0, "std": 0.0, "n": 2, "low": 2.0, "high": 2.0}
 
 
@@ -254,5 +254,5 @@ def test_studies_have_tables_of_their_own() -> None:
 def test_tables_are_no_wider_than_the_terminal(width: int) -> None:
     recipe = {"lr": 0.01, "options": {"match": "pooled"}, "teacher": {"seed": 0, "epochs": 60}}
     rows = [row(no, 90.0, recipe=recipe, selected_acc=90.0) for no in range(3)]
-    lines = shown(rows, runs=True, width=width).splitlines()
+    lines = show_results(rows, runs=True, width=width).splitlines()
     assert max(map(len, lines)) <= width and any("match=pooled" in line for line in lines)

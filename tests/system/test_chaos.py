@@ -1,4 +1,4 @@
-"""A short campaign of faults; the long one is `make chaos`, and its outcome stands in docs/reliability.md."""
+"""A short campaign of faults; the long one is `make chaos`, and its outcome is in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_faults_cost_nothing(kind: str, faults: int, campaign: Campaign, tmp_pat
     assert tally.is_clean, table(campaign.tallies)
 
 
-def test_a_difference_is_seen(campaign: Campaign) -> None:
+def test_a_difference_is_found(campaign: Campaign) -> None:
     storage = Storage.at(campaign.folder / "undisturbed")
     (row, *_) = store.read_trials(storage)
     before = numbers(storage.backend.address)

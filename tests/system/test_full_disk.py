@@ -1,4 +1,4 @@
-"""A full disk behind standard output is no bug, and neither are a closed stream and a reader that left."""
+"""A full disk behind standard output is no bug, nor is a closed stream or a reader that left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no de
 
 
 def sh(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
-    """A line of a shell, in which `kdctl` is ours."""
+    """Runs a line of a shell, in which `kdctl` is the one under test."""
     (folder / "s.yaml").write_text(STUDY)
     kdctl = f"{shlex.quote(sys.executable)} -P -m orchestrator.cli"
     script = f'kdctl() {{ {kdctl} "$@"; }}; {line}'
@@ -41,7 +41,7 @@ def sh(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
         "launch s.yaml --inline --json",  # which trains all the same: nobody need read its events
     ],
 )  # fmt: skip
-def test_a_full_disk_is_said_and_is_no_bug(tmp_path: Path, words: str) -> None:
+def test_a_full_disk_is_reported_and_is_no_bug(tmp_path: Path, words: str) -> None:
     done = sh(tmp_path, f"kdctl {words} > /dev/full")
     assert done.returncode == 2, done.stderr
     assert "cannot be written (No space left on device): the disk is full; make room" in done.stderr
@@ -49,7 +49,7 @@ def test_a_full_disk_is_said_and_is_no_bug(tmp_path: Path, words: str) -> None:
 
 
 @full
-def test_nothing_can_be_said_where_standard_error_is_full_too(tmp_path: Path) -> None:
+def test_nothing_is_printed_if_standard_error_is_full_too(tmp_path: Path) -> None:
     assert sh(tmp_path, "kdctl check nothing.yaml 2> /dev/full").returncode == 2
     assert sh(tmp_path, "kdctl schema > /dev/full 2>&1").returncode == 2
     done = sh(tmp_path, "kdctl schema 2> /dev/full")
@@ -63,7 +63,7 @@ def test_a_reader_that_left_is_no_bug(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_closed_stream_gets_nothing_and_no_file_takes_its_place(tmp_path: Path) -> None:
+def test_nothing_is_written_to_a_closed_stream_or_to_a_file_with_its_number(tmp_path: Path) -> None:
     for streams in (">&-", "2>&-", "<&-", ">&- 2>&- <&-"):
         done = sh(tmp_path, f"kdctl query 'SELECT 1 AS a' --output a.csv {streams}")
         assert done.returncode == 0 and (tmp_path / "a.csv").read_text() == "a\n1\n", done.stderr

@@ -30,7 +30,7 @@ TEACHER, BY_TABLE, BY_LIVE_TEACHER = "e1e9b264ce4b", "c3ccc2e2a247", "3641cf1005
 FAILED, STOPPED = "f1fd1bc85779", "92490d459776"
 FINISHED = (TEACHER, BY_TABLE, BY_LIVE_TEACHER)
 
-# What commit d7c95b0 gets when it continues the stopped trial, to the last bit on the kind of machine that it ran on.
+# The numbers of commit d7c95b0 when it continues the stopped trial, to the last bit on that kind of machine.
 WEIGHTS = "da3c5b54aba192b83847c8023236df7b450f09ef297cbabff2971184278ba451"
 EPOCH = {"train_loss": 1.978217989206314, "test_loss": 1.864386749267578, "train_acc": 41.40625, "test_acc": 23.0}
 MACHINE = ("2.15.0", "AVX512", "AuthenticAMD")
@@ -47,7 +47,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, list[Event]]:
-    """The same after a launch with today's code, and what the launch said."""
+    """The same after a launch with today's code, and the events of that launch."""
     folder = tmp_path_factory.mktemp("continued")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
@@ -57,7 +57,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, list[E
 
 
 def output_of(arguments: Sequence[str], folder: Path) -> str:
-    """What a command prints, which must end well."""
+    """Runs a command that must succeed; returns what it prints."""
     result = CliRunner().invoke(cli, [*arguments, "--storage", str(folder / "runs")])
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -84,8 +84,8 @@ def test_its_trials_are_found_by_their_ids(unpacked: Path) -> None:
 def test_its_results_are_read(unpacked: Path) -> None:
     tables = json.loads(output_of(["results", "older", "--json"], unpacked))["tables"]
     runs = {run["trial_id"]: run for table in tables for group in table["groups"] for run in group["trials"]}
-    found = {trial_id: (run["state"], run["acc"]) for trial_id, run in runs.items()}
-    assert found == {
+    figures = {trial_id: (run["state"], run["acc"]) for trial_id, run in runs.items()}
+    assert figures == {
         TEACHER: ("finished", 38.0),
         BY_TABLE: ("finished", 24.0),
         BY_LIVE_TEACHER: ("finished", 24.0),
@@ -140,9 +140,9 @@ def test_the_stopped_trial_continues_from_its_checkpoint(continued: tuple[Storag
     row = store.read_trial(storage, STOPPED)
     assert row and (row.state, row.resumed, row.epoch) == ("finished", 1, 4)
     last = store.read_epochs(storage, [STOPPED])[-1]
-    found = {name: last[name] for name in EPOCH}
+    figures = {name: last[name] for name in EPOCH}
     if machine() == MACHINE:
-        assert (row.weights_sha256, found) == (WEIGHTS, EPOCH)
+        assert (row.weights_sha256, figures) == (WEIGHTS, EPOCH)
     else:  # two steps are left, in which differences of rounding stay small
         near = {name: pytest.approx(EPOCH[name], rel=1e-4) for name in ("train_loss", "test_loss")}
-        assert found == near | {name: pytest.approx(EPOCH[name], abs=2) for name in ("train_acc", "test_acc")}
+        assert figures == near | {name: pytest.approx(EPOCH[name], abs=2) for name in ("train_acc", "test_acc")}

@@ -1,4 +1,4 @@
-"""Processes as the system tells of them: from /proc and from `ps` alike, so that other systems than Linux work too."""
+"""Processes as the system reports them: /proc and `ps` give the same, so that other systems than Linux work too."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_machine_with_neither_knows_nothing_and_fails_nowhere(
     assert processes.read_boot_id() is None and processes.exists(os.getpid())
 
 
-# Where the kernel does not tell a child that its parent has ended.
+# On systems whose kernel does not signal a child when its parent ends.
 
 ORPHAN = """
 import os, signal, subprocess, sys, time
@@ -162,6 +162,6 @@ os._exit(0)
 
 
 def test_a_child_stops_when_its_parent_dies_on_any_system(tmp_path: Path) -> None:
-    heard = tmp_path / "heard"
-    subprocess.run([sys.executable, "-c", ORPHAN, str(heard)], check=True, stdout=subprocess.DEVNULL)
-    assert until(heard.exists)
+    stopped = tmp_path / "stopped"
+    subprocess.run([sys.executable, "-c", ORPHAN, str(stopped)], check=True, stdout=subprocess.DEVNULL)
+    assert until(stopped.exists)

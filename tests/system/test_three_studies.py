@@ -110,7 +110,7 @@ def printed(study: str) -> list[dict[str, Any]]:
     return lines
 
 
-def asked(sql: str) -> list[dict[str, Any]]:
+def fetch(sql: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(kdctl("query", sql, "--json"))
     return found
 
@@ -118,13 +118,13 @@ def asked(sql: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_printed_query_gives_the_printed_tables(study: str) -> None:
     (sql,) = shlex.split(_query(study))
-    assert asked(sql) == printed(study) == printed(f"{study}.yaml")
+    assert fetch(sql) == printed(study) == printed(f"{study}.yaml")
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_summary_gives_the_same_figures(study: str) -> None:
     names = ("student", "teacher", "setting", "metric")
-    lines = asked(f"FROM summary WHERE study = '{study}'")
+    lines = fetch(f"FROM summary WHERE study = '{study}'")
     found = {tuple(line[name] for name in names): line for line in lines}
     for line in printed(study):
         for metric in ("acc", "last_acc"):
@@ -141,13 +141,13 @@ def test_the_report_gives_the_same_figures(study: str, tmp_path: Path) -> None:
     kdctl("report", study, "--format", "markdown", "--output", str(tmp_path / "r.md"))
     text = (tmp_path / "r.md").read_text().replace("&#95;", "_")
     cells = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    shown = {(line[0], line[1]): line for line in cells if len(line) > 3}
+    rows = {(line[0], line[1]): line for line in cells if len(line) > 3}
     for line in printed(study):
-        own = shown[line["setting"], f"{line['n']} of {line['runs']}"]
+        own = rows[line["setting"], f"{line['n']} of {line['runs']}"]
         for cell, name in zip(own[2:4], ("acc", "last_acc"), strict=True):
             numbers = re.findall(r"\d+\.\d+", cell)
-            wanted = [line[name], line[f"{name}_std"]]
-            assert numbers == [f"{number:.2f}" for number in wanted if number is not None], cell
+            expected = [line[name], line[f"{name}_std"]]
+            assert numbers == [f"{number:.2f}" for number in expected if number is not None], cell
         if line["diff"] is not None:
             assert any(cell.startswith(f"{line['diff']:+.2f}") for cell in own)
 
@@ -159,27 +159,27 @@ def test_a_sweep_is_four_settings_of_one_study() -> None:
     assert sum(line["runs"] for line in printed("sweep")) == len(trials) == 31
 
 
-def test_trials_say_to_which_studies_they_belong() -> None:
+def test_trials_have_the_studies_that_they_belong_to() -> None:
     plans = {name: {trial.trial_id for trial in plan_of(Path(), name).trials} for name in STUDIES}
-    lines = asked("SELECT trial_id, study, studies FROM trials")
+    lines = fetch("SELECT trial_id, study, studies FROM trials")
     for line in lines:
         assert line["studies"] == sorted(name for name, ids in plans.items() if line["trial_id"] in ids)
     assert {len(line["studies"]) for line in lines} == {0, 1, 2, 3}
     assert {line["study"] for line in lines if not line["studies"]} == {"sweep"}, "those of the launch with 7 epochs"
 
 
-def test_results_of_a_storage_are_a_section_a_study_and_one_of_no_study() -> None:
+def test_results_of_a_storage_have_a_section_for_each_study_and_one_for_the_rest() -> None:
     tables = json.loads(kdctl("results", "--json"))["tables"]
     assert list(dict.fromkeys(table["study"] for table in tables)) == ["few", "sweep", "sweep-2", None]
     left = [group["label"] for table in tables if table["study"] is None for group in table["groups"]]
     assert left and all(" epochs=7" in label for label in left)
-    assert asked("SELECT DISTINCT study FROM summary ORDER BY 1 NULLS LAST") == [
+    assert fetch("SELECT DISTINCT study FROM summary ORDER BY 1 NULLS LAST") == [
         {"study": name} for name in ("few", "sweep", "sweep-2", None)
     ]
 
 
-def test_a_label_is_the_same_beside_whatever_else_there_is() -> None:
-    for line in asked("SELECT DISTINCT study, setting FROM results"):
+def test_a_label_does_not_depend_on_the_other_rows() -> None:
+    for line in fetch("SELECT DISTINCT study, setting FROM results"):
         planned = {labels.of_config(trial.config) for name in STUDIES for trial in plan_of(Path(), name).trials}
         assert line["study"] is None or line["setting"].removesuffix(" bfloat16") in planned
 
