@@ -21,16 +21,16 @@ from pathlib import Path
 import torch
 from shared.common import (
     as_a_trial,
-    device_of,
-    fresh,
-    headline,
-    pairs,
-    parser_of,
-    planned,
-    positive,
-    ratios,
+    build_model,
+    choose_device,
+    compute_ratios,
+    describe_setup,
+    format_spread,
+    make_parser,
+    measure_pairs,
+    parse_positive,
+    plan_student,
     run,
-    spread,
 )
 
 from orchestrator import losses, models
@@ -61,7 +61,7 @@ def teacher_of(method: str, images: Data, config: TrialConfig, teacher: str, dev
     if not needs:
         return no_teacher
     if needs not in (("logits",), ("pooled",)):
-        return LiveTeacher(fresh(teacher, config.dataset, device).folded(), needs)
+        return LiveTeacher(build_model(teacher, config.dataset, device).folded(), needs)
     (kind,) = needs
     width = images.facts.classes if kind == "logits" else models.widths(teacher).pooled
     shape = (view_count(config.crop_padding, config.flip), len(images.train), width)
@@ -77,7 +77,7 @@ def speed(method: str, images: Data, config: TrialConfig, teacher: str, device: 
         loss.to(device)
     with as_a_trial(device):
         outputs = teacher_of(method, images, config, teacher, device)
-        state = TrainingState.start(fresh(config.student, config.dataset, device), loss, config)
+        state = TrainingState.start(build_model(config.student, config.dataset, device), loss, config)
         epochs = train(state, images, config, outputs)
         next(epochs)
         return next(epochs).images_per_second
@@ -101,20 +101,22 @@ def describe_teacher(method: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = parser_of(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the dataset; digits need none")
     parser.add_argument("--dataset", default="digits", help="(default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=tuple(losses.METHODS), default=tuple(losses.METHODS))
     parser.add_argument("--student", default="resnet_32_20", help="(default: %(default)s)")
     parser.add_argument("--teacher", default="resnet_32_56", help="(default: %(default)s)")
-    parser.add_argument("--images", type=positive, help=f"of an epoch (default: {IMAGES['cpu']}, on a GPU 25,600)")
-    parser.add_argument("--batch-size", type=positive, default=64, help="(default: %(default)s)")
+    parser.add_argument(
+        "--images", type=parse_positive, help=f"of an epoch (default: {IMAGES['cpu']}, on a GPU 25,600)"
+    )
+    parser.add_argument("--batch-size", type=parse_positive, default=64, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
-    device = device_of(parser, options.device)
+    device = choose_device(parser, options.device)
     count = options.images or min(IMAGES[device.type], 1_297 if options.dataset == "digits" else 50_000)
-    config = planned(options.dataset, options.student, options.teacher, count, options.batch_size).config
+    config = plan_student(options.dataset, options.student, options.teacher, count, options.batch_size).config
     images = load(options.data, config, device)
-    print(headline(device), end="\n\n")
+    print(describe_setup(device), end="\n\n")
     print(f"{options.student} ← {options.teacher}, {count:,} images an epoch in batches of {options.batch_size}.\n")
     print(
         "| method | teacher | base img/s, median [min–max] | method img/s, median [min–max] | ratio, median [min–max] |"
@@ -124,9 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slowest = 1.0
     for method in options.methods:
         if method != "base":
-            base, own = pairs(of_base, partial(speed, method, images, config, options.teacher, device), options.repeats)
-            quotients = ratios(own, base)
-            columns = [method, describe_teacher(method), spread(base), spread(own), spread(quotients, ".3f")]
+            base, own = measure_pairs(
+                of_base, partial(speed, method, images, config, options.teacher, device), options.repeats
+            )
+            quotients = compute_ratios(own, base)
+            columns = [
+                method,
+                describe_teacher(method),
+                format_spread(base),
+                format_spread(own),
+                format_spread(quotients, ".3f"),
+            ]
             print(f"| {' | '.join(columns)} |", flush=True)
             slowest = min(slowest, statistics.median(quotients))
     print(f"\nn = {options.repeats}. The slowest method trains at {slowest:.0%} of the speed of base.")

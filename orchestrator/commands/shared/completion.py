@@ -155,11 +155,15 @@ def folders(context: click.Context, incomplete: str) -> Iterable[Item]:
 
 
 def _storage(context: click.Context) -> Storage | None:
-    """The storage of the command line so far; None for a bucket, which may be slow."""
+    """The storage of the command line so far; None for a bucket, which may be slow, and for what cannot be one."""
+    from orchestrator.errors import StorageError
     from orchestrator.storage.layout import Storage
 
     found: click.Context | None = context
     while found and not found.params.get("storage"):  # `kdctl teachers --storage X verify` names it one level up
         found = found.parent
     address = found.params["storage"] if found else "runs"
-    return None if "://" in address else Storage.at(address)
+    try:
+        return None if "://" in address else Storage.at(address)
+    except StorageError:  # a file, for example
+        return None
