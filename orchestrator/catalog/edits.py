@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.errors import StorageError
-from orchestrator.records import State
+from orchestrator.records import State, TrialConfig
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
@@ -18,7 +20,7 @@ def describe_edits(storage: Storage, plan: Plan) -> list[str]:
 
     Rows are read only if the plan has new trials with own code, and only those of trials that this plan has no more.
     """
-    new = [trial for trial in plan.trials if trial.config.own_code and trial.state is PlanState.NEW]
+    new = [trial for trial in plan.trials if trial.state is PlanState.NEW and trial.config.own_names()]
     last = stored_studies.read_study(storage, plan.study) if new else None
     if last is None:
         return []
@@ -29,15 +31,28 @@ def describe_edits(storage: Storage, plan: Plan) -> list[str]:
     except StorageError:  # a damaged row of a trial that is not planned; commands that need it say so
         return []
     finished = {row.trial_id for row in rows}
-    versions = {tuple(sorted((row.recipe.get("own_code") or {}).items())) for row in rows}
     since: dict[str, set[str]] = {}  # the finished trials before an edit of each file
-    for trial in new:
-        for version in versions:
-            earlier = replace(trial.config, own_code=version).trial_id(trial.teacher_id)
-            if earlier in finished:
-                for name, _ in set(trial.config.own_code) - set(version):
+    for version in {tuple(sorted(_list_digests(row.recipe).items())) for row in rows}:
+        digests = dict(version)
+        edited = {name for name, code in plan.own_code.items() if digests.get(name, code.digest) != code.digest}
+        for trial in new:
+            names = edited & trial.config.own_names()
+            if names and (earlier := _with_digests(trial.config, digests).trial_id()) in finished:
+                for name in names:
                     since.setdefault(plan.own_code[name].file, set()).add(earlier)
     return [_describe_edit(file, len(trial_ids)) for file, trial_ids in sorted(since.items())]
+
+
+def _list_digests(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The version of each file of the user's that a trial was trained with, and its teacher."""
+    return {**(_list_digests(recipe["teacher"]) if recipe.get("teacher") else {}), **(recipe.get("own_code") or {})}
+
+
+def _with_digests(config: TrialConfig, digests: Mapping[str, str]) -> TrialConfig:
+    """The same trial with other versions of the user's files."""
+    teacher = _with_digests(config.teacher, digests) if config.teacher else None
+    own_code = tuple((name, digests.get(name, digest)) for name, digest in config.own_code)
+    return replace(config, own_code=own_code, teacher=teacher)
 
 
 def _describe_edit(file: str, count: int) -> str:

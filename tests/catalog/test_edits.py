@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def notes(folder: Path, method: str = BOTH, seed: str = "[0, 1]") -> list[str]:
-    (folder / "s.yaml").write_text(STUDY.replace("METHOD", method).replace("SEED", seed))
+def notes(folder: Path, method: str = BOTH, seed: str = "[0, 1]", study: str = STUDY) -> list[str]:
+    (folder / "s.yaml").write_text(study.replace("METHOD", method).replace("SEED", seed))
     plan = plan_study(folder / "s.yaml", folder / "runs")
     return [warning for warning in plan.warnings if warning.startswith("note: ")]
 
@@ -70,6 +70,16 @@ def test_an_edit_is_named_with_the_number_of_finished_trials(folder: Path) -> No
     ]
     finish(folder)
     assert notes(folder) == []
+
+
+def test_an_edited_model_makes_its_students_new_too(folder: Path) -> None:
+    text = "from torch import nn\ndef build(num_classes):\n    return nn.Linear(1, num_classes)\n"
+    (folder / "net.py").write_text(text)
+    study = STUDY.replace("teacher: resnet_32_8", "teacher: ./net.py:build")
+    assert notes(folder, "[st, ./one.py:one]", "0", study=study) == []
+    finish(folder)
+    (folder / "net.py").write_text(f"{text}# edited\n")
+    assert notes(folder, "[st, ./one.py:one]", "0", study=study) == [NOTE.format("net.py", "3 finished trials")]
 
 
 def test_what_is_new_for_another_reason_is_not_explained_by_an_edit(folder: Path) -> None:
