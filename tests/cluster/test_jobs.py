@@ -31,6 +31,8 @@ from orchestrator.errors import ClusterError, KdctlError
 from orchestrator.launch import launch
 from orchestrator.machine.addresses import is_dashboard
 from orchestrator.models import build
+from orchestrator.records import State
+from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import make_plan
 from orchestrator.study.reader import load_study
@@ -514,6 +516,34 @@ def test_a_study_on_a_real_cluster_is_watched_stopped_and_resumed(
     assert until(lambda: dashboard.read_job(again.job_id).state == "finished", 30)
     status_of_jobs(cluster, None, as_json=False)
     assert re.search(rf"far\.away +finished +1/1 .*{again.job_id}", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.timeout(290)
+def test_a_loss_of_the_users_trains_on_a_real_cluster(
+    cluster: str, folder: Path, kdctl: Any, digits_storage: Storage
+) -> None:
+    shutil.copytree(Path(digits_storage.backend.address) / "datasets", folder / "runs" / "datasets")
+    own = {
+        "loss.py": "import json\nfrom models import part\n"
+        "def f(student, labels, teacher, progress):\n    return json.SCALE * part.compare(student, teacher)\n",
+        "json.py": "SCALE = 2\n",
+        "models/part.py": "def compare(a, b):\n    return (a.logits - b.logits).square().mean()\n",
+    }
+    Path("models").mkdir()
+    for name, text in own.items():
+        Path(name).write_text(text)
+    Path("study.yaml").write_text(STUDY.replace("method: base", "method: ./loss.py:f, teacher: resnet_32_8"))
+    job = ["launch", "study.yaml", "--address", cluster, "--set", "recipe.epochs=1"]
+    code, out, err = kdctl(*job)
+    while code and "No available agent" in err:
+        code, out, err = kdctl(*job)
+    assert code == 0, err
+    dashboard = Cluster(cluster)
+    assert until(lambda: dashboard.read_job(out.strip()).is_over, 200)
+    assert dashboard.read_job(out.strip()).state == "finished", dashboard.read_log(dashboard.read_job(out.strip()))
+    rows = store.read_trials(Storage.at(folder / "runs"))
+    assert {row.method: row.state for row in rows} == {"base": State.FINISHED, "loss:f": State.FINISHED}
 
 
 def titles() -> list[tuple[int, str]]:
