@@ -211,6 +211,30 @@ def parse(name: str) -> ModelName:
     raise ValueError(f"unknown model {name!r}; models are {describe()}; write a name like {_nearest(name)}")
 
 
+def name_ensemble(members: Iterable[str]) -> str:
+    """The name of an ensemble in plans and rows, like `mean(resnet_32_20, resnet_32_56)`; no study file can name it."""
+    return f"mean({', '.join(members)})"
+
+
+def members(name: str) -> tuple[str, ...]:
+    """The models of an ensemble; empty for any other name."""
+    is_ensemble = name.startswith("mean(") and name.endswith(")")
+    return tuple(name[5:-1].split(", ")) if is_ensemble else ()
+
+
+def title(name: str) -> str:
+    """What tables and figures call a model or an ensemble. Raises ValueError for an unknown name."""
+    if own := members(name):
+        return name_ensemble(map(title, own))
+    return parse(name).title
+
+
+def title_beside(name: str, other: str) -> str:
+    """What a model is called next to another: within one family, what distinguishes it. ValueError: unknown name."""
+    model = parse(name)
+    return model.variant if not members(other) and model.family == parse(other).family else model.title
+
+
 def _nearest(name: str) -> str:
     """The most similar name: where some have all numbers of an unknown one, the most similar of these."""
     lower = name.lower()
@@ -224,11 +248,15 @@ def _nearest(name: str) -> str:
 
 
 def build(name: str, num_classes: int) -> Classifier:
-    """A model with fresh weights, drawn from torch's global generator.
+    """A model or ensemble with fresh weights, drawn from torch's global generator.
 
     It maps float images [B, 3, H, W] to logits [B, num_classes]; `model.embed` returns its features too.
     Raises ValueError for an unknown name or fewer than 2 classes.
     """
+    if own := members(name):
+        from orchestrator.models.ensemble import Ensemble  # which imports torch
+
+        return Ensemble(build(member, num_classes) for member in own)
     model = parse(name)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
@@ -241,7 +269,12 @@ def build(name: str, num_classes: int) -> Classifier:
 
 
 def widths(name: str) -> Widths:
-    """The channels of a model's maps and of its pooled features. Raises ValueError for an unknown name."""
+    """The channels of a model's maps and of its pooled features. Raises ValueError for an unknown name.
+
+    An ensemble has none: it teaches with its logits.
+    """
+    if members(name):
+        return Widths((), 0)
     model = parse(name)
     return _family(model.family).widths(*model.numbers)
 
@@ -251,12 +284,16 @@ def multiply_adds(name: str, num_classes: int = 10, side: int = 32) -> int:
 
     Convolutions and linear layers count. Raises ValueError for an unknown name.
     """
+    if own := members(name):
+        return sum(multiply_adds(member, num_classes, side) for member in own)
     model = parse(name)
     return _family(model.family).multiply_adds(*model.numbers, num_classes, side)
 
 
 def sides(name: str, side: int) -> tuple[int, ...]:
     """The sides of a model's maps for images of `side`² pixels; 0 where these are too small. ValueError: unknown."""
+    if members(name):
+        return ()
     model = parse(name)
     return _family(model.family).sides(*model.numbers, side)
 

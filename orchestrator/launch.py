@@ -144,7 +144,7 @@ def _select_trials(plan: Plan, *, skip_failed: bool) -> list[PlannedTrial]:
     for trial in plan.trials:  # teachers before their students
         if trial.state is PlanState.FINISHED:
             continue
-        if skip_failed and (trial.state is PlanState.FAILED or trial.teacher_id in skipped):
+        if skip_failed and (trial.state is PlanState.FAILED or not skipped.isdisjoint(trial.waits_for)):
             skipped.add(trial.trial_id)
         else:
             selected.append(trial)

@@ -61,7 +61,8 @@ class TrialConfig:
     A teacher is a `TrialConfig` too, nested in the configs of its students. `weights` is the SHA-256 of a
     weights file that the user brought; such a teacher trains for 0 epochs. `folder` describes images from a folder of
     the user's; for a dataset with a name it is None, and then neither stored nor part of the id. `own_code` maps the
-    name of each loss and model in a user's file to the digest of that file.
+    name of each loss and model in a user's file to the digest of that file. An ensemble has the method `mean` and its
+    `members`, in a fixed order; it trains for 0 epochs.
     """
 
     method: str
@@ -95,6 +96,7 @@ class TrialConfig:
     label_smoothing: float = field(default=0.0, metadata=OMIT_DEFAULT)
     clip_norm: float = field(default=0.0, metadata=OMIT_DEFAULT)
     ema: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    members: tuple[TrialConfig, ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def own_names(self) -> frozenset[str]:
         """The names of the losses and models in a user's files that it or its teacher uses."""
@@ -106,10 +108,12 @@ class TrialConfig:
 
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
-        data: dict[str, Any] = codec.encode(replace(self, teacher=None))
+        data: dict[str, Any] = codec.encode(replace(self, teacher=None, members=()))
         data["options"] = _options_in_id(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION
+        if self.members:
+            data["members"] = [member.trial_id() for member in self.members]
         if self.folder:
             del data["dataset"]  # what the folder is called changes nothing
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -222,8 +226,9 @@ def _check_recipe(found: Any) -> None:
         kinds = _RECIPE_TYPES.get(name)
         if kinds and value is not None and type(value) not in kinds:
             raise TypeError(f"{name} is of type {type(value).__name__}")
-    if found.get("teacher"):
-        _check_recipe(found["teacher"])
+    for inner in (found.get("teacher"), *(found.get("members") or ())):
+        if inner:
+            _check_recipe(inner)
 
 
 # What JSON makes of the settings in a recipe, null aside.
@@ -232,7 +237,7 @@ _RECIPE_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("lr", "momentum", "weight_decay", "gamma", "label_smoothing", "clip_norm", "ema"), (float, int)),
     **dict.fromkeys(("padding", "precision", "teacher_cache", "weights", "teacher_answers", "arithmetic"), (str,)),
     **dict.fromkeys(("method", "student"), (str,)),  # of a teacher that is distilled, and of that teacher's own
-    **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,)},
+    **{"milestones": (list,), "flip": (bool,), "options": (dict,), "teacher": (dict,), "members": (list,)},
 }
 
 

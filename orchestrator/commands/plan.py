@@ -124,7 +124,7 @@ def _describe_common(plan: Plan) -> list[str]:
     settings = all_settings(trial.config for trial in plan.trials)
     varies = set(find_varying(settings))
     found = {name: value for own in settings for name, value in own.items() if name not in varies}
-    own = {f"teacher.{name}": value for name, value in found.items()}  # a teacher follows its students
+    own = {name: found.get(name.rpartition(".")[2]) for name in found if "." in name}  # a teacher follows its students
     usual = {name for name, value in found.items() if value in (default(name), own.get(name))}
     common = [f"{name} {value}" for name, value in found.items() if name not in usual and name != "method"]
     return [f"the same in all trials: {', '.join(common)}"] if common else []

@@ -43,8 +43,7 @@ class Schedule:
             return None
         now = time.monotonic()
         for index, job in enumerate(self._waiting):
-            has_teacher = job.trial.teacher_id is None or job.trial.teacher_id in self._ready
-            if has_teacher and self._not_before.get(job.trial.trial_id, now) <= now:
+            if self._ready.issuperset(job.trial.waits_for) and self._not_before.get(job.trial.trial_id, now) <= now:
                 del self._waiting[index]
                 self._running[job.trial.trial_id] = job
                 return job
@@ -70,6 +69,6 @@ class Schedule:
         if record.state is State.FINISHED:
             self._ready.add(record.trial_id)
             return []
-        skipped = [job for job in self._waiting if job.trial.teacher_id == record.trial_id]
-        self._waiting = [job for job in self._waiting if job.trial.teacher_id != record.trial_id]
+        skipped = [job for job in self._waiting if record.trial_id in job.trial.waits_for]
+        self._waiting = [job for job in self._waiting if record.trial_id not in job.trial.waits_for]
         return skipped

@@ -180,6 +180,13 @@ class _Attempt:
             yield from self._compare_accuracy(self._tested.acc, weight_files.find_stated_accuracy(content))
             yield from _warn_if_guessing(self._tested.acc, title_of(config.dataset), images)
             return model
+        if config.members:
+            self._write_row(self._row)
+            self._flush()
+            yield self._describe_start(0, None)
+            ensemble = weights.load_ensemble(config, self._storage, self._device)
+            self._tested = evaluate(ensemble, images.test, images, self.check)
+            return ensemble
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
         state = TrainingState.start(model, self._build_loss(images, classes), config)
         yield from self._resume(state)

@@ -196,7 +196,8 @@ class TrialController:
         if self.is_stopping:
             return
         for dependant in skipped:
-            row = dependant.row(State.SKIPPED, f"its teacher {record.trial_id} {record.state}: {record.error}")
+            role = "member" if dependant.trial.member_ids else "teacher"
+            row = dependant.row(State.SKIPPED, f"its {role} {record.trial_id} {record.state}: {record.error}")
             row = replace(row, end_time=datetime.now(UTC))
             self._write(row)
             self._end(dependant, row)

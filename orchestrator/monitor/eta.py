@@ -85,12 +85,13 @@ def _last_end(left: Sequence[TrialStatus], duration: Callable[[TrialStatus], flo
     unfinished = {trial.member.trial_id for trial in left}
     ready: list[tuple[int, TrialStatus]] = []
     blocked: dict[str, list[TrialStatus]] = defaultdict(list)
+    awaited: dict[int, set[str]] = {}
     for trial in left:
         if trial.stage in PENDING:
-            teacher_id = trial.member.teacher_id
-            if teacher_id in unfinished:
+            awaited[trial.no] = unfinished.intersection(trial.member.waits_for)
+            for teacher_id in awaited[trial.no]:
                 blocked[teacher_id].append(trial)
-            else:
+            if not awaited[trial.no]:
                 heapq.heappush(ready, (trial.no, trial))
     time = 0.0
     while live or ready:
@@ -101,7 +102,9 @@ def _last_end(left: Sequence[TrialStatus], duration: Callable[[TrialStatus], flo
         time, _, ended = heapq.heappop(live)
         busy -= ended.stage is not Stage.ELSEWHERE
         for student in blocked.pop(ended.member.trial_id, ()):
-            heapq.heappush(ready, (student.no, student))
+            awaited[student.no].discard(ended.member.trial_id)
+            if not awaited[student.no]:
+                heapq.heappush(ready, (student.no, student))
     return time
 
 

@@ -30,8 +30,8 @@ class StudyStatus:
         for no, member in enumerate(members, 1):
             trial = TrialStatus(no, member, Stage.FINISHED if member.is_cached else Stage.QUEUED)
             self.trials[member.trial_id] = trial
-            if member.teacher_id:
-                self._students[member.teacher_id].append(trial)
+            for awaited in member.waits_for:
+                self._students[awaited].append(trial)
         self.short_ids = short_ids(self.trials)  # unique within the study
         self.queue(self.trials.values())
 
@@ -86,15 +86,14 @@ class StudyStatus:
         """Decides for each of these trials that has not started whether it waits for its teacher or is queued."""
         for trial in trials:
             if trial.stage in (Stage.QUEUED, Stage.WAITING):
-                teacher = self.trials.get(trial.member.teacher_id or "")
-                trial.stage = Stage.WAITING if teacher and teacher.stage is not Stage.FINISHED else Stage.QUEUED
+                trial.stage = Stage.WAITING if self._awaited_by(trial) else Stage.QUEUED
 
     def leave_out(self, trial_ids: Collection[str]) -> None:
         """Marks the trials that the launch does not try: they failed before, or depend on a trial that did."""
         left = set(trial_ids)
         for trial_id in left & self.trials.keys():
             trial = self.trials[trial_id]
-            trial.stage = Stage.SKIPPED if trial.member.teacher_id in left else Stage.FAILED
+            trial.stage = Stage.FAILED if left.isdisjoint(trial.member.waits_for) else Stage.SKIPPED
 
     def note_running(self, count: int = 0) -> None:
         """Notes that `count` trials ran at the same time, or as many as are running now."""
@@ -112,7 +111,7 @@ class StudyStatus:
         return {stage: found[stage] for stage in Stage if found[stage]}
 
     def students_of(self, teacher_id: str | None) -> list[TrialStatus]:
-        """The trials with this teacher, in the order of the plan."""
+        """The trials with this teacher, or this member, in the order of the plan."""
         return self._students.get(teacher_id or "", [])
 
     def share_done(self) -> float:
@@ -126,9 +125,15 @@ class StudyStatus:
 
     def awaited_teachers(self) -> list[tuple[TrialStatus, int]]:
         """Each teacher that trials are waiting for, with the number of these trials."""
-        found = Counter(trial.member.teacher_id for trial in self.in_stage(Stage.WAITING))
-        known = [(self.trials.get(teacher_id or ""), count) for teacher_id, count in found.items()]
-        return [(teacher, count) for teacher, count in known if teacher]
+        found = Counter(
+            teacher.member.trial_id for trial in self.in_stage(Stage.WAITING) for teacher in self._awaited_by(trial)
+        )
+        return [(self.trials[teacher_id], count) for teacher_id, count in found.items()]
+
+    def _awaited_by(self, trial: TrialStatus) -> list[TrialStatus]:
+        """The trials that this one waits for and that are not finished."""
+        known = [self.trials[awaited] for awaited in trial.member.waits_for if awaited in self.trials]
+        return [teacher for teacher in known if teacher.stage is not Stage.FINISHED]
 
     def count_cached(self) -> int:
         """The number of trials that were finished before the launch."""

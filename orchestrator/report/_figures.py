@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,12 +50,12 @@ class Pair:
     @property
     def title(self) -> str:
         """Like `ResNet8 on Digits`."""
-        return f"{models.parse(self.student).title} on {title_of(self.dataset)}"
+        return f"{models.title(self.student)} on {title_of(self.dataset)}"
 
     @property
     def slug(self) -> str:
         """The part of a figure's name that identifies the pair."""
-        return f"{self.dataset}-{self.student.replace('_', '-')}"
+        return f"{self.dataset}-{re.sub('[^A-Za-z0-9.]+', '-', self.student).strip('-')}"
 
     @cached_property
     def _teachers(self) -> set[str]:
@@ -64,7 +65,7 @@ class Pair:
         """A setting's label, with its teacher if the pair has several teachers."""
         many = len(self._teachers) > 1
         label = entry.group.label
-        return f"{label} ← {models.parse(entry.table.teacher).title}" if many and entry.table.teacher else label
+        return f"{label} ← {models.title(entry.table.teacher)}" if many and entry.table.teacher else label
 
 
 def group_pairs(rows: Iterable[TrialRecord]) -> list[Pair]:
@@ -119,7 +120,7 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
         for row in entry.group.finished:
             if row.teacher and row.teacher_acc is not None:
                 origin = (labels.teacher_of(row) or "").removeprefix(row.teacher)  # what it is distilled from
-                name = f"{models.parse(row.teacher).title}{origin}"
+                name = f"{models.title(row.teacher)}{origin}"
                 found.setdefault(name, {})[row.teacher_id] = row.teacher_acc
     rules = []
     for name, by_id in sorted(found.items())[:2]:
@@ -268,7 +269,7 @@ def draw_costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     """Accuracy against the seconds and the parameters of a run, one figure per dataset."""
     for dataset in list(dict.fromkeys(pair.dataset for pair in found))[:MAX_PAIRS]:
         own = [pair for pair in found if pair.dataset == dataset]
-        labels = {id(entry): f"{models.parse(p.student).title} {p.label(entry)}" for p in own for entry in p.entries}
+        labels = {id(entry): f"{models.title(p.student)} {p.label(entry)}" for p in own for entry in p.entries}
         entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
         taught = [entry for entry in entries if _is_teacher(facts, entry.group)][:2]
         others = [entry for entry in entries if entry not in taught]

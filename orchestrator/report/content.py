@@ -59,7 +59,7 @@ class Facts:
     @cached_property
     def teacher_ids(self) -> frozenset[str]:
         """The trials that are teachers of others in this report."""
-        return frozenset(member.teacher_id for member in self.members if member.teacher_id)
+        return frozenset(teacher_id for member in self.members for teacher_id in member.waits_for)
 
     def state(self, member: Member) -> str:
         """The state of a trial; `MISSING` if it has no row."""
@@ -109,7 +109,7 @@ def _is_sound(row: TrialRecord) -> bool:
     """Whether a row names known models and a known dataset, as every row that kdctl writes does."""
     try:
         for model in filter(None, (row.student, row.teacher)):
-            models.parse(model)
+            models.title(model)
         stored_facts(row.dataset, row.recipe)
     except (ValueError, TypeError, KeyError):
         return False

@@ -119,11 +119,9 @@ class PairTable:
     @property
     def name(self) -> str:
         """The title without the means."""
-        student = models.parse(self.student)
-        pair = student.title
+        pair = models.title(self.student)
         if self.teacher:
-            teacher = models.parse(self.teacher)
-            pair = f"{teacher.title}>>{student.variant if student.family == teacher.family else student.title}"
+            pair = f"{models.title(self.teacher)}>>{models.title_beside(self.student, self.teacher)}"
         return f"{pair}/{title_of(self.dataset)}"
 
     def _means(self) -> str:

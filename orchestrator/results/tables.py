@@ -134,6 +134,8 @@ def describe_subset(row: TrialRecord) -> str:
     facts, recipe = stored_facts(row.dataset, row.recipe), row.recipe
     train = (recipe.get("limit_train") or facts.train) - (recipe.get("holdout") or 0)
     test = recipe.get("limit_test") or facts.test
+    if not row.nepoch:  # it was not trained
+        return "" if test == facts.test else f"tested on {test:,} of {facts.test:,} images"
     if (train, test) == (facts.train, facts.test):
         return ""
     return f"trained on {train:,} of {facts.train:,} images, tested on {test:,} of {facts.test:,}"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from orchestrator import losses
+from orchestrator import losses, models
 from orchestrator.records import TrialConfig, TrialRecord
 from orchestrator.study import fields
 from orchestrator.training.optimizers import OPTIMIZERS
@@ -23,7 +23,7 @@ _TABLES = ("optimizer", "schedule")  # settings that have options of their own
 # What a recipe holds that is not an unknown setting: the known settings, the seed, and how a trial was run.
 _HANDLED = {
     *fields.RECIPE_KEYS, *(f"{name}_options" for name in _TABLES), "options", "teacher", "weights", "folder", "seed",
-    "teacher_answers", "arithmetic", "own_code", "method", "student",
+    "teacher_answers", "arithmetic", "own_code", "method", "student", "dataset", "members",
 }  # fmt: skip
 _DIGITS = 12  # of a weights file's SHA-256
 _PLAIN = re.compile(r"[\w.-]+")
@@ -61,7 +61,8 @@ def title(trial: TrialConfig | TrialRecord) -> str:
     label = _format_label(trial.method, recipe, names_chain=False)
     gap = " " if label == trial.method else " · "
     arrow = f" ← {_describe_teacher(model, recipe.get('teacher') or {}, with_seeds=True)}" if model else ""
-    return gap.join([label, trial.dataset, f"{trial.student}{arrow}", f"seed {trial.seed}"])
+    student = _describe_teacher(trial.student, recipe, with_seeds=True) if recipe.get("members") else trial.student
+    return gap.join([label, trial.dataset, f"{student}{arrow}", f"seed {trial.seed}"])
 
 
 def teacher_of(trial: TrialConfig | TrialRecord) -> str | None:
@@ -78,6 +79,8 @@ def _model_and_recipe(trial: TrialConfig | TrialRecord) -> tuple[str | None, Map
 
 
 def _describe_teacher(model: str, recipe: Mapping[str, Any], *, with_seeds: bool) -> str:
+    if members := recipe.get("members"):
+        return models.name_ensemble(_describe_teacher(own["student"], own, with_seeds=with_seeds) for own in members)
     notes = []
     if own := recipe.get("teacher"):
         notes.append(f"{recipe['method']} ← {_describe_teacher(own['student'], own, with_seeds=with_seeds)}")
@@ -99,7 +102,21 @@ def _format_label(method: str, recipe: Mapping[str, Any], *, names_chain: bool =
         *_format_own_code(recipe),
         *_format_unknown(recipe, _HANDLED),
     ]
+    if recipe.get("members"):
+        parts += _format_members(recipe, {**_fill_defaults({}), "limit_test": own["limit_test"]}, names_chain)
     return " ".join([*parts, *(_format_teacher(teacher, own, names_chain) if teacher else ())])
+
+
+def _format_members(recipe: Mapping[str, Any], student: Mapping[str, Any], names_chain: bool) -> Iterator[str]:
+    """The settings of an ensemble's members that differ from those of its student: first those that all share."""
+    found = [
+        [part.removeprefix("teacher.") for part in _format_teacher(member, student, names_chain)]
+        for member in recipe["members"]
+    ]
+    shared = [part for part in found[0] if all(part in parts for parts in found)]
+    yield from (f"members.{part}" for part in shared)
+    for number, parts in enumerate(found, 1):
+        yield from (f"member{number}.{part}" for part in parts if part not in shared)
 
 
 def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -112,6 +129,9 @@ def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
 
 def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any], names_chain: bool) -> Iterator[str]:
     """The settings of a teacher that differ from those of its student, then those of the teacher's own teacher."""
+    if recipe.get("members"):
+        yield from (f"teacher.{part}" for part in _format_members(recipe, student, names_chain))
+        return
     own = _fill_defaults(recipe)
     settings, method, taught = _TEACHER_SETTINGS, recipe.get("method", "base"), recipe.get("teacher") or {}
     if taught:
@@ -154,7 +174,7 @@ def _make_selection(name: str, given: Mapping[str, Any]) -> fields.Selection:
 def _find_defaults(own: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every key; some follow from other settings."""
     found = {name: key.default for name, key in fields.RECIPE_KEYS.items()}
-    if own["weights"]:  # nothing is trained
+    if not own["epochs"]:  # nothing is trained
         found["epochs"] = 0
     if not own["milestones"]:
         found["gamma"] = 1.0  # lr is never multiplied, see `plan`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -37,7 +37,8 @@ class PlanState(StrEnum):
 class PlannedTrial:
     """One trial of a plan, with its state in the storage.
 
-    `teacher_cache` is the decided teacher mode: `table`, `live`, or None without a teacher.
+    `member_ids` are those of the trials that an ensemble consists of. `teacher_cache` is the decided teacher mode:
+    `table`, `live`, or None without a teacher.
     """
 
     trial_id: str
@@ -47,6 +48,12 @@ class PlannedTrial:
     state: PlanState
     teacher_cache: str | None
     table: TableKey | None
+    member_ids: tuple[str, ...] = ()
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """The trials that have to finish before this one starts: its teacher, or the members of an ensemble."""
+        return (self.teacher_id,) if self.teacher_id else self.member_ids
 
     def title(self) -> str:
         """Its title for people, see `labels.title`."""
@@ -63,7 +70,7 @@ class PlannedTrial:
             "student": config.student,
             "teacher": config.teacher.student if config.teacher else None,
             "teacher_id": self.teacher_id,
-            "waits_for": [self.teacher_id] if self.teacher_id else [],
+            "waits_for": list(self.waits_for),
             "seed": config.seed,
             "nepoch": config.epochs,
             "lr": config.lr,
@@ -128,7 +135,7 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
-            teachers |= dict.fromkeys(reversed(_list_teachers(config)))
+            teachers |= dict.fromkeys(_list_teachers(config))
         for value in experiment.axes["dataset"]:
             if isinstance(folder := value.value, FolderDataset):
                 path = str(study.source.parent / folder.path)
@@ -141,7 +148,8 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
         teacher_id = ids[config.teacher] if config.teacher else None
         ids[config] = config.trial_id(teacher_id)
         role = "teacher" if config in teachers else "student"
-        trials.append(_plan_trial(role, config, ids[config], teacher_id))
+        trial = _plan_trial(role, config, ids[config], teacher_id)
+        trials.append(replace(trial, member_ids=tuple(ids[member] for member in config.members)))
     warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs, teachers))
     plan = Plan(
         study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders,
@@ -151,8 +159,9 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
 
 
 def _list_teachers(config: TrialConfig) -> list[TrialConfig]:
-    """The teacher of a trial, that teacher's own teacher, and so on."""
-    return [config.teacher, *_list_teachers(config.teacher)] if config.teacher else []
+    """The teacher of a trial after those that it waits for itself: its own teacher or members, and so on."""
+    own = (*([config.teacher] if config.teacher else []), *config.members)
+    return [found for teacher in own for found in (*_list_teachers(teacher), teacher)]
 
 
 _LIMIT = 5  # settings in a warning, or seeds of one setting
@@ -207,7 +216,7 @@ def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collectio
         decision = _decide_teacher_mode(config, key, epochs_left, tables) if config.teacher else None
         state = _to_plan_state(states.get(trial.trial_id))
         table = key if decision == "table" else None
-        trials.append(PlannedTrial(trial.trial_id, trial.role, config, trial.teacher_id, state, decision, table))
+        trials.append(replace(trial, state=state, teacher_cache=decision, table=table))
     return replace(plan, trials=tuple(trials))
 
 
@@ -233,12 +242,8 @@ def _expand(study: Study, experiment: Experiment) -> Iterator[TrialConfig]:
 def _make_configs(experiment: Experiment, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[TrialConfig]:
     """The trials with these values of the axes, one for each teacher."""
     images = {name: own[name] for name in fields.DATA_KEYS if name in own}
-    teachers = [
-        config
-        for teacher in experiment.teachers
-        for mapping in _multiply_axes(teacher.axes)
-        for config in _make_teacher_configs(teacher, recipe, {**images, **mapping, "dataset": own["dataset"]})
-    ]
+    images["dataset"] = own["dataset"]
+    teachers = [config for teacher in experiment.teachers for config in _make_teacher_configs(teacher, recipe, images)]
     for config in teachers or (None,):
         yield _make_config({"seed": 0, **recipe, **own}, config)
 
@@ -249,22 +254,43 @@ def _multiply_axes(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
         yield {name: value.value for name, value in zip(names, values, strict=True)}
 
 
-def _make_teacher_configs(teacher: Teacher, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[TrialConfig]:
-    """A teacher with these values of its axes, once for each of its own teachers if it is distilled."""
-    if teacher.is_distilled:
-        yield from _make_configs(teacher, recipe, own)
-    else:
-        yield _make_base_config(teacher, {**recipe, **own})
+def _make_teacher_configs(
+    teacher: Teacher, recipe: Mapping[str, Any], images: Mapping[str, Any]
+) -> Iterator[TrialConfig]:
+    """The teachers of one entry: those of all values of its axes, which see the images of their student."""
+    if teacher.is_ensemble:
+        choices = (list(_make_teacher_configs(member, recipe, images)) for member in teacher.teachers)
+        for members in itertools.product(*choices):
+            yield _make_ensemble_config(members, {**recipe, **images})
+        return
+    for mapping in _multiply_axes(teacher.axes):
+        own = {**images, **mapping, "dataset": images["dataset"]}
+        if teacher.is_distilled:
+            yield from _make_configs(teacher, recipe, own)
+        else:
+            yield _make_base_config(teacher, {**recipe, **own})
+
+
+# What is not trained has fixed values of the settings that matter only in training, so that they do not change its id.
+_UNTRAINED: Mapping[str, Any] = {
+    **{name: key.default for name, key in fields.TRAINING_KEYS.items() if key.default is not None},
+    **{"epochs": 0, "milestones": (), "limit_train": None, "holdout": 0},
+}
+
+
+def _make_ensemble_config(members: Iterable[TrialConfig], settings: Mapping[str, Any]) -> TrialConfig:
+    """An ensemble; the order in which the study file lists the members changes nothing."""
+    ordered = tuple(sorted(members, key=lambda member: (member.student, member.trial_id())))
+    name = models.name_ensemble(member.student for member in ordered)
+    base = {**settings, **_UNTRAINED, "seed": 0, "method": Selection("base"), "student": name}
+    return replace(_make_config(base, None), method="mean", members=ordered)
 
 
 def _make_base_config(teacher: Teacher, settings: Mapping[str, Any]) -> TrialConfig:
     base = {"seed": 0, **settings, "method": Selection("base"), "student": settings["model"]}
     if "weights" not in settings:
         return _make_config(base, None)
-    # Nothing is trained: settings that matter only in training get fixed values, so that they do not change the id.
-    untrained = {name: key.default for name, key in fields.TRAINING_KEYS.items() if key.default is not None}
-    base |= {**untrained, "epochs": 0, "milestones": (), "limit_train": None, "holdout": 0}
-    return replace(_make_config(base, None), weights=teacher.digests[settings["weights"]])
+    return replace(_make_config({**base, **_UNTRAINED}, None), weights=teacher.digests[settings["weights"]])
 
 
 def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> TrialConfig:
@@ -356,6 +382,9 @@ def _decide_teacher_mode(
         return "live"
     if config.teacher_cache != "auto":
         return str(config.teacher_cache)
+    members = config.teacher.members if config.teacher else ()
+    if members and all(replace(key, teacher_id=member.trial_id()) in tables for member in members):
+        return "table"  # the mean of tables takes no time
     return "table" if key in tables or _table_pays_off(key, epochs_left[key]) else "live"
 
 

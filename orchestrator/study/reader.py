@@ -34,6 +34,7 @@ NOTE = "x-"  # the beginning of top-level keys that exist only for their anchors
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_CHAIN = 5  # teachers of teachers
 _CHAIN_KEYS = ("method", "student", "teacher")  # a teacher with one of these is distilled
+ENSEMBLE = "mean"  # the only key of a teacher that is an ensemble
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,11 @@ class Experiment:
 class Teacher(Experiment):
     """One entry of a `teacher` axis. One that is distilled is an experiment with a method and a student.
 
-    `digests` maps each weights path to the SHA-256 of that file.
+    `digests` maps each weights path to the SHA-256 of that file. The members of an ensemble are its `teachers`.
     """
 
     digests: Mapping[str, str] = field(default_factory=dict)
+    is_ensemble: bool = False
 
     @property
     def is_distilled(self) -> bool:
@@ -310,6 +312,8 @@ class _Reader:
         if not self._is_mapping(node, path, fields.TEACHER_MAPPING_KEYS):
             return None
         assert isinstance(node.value, dict)
+        if ENSEMBLE in node.value:
+            return self._read_ensemble(node, path, level)
         if not node.value.keys().isdisjoint(_CHAIN_KEYS):
             return self._read_distilled(node, path, level)
         self._require(node, "model", path, "name the teacher's model, like `model: resnet_32_110`")
@@ -318,6 +322,35 @@ class _Reader:
             for name, child in self._iterate_known(node, fields.TEACHER_MAPPING_KEYS, path)
         }
         return Teacher(axes, (), value, False, self._digest_weights(axes))
+
+    def _read_ensemble(self, node: Node, path: str, level: int) -> Teacher | None:
+        """A teacher whose logits are the mean of those of its members."""
+        assert isinstance(node.value, dict)
+        for name in node.value.keys() - {ENSEMBLE}:
+            message = "found next to mean; an ensemble has no settings; write them in each member, or remove them"
+            self.faults.append(node.keys[name].fault(f"{path}.{shorten(name)}", message))
+        listed, path = node.value[ENSEMBLE], f"{path}.{ENSEMBLE}"
+        if not isinstance(listed.value, list) or len(listed.value) < 2:
+            message = f"found {listed.describe()}; expected at least two teachers; write {{mean: [resnet_32_20, …]}}"
+            if isinstance(listed.value, list) and listed.value:
+                message = "found one teacher; a mean needs at least two; add one, or write that teacher without mean"
+            self.faults.append(listed.location.fault(path, message))
+            return None
+        members = []
+        for index, child in enumerate(listed.value):
+            if isinstance(child.value, dict) and ENSEMBLE in child.value:
+                message = "an ensemble within an ensemble; list its members in the outer one"
+                self.faults.append(child.location.fault(f"{path}[{index}]", message))
+            elif member := self._read_teacher(child, f"{path}[{index}]", level):
+                members.append(member)
+        first: dict[object, str] = {}
+        for member in members:
+            other = first.setdefault(_list_values(member), member.value.path)
+            if other != member.value.path:
+                self.faults.append(
+                    member.value.fault(f"this equals {other}; change its seed, or remove one of the two")
+                )
+        return Teacher({}, tuple(members), Value(None, node.location, path), True, is_ensemble=True)
 
     def _read_distilled(self, node: Node, path: str, level: int) -> Teacher:
         """A teacher that is trained as an experiment trains its student, on the images of its own student."""
@@ -566,6 +599,8 @@ def _count_teachers(experiment: Experiment) -> int:
 
 
 def _count_trials(experiment: Experiment) -> int:
+    if isinstance(experiment, Teacher) and experiment.is_ensemble:
+        return math.prod(map(_count_trials, experiment.teachers))
     return math.prod(map(len, experiment.axes.values())) * max(1, _count_teachers(experiment))
 
 
@@ -612,6 +647,20 @@ def _check_training(experiment: Experiment) -> Iterator[Fault]:
     yield from _check_methods(experiment)
     yield from _check_options(experiment)
     yield from _check_widths(experiment)
+    yield from _check_ensembles(experiment)
+
+
+def _check_ensembles(experiment: Experiment) -> Iterator[Fault]:
+    """Ensembles whose students have a method that needs more than logits; one fault for each ensemble."""
+    needs = (method.needs(options) for method, options in _combine_options(experiment))
+    wrong = next((kinds for kinds in needs if kinds not in ((), ("logits",))), None)
+    for teacher in experiment.teachers:
+        if teacher.is_ensemble and wrong:
+            words = " and ".join("pooled features" if kind == "pooled" else kind for kind in wrong)
+            yield teacher.value.fault(
+                f"the method needs {words} of its teacher, and an ensemble teaches with the mean of logits alone, as "
+                "features of different models cannot be averaged; use a method from logits, or one of the members"
+            )
 
 
 def _check_weights(experiment: Experiment, folder: Path) -> Iterator[Fault]:

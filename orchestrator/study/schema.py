@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.study import fields
 from orchestrator.study.fields import Key
-from orchestrator.study.reader import NOTE, STUDY_NAME
+from orchestrator.study.reader import ENSEMBLE, NOTE, STUDY_NAME
 
 _TEACHER = "teacher"
 
@@ -25,7 +25,11 @@ def study_schema() -> dict[str, Any]:
     distilled = {name: {"$ref": f"#/properties/experiments/items/properties/{name}"} for name in experiment}
     kinds = [fields.TEACHER_KEYS["model"].schema(), _make_object(_make_axes(), ["model"])]
     kinds.append(_make_object(distilled, ["method", "student"]))
-    definitions[_TEACHER] = fields.axis_schema({"anyOf": kinds})
+    definitions["member"] = {"anyOf": kinds}
+    members = {"type": "array", "items": {"$ref": "#/definitions/member"}, "minItems": 2}
+    members["description"] = "an ensemble: teachers whose logits are averaged"
+    ensemble = _make_object({ENSEMBLE: members}, [ENSEMBLE])
+    definitions[_TEACHER] = fields.axis_schema({"anyOf": [{"$ref": "#/definitions/member"}, ensemble]})
     parts = {
         "study": {"type": "string", "pattern": f"^{STUDY_NAME}$", "description": "the study's name"},
         "recipe": _make_object(_make_schemas(fields.RECIPE_KEYS), [], "what every experiment shares"),

@@ -20,15 +20,24 @@ _VALUE_ONLY = ("method", "dataset", "student", "teacher")  # settings whose valu
 
 def settings_of(config: TrialConfig) -> dict[str, str]:
     """Every setting of a trial except its seed, by its key in a study file, in the order of a label."""
-    found = {"method": config.method, **_format_values(dict(config.options)), **_format_recipe(config)}
-    found |= {"dataset": config.dataset, "student": config.student}
+    found = {"method": config.method, **_own_settings(config), "dataset": config.dataset, "student": config.student}
     if teacher := labels.teacher_of(config):
         found["teacher"] = teacher
     prefix = ""
     while config.teacher:
         config, prefix = config.teacher, f"{prefix}teacher."
-        own = {"seed": str(config.seed), **_format_values(dict(config.options)), **_format_recipe(config)}
+        own = _own_settings(config) if config.members else {"seed": str(config.seed), **_own_settings(config)}
         found |= {f"{prefix}{name}": value for name, value in own.items()}
+    return found
+
+
+def _own_settings(config: TrialConfig) -> dict[str, str]:
+    """The options and the recipe of a trial, or the seeds and settings of an ensemble's members."""
+    if not config.members:
+        return {**_format_values(dict(config.options)), **_format_recipe(config)}
+    found = {"seeds": ",".join(str(member.seed) for member in config.members)}
+    for number, member in enumerate(config.members, 1):
+        found |= {f"member{number}.{name}": value for name, value in _own_settings(member).items()}
     return found
 
 

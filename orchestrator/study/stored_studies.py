@@ -45,6 +45,12 @@ class Member:
     student: str = ""
     teacher: str | None = None  # its model
     name: str = ""  # within the study, see `short_names.names`
+    member_ids: tuple[str, ...] = ()  # of an ensemble
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """The trials that have to finish before this one starts."""
+        return (self.teacher_id,) if self.teacher_id else tuple(self.member_ids)
 
     @property
     def display_name(self) -> str:
@@ -118,7 +124,7 @@ def members(plan: Plan) -> tuple[Member, ...]:
         Member(
             trial.trial_id, trial.role, trial.title(), trial.teacher_id, trial.config.epochs, trial.teacher_cache,
             trial.state is PlanState.FINISHED, trial.config.method, trial.config.dataset, trial.config.student,
-            trial.config.teacher.student if trial.config.teacher else None, name,
+            trial.config.teacher.student if trial.config.teacher else None, name, trial.member_ids,
         )
         for trial, name in zip(plan.trials, names, strict=True)
     )  # fmt: skip
@@ -263,7 +269,8 @@ _FIRST_FIELDS = (
 def _decode_member(values: Mapping[str, Any]) -> Member:
     """A member from its values by name; values that only another version of kdctl has are ignored. Raises TypeError."""
     stored = {name: _STORED_NAMES.get(name, name) for name in Member.__slots__}
-    return Member(**{name: values[key] for name, key in stored.items() if key in values})
+    found = {name: values[key] for name, key in stored.items() if key in values}
+    return Member(**{**found, "member_ids": tuple(found.get("member_ids", ()))})
 
 
 def _decode_study(data: Any) -> StoredStudy | None:

@@ -16,7 +16,7 @@ def drop_damaged(plan: Plan, storage: Storage) -> list[str]:
     Returns a sentence for each removed file. A teacher without weights counts as not trained, so the launch trains it
     again.
     """
-    needed = {trial.teacher_id for trial in plan.trials if trial.teacher_id and trial.state is not PlanState.FINISHED}
+    needed = {needed for trial in plan.trials if trial.state is not PlanState.FINISHED for needed in trial.waits_for}
     ready = [trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED and trial.trial_id in needed]
     removed = []
     for trial_id in ready:

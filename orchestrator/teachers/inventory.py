@@ -56,6 +56,8 @@ def list_teachers(storage: Storage) -> list[StoredTeacher]:
         if row.teacher_id:
             of_study = users.setdefault(row.teacher_id, {})
             of_study[row.study] = of_study.get(row.study, 0) + 1
+        for member in row.recipe.get("members") or ():
+            users.setdefault(codec.decode(TrialConfig, member).trial_id(), {})
     return [
         _make_stored_teacher(rows[teacher_id], tables.get(teacher_id, []), users[teacher_id], storage)
         for teacher_id in sorted(users)

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
 from orchestrator.models.base import Classifier
+from orchestrator.models.ensemble import Ensemble
 from orchestrator.records import TableKey, TrialConfig
 from orchestrator.storage.layout import Storage, encode_key, read_json, write_json
 from orchestrator.storage.leases import Lease, table_resource, wait_for
-from orchestrator.teachers._chunks import Chunks
+from orchestrator.teachers._chunks import Chunks, Compute
 from orchestrator.teachers.outputs import HostTable, LiveTeacher, TableTeacher
 from orchestrator.teachers.weights import load_teacher
 from orchestrator.training.batches import Batch
@@ -47,17 +49,31 @@ def open_table(
 ) -> TableTeacher | HostTable:
     """Opens the table of a teacher (`config`) over the training images of `data`; builds it first if it is missing.
 
-    All workers that need it build it together; `check` is called meanwhile. On the CPU, and if a GPU has too little
-    free memory, the table stays in the file, memory-mapped: one copy for all workers of a machine. Raises TeacherError
-    where the table does not hold the teacher's outputs.
+    All workers that need it build it together; `check` is called meanwhile. That of an ensemble is the mean of the
+    tables of its members. On the CPU, and if a GPU has too little free memory, the table stays in the file,
+    memory-mapped: one copy for all workers of a machine. Raises TeacherError where the table does not hold the
+    teacher's outputs.
     """
-    expected = _make_facts(key, config, storage)
-    if not _is_complete(key, expected, storage):
-        _build(key, load_teacher(config, storage, device), data, expected, storage, check)
-    table = _map(key, expected["shape"], storage)
+    table = _ensure(key, config, data, storage, device, check)
     if device.type == "cuda" and table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
         return HostTable(table, key.outputs, device)
     return TableTeacher(table.to(device), key.outputs)
+
+
+def _ensure(
+    key: TableKey, config: TrialConfig, data: Data, storage: Storage, device: torch.device, check: Check
+) -> Tensor:
+    """The table of a teacher, memory-mapped, once it is built."""
+    expected = _make_facts(key, config, storage)
+    if not _is_complete(key, expected, storage):
+        members = [
+            _ensure(replace(key, teacher_id=member.trial_id()), member, data, storage, device, check)
+            for member in config.members
+        ]
+        model = load_teacher(config, storage, device)
+        outputs = _ChunkMeans(members, check) if members else _ChunkOutputs(key, model, data, check)
+        _build(key, model, outputs.compute, data, expected, storage, check)
+    return _map(key, expected["shape"], storage)
 
 
 def has_table(key: TableKey, storage: Storage) -> bool:
@@ -102,16 +118,21 @@ def _is_complete(key: TableKey, expected: dict[str, Any], storage: Storage) -> b
 
 
 def _build(
-    key: TableKey, model: Classifier, data: Data, expected: dict[str, Any], storage: Storage, check: Check
+    key: TableKey,
+    model: Classifier,
+    compute: Compute,
+    data: Data,
+    expected: dict[str, Any],
+    storage: Storage,
+    check: Check,
 ) -> None:
     """Builds the missing chunks, together with other workers, and joins them unless another worker has."""
     device = data.train.labels.device.type
     chunks = Chunks(storage, key, {**expected, "device": device}, 2 * expected["shape"][-1])
-    outputs = _ChunkOutputs(key, model, data, check)
     try:
         while not _is_complete(key, expected, storage):
             check()
-            chunks.build(outputs.compute, check, lambda: _is_complete(key, expected, storage))
+            chunks.build(compute, check, lambda: _is_complete(key, expected, storage))
             # A worker that was suspended, or whose chunks another removed as wrong, starts again with existing files.
             with suppress(LeaseLost), wait_for(storage, table_resource(key), check) as lease:
                 if not _is_complete(key, expected, storage) and not chunks.missing():
@@ -167,12 +188,29 @@ class _ChunkOutputs:
         return stored.cpu().numpy().tobytes()
 
 
+class _ChunkMeans:
+    """Computes an ensemble's outputs from the tables [V, N, C] of its members."""
+
+    def __init__(self, tables: Sequence[Tensor], check: Check) -> None:
+        self._tables = [table.flatten(0, 1) for table in tables]
+        self._check = check
+
+    def compute(self, start: int, end: int) -> bytes:
+        """The outputs numbered from `start` up to `end`, as the table holds them."""
+        self._check()
+        total = self._tables[0][start:end].float()
+        for table in self._tables[1:]:
+            total += table[start:end].float()
+        return (total / len(self._tables)).half().numpy().tobytes()
+
+
 @torch.no_grad()
 def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, rounding: float = _ROUNDING["cpu"]) -> float:
     """Compares the table with the live teacher on random views of random images; returns the largest difference.
 
     Raises TeacherError where a difference is larger than the rounding to float16, half a unit in its last place (2⁻¹¹
-    of the value), plus `rounding` times the largest output, for products and sums in another order.
+    of the value), plus `rounding` times the largest output, for products and sums in another order. In a mean, as much
+    is allowed for each member.
     """
     device = data.train.labels.device
     generator = torch.Generator().manual_seed(secrets.randbits(63))  # different pairs in every check
@@ -185,6 +223,9 @@ def compare(table: Tensor, key: TableKey, model: Classifier, data: Data, roundin
     stored = table[view.cpu(), index.cpu()].float().to(device)
     difference = (live - stored).abs()
     allowed = 2.0**-11 * live.abs() + rounding * live.abs().max()
+    if isinstance(model, Ensemble):
+        members = model.embed_members(images).abs()
+        allowed += (2.0**-11 * members + rounding * members.amax((1, 2), keepdim=True)).mean(0)
     wrong = ~(difference <= allowed)  # written so that a NaN is wrong
     if wrong.any():
         raise TeacherError(

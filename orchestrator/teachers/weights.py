@@ -13,6 +13,7 @@ from orchestrator import models
 from orchestrator.data.registry import facts_of_trial
 from orchestrator.errors import TeacherError
 from orchestrator.models.base import Classifier
+from orchestrator.models.ensemble import Ensemble
 from orchestrator.pretrained import weight_files
 from orchestrator.records import TrialConfig
 from orchestrator.storage.layout import Storage
@@ -41,6 +42,11 @@ def save_weights(model: Classifier, storage: Storage, trial_id: str) -> tuple[in
     content = save(state)
     storage.backend.write(storage.weights(trial_id), content)
     return len(content), hashlib.sha256(content).hexdigest()
+
+
+def load_ensemble(config: TrialConfig, storage: Storage, device: torch.device) -> Classifier:
+    """An ensemble of trained members from the storage, in eval mode. Raises TeacherError as `load_teacher` does."""
+    return Ensemble(load_teacher(member, storage, device) for member in config.members).eval()
 
 
 def load_teacher(config: TrialConfig, storage: Storage, device: torch.device) -> Classifier:

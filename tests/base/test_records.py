@@ -76,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "label_smoothing": 0.1,
     "clip_norm": 1.0,
     "ema": 0.999,
+    "members": (replace(TEACHER, seed=7), replace(TEACHER, seed=8)),
 }
 OPTIONS = st.dictionaries(st.text(max_size=5), st.floats(0, 1) | st.integers(0, 9) | st.text(max_size=5), max_size=2)
 OPTIONS = OPTIONS.map(lambda options: tuple(sorted(options.items())))
@@ -150,6 +151,7 @@ def test_a_new_setting_at_its_default_is_in_no_id_and_in_no_json() -> None:
         "label_smoothing",
         "clip_norm",
         "ema",
+        "members",
     }
     changed = replace(STUDENT, schedule="cosine")
     assert codec.encode(changed) == {**codec.encode(STUDENT), "schedule": "cosine"}
