@@ -99,9 +99,10 @@ class TrialConfig:
     members: tuple[TrialConfig, ...] = field(default=(), metadata=OMIT_DEFAULT)
 
     def own_names(self) -> frozenset[str]:
-        """The names of the losses and models in a user's files that it or its teacher uses."""
+        """The names of the losses and models in a user's files that it, its teacher or its members use."""
         names = frozenset(name for name, _ in self.own_code)
-        return names | self.teacher.own_names() if self.teacher else names
+        others = (*([self.teacher] if self.teacher else []), *self.members)
+        return names.union(*(other.own_names() for other in others))
 
     def trial_id(self, teacher_id: str | None = None) -> str:
         """12 hex digits that are the same in every process and on every machine.

@@ -44,15 +44,20 @@ def describe_edits(storage: Storage, plan: Plan) -> list[str]:
 
 
 def _list_digests(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """The version of each file of the user's that a trial was trained with, and its teacher."""
-    return {**(_list_digests(recipe["teacher"]) if recipe.get("teacher") else {}), **(recipe.get("own_code") or {})}
+    """The version of each file of the user's that a trial was trained with, and its teacher or members."""
+    others = [recipe["teacher"]] if recipe.get("teacher") else []
+    found: dict[str, str] = {}
+    for other in (*others, *(recipe.get("members") or ())):
+        found |= _list_digests(other)
+    return {**found, **(recipe.get("own_code") or {})}
 
 
 def _with_digests(config: TrialConfig, digests: Mapping[str, str]) -> TrialConfig:
     """The same trial with other versions of the user's files."""
     teacher = _with_digests(config.teacher, digests) if config.teacher else None
     own_code = tuple((name, digests.get(name, digest)) for name, digest in config.own_code)
-    return replace(config, own_code=own_code, teacher=teacher)
+    members = tuple(_with_digests(member, digests) for member in config.members)
+    return replace(config, own_code=own_code, teacher=teacher, members=members)
 
 
 def _describe_edit(file: str, count: int) -> str:
