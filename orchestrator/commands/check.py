@@ -67,7 +67,7 @@ def _rehearse(plan: Plan) -> list[Fault]:
     """What is wrong with the user's own losses and models: two steps of each are tried, with each pair of models."""
     found: dict[str, None] = {}
     tried = set()
-    for config in (trial.config for trial in plan.trials if trial.config.own_names()):
+    for config in (trial.config for trial in plan.trials if trial.config.own_names() and not trial.config.members):
         teacher = config.teacher.student if config.teacher else None
         what = (config.method, config.options, config.own_code, config.student, teacher, config.dataset, config.folder)
         if what not in tried:
