@@ -180,12 +180,12 @@ def run_kdctl(trials: int, options: argparse.Namespace) -> Times:
 def measure_work(trials: Sequence[TrialConfig], images: tensors.Data) -> float:
     """Measures the training of a trial with nothing running next to it, in seconds."""
     torch.set_num_threads(1)
-    taken = []
+    seconds = []
     for number in range(ALONE):
         start = time.perf_counter()
         train_plainly(trials[number % len(trials)], images)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def table(runs: dict[str, list[Times]], share: float) -> None:

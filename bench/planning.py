@@ -47,11 +47,11 @@ def time_command(file: Path) -> tuple[float, float]:
     start = time.perf_counter()
     with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
-        taken = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, line)
-    return taken, usage.ru_maxrss / 1024
+    return seconds, usage.ru_maxrss / 1024
 
 
 def time_alone(file: Path, trials: int) -> tuple[float, float]:

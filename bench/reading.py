@@ -58,9 +58,9 @@ storage = Storage.at(sys.argv[1])
 epochs, whole = f"{{sys.argv[1]}}/results/epochs", f"{{sys.argv[1]}}/whole.parquet"
 start = time.perf_counter()
 rows = {expression}
-taken = time.perf_counter() - start
+seconds = time.perf_counter() - start
 status = Path("/proc/self/status").read_text()  # what getrusage says includes the parent's memory
-print(taken, status.partition("VmHWM:")[2].split()[0], rows)
+print(seconds, status.partition("VmHWM:")[2].split()[0], rows)
 """
 
 

@@ -38,15 +38,15 @@ def main() -> int:
     options = parser.parse_args()
     for command in COMMANDS.values():  # so that no run waits for files that were not read yet
         measure_seconds(command)
-    taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(options.repeats):
         for name, command in COMMANDS.items():
-            taken[name].append(1000 * measure_seconds(command))
-    base = statistics.median(taken["import click"])
+            seconds[name].append(1000 * measure_seconds(command))
+    base = statistics.median(seconds["import click"])
     print(describe_machine(), end="\n\n")
     print("| command | n | ms | times `import click` |")
     print("| --- | --- | --- | --- |")
-    for name, found in taken.items():
+    for name, found in seconds.items():
         print(f"| {name} | {options.repeats} | {format_spread(found)} | {statistics.median(found) / base:.2f} |")
     return 0
 

@@ -138,11 +138,11 @@ def _help(words: str, command: click.Command) -> str:
 
 
 def _normalisation() -> str:
-    shown = {
+    texts = {
         name: [", ".join(f"{value:.4f}" for value in values) for values in (facts.mean, facts.std)]
         for name, facts in registry.DATASETS.items()
     }
-    rows = [f"| `{name}` | {mean} | {std} |" for name, (mean, std) in shown.items()]
+    rows = [f"| `{name}` | {mean} | {std} |" for name, (mean, std) in texts.items()]
     return "\n".join(["| dataset | mean | standard deviation |", "|---|---|---|", *rows])
 
 
@@ -181,7 +181,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
 
 
 def printed(text: str) -> str:
-    """A page with every block printed anew."""
+    """Replaces every block of a page by what the program prints now."""
     return _BLOCK.sub(lambda match: f"{match[1]}{_PRINTERS[match[2]]()}\n{match[3]}", text)
 
 

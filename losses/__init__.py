@@ -407,7 +407,9 @@ METHODS: Mapping[str, Method] = {
         "(arXiv 1910.10699)",
         {
             "weight": Option(0.8, "weight of the contrast"),
-            "negatives": Option(16384, "K: the images of other classes that an image is told from", least=1, most=1e6),
+            "negatives": Option(
+                16384, "K: the images of other classes that an image is contrasted with", least=1, most=1e6
+            ),
             "temperature": Option(0.07, "T: what cosines are divided by", least=0.02),
             "memory_momentum": Option(0.5, "share that the memory of an image keeps when the image is seen", most=1),
         },

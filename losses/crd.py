@@ -87,7 +87,7 @@ class ContrastiveRepresentation(nn.Module):
         )
 
     def _contrast(self, anchors: Tensor, other: Embedding, rows: Tensor, drawn: Tensor) -> Tensor:
-        """The negative log-likelihood that the positive is told from noise, and each negative taken for noise.
+        """The negative log-likelihood of the positive as data and of each negative as noise.
 
         Per image of the batch: −log(P/(P + c)) of its own row of the other memory, and −log(c/(P + c)) of each that is
         drawn, where P = exp(cosine/temperature)/Z, and c how many negatives there are for each training image. Z is a

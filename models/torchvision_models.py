@@ -30,7 +30,7 @@ class Torchvision(Classifier):
     """What a network of torchvision becomes: its class is this one and its own.
 
     Modules keep their names, so that weights files of torchvision fit. Dropout and stochastic depth are left out: a
-    trial that goes on after a stop would draw other numbers.
+    trial that resumes after a stop would draw other numbers.
     """
 
     plain_forward: Callable[[Tensor], Tensor]  # torchvision's, which calls the modules one after the other

@@ -305,7 +305,7 @@ class TrialRecord:
     teacher_id: Annotated[str | None, "trial_id of the teacher; null without one"] = None
     teacher_acc: Annotated[float | None, "test accuracy of the weights that taught, %"] = None
     agreement: Annotated[
-        float | None, "share of test images on which student and teacher answer alike, last epoch, %"
+        float | None, "share of test images for which student and teacher predict the same class, last epoch, %"
     ] = None
     params: Annotated[int | None, "trained parameters of the student"] = None
     seconds: Annotated[float | None, "wall time of all epochs, evaluation included"] = None

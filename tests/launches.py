@@ -52,7 +52,7 @@ def launch(folder: Path, *options: str, events: Events = (), dashboard: bool = F
     command = [str(Path(sys.executable).with_name("kdctl")), "launch", "study.yaml", *options]
     command += [] if dashboard else ["--no-dashboard"]
     environment = {**os.environ, "KDCTL_CACHE": str(folder / "cache")}  # without a persistent cluster
-    seen: set[Process] = set()
+    found: set[Process] = set()
     trained: set[int] = set()
     coming = list(events)
     stderr = ""
@@ -72,17 +72,17 @@ def launch(folder: Path, *options: str, events: Events = (), dashboard: bool = F
             assert process.stderr
             for line in process.stderr:
                 stderr += line
-                seen |= descendants(process.pid)
+                found |= descendants(process.pid)
                 trained |= set(trainers(folder / "runs"))
                 if coming and re.search(coming[0][0], line):
                     coming.pop(0)[1](process.pid)
             code = process.wait()
         finally:
             process.kill()
-        until(lambda: not seen & set(processes()))
+        until(lambda: not found & set(processes()))
         stdout.seek(0)
         assert not coming, f"{coming[0][0]!r} was never printed\n{stderr}"
-        return Launched(code, stdout.read(), stderr, seen & set(processes()), trained)
+        return Launched(code, stdout.read(), stderr, found & set(processes()), trained)
 
 
 def find_noise(launched: Launched) -> list[str]:

@@ -96,15 +96,15 @@ def test_plain_pictures_are_views_of_kdctl(images: Data) -> None:
     padded = space.pad(images.train.pixels)
     dataset = plain.make_dataset(images)
     assert len(dataset) == BATCH
-    seen = set()
+    matched = set()
     for index in range(BATCH):
         picture, label = dataset[index]
         assert label == images.train.labels[index]
         views = images.normalise(padded.take(torch.full((space.size,), index), torch.arange(space.size)))
         distances = (views - picture).abs().amax(dim=(1, 2, 3))
         assert distances.min() < 1e-5
-        seen.add(int(distances.argmin()))
-    assert len(seen) > 1
+        matched.add(int(distances.argmin()))
+    assert len(matched) > 1
 
 
 def test_a_plain_teacher_learns_nothing(images: Data) -> None:

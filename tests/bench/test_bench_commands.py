@@ -11,11 +11,11 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
-def table(name: str, *options: str) -> tuple[str, list[list[str]]]:
-    """The line on the machine, and the cells of the table below its head, of a measurement that ended well."""
+def run_table(name: str, *options: str) -> tuple[str, list[list[str]]]:
+    """Runs a benchmark that must succeed; returns its line about the machine, and the cells of its table."""
     command = [sys.executable, str(BENCH / name), *options]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=250).stdout
-    lines = [line for line in said.splitlines() if line]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=250).stdout
+    lines = [line for line in output.splitlines() if line]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert len(cells) > 2 and set(cells[1]) == {"---"}
     assert {len(row) for row in cells} == {len(cells[0])}
@@ -23,24 +23,24 @@ def table(name: str, *options: str) -> tuple[str, list[list[str]]]:
 
 
 def test_startup() -> None:
-    machine, rows = table("startup.py", "--repeats", "1")
+    machine, rows = run_table("startup.py", "--repeats", "1")
     assert "cores" in machine and all(name in machine for name in ("Python", "torch", "ray", "pyarrow"))
     assert [row[0] for row in rows] == ["kdctl --help", "import click", "Python alone"]
 
 
 def test_planning() -> None:
-    _, rows = table("planning.py", "--trials", "20", "40", "--repeats", "1")
+    _, rows = run_table("planning.py", "--trials", "20", "40", "--repeats", "1")
     assert [row[:2] for row in rows] == [["20", "1"], ["40", "1"]]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory in /proc")
 def test_reading() -> None:
-    _, rows = table("reading.py", "--trials", "2", "--epochs", "3", "--repeats", "1")
+    _, rows = run_table("reading.py", "--trials", "2", "--epochs", "3", "--repeats", "1")
     assert [row[2] for row in rows] == ["6"] * 4 + ["2"] * 2
 
 
 def test_query() -> None:
-    _, rows = table("query.py", "--trials", "2", "--epochs", "3", "--repeats", "1")
+    _, rows = run_table("query.py", "--trials", "2", "--epochs", "3", "--repeats", "1")
     assert [row[2:5] for row in rows] == [
         ["mean of each method", "1", "1"],
         ["learning curve", "3", "1"],
@@ -51,7 +51,7 @@ def test_query() -> None:
 @pytest.mark.timeout(290)
 def test_overhead() -> None:
     options = ("--trials", "2", "--function-trials", "0", "--repeats", "1", "--images", "32")  # it takes seconds
-    _, rows = table("overhead.py", *options)
+    _, rows = run_table("overhead.py", *options)
     assert [row[:3] for row in rows] == [
         ["kdctl launch", "2", "1"],
         ["raw class, reused", "2", "1"],
@@ -60,5 +60,7 @@ def test_overhead() -> None:
 
 def test_methods() -> None:
     small = ("--images", "10", "--batch-size", "10", "--student", "resnet_32_8", "--teacher", "resnet_32_8")
-    _, rows = table("methods.py", *small, "--repeats", "1", "--device", "cpu", "--methods", "base", "dkd", "rkd", "vid")
+    _, rows = run_table(
+        "methods.py", *small, "--repeats", "1", "--device", "cpu", "--methods", "base", "dkd", "rkd", "vid"
+    )
     assert [row[:2] for row in rows] == [["dkd", "table"], ["rkd", "table"], ["vid", "live"]]

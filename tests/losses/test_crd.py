@@ -50,7 +50,7 @@ def mixed(number: int) -> int:
 
 
 def negatives(seed: int, epoch: int, image: int) -> list[int]:
-    """The images that one is told from, as the docstring says: a function of seed, epoch and image."""
+    """The images that one is contrasted with, as the docstring says: a function of seed, epoch and image."""
     classes = LABELS.tolist()
     others = sorted((each for each in range(10) if classes[each] != classes[image]), key=lambda each: classes[each])
     key = mixed(mixed(seed + epoch) + image)

@@ -316,9 +316,9 @@ def test_names_stay_readable() -> None:
 
 @given(st.text())
 def test_any_text_is_one_line_without_markup(text: str) -> None:
-    shown = published.escape(text)
-    assert shown.isprintable()
-    rest = shown.replace("&#", "")
+    escaped = published.escape(text)
+    assert escaped.isprintable()
+    rest = escaped.replace("&#", "")
     assert not set(rest) & set("\\`*[]<>|&#~@$!")
 
 
