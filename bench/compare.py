@@ -131,8 +131,8 @@ def compare(chosen: Iterable[Case], repeats: int) -> dict[str, float]:
 
 def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
     """CIFAR-10 from a data folder. Raises DataError if it is missing or incomplete."""
-    with tempfile.TemporaryDirectory() as folder:
-        storage = Storage.at(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        storage = Storage.at(temporary)
         storage.prepare()
         prepare_dataset(config.dataset, folder, storage)
         return tensors.load(config, storage, device)
