@@ -13,6 +13,7 @@ from orchestrator.records import State, TrialRecord
 from orchestrator.report import _figures
 from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
+from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, describe_differences
 from orchestrator.results.summary import (
     DIFFERENCE,
@@ -186,6 +187,8 @@ def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int)
     header = ["setting", "finished", *(name for name, _ in columns)]
     header += ["difference to base [95 %]"] if has_base else []
     header += [_NOTE_COLUMN] if has_published else []
+    has_figures = any(find_figure(entry.group.rows[0]) for entry in kept)
+    header += ["published, %"] if has_figures else []
     rows = []
     for entry in kept:
         group = entry.group
@@ -193,6 +196,7 @@ def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int)
         cells += [_mean(group.statistic(column)) for _, column in columns]
         cells += [_difference(entry)] if has_base else []
         cells += [_published_cell(table, group)] if has_published else []
+        cells += [_figure_cell(group)] if has_figures else []
         rows.append(tuple(cells))
     notes = [*_notes(table, [entry.group for entry in kept]), *list(_without_base(kept))[:10]]
     if len(kept) < len(entries):
@@ -247,6 +251,14 @@ def _published_cell(table: PairTable, group: Group) -> Cell:
     return cell if cell.value is None else replace(cell, small=f"{cell.small}, another experiment")
 
 
+def _figure_cell(group: Group) -> Cell:
+    """The field's published figure for a setting."""
+    figure = find_figure(group.rows[0])
+    return (
+        Cell(f"{figure.acc:.2f}", f"{figure.source.name}, {figure.source.epoch}", figure.acc) if figure else Cell("-")
+    )
+
+
 def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
     if any(_published(table, group) for group in groups):
         yield (
@@ -263,6 +275,7 @@ def _notes(table: PairTable, groups: Sequence[Group]) -> Iterator[str]:
         f"{text[0].upper()}{text[1:]}." for group in groups if (text := describe_subset(group.rows[0]))
     )
     yield from list(texts)[:10]
+    yield from (f"{text}." for text in list(describe_figures(groups))[:20])
 
 
 def _runs_table(table: PairTable, rows: Sequence[TrialRecord], count: int) -> Table:

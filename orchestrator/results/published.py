@@ -51,7 +51,7 @@ DIFFERENCES = (
 )
 
 # Settings that a recipe leaves out where they have these values, which are also the note's.
-_OMITTED: Mapping[str, Any] = {
+OMITTED: Mapping[str, Any] = {
     "optimizer": "sgd", "optimizer_options": {}, "schedule": "steps", "schedule_options": {}, "padding": "reflect",
     "label_smoothing": 0.0, "clip_norm": 0.0, "ema": 0.0,
 }  # fmt: skip
@@ -61,7 +61,7 @@ _OMITTED: Mapping[str, Any] = {
 RECIPE: Mapping[str, Any] = {
     "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "milestones": [100, 150],
     "gamma": 0.1, "crop_padding": 4, "flip": True, "limit_train": None, "limit_test": None, "holdout": 0,
-    "weights": None, **_OMITTED,
+    "weights": None, **OMITTED,
 }  # fmt: skip
 OPTIONS: Mapping[str, Any] = {"ce_weight": 1.0, "match": "pooled"}
 CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the recipe of experiments.yaml"
@@ -69,14 +69,15 @@ CLOSEST = "logit with match: pooled (the 64 average-pooled features) and the rec
 
 def describe_differences(row: TrialRecord) -> str:
     """The settings of a run or of its teacher that differ from the closest settings; empty if none does."""
-    recipe = {**_OMITTED, **row.recipe}
+    recipe = {**OMITTED, **row.recipe}
     own = {**recipe, **(recipe.get("options") or {}), "epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size}
-    found = list(_compare({**RECIPE, **OPTIONS}, own, ""))
-    teacher = {**_OMITTED, "method": "base", **(recipe.get("teacher") or {})}
-    return "; ".join(found + list(_compare({**RECIPE, "method": "base"}, teacher, "teacher.")))
+    found = list(compare_settings({**RECIPE, **OPTIONS}, own))
+    teacher = {**OMITTED, "method": "base", **(recipe.get("teacher") or {})}
+    return "; ".join(found + list(compare_settings({**RECIPE, "method": "base"}, teacher, "teacher.")))
 
 
-def _compare(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def compare_settings(closest: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The settings that differ from given ones, like `padding reflect, not zero`."""
     for name, value in closest.items():
         if own.get(name) != value:
             yield f"{prefix}{name} {_format_value(own.get(name))}, not {_format_value(value)}"

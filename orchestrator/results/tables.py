@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator import columns, markdown
 from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
+from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.store import TRIAL_COLUMNS
 from orchestrator.results.summary import (
     DIFFERENCE,
@@ -81,7 +82,8 @@ def _heading(table: PairTable) -> str:
 def _settings_grid(entries: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """One line per setting; columns without any value are left out."""
     header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
-    rows = [[entry.group.label, _count(entry.group), *_means(entry)] for entry in entries]
+    header += ["published"]
+    rows = [[entry.group.label, _count(entry.group), *_means(entry), _published(entry.group)] for entry in entries]
     kept = [no for no in range(len(header)) if no < 5 or any(row[no] != "-" for row in rows)]
     return [header[no] for no in kept], [[row[no] for no in kept] for row in rows]
 
@@ -102,6 +104,12 @@ def _means(entry: Comparison) -> Iterator[str]:
     yield f"{difference.mean:+.2f}{interval}, n={difference.n}"
 
 
+def _published(group: Group) -> str:
+    """The field's figure for a setting, and whose it is."""
+    figure = find_figure(group.rows[0])
+    return f"{figure.acc:.2f} ({figure.source.name})" if figure else "-"
+
+
 def _spread(found: Statistic | None) -> str:
     return "-" if found is None else str(found).partition(" (")[0]
 
@@ -120,8 +128,9 @@ def _ordered(table: PairTable) -> list[TrialRecord]:
 
 
 def _notes(table: PairTable) -> Iterator[str]:
-    """Which part of the data was used, and which trials did not finish."""
+    """Which part of the data was used, where published figures come from, and which trials did not finish."""
     yield from dict.fromkeys(cut for group in table.groups if (cut := describe_subset(group.rows[0])))
+    yield from describe_figures(table.groups)
     for row in _ordered(table):
         if row.state is not State.FINISHED:
             # The text of an error may have several lines; an entry of a list must have one.
