@@ -136,7 +136,7 @@ def _find_tables(storage: Storage, plans: Sequence[Plan]) -> Iterator[Garbage]:
 
 def _read_used_tables(storage: Storage, plans: Sequence[Plan]) -> set[TableKey]:
     """Reads which tables unfinished trials use, in `plans` and in the plans that the storage holds."""
-    users = [(trial.trial_id, trial.table) for plan in plans for trial in plan.trials if trial.table]
+    users = [(trial.trial_id, table) for plan in plans for trial in plan.trials for table in trial.tables()]
     for entry in filter(lambda entry: storage.is_ours(entry.name), storage.backend.list_files(storage.plans)):
         users += stored_studies.read_table_keys(storage, entry.name)
     states = store.read_states(storage, sorted({trial_id for trial_id, _ in users}))

@@ -84,7 +84,7 @@ def _describe_tables(plan: Plan) -> list[str]:
     """One line with the number and size of the tables that the trials read, if any does."""
     from orchestrator.text import format_size
 
-    sizes = {trial.table: trial.table_bytes() for trial in plan.trials if trial.table}
+    sizes = {table: trial.table_bytes() for trial in plan.trials for table in trial.tables()}
     noun = "table" if len(sizes) == 1 else "tables"
     return [f"{len(sizes)} {noun} of teacher outputs: {format_size(sum(sizes.values()))}"] if sizes else []
 

@@ -55,6 +55,11 @@ class PlannedTrial:
         """The trials that have to finish before this one starts: its teacher, or the members of an ensemble."""
         return (self.teacher_id,) if self.teacher_id else self.member_ids
 
+    def tables(self) -> tuple[TableKey, ...]:
+        """The tables that it uses: its teacher's, after those of the members of an ensemble."""
+        members = self.config.teacher.members if self.config.teacher else ()
+        return (*(replace(self.table, teacher_id=m.trial_id()) for m in members), self.table) if self.table else ()
+
     def title(self) -> str:
         """Its title for people, see `labels.title`."""
         return labels.title(self.config)

@@ -84,6 +84,7 @@ def test_a_mean_of_tables_that_exist_costs_nothing(tmp_path: Path) -> None:
     tables = [TableKey(member, "logits", 4, True, 1297) for member in ensemble.member_ids]
     student = plan_of(tmp_path, mean("resnet_32_14", SEEDED), tables=tables).trials[-1]
     assert student.table == TableKey(ensemble.trial_id, "logits", 4, True, 1297)
+    assert student.tables() == (*tables, student.table)
     assert plan_of(tmp_path, mean("resnet_32_14", SEEDED), tables=tables[:1]).trials[-1].table is None
 
 
