@@ -87,7 +87,7 @@ def main() -> None:
 
 def _announce(code: int) -> None:
     if "KDCTL_SUPERVISOR" in os.environ:  # else the import below is not needed
-        from orchestrator.cluster.supervisor import announce_end
+        from orchestrator.cluster.launch_supervisor import announce_end
 
         announce_end(code)
 

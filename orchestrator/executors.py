@@ -24,8 +24,8 @@ class Executor:
 
     `run` is the function that trains, as `module:function`. `where` completes the sentence "it trains …". `options` are
     the options of `kdctl launch` that this executor takes and others may not. If `is_supervised`, a launch runs in a
-    child process, see `cluster.supervisor`, because the executor may end its process. `flag` is the short form of
-    `--executor NAME`, if there is one.
+    child process, see `cluster.launch_supervisor`, because the executor may end its process. `flag` is the short form
+    of `--executor NAME`, if there is one.
     """
 
     run: str

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from orchestrator import executors
 from orchestrator.catalog import integrity
 from orchestrator.catalog.edits import describe_edits
+from orchestrator.cluster.launch_supervisor import end_in_time, is_supervised
 from orchestrator.cluster.signals import handle_stops
-from orchestrator.cluster.supervisor import end_in_time, is_supervised
 from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.machine import paths

@@ -1,4 +1,4 @@
-"""The only module that imports Arrow: typed rows to Parquet files and back."""
+"""Typed rows to Parquet files and back; only a bucket's backend imports Arrow too."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from orchestrator.cluster import _user_files, tokens
 from orchestrator.cluster._user_files import ProcessRecord, is_running
 from orchestrator.cluster.dashboard import has_live_node
-from orchestrator.cluster.supervisor import end_session
+from orchestrator.cluster.launch_supervisor import end_session
 from orchestrator.errors import ResourceError
 from orchestrator.machine import folders, limits
 from orchestrator.machine.command_line import format_command

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.cluster.supervisor import STOPS, drop_ignored, has_parent
+from orchestrator.cluster.launch_supervisor import STOPS, drop_ignored, has_parent
 from orchestrator.errors import EXIT_INTERRUPTED
 
 

@@ -57,7 +57,7 @@ def launch(file: str, address: str | None, executor: str | None, inline: bool, a
       kdctl launch experiments.yaml --inline                                              # without Ray
       kdctl launch experiments.yaml --address http://127.0.0.1:8265 --storage s3://bucket/runs
     """
-    from orchestrator.cluster.supervisor import follow_parent, is_supervised, supervise
+    from orchestrator.cluster.launch_supervisor import follow_parent, is_supervised, supervise
     from orchestrator.machine.addresses import is_dashboard
     from orchestrator.monitor.sinks import write_line
     from orchestrator.study.reader import load_study
@@ -101,7 +101,7 @@ def _submit(file: str, address: str, as_json: bool, options: dict[str, Any]) -> 
 
 def _train(file: str, *, storage: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Launches in this process, shows progress, and prints the results."""
-    from orchestrator.cluster.supervisor import clear_session, is_supervised, read_study_text
+    from orchestrator.cluster.launch_supervisor import clear_session, is_supervised, read_study_text
     from orchestrator.launch import launch as run
     from orchestrator.machine.streams import reserved_stdout
     from orchestrator.monitor.sinks import event_sink

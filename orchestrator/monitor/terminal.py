@@ -21,8 +21,8 @@ from rich.text import Text
 
 from orchestrator.columns import wrapped
 from orchestrator.monitor.eta import Eta, estimate
+from orchestrator.monitor.live_view import rows_at_start, view_rows
 from orchestrator.monitor.study_status import StudyStatus
-from orchestrator.monitor.view import rows_at_start, view_rows
 
 _PERIOD = 0.2  # seconds between two frames
 _ETA_PERIOD = 1.0  # seconds between two estimates of the time left

@@ -31,13 +31,13 @@ _WARMUP = Option(0, "epochs in which the learning rate first rises from 0", most
 
 SCHEDULES: Mapping[str, ScheduleFacts] = {
     "steps": ScheduleFacts(
-        "orchestrator.training._steps:build",
+        "orchestrator.training._step_schedule:build",
         "multiplied by gamma at each milestone",
         has_milestones=True,
         options={"warmup": _WARMUP},
     ),
     "cosine": ScheduleFacts(
-        "orchestrator.training._cosine:build",
+        "orchestrator.training._cosine_schedule:build",
         "falls to 0 along half a cosine, at every step (arXiv 1608.03983)",
         options={
             "warmup": _WARMUP,
@@ -45,7 +45,7 @@ SCHEDULES: Mapping[str, ScheduleFacts] = {
         },
     ),
     "linear": ScheduleFacts(
-        "orchestrator.training._linear:build",
+        "orchestrator.training._linear_schedule:build",
         "falls to 0 along a straight line, at every step",
         options={"warmup": _WARMUP},
     ),

@@ -23,8 +23,8 @@ from processes import descendants, processes, until
 from safetensors.torch import save_file
 
 from orchestrator import cli
-from orchestrator.cluster import jobs, submission
-from orchestrator.cluster.jobs import Cluster
+from orchestrator.cluster import ray_jobs, submission
+from orchestrator.cluster.ray_jobs import Cluster
 from orchestrator.cluster.submission import JobRequest
 from orchestrator.commands.shared.jobs import print_log, status_of_jobs, stop_job
 from orchestrator.errors import ClusterError, KdctlError
@@ -285,7 +285,7 @@ def test_trials_are_counted_if_the_storage_is_reachable_and_of_the_same_launch(
     dashboard.add("kdctl-0", {**MINE, "storage": str(folder / "runs")}, start_time=1, end_time=int(before - 3_600_000))
     small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
     launch("study.yaml", inline=True, storage="runs", settings=small)
-    rows = {job.job_id: jobs.count_trials(job) for job in Cluster(dashboard.address).list_jobs()}
+    rows = {job.job_id: ray_jobs.count_trials(job) for job in Cluster(dashboard.address).list_jobs()}
     assert rows == {"kdctl-1": (1, 1), "kdctl-0": None}
     status_of_jobs(dashboard.address, None, as_json=False)
     assert re.search(r"far\.away +running +1/1 ", capsys.readouterr().out)
@@ -394,7 +394,7 @@ def test_an_address_where_nothing_listens(dashboard: Dashboard, folder: Path, kd
 
 
 def test_a_machine_that_accepts_connections_and_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_RESPONSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(ray_jobs, "_RESPONSE_TIMEOUT", 0.05)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(ClusterError, match="no Ray dashboard answers"),

@@ -22,8 +22,8 @@ from processes import LOOPBACK, listening, processes, until
 from terminal import Terminal
 
 from orchestrator.cluster import _user_files, dashboard, persistent_cluster, tokens
+from orchestrator.cluster.launch_supervisor import end_session
 from orchestrator.cluster.persistent_cluster import PersistentCluster
-from orchestrator.cluster.supervisor import end_session
 from orchestrator.errors import ResourceError
 from orchestrator.machine import folders
 from orchestrator.machine.processes import list_session, read_start_time

@@ -124,9 +124,9 @@ def test_in_another_thread_nothing_changes() -> None:
 
 SUPERVISED = """
 import os, signal, sys
-from orchestrator.cluster import supervisor
-if supervisor.is_supervised():
-    supervisor.follow_parent()
+from orchestrator.cluster import launch_supervisor
+if launch_supervisor.is_supervised():
+    launch_supervisor.follow_parent()
     from orchestrator.cluster.signals import handle_stops
     requests = []
     with handle_stops(lambda name: (requests.append(name), print(name, flush=True))):

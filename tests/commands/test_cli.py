@@ -440,7 +440,7 @@ def test_a_launch_on_ray_has_a_supervisor(run: Run, monkeypatch: pytest.MonkeyPa
         say_how_to_resume()
         return 42
 
-    monkeypatch.setattr("orchestrator.cluster.supervisor.supervise", supervise)
+    monkeypatch.setattr("orchestrator.cluster.launch_supervisor.supervise", supervise)
     code, out, err = run("launch", "study.yaml", "--storage", "a b")
     output = (
         "with ['launch', 'study.yaml', '--storage', 'a b']\nresume with:  kdctl launch study.yaml --storage 'a b'\n"

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from orchestrator.errors import ResourceError
-from orchestrator.execution.ray import _errors, _session
+from orchestrator.execution.ray import _failures, _session
 from orchestrator.machine import folders
 from orchestrator.records import Failure
 
@@ -127,7 +127,7 @@ def test_without_loopback_there_is_a_message(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_there_is_advice(message: str, advice: str) -> None:
-    assert advice in (_errors.find_advice(message) or "")
+    assert advice in (_failures.find_advice(message) or "")
 
 
 # Workers that ended.
@@ -146,12 +146,12 @@ def test_there_is_advice(message: str, advice: str) -> None:
     ],
 )
 def test_a_worker_that_was_lost_may_be_retried(text: str, failure: Failure, reason: str) -> None:
-    assert _errors.explain_loss(text) == (failure, reason)
+    assert _failures.explain_loss(text) == (failure, reason)
     assert failure.is_retried
 
 
 def test_the_reason_of_a_failed_import_names_the_module() -> None:
-    failure, reason = _errors.explain_loss(_errors.plain(NOT_IMPORTED))
+    failure, reason = _failures.explain_loss(_failures.plain(NOT_IMPORTED))
     assert failure is Failure.ERROR and not failure.is_retried
     assert reason.startswith(
         "its worker on 10.1.2.3 cannot import what it needs (ModuleNotFoundError: No module named 'torch')"
@@ -160,5 +160,5 @@ def test_the_reason_of_a_failed_import_names_the_module() -> None:
 
 def test_a_worker_that_fails_before_its_first_step_has_a_reason() -> None:
     text = "The actor died because of an error raised in its creation task, (pid=1, ip=127.0.0.1)\nKeyError: 'job'"
-    failure, reason = _errors.explain_loss(text)
+    failure, reason = _failures.explain_loss(text)
     assert failure is Failure.ERROR and reason.startswith("its worker cannot start (KeyError: 'job')")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dashboard import TOKEN, Dashboard
 
-from orchestrator.cluster.jobs import Cluster
+from orchestrator.cluster.ray_jobs import Cluster
 from orchestrator.data import cifar
 from orchestrator.errors import ClusterError, DataError, StorageError
 from orchestrator.machine import proxies

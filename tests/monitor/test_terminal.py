@@ -29,8 +29,8 @@ from screen import Terminal
 
 from orchestrator.monitor.eta import Eta
 from orchestrator.monitor.events import Event, EventKind
+from orchestrator.monitor.live_view import view_rows
 from orchestrator.monitor.terminal import Frames, Live, format_status, terminal_size
-from orchestrator.monitor.view import view_rows
 from orchestrator.records import State
 
 BUSY = busy()

@@ -8,8 +8,8 @@ import pytest
 from launch_events import MANY, TEACHER, at, busy, end, ended, epoch, launch, planned, started, status_after
 
 from orchestrator.monitor.eta import Eta
+from orchestrator.monitor.live_view import device_name, shorten, view_rows
 from orchestrator.monitor.study_status import StudyStatus
-from orchestrator.monitor.view import device_name, shorten, view_rows
 from orchestrator.records import State
 
 

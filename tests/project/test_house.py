@@ -55,7 +55,7 @@ MOST_MODULES = 15  # in one folder; more than that nobody takes in at a glance
 
 # library → the rooms or modules through which alone it is imported
 DOORS = {
-    "ray": ("execution.ray", "cluster.jobs"),
+    "ray": ("execution.ray", "cluster.ray_jobs"),
     "click": ("cli", "commands"),
     "pyarrow": ("parquet", "storage.bucket"),
     "yaml": ("study.document",),
@@ -63,7 +63,7 @@ DOORS = {
     "torchvision": ("data.cifar", "models.torchvision_models"),
     "PIL": ("data._decode",),
     "jinja2": ("report.page",),
-    "rich": ("monitor.view", "monitor.terminal", "results.formats", "columns"),
+    "rich": ("monitor.live_view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
 }
 

@@ -14,8 +14,8 @@ import pytest
 from processes import until
 
 from orchestrator.cluster import persistent_cluster
+from orchestrator.cluster.launch_supervisor import end_session
 from orchestrator.cluster.persistent_cluster import PersistentCluster
-from orchestrator.cluster.supervisor import end_session
 from orchestrator.machine import processes
 from orchestrator.monitor import prometheus
 from orchestrator.storage import leases
@@ -146,11 +146,11 @@ ORPHAN = """
 import os, signal, subprocess, sys, time
 child = '''
 import signal, sys, time
-from orchestrator.cluster import supervisor
+from orchestrator.cluster import launch_supervisor
 signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "w").close(), sys.exit()))
-supervisor._LOOK = 0.05
-supervisor.sys = type("system", (), {"platform": "darwin"})
-supervisor.follow_parent()
+launch_supervisor._LOOK = 0.05
+launch_supervisor.sys = type("system", (), {"platform": "darwin"})
+launch_supervisor.follow_parent()
 print(1, flush=True)
 time.sleep(600)
 '''

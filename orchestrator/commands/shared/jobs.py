@@ -20,7 +20,7 @@ from orchestrator.text import masked, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.cluster.jobs import ClusterJob
+    from orchestrator.cluster.ray_jobs import ClusterJob
 
 
 def submit(
@@ -28,7 +28,7 @@ def submit(
     max_concurrent: int | None, skip_failed: bool, executor: str = DEFAULT, as_json: bool = False,
 ) -> None:  # fmt: skip
     """Submits a study to a cluster and prints how to watch it. `data` is None if no folder was given."""
-    from orchestrator.cluster.jobs import Cluster
+    from orchestrator.cluster.ray_jobs import Cluster
     from orchestrator.cluster.submission import JobRequest
     from orchestrator.machine.paths import local
     from orchestrator.storage.layout import Storage
@@ -74,7 +74,7 @@ def _print_next_steps(job: ClusterJob, address: str, page: str, trials: int) -> 
 
 def status_of_jobs(address: str, name: str | None, *, as_json: bool) -> None:
     """Lists the studies on a cluster, or the jobs of one, the newest first."""
-    from orchestrator.cluster.jobs import Cluster, count_trials
+    from orchestrator.cluster.ray_jobs import Cluster, count_trials
     from orchestrator.columns import table, width_of
 
     found = [(job, count_trials(job)) for job in Cluster(address).list_jobs() if name in (None, job.study, job.job_id)]
@@ -115,7 +115,7 @@ def _took(job: ClusterJob) -> str:
 
 def print_log(address: str, name: str | None, lines: int | None, *, follow: bool) -> None:
     """Prints the log of a job, or its last `lines`. `name` is its id or its study; None is the newest job."""
-    from orchestrator.cluster.jobs import Cluster
+    from orchestrator.cluster.ray_jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find_job(name)
@@ -129,7 +129,7 @@ def print_log(address: str, name: str | None, lines: int | None, *, follow: bool
 
 def stop_job(address: str, name: str | None, yes: bool) -> None:
     """Stops a job, by its id or its study; prints how it ended and how to resume it."""
-    from orchestrator.cluster.jobs import Cluster
+    from orchestrator.cluster.ray_jobs import Cluster
 
     cluster = Cluster(address)
     job = cluster.find_job(name, is_running=True)

@@ -25,7 +25,7 @@ from orchestrator import import_path
 from orchestrator.cluster import dashboard as dashboards
 from orchestrator.cluster import persistent_cluster, tokens
 from orchestrator.errors import ClusterError, ResourceError
-from orchestrator.execution.ray import _errors
+from orchestrator.execution.ray import _failures
 from orchestrator.machine import addresses, folders, limits, proxies
 from orchestrator.text import masked
 
@@ -53,7 +53,7 @@ def join_cluster(
     answers. A program that called `ray.init` before is already part of a cluster: that one is used, and not changed.
     Raises ResourceError, and ClusterError for an address that cannot be joined.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `_tune.Watcher`
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker that died is a row, see `_worker_watcher`
     if ray.is_initialized():
         yield _use_existing(address, on_note)
         return
@@ -162,7 +162,7 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
                 logging_level=logging.ERROR,
             )
     except Exception as error:  # Ray also raises plain Exception
-        if _errors.raised_here(error):
+        if _failures.raised_here(error):
             raise
         raise ResourceError(_explain_refusal(error, address)) from None
     finally:
@@ -198,10 +198,10 @@ def _no_uv() -> Iterator[None]:
 def _explain_refusal(error: Exception, address: str | None) -> str:
     """Why there is no cluster, as Ray explains it, and what to do."""
     where = f"a Ray cluster at {address!r} cannot be joined" if address else "a Ray cluster could not be started here"
-    logs = None if address else _errors.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
-    text = "\n".join([_errors.describe(error), *(_errors.read_errors(logs) if logs else ())])
+    logs = None if address else _failures.find_logs(Path(get_default_ray_temp_dir()), os.getpid())
+    text = "\n".join([_failures.describe(error), *(_failures.read_errors(logs) if logs else ())])
     check = "check `ray status`" if address else f"see Ray's logs in {logs}" if logs else ""
-    steps = [_errors.find_advice(text) or "", check]
+    steps = [_failures.find_advice(text) or "", check]
     advice = "; ".join([*filter(None, steps), "or train with --inline"]).removeprefix("or ")
     if "\n" not in text:
         return f"{where} ({text}); {advice}"

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from processes import processes, until
 
-from orchestrator.cluster import supervisor
-from orchestrator.cluster.supervisor import is_supervised, supervise
+from orchestrator.cluster import launch_supervisor
+from orchestrator.cluster.launch_supervisor import is_supervised, supervise
 
 # The beginning of every stand-in: it notes that it was started, and how.
 START = """\
@@ -71,7 +71,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         else:
             time.sleep(seconds)
 
-    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(launch_supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     return taken
 
 
@@ -107,7 +107,7 @@ def test_every_child_gets_the_text_of_the_study_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = f"""
-from orchestrator.cluster.supervisor import read_study_text
+from orchestrator.cluster.launch_supervisor import read_study_text
 with open({str(tmp_path / "texts")!r}, "ab") as file:
     file.write(read_study_text().encode("utf-8", "surrogatepass") + b"|")
 if count == 1:
@@ -117,7 +117,7 @@ end(0)"""
     text = "study: möwe\n"
     assert supervise(["launch", "/dev/fd/63"], text, output.append, output.add_resume_hint) == 0
     assert (tmp_path / "texts").read_text(encoding="utf-8") == f"{text}|{text}|"
-    assert supervisor.read_study_text() is None
+    assert launch_supervisor.read_study_text() is None
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_child_that_lived_long_starts_a_new_row(
     pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervisor, "_LONG", -1.0)
+    monkeypatch.setattr(launch_supervisor, "_LONG", -1.0)
     monkeypatch.setattr(sys, "executable", str(stand_in("if count <= 9: sys.exit(75)\nend(0)")))
     assert supervise(["launch"], "", output.append, output.add_resume_hint) == 0
     assert len(starts(tmp_path)) == 10 and len(set(pauses)) == 1
@@ -201,10 +201,10 @@ def test_the_earlier_handlers_are_back_afterwards(
 
 DRIVER = """
 import sys
-from orchestrator.cluster import supervisor
-sys.executable, supervisor._PATIENCE = sys.argv[1], float(sys.argv[2])
+from orchestrator.cluster import launch_supervisor
+sys.executable, launch_supervisor._PATIENCE = sys.argv[1], float(sys.argv[2])
 def write(text): print(text, flush=True)
-sys.exit(supervisor.supervise(["launch"], "", write, lambda: write("how to resume")))
+sys.exit(launch_supervisor.supervise(["launch"], "", write, lambda: write("how to resume")))
 """
 
 
@@ -317,7 +317,7 @@ def test_a_signal_during_the_pause_starts_no_child(
         if seconds >= 0.5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(launch_supervisor, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     monkeypatch.setattr(sys, "executable", str(stand_in("sys.exit(75)")))
     assert supervise(["launch"], "", output.append, output.add_resume_hint) == 130
     assert len(starts(tmp_path)) == 1
@@ -338,7 +338,7 @@ def test_no_process_of_the_session_is_left(
     end: str, stand_in: Callable[[str], Path], output: Output, tmp_path: Path, pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(supervisor, "_RESTARTS", 0)
+    monkeypatch.setattr(launch_supervisor, "_RESTARTS", 0)
     monkeypatch.setattr(sys, "executable", str(stand_in(FAMILY.format(python=sys.executable) + end)))
     supervise([], "", output.append, output.add_resume_hint)
     family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
@@ -355,7 +355,7 @@ child.wait()
 """
 CHILD = """
 import os, signal, sys, time
-from orchestrator.cluster.supervisor import follow_parent, is_supervised
+from orchestrator.cluster.launch_supervisor import follow_parent, is_supervised
 def handle(number, frame):
     print("stopped", flush=True)
     sys.exit()
@@ -411,7 +411,7 @@ def test_every_command_announces_its_end_to_its_supervisor_alone(
 def test_a_child_clears_its_own_session() -> None:
     script = (
         "import subprocess, sys, os\n"
-        "from orchestrator.cluster.supervisor import clear_session\n"
+        "from orchestrator.cluster.launch_supervisor import clear_session\n"
         "others = [subprocess.Popen(['sleep', '600']) for _ in range(2)]\n"
         "clear_session()\n"
         "print([other.wait() for other in others])\n"
@@ -423,9 +423,9 @@ def test_a_child_clears_its_own_session() -> None:
 def test_a_child_that_does_not_stop_ends_itself() -> None:
     script = (
         "import time\n"
-        "from orchestrator.cluster import supervisor\n"
-        "supervisor._PATIENCE = -0.9\n"
-        "supervisor.end_in_time()\n"
+        "from orchestrator.cluster import launch_supervisor\n"
+        "launch_supervisor._PATIENCE = -0.9\n"
+        "launch_supervisor.end_in_time()\n"
         "time.sleep(600)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], start_new_session=True).returncode == 130
