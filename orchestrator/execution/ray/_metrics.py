@@ -131,6 +131,6 @@ def _export_memory(labels: dict[str, str], over: threading.Event) -> None:
     with suppress(Exception):  # whatever it is, training matters more
         gauge = _gauge("kdctl_gpu_memory_bytes")
         while not over.wait(_PERIOD):
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the query itself must not take memory
+            if torch.cuda.is_initialized():
                 devices = range(torch.cuda.device_count())
                 gauge.set(float(sum(map(torch.cuda.memory_reserved, devices))), labels)
