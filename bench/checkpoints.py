@@ -17,7 +17,7 @@ import torch
 from orchestrator import losses, models
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.storage.layout import Storage
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 from orchestrator.training.checkpoints import drop_checkpoints, save_checkpoint
 from orchestrator.training.seeds import build_seeded
 from orchestrator.training.state import TrainingState

@@ -16,8 +16,8 @@ from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.study import stored_studies
 from orchestrator.study.plan import Plan, PlannedTrial
-from orchestrator.study.reader import Resources
 from orchestrator.study.stored_studies import Launch, StoredStudy
+from orchestrator.study.values import Resources
 
 SINCE = datetime.now(UTC) - timedelta(minutes=10)
 TEACHER = planned(0)

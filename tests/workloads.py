@@ -11,7 +11,7 @@ from orchestrator.records import EpochRecord, TrialConfig, TrialRecord
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire
 from orchestrator.study.plan import PlannedTrial
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 ON_CPU = Resources(gpus_per_trial=0)
 OPTIONS = {"logit": (("ce_weight", 1.0), ("match", "logits")), "st": (("temperature", 4.0),)}

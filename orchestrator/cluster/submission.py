@@ -20,7 +20,7 @@ from orchestrator import executors
 from orchestrator.data.registry import FolderDataset
 from orchestrator.errors import ClusterError
 from orchestrator.machine.paths import word
-from orchestrator.study.reader import Study
+from orchestrator.study.values import Study
 from orchestrator.text import masked
 
 STOP_SECONDS = 40  # that Ray gives a job after SIGTERM; a launch needs at most 13, see `supervisor`

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import ResourceError
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 
 def gpus_per_trial(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> float:

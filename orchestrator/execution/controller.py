@@ -18,7 +18,7 @@ from orchestrator.results import store
 from orchestrator.storage import logs
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 _PAUSE = 2.0  # seconds between two checks of a trial that another launch is training
 _BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further one; more than a worker needs to notice

@@ -15,7 +15,7 @@ from orchestrator.own_code.source import OwnCode
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
 from orchestrator.study.fields import Selection
-from orchestrator.study.reader import Axis, Experiment, Resources, Study, Teacher
+from orchestrator.study.values import Axis, Experiment, Resources, Study, Teacher
 from orchestrator.training.optimizers import OPTIMIZERS
 from orchestrator.training.schedules import SCHEDULES
 

@@ -19,7 +19,7 @@ from orchestrator.records import Failure, State, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 
 class Stage:

@@ -21,7 +21,7 @@ from orchestrator.execution.job import Job
 from orchestrator.records import EpochRecord, State, TrialConfig, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 
 def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Reported:

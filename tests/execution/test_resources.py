@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import ResourceError
 from orchestrator.execution._resources import describe_resources, gpus_per_trial
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 
 NODES = [{"CPU": 2.0}, {"CPU": 8.0, "GPU": 4.0}]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from orchestrator.errors import StudyError
 from orchestrator.study import fields
 from orchestrator.study.plan import make_plan
-from orchestrator.study.reader import MAX_TRIALS, Resources, Study, load_study
+from orchestrator.study.reader import MAX_TRIALS, load_study
+from orchestrator.study.values import Resources, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 

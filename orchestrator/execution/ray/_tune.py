@@ -21,7 +21,7 @@ from orchestrator.execution.ray._worker import TrialWorker, make_bundle
 from orchestrator.execution.ray._worker_watcher import WorkerWatcher
 from orchestrator.machine import folders
 from orchestrator.monitor.events import Event, EventKind, EventListener
-from orchestrator.study.reader import Resources
+from orchestrator.study.values import Resources
 from orchestrator.training.graphs import sharing
 
 _PATIENCE = 7.0  # seconds for workers to write a checkpoint after they were told to stop
