@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> None:
     """Print the trials that a launch of FILE would run, without training or writing anything.
 
+    The last lines count trials and tables, and say how long they take on this machine, one trial after the other. That
+    follows from their counted operations and from the speed of trials that finished here on the device used last.
+
     \b
     Examples:
       kdctl plan experiments.yaml
@@ -42,12 +45,14 @@ def plan(file: str, storage: str, settings: Sequence[str], as_json: bool) -> Non
     from orchestrator.catalog import integrity
     from orchestrator.columns import width_of
     from orchestrator.launch import plan_study
+    from orchestrator.monitor.forecast import predict_time
     from orchestrator.storage.layout import Storage
 
     found = plan_study(file, storage, settings, on_note=note)
     warn((*found.warnings, *integrity.find_foreign(Storage.at(storage))))
     if not as_json:
-        click.echo(colours.states(_format_text(found, width_of(sys.stdout))))
+        forecast = predict_time(found, Storage.at(storage))
+        click.echo(colours.states(_format_text(found, forecast, width_of(sys.stdout))))
         return
     sys.stdout.writelines(f"{line}\n" for line in _format_json(found))  # `echo` would flush every line
     sys.stdout.flush()
@@ -66,8 +71,11 @@ def _format_json(plan: Plan) -> Iterator[str]:
     yield "]}"
 
 
-def _format_text(plan: Plan, width: int | None) -> str:
-    """A table of the trials with the settings that vary, the settings that all share, and the number in each state."""
+def _format_text(plan: Plan, forecast: str, width: int | None) -> str:
+    """A table of the trials with the settings that vary, the settings that all share, and the number in each state.
+
+    `forecast` says how long the trials take.
+    """
     from orchestrator.columns import fits, table, wrapped
     from orchestrator.study.plan import PlanState
 
@@ -76,7 +84,8 @@ def _format_text(plan: Plan, width: int | None) -> str:
             break
     states = [trial.state for trial in plan.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in PlanState if s in states)
-    lines = [*_describe_common(plan), *_describe_tables(plan), f"{len(states)} trials of study {plan.study}: {counts}"]
+    lines = [*_describe_common(plan), *_describe_tables(plan), *([forecast] if forecast else [])]
+    lines += [f"{len(states)} trials of study {plan.study}: {counts}"]
     return "\n".join([table(header, rows, width), "", *(wrapped(line, width) for line in lines)])
 
 

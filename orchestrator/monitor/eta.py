@@ -15,7 +15,7 @@ from orchestrator.monitor.trial_status import LIVE, PENDING, Stage, TrialStatus
 from orchestrator.study.stored_studies import Member
 from orchestrator.text import format_duration
 
-_ROUGH = 2.0  # the factor by which a pace derived from other work may be too high or too low
+ROUGH = 2.0  # the factor by which a pace derived from other work may be too high or too low
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,21 @@ def _work_keys(member: Member) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
 
 
 def _cost(member: Member) -> float:
-    """What training on an image costs, in multiply-adds; `_UNKNOWN_COST` if this version does not know the models.
-
-    The backward pass counts as two forward passes; a live teacher runs only forward.
-    """
+    """What training on an image costs, in multiply-adds; `_UNKNOWN_COST` if this version does not know the models."""
     try:
-        cost = 3 * models.multiply_adds(member.student)
-        return cost + (models.multiply_adds(member.teacher) if member.teacher and member.teacher_mode == "live" else 0)
+        return count_training(member.student, member.teacher if member.teacher_mode == "live" else None)
     except ValueError:
         return _UNKNOWN_COST
+
+
+def count_training(student: str, live_teacher: str | None, *image: int) -> int:
+    """The multiply-adds of a training step for each image; `image` is as in `models.multiply_adds`.
+
+    The backward pass counts as two forward passes; a live teacher runs only forward. Raises ValueError for a model
+    whose operations are unknown.
+    """
+    taught = models.multiply_adds(live_teacher, *image) if live_teacher else 0
+    return 3 * models.multiply_adds(student, *image) + taught
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,7 @@ class _Paces:
             return _Pace(pace, pace)
         work, model, data = _work_keys(trial.member)
         cost = _cost(trial.member)
-        for key, scale, rough in ((work, 1.0, 1.0), (model, cost, _ROUGH), (data, cost, _ROUGH)):
+        for key, scale, rough in ((work, 1.0, 1.0), (model, cost, ROUGH), (data, cost, ROUGH)):
             if key in self._sums:
                 seconds, epochs = self._sums[key]
                 pace = seconds / epochs * scale

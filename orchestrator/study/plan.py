@@ -395,10 +395,10 @@ def _decide_teacher_mode(
 
 # What one teacher output costs when a table is built, relative to its cost in a training step: measured with
 # bench/decision.py. Larger batches and a folded teacher outweigh the cost of views and files.
-_BUILD_COST = 0.8
+BUILD_COST = 0.8
 _CHECK_COST = 1000  # teacher outputs that the check of a table computes
 
 
 def _table_pays_off(key: TableKey, epochs: int) -> bool:
     """Whether building a table takes less time than a live teacher in this number of epochs."""
-    return epochs * key.images > _BUILD_COST * (key.views * key.images + _CHECK_COST)
+    return epochs * key.images > BUILD_COST * (key.views * key.images + _CHECK_COST)

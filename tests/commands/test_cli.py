@@ -162,7 +162,8 @@ def test_plan_prints_what_would_run(run: Run, folder: Path) -> None:
     header, *lines = out.splitlines()
     assert (code, err) == (0, "") and listed(folder) == before
     assert header.startswith("trial_id") and lines[-1] == "3 trials of study tiny: 3 new"
-    assert lines[-2] == "1 table of teacher outputs: 1.28 kB"  # one view of 64 images, 10 classes, float16
+    assert lines[-2] == "time on this machine: unknown until a trial has finished here"
+    assert lines[-3] == "1 table of teacher outputs: 1.28 kB"  # one view of 64 images, 10 classes, float16
     assert [line.split()[1] for line in lines[:3]] == ["teacher", "student", "student"]
     assert "student resnet_32_8" in out and "teacher resnet_32_8" in out and "table" in lines[2]
 
