@@ -457,6 +457,12 @@ for _method in losses.METHODS.values():
         if _name not in (*STUDENT_KEYS, *RECIPE_KEYS, "teacher"):
             OPTION_KEYS.setdefault(_name, option_key(_option))
 
+
+def name_option(method: str, option: str) -> str:
+    """What labels call an option: with its method in front, if a key of the recipe has the same name."""
+    return f"{method}.{option}" if option in (*STUDENT_KEYS, *RECIPE_KEYS) else option
+
+
 EXPERIMENT_KEYS: Mapping[str, Key] = {**STUDENT_KEYS, **RECIPE_KEYS, **OPTION_KEYS}
 
 TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DATA_KEYS}

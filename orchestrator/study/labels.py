@@ -121,8 +121,9 @@ def _format_members(recipe: Mapping[str, Any], student: Mapping[str, Any], names
 
 def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
     facts = losses.find(method)
-    defaults: Mapping[str, Any] = facts.defaults() if facts else {}
-    options = {**defaults, **_drop_none(recipe.get("options") or {})}
+    given = {**(facts.defaults() if facts else {}), **_drop_none(recipe.get("options") or {})}
+    options = {fields.name_option(method, name): value for name, value in given.items()}
+    defaults = {fields.name_option(method, name): value for name, value in facts.defaults().items()} if facts else {}
     yield from _format_differences(options, defaults, defaults)
     yield from _format_unknown(options, defaults, "options.")
 

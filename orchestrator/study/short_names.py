@@ -34,7 +34,7 @@ def settings_of(config: TrialConfig) -> dict[str, str]:
 def _own_settings(config: TrialConfig) -> dict[str, str]:
     """The options and the recipe of a trial, or the seeds and settings of an ensemble's members."""
     if not config.members:
-        return {**_format_values(dict(config.options)), **_format_recipe(config)}
+        return {**_format_values(_name_options(config)), **_format_recipe(config)}
     found = {"seeds": ",".join(str(member.seed) for member in config.members)}
     for number, member in enumerate(config.members, 1):
         found |= {f"member{number}.{name}": value for name, value in _own_settings(member).items()}
@@ -101,6 +101,10 @@ def _sort_key(name: str, order: Mapping[str, int]) -> tuple[int, int]:
     """Sorts a setting by its part of a label (recipe, then dataset and student, then teacher), then by `order`."""
     part = 2 if name.startswith("teacher") else 1 if name in ("dataset", "student") else 0
     return part, order[name]
+
+
+def _name_options(config: TrialConfig) -> dict[str, Any]:
+    return {fields.name_option(config.method, name): value for name, value in config.options}
 
 
 def _format_recipe(config: TrialConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from test_tables import row
 
 from orchestrator import losses
 from orchestrator.records import TrialConfig, TrialRecord
-from orchestrator.study import fields, labels
+from orchestrator.study import fields, labels, short_names
 from orchestrator.study.plan import PlannedTrial
 
 DEFAULT = TrialConfig(
@@ -238,3 +238,14 @@ def test_a_teacher_that_is_distilled_is_named_with_its_own_teacher() -> None:
     for trial in (student(teacher=warm), stored(student(teacher=warm))):
         assert labels.teacher_of(trial) == "resnet_32_56 (kd ← resnet_32_110)"
     assert labels.teacher_of(DEFAULT) is None
+
+
+def test_an_option_named_like_a_key_of_the_recipe_has_its_method_in_front(
+    make_config: Callable[..., TrialConfig],
+) -> None:
+    options = {"beta": 1.0, "ce_weight": 1.0, "standardize": False, "temperature": 4.0, "weight": 2.0}
+    dist = make_config(method="dist", options=tuple(sorted({**options, "gamma": 2.0}.items())))
+    plain = replace(dist, options=tuple(sorted({**options, "gamma": 1.0}.items())))
+    assert labels.of_config(dist) == f"{labels.of_config(plain).replace('dist', 'dist dist.gamma=2', 1)}"
+    names = short_names.names([dist, plain])
+    assert [name.split()[1] for name in names] == ["dist.gamma=2", "dist.gamma=1"]
