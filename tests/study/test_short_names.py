@@ -53,7 +53,7 @@ def test_short_ids_have_as_many_digits_as_distinguish_them() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_a_plan_fits_its_terminal_and_distinguishes_all_trials(sweep: Plan, width: int) -> None:
-    text = _format_text(sweep, width)
+    text = _format_text(sweep, "", width)
     assert max(map(cell_len, text.split("\n"))) <= width
     lines = [" ".join(line.split()) for line in text.partition("\n\n")[0].split("\n")]
     assert len(set(lines)) >= len(sweep.trials) and all(trial.trial_id[:4] in text for trial in sweep.trials)
@@ -63,14 +63,14 @@ def test_a_plan_fits_its_terminal_and_distinguishes_all_trials(sweep: Plan, widt
 
 
 def test_a_plan_without_a_terminal_has_full_ids_and_names_what_all_share(sweep: Plan) -> None:
-    text = _format_text(sweep, None)
+    text = _format_text(sweep, "", None)
     assert all(trial.trial_id in text for trial in sweep.trials)
     assert "the same in all trials: epochs 5," in text and "limit_train 256" in text and "weight_decay" not in text
 
 
 def test_wide_characters_in_the_name_of_a_study_count_for_two(tmp_path: Path) -> None:
     plan = planned(tmp_path, "sweep")
-    text = _format_text(Plan("蒸留" * 30, plan.source, plan.trials, plan.resources), 40)
+    text = _format_text(Plan("蒸留" * 30, plan.source, plan.trials, plan.resources), "", 40)
     assert max(map(cell_len, text.split("\n"))) <= 40 and text.count("蒸") == 30
 
 
