@@ -47,12 +47,12 @@ def _pooled_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
     if options["match"] != "pooled":
         return ""
     if options["standardize"]:
-        return "standardize is for logits, and match: pooled compares other outputs; remove one of the two"
+        return "standardize acts on logits, and match: pooled compares pooled features instead; remove one of the two"
     if student.pooled == teacher.pooled:
         return ""
     return (
-        f"match: pooled compares their pooled features one by one, and there are {student.pooled} of the student's "
-        f"and {teacher.pooled} of the teacher's; use match: logits, or a teacher with {student.pooled}"
+        f"match: pooled compares pooled features one by one, and the student has {student.pooled} of them, the teacher "
+        f"{teacher.pooled}; use match: logits, or a teacher with {student.pooled}"
     )
 
 
@@ -60,7 +60,7 @@ def _stage_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
     stages = min(len(student.maps), len(teacher.maps)) - 1  # without the stem
     if int(options["stage"]) <= stages:
         return ""
-    return f"one of them has no stage {options['stage']}; they share {stages} stages, so use stage: 1 to {stages}"
+    return f"one of them has no stage {options['stage']}; both have the stages 1 to {stages}; use one of these"
 
 
 def _stage_count_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
@@ -68,7 +68,8 @@ def _stage_count_mismatch(options: Options, student: Widths, teacher: Widths) ->
     if stages == taught:
         return ""
     return (
-        f"it compares stage with stage, and the student has {stages}, the teacher {taught}; use a teacher with {stages}"
+        f"the method compares stage with stage, and the student has {stages} stages, the teacher {taught}; use a "
+        f"teacher with {stages}"
     )
 
 
@@ -77,8 +78,8 @@ def _width_mismatch(options: Options, student: Widths, teacher: Widths) -> str:
         return ""
     own, taught = (", ".join(map(str, model.maps)) for model in (student, teacher))
     return (
-        f"it compares maps channel by channel, without a projection, and the student's maps have {own} channels, the "
-        f"teacher's {taught}; use a teacher with as many"
+        f"the method compares maps channel by channel, and the student's maps have {own} channels, the teacher's "
+        f"{taught}; use a teacher with the same numbers of channels"
     )
 
 
@@ -127,16 +128,16 @@ class Method:
 
 _CE = "ce_weight"  # the option that each method with a weight for its cross-entropy has
 _CE_WEIGHT = Option(1.0, "weight of the cross-entropy")
-_TEMPERATURE = Option(4.0, "T: what both sets of logits are divided by", exclusive=True)
+_TEMPERATURE = Option(4.0, "T: the logits of both models are divided by it", exclusive=True)
 _STANDARDIZE = Option(
     False,
-    "compare standardised logits, (z - mean(z)) / (1e-7 + std(z)) over the classes of each image, of both models; the "
-    "cross-entropy is that of the logits themselves (arXiv 2403.01427)",
+    "standardise the logits of both models for each image, (z - mean(z)) / (1e-7 + std(z)) over the classes, in all "
+    "terms but ce_weight * CE(z, y) (arXiv 2403.01427)",
 )
 
 
 _SOFT_TARGET = "ce_weight * CE(z, y) + weight * T^2 * KL(softmax(v / T) || softmax(z / T))"
-_WARMUP = Option(20, "epochs until the weight is reached; it grows by as much in each", least=1, most=100_000)
+_WARMUP = Option(20, "epochs in which the weight grows linearly to its full value", least=1, most=100_000)
 
 
 def _needs_logits(options: Options) -> tuple[str, ...]:
@@ -157,14 +158,16 @@ METHODS: Mapping[str, Method] = {
         "cross-entropy + mean squared difference to the teacher's logits (arXiv 1312.6184)",
         {
             "ce_weight": Option(1.0, "weight of the cross-entropy; 0 is pure regression on the teacher"),
-            "match": Option("logits", "what is compared with the teacher's", choices=("logits", "pooled")),
+            "match": Option(
+                "logits", "which outputs of student and teacher are compared", choices=("logits", "pooled")
+            ),
             "standardize": _STANDARDIZE,
         },
         lambda options: (str(options["match"]),),
         mismatch=_pooled_mismatch,
         formula="ce_weight * CE(z, y) + mean over images and classes of (z - v)^2",
         source="arXiv 1312.6184",
-        variant="The paper has no cross-entropy, which is ce_weight: 0.",
+        variant="The paper has no cross-entropy term; ce_weight: 0 gives its loss.",
     ),
     "st": Method(
         "orchestrator.losses.logits:SoftTarget",
@@ -191,14 +194,14 @@ METHODS: Mapping[str, Method] = {
         _needs_logits,
         formula=f"{_SOFT_TARGET}\nT = temperature",
         source="arXiv 1503.02531; the weights are those of the field's code for CIFAR-100",
-        variant="The paper gives no weights. The authors of standardize use it with temperature 2 and weight 9.",
+        variant="The paper gives no weights. The authors of standardize use weight 9 and temperature 2 with it.",
     ),
     "dkd": Method(
         "orchestrator.losses.decoupled:DKD",
-        "decoupled KD: the label's class against the rest, and the rest among themselves (arXiv 2203.08679)",
+        "decoupled KD: a divergence of the label's class against the rest, and one among the rest (arXiv 2203.08679)",
         {
-            "alpha": Option(1.0, "weight of the label's class against the rest"),
-            "beta": Option(8.0, "weight of the other classes among themselves; published values are 2, 6 and 8"),
+            "alpha": Option(1.0, "weight of the divergence of the label's class against the rest"),
+            "beta": Option(8.0, "weight of the divergence among the other classes; published values are 2, 6 and 8"),
             "temperature": _TEMPERATURE,
             "warmup": _WARMUP,
             "ce_weight": _CE_WEIGHT,
@@ -209,17 +212,17 @@ METHODS: Mapping[str, Method] = {
         "b(z) = (p, 1 - p) with p = softmax(z / T)[y],  n(z) = softmax of z / T over the classes but y\n"
         "w = min(epoch / warmup, 1),  T = temperature",
         source="arXiv 2203.08679",
-        variant="The warm-up is in the published code and not in the paper's formula; kdctl has it. The code leaves "
-        "the label out of n by subtracting 1000 from its logit, kdctl leaves it out exactly.",
+        variant="The published code has the warm-up, the paper's formula does not; kdctl follows the code. To leave "
+        "the label out of n, the code subtracts 1000 from its logit; kdctl leaves it out exactly.",
     ),
     "dist": Method(
         "orchestrator.losses.predictions:DIST",
-        "correlation of the predictions, of each image over classes and of each class over the batch "
-        "(arXiv 2205.10536)",
+        "correlation of the predictions of student and teacher, of each image over the classes and of each class over "
+        "the batch (arXiv 2205.10536)",
         {
-            "weight": Option(2.0, "weight of both distances"),
-            "beta": Option(1.0, "weight of the distance of images"),
-            "gamma": Option(1.0, "weight of the distance of classes"),
+            "weight": Option(2.0, "weight of both terms"),
+            "beta": Option(1.0, "weight of the term over images"),
+            "gamma": Option(1.0, "weight of the term over classes"),
             "temperature": _TEMPERATURE,
             "ce_weight": _CE_WEIGHT,
             "standardize": _STANDARDIZE,
@@ -229,19 +232,20 @@ METHODS: Mapping[str, Method] = {
         "classes))\nr = a.b / (|a| |b| + 1e-8), a and b the centred softmax(z / T) and softmax(v / T)\n"
         "T = temperature",
         source="arXiv 2205.10536",
-        variant="As in the published code, the distances are multiplied by T^2, and 1e-8 is added to the norms.",
+        variant="As in the published code, both terms are multiplied by T^2, and 1e-8 is added to the product of the "
+        "norms.",
     ),
     "nkd": Method(
         "orchestrator.losses.decoupled:NKD",
-        "normalised KD: soft cross-entropies of the label's class and of the others (arXiv 2303.13005)",
+        "normalised KD: a soft cross-entropy of the label's class, and one among the others (arXiv 2303.13005)",
         {
             "gamma": Option(1.5, "weight of the other classes"),
-            "temperature": Option(1.0, "T: what the logits of the other classes are divided by", exclusive=True),
+            "temperature": Option(1.0, "T: the logits of the other classes are divided by it", exclusive=True),
             "ce_weight": _CE_WEIGHT,
             "standardize": _STANDARDIZE,
         },
         _needs_logits,
-        formula="ce_weight * CE(z, y) - mean of softmax(v)[y] * log softmax(z)[y]\n"
+        formula="ce_weight * CE(z, y) - mean over images of softmax(v)[y] * log softmax(z)[y]\n"
         "  - gamma * T^2 * mean over images of the sum of n(v) * log n(z)\n"
         "n(z) = softmax of z / T over the classes but y,  T = temperature",
         source="arXiv 2303.13005",
@@ -252,7 +256,9 @@ METHODS: Mapping[str, Method] = {
         "orchestrator.losses.soft_labels:TTM",
         "transformed teacher matching: KL to a power of the teacher's probabilities (arXiv 2402.11148)",
         {
-            "weight": Option(45.0, "weight of the divergence; published for vgg_13 and vgg_8"),
+            "weight": Option(
+                45.0, "weight of the divergence; the published value for teacher vgg_13 and student vgg_8"
+            ),
             "gamma": Option(0.1, "the power", exclusive=True),
             "ce_weight": _CE_WEIGHT,
             "standardize": _STANDARDIZE,
@@ -264,7 +270,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "wttm": Method(
         "orchestrator.losses.soft_labels:WTTM",
-        "TTM where an image counts more the less sure the teacher is (arXiv 2402.11148)",
+        "weighted TTM: the less sure the teacher is of an image, the more that image counts (arXiv 2402.11148)",
         {
             "weight": Option(45.0, "weight of the divergence"),
             "gamma": Option(0.1, "the power", exclusive=True),
@@ -272,13 +278,13 @@ METHODS: Mapping[str, Method] = {
             "standardize": _STANDARDIZE,
         },
         _needs_logits,
-        formula="ce_weight * CE(z, y) + weight * mean of U * KL(q || softmax(z))\n"
+        formula="ce_weight * CE(z, y) + weight * mean over images of U * KL(q || softmax(z))\n"
         "U = sum over the classes of softmax(v)^gamma,  q = softmax(v)^gamma / U",
         source="arXiv 2402.11148",
     ),
     "wsld": Method(
         "orchestrator.losses.soft_labels:WSLD",
-        "weighted soft labels: those of an image count less the better the student does on it (arXiv 2102.00650)",
+        "weighted soft labels: the better the student fits an image, the less its soft labels count (arXiv 2102.00650)",
         {
             "alpha": Option(2.25, "weight of the soft labels"),
             "temperature": _TEMPERATURE,
@@ -286,19 +292,19 @@ METHODS: Mapping[str, Method] = {
             "standardize": _STANDARDIZE,
         },
         _needs_logits,
-        formula="ce_weight * CE(z, y) + alpha * T^2 * mean of w * CE(softmax(z / T), softmax(v / T))\n"
-        "w = 1 - exp(-CE(z, y) / (CE(v, y) + 1e-7)) of each image, without gradient,  T = temperature",
+        formula="ce_weight * CE(z, y) - alpha * T^2 * mean over images of w * <softmax(v / T), log softmax(z / T)>\n"
+        "w = 1 - exp(-CE(z, y) / (CE(v, y) + 1e-7)) of the image alone, without gradient,  T = temperature",
         source="arXiv 2102.00650",
     ),
     "rld": Method(
         "orchestrator.losses.decoupled:RLD",
-        "refined logits: the teacher's largest class stands for the label's, and classes that it ranks above the "
-        "label's are left out (arXiv 2408.07703)",
+        "refined logits: as dkd, but the label's class of the student is compared with the top class of the teacher, "
+        "and classes that the teacher ranks above the label's are left out (arXiv 2408.07703)",
         {
-            "alpha": Option(1.0, "weight of a class against the rest"),
-            "beta": Option(8.0, "weight of the classes that are left, among themselves"),
-            "alpha_temperature": Option(1.0, "A: temperature of a class against the rest", exclusive=True),
-            "temperature": Option(4.0, "T: temperature of the classes that are left", exclusive=True),
+            "alpha": Option(1.0, "weight of the divergence of one class against the rest"),
+            "beta": Option(8.0, "weight of the divergence among the classes that are left"),
+            "alpha_temperature": Option(1.0, "A: temperature of one class against the rest", exclusive=True),
+            "temperature": Option(4.0, "T: temperature among the classes that are left", exclusive=True),
             "warmup": _WARMUP,
             "ce_weight": _CE_WEIGHT,
             "standardize": _STANDARDIZE,
@@ -318,22 +324,24 @@ METHODS: Mapping[str, Method] = {
             "ce_weight": Option(0.1, "weight of the cross-entropy"),
             "weight": Option(0.9, "weight of the divergence"),
             "lowest": Option(1.0, "the lowest temperature", exclusive=True),
-            "span": Option(20.0, "how far above it the temperature can go"),
-            "warmup": Option(10, "epochs until its gradient is fully reversed", least=1, most=100_000),
+            "span": Option(20.0, "how far the temperature can rise above the lowest"),
+            "warmup": Option(
+                10, "epochs until the gradient of the temperature is fully reversed", least=1, most=100_000
+            ),
             "standardize": _STANDARDIZE,
         },
         _needs_logits,
         has_parameters=True,
         formula=f"{_SOFT_TARGET}\n"
-        "T = lowest + span * sigmoid(t), where t is trained from 1 on with its gradient times\n"
-        "(cos(pi * min(epoch / warmup, 1)) - 1) / 2",
+        "T = lowest + span * sigmoid(t);  t is trained and starts at 1\n"
+        "its gradient is multiplied by (cos(pi * min(epoch / warmup, 1)) - 1) / 2",
         source="arXiv 2211.16231",
-        variant="This is the paper's global temperature. That of each image is not part of kdctl.",
+        variant="kdctl has the paper's global temperature, and not its temperature for each image.",
     ),
     "mlkd": Method(
         "orchestrator.losses.predictions:MLKD",
-        "multi-level logits: KL at five temperatures, and the products of predictions over classes and over images "
-        "(CVPR 2023, Jin et al.)",
+        "multi-level logits: KL at five temperatures, and squared differences of the products of predictions, class "
+        "with class and image with image (CVPR 2023, Jin et al.)",
         {
             "ce_weight": Option(0.1, "weight of the cross-entropy"),
             "weight": Option(0.9, "weight of the sum"),
@@ -344,8 +352,8 @@ METHODS: Mapping[str, Method] = {
         "|PP' - QQ'|^2 / B)\nP = softmax(z / T) and Q = softmax(v / T), both B x C;  P' is P transposed",
         source="Jin et al., Multi-Level Logit Distillation, CVPR 2023",
         variant="The published code trains on a weak and a strong view of each image; kdctl has one view. The code's "
-        "masks of images and classes multiply means, and so scale them by a constant of about a half; kdctl leaves "
-        "them out. As in the code, the products are summed, and so the loss depends on the size of the batch.",
+        "masks of images and classes are applied to means, and so only scale them by about a half; kdctl leaves the "
+        "masks out. As in the code, the products are sums over the batch, so the loss depends on the batch size.",
     ),
     "fitnet": Method(
         "orchestrator.losses.fitnet:FitNet",
@@ -358,10 +366,10 @@ METHODS: Mapping[str, Method] = {
         has_parameters=True,
         mismatch=_stage_mismatch,
         formula="CE(z, y) + weight * mean of (r(student's map) - teacher's map)^2\n"
-        "r = ReLU(BatchNorm(1x1 convolution)), of the stage's maps",
+        "r = ReLU(BatchNorm(1x1 convolution)), trained; both maps are those of the stage",
         source="arXiv 1412.6550",
-        variant="The paper trains the student on the hint first, and then on the labels. The field's code trains on "
-        "both at once, and so does kdctl.",
+        variant="The paper trains the student on the maps first, and then on the labels. The field's code trains on "
+        "both at once, and so does kdctl. Where the maps differ in size, the field's code has a strided convolution.",
     ),
     "rkd": Method(
         "orchestrator.losses.relations:RelationalKD",
@@ -374,10 +382,10 @@ METHODS: Mapping[str, Method] = {
         _needs_pooled,
         formula="CE(z, y) + weight * (distance_weight * D + angle_weight * A)\n"
         "D = mean over pairs (i, j) of huber(d_s(i, j) - d_t(i, j)), A = mean over triples of huber(c_s - c_t)\n"
-        "d(i, j) = distance of images i and j over its mean in the batch; c(i, j, k) = cosine of the angle at image i\n"
+        "d(i, j) = distance of images i and j over its mean in the batch; c(i, j, k) = cosine of the angle j-i-k\n"
         "s: of the student's pooled features, t: of the teacher's; huber(x) = x^2 / 2, or |x| - 1/2 above 1",
         source="arXiv 1904.05068",
-        variant="Pairs and triples that have an image twice count with 0 in the means, as in the field's code.",
+        variant="Pairs and triples that contain an image twice count as 0 in the means, as in the field's code.",
     ),
     "pkt": Method(
         "orchestrator.losses.relations:ProbabilisticKT",
@@ -385,21 +393,24 @@ METHODS: Mapping[str, Method] = {
         {"weight": Option(30000.0, "weight of the divergence")},
         _needs_pooled,
         formula="CE(z, y) + weight * mean over pairs (i, j) of q_ij log(q_ij / p_ij)\n"
-        "p_ij = (1 + cos(i, j)) / sum over j of (1 + cos(i, j)), of the student's pooled features; q: of the teacher's",
+        "p_ij = (1 + cos(i, j)) / sum over j of (1 + cos(i, j)), with cosines of the student's pooled features\n"
+        "q_ij: the same, with the teacher's",
         source="arXiv 1803.10837",
-        variant="A mean over all pairs, as in the published code; the paper has a sum.",
+        variant="kdctl takes the mean over all pairs, as the published code does; the paper takes the sum.",
     ),
     "cc": Method(
         "orchestrator.losses.relations:CorrelationCongruence",
-        "cross-entropy + correlation of neighbouring differences of embedded pooled features (arXiv 1904.01802)",
+        "cross-entropy + correlation of the differences of embedded pooled features, between neighbouring images of a "
+        "batch (arXiv 1904.01802)",
         {"weight": Option(0.02, "weight of the correlation")},
         _needs_pooled,
         has_parameters=True,
         formula="CE(z, y) + weight * mean over i of sum over 128 entries of |delta_i| * |delta_(i+1)|\n"
-        "delta_i = E_s(student's pooled features) - E_t(teacher's), of image i of the batch; E: linear, both trained",
+        "delta_i = E_s(student's pooled features) - E_t(teacher's) for image i of the batch\n"
+        "E_s, E_t: trained linear layers with 128 outputs",
         source="arXiv 1904.01802",
-        variant="As in the field's code, which goes back to that of the authors. The paper compares the matrices of a "
-        "kernel between all images of a batch, and draws batches with several images of a class.",
+        variant="kdctl follows the field's code, which is derived from the authors'. The paper instead compares the "
+        "kernel matrices of all images of a batch, and draws batches with several images of a class.",
     ),
     "crd": Method(
         "orchestrator.losses.crd:ContrastiveRepresentation",
@@ -408,10 +419,10 @@ METHODS: Mapping[str, Method] = {
         {
             "weight": Option(0.8, "weight of the contrast"),
             "negatives": Option(
-                16384, "K: the images of other classes that an image is contrasted with", least=1, most=1e6
+                16384, "K: how many images of other classes each image is contrasted with", least=1, most=1e6
             ),
-            "temperature": Option(0.07, "T: what cosines are divided by", least=0.02),
-            "memory_momentum": Option(0.5, "share that the memory of an image keeps when the image is seen", most=1),
+            "temperature": Option(0.07, "T: the cosines are divided by it", least=0.02),
+            "memory_momentum": Option(0.5, "share of an image's row that is kept each time the image is seen", most=1),
         },
         _needs_pooled,
         has_parameters=True,
@@ -421,10 +432,10 @@ METHODS: Mapping[str, Method] = {
         "P(row) = exp(<embedding, row> / T) / Z; c = K / number of training images; K = negatives; T = temperature\n"
         "embedding = 128 linear outputs of the pooled features, divided by their norm\n"
         "Z = mean of exp(<embedding, row> / T) in the first batch * number of training images\n"
-        "an image's own row becomes normalised (memory_momentum * row + (1 - memory_momentum) * embedding)",
+        "after a step, own row = normalised (memory_momentum * own row + (1 - memory_momentum) * embedding)",
         source="arXiv 1910.10699",
-        variant="As in the published code, except that kdctl draws the negatives of an image with replacement, which "
-        "changes no mean.",
+        variant="kdctl follows the published code, but draws the negatives of an image with replacement, which leaves "
+        "the expected loss unchanged.",
     ),
     "at": Method(
         "orchestrator.losses.maps:AttentionTransfer",
@@ -434,17 +445,19 @@ METHODS: Mapping[str, Method] = {
         formula="CE(z, y) + weight * sum over stages of mean of (a(student's map) - a(teacher's map))^2\n"
         "a = mean over channels of the squares, divided by its norm over all places",
         source="arXiv 1612.03928",
-        variant="A mean over places, as in the published code; the paper has the norm of the difference.",
+        variant="kdctl takes the mean over places, as the published code does; the paper takes the norm of the "
+        "difference.",
     ),
     "sp": Method(
         "orchestrator.losses.maps:SimilarityPreserving",
-        "cross-entropy + squared difference of the similarities between a batch's last maps (arXiv 1907.09682)",
+        "cross-entropy + squared difference of the similarities between the images of a batch, in their last maps "
+        "(arXiv 1907.09682)",
         {"weight": Option(3000.0, "weight of the difference")},
         _needs_maps,
         formula="CE(z, y) + weight * mean over pairs (i, j) of (S_ij - T_ij)^2\n"
-        "S_ij = <i, j> / norm of row i, of the student's last maps; T: of the teacher's",
+        "S_ij = <map of i, map of j> / norm of row i, with the student's last maps;  T_ij: with the teacher's",
         source="arXiv 1907.09682",
-        variant="The last stage alone, as in the field's code; the paper allows several.",
+        variant="kdctl compares the last stage alone, as the field's code does; the paper allows several.",
     ),
     "nst": Method(
         "orchestrator.losses.maps:NeuronSelectivity",
@@ -454,7 +467,7 @@ METHODS: Mapping[str, Method] = {
         formula="CE(z, y) + weight * sum over stages of (mean of k(s, s') + mean of k(t, t') - 2 * mean of k(s, t))\n"
         "k(x, y) = <x, y>^2; s, t: the student's and the teacher's channels, each divided by its norm",
         source="arXiv 1707.01219",
-        variant="All stages, as in the field's code.",
+        variant="kdctl compares all stages, as the field's code does.",
     ),
     "vid": Method(
         "orchestrator.losses.maps:VariationalInformation",
@@ -464,9 +477,9 @@ METHODS: Mapping[str, Method] = {
         has_parameters=True,
         formula="CE(z, y) + weight * sum over stages of mean of ((r(student's) - teacher's map)^2 / v + log v) / 2\n"
         "r = three 1x1 convolutions of the student's map with ReLU between them\n"
-        "v = 1e-5 + log(1 + exp(s)), with an s for each of the teacher's channels; v starts at 5",
+        "v = 1e-5 + log(1 + exp(s)), with a trained s for each of the teacher's channels; v starts at 5",
         source="CVPR 2019 (Ahn et al., Variational Information Distillation for Knowledge Transfer)",
-        variant="All stages, each with weight 1, as in the field's code.",
+        variant="kdctl compares all stages, each with weight 1, as the field's code does.",
     ),
     "fsp": Method(
         "orchestrator.losses.maps:SolutionFlow",
@@ -475,10 +488,11 @@ METHODS: Mapping[str, Method] = {
         _needs_maps,
         mismatch=_width_mismatch,
         formula="CE(z, y) + weight * sum over neighbouring maps of mean of (G(student's) - G(teacher's))^2\n"
-        "G_cd = mean over places of channel c of a map * channel d of the one before it, from the stem on",
+        "G_cd = mean over places of (channel c of a map) * (channel d of the map before it); the first pair is "
+        "the stem and stage 1",
         source="CVPR 2017 (Yim et al., A Gift from Knowledge Distillation)",
         variant="The paper and the field's code first train the student on this term alone, and then on the labels; "
-        "here both terms train together.",
+        "kdctl trains on both at once.",
     ),
     "reviewkd": Method(
         "orchestrator.losses.reviewkd:ReviewKD",
@@ -492,11 +506,11 @@ METHODS: Mapping[str, Method] = {
         mismatch=_stage_count_mismatch,
         formula="CE(z, y) + weight * min(epoch / warmup, 1) * sum over levels of HCL(student's, teacher's)\n"
         "levels: the stages' maps, and the pooled features as a map of one place\n"
-        "student's = ABF(its map, what ABF gave of the level above), with trained convolutions and shares of both\n"
-        "HCL = weighted mean of the squared differences of the maps, and of both pooled to 4x4, 2x2 and 1x1 places,\n"
-        "each with half the weight of the one before",
+        "student's = ABF(its map, fused map of the level above): trained convolutions, trained share of each map\n"
+        "HCL = weighted mean of the squared differences of the maps, and of both pooled to 4x4, 2x2 and 1x1 places;\n"
+        "each size has half the weight of the one before",
         source="arXiv 2104.09044",
-        variant="The published code compares with the teacher's maps before their last ReLU; here they are after it.",
+        variant="The published code takes the teacher's maps before their last ReLU; kdctl takes them after it.",
     ),
 }
 
@@ -571,8 +585,7 @@ def find_conflict(options: Options) -> str:
         return ""
     listed = ", ".join(f"{name} {value:g}" for name, value in weights.items())
     return (
-        f"the cross-entropy counts once, and its weight is not the same for each method ({listed}); give each the same "
-        f"{_CE}"
+        f"the cross-entropy counts once, and the methods give it different weights ({listed}); give each the same {_CE}"
     )
 
 

@@ -51,7 +51,7 @@ class TeacherOutputs:
             setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"the teacher's {name} are not here; name them in the method's `needs`")
+        raise AttributeError(f"teacher.{name} is not available; a loss gets the teacher outputs that its `needs` names")
 
 
 class Progress(NamedTuple):

@@ -17,9 +17,9 @@ EXIT_INTERRUPTED = 130
 # The exit codes of commands, as their help and the docs describe them.
 EXIT_CODES: Mapping[int, str] = {
     0: "all done",
-    EXIT_TRIALS: "some trial failed or was skipped, or a check found something bad",
-    EXIT_USAGE: "wrong usage, study file, data or storage, or a disk that is full",
-    EXIT_BUG: "a bug, with a log to send",
+    EXIT_TRIALS: "a trial failed or was skipped, or a check found a problem",
+    EXIT_USAGE: "wrong usage; an error in the study file, the data or the storage; or a full disk",
+    EXIT_BUG: "a bug in kdctl; the message names the log to send",
     EXIT_INTERRUPTED: "interrupted; the same command resumes",
 }
 

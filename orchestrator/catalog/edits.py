@@ -63,6 +63,6 @@ def _with_digests(config: TrialConfig, digests: Mapping[str, str]) -> TrialConfi
 def _describe_edit(file: str, count: int) -> str:
     noun = "trial" if count == 1 else "trials"
     return (
-        f"note: {printable(file)}, or what it imports from its folder, was edited since {count:,} finished {noun} of "
-        "this study; its trials are new"
+        f"note: {printable(file)}, or what it imports from its folder, was edited after {count:,} {noun} of this study "
+        "had finished; all trials that use it are new"
     )

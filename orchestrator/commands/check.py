@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     """Check a study FILE and report all errors at once, each with its location and its fix.
 
-    If a loss or a model is in a file of your own, two training steps of it are run on random images.
+    Also runs two training steps, on random images, of each loss and model that is in a file of your own.
 
     With --json the errors are printed as JSON on standard output. If there are any, the exit code is 2.
 

@@ -19,8 +19,8 @@ from orchestrator.records import list_names
 )  # fmt: skip
 @click.option(
     "--method", metavar="NAME",
-    help="Also write NAME.py, a loss of your own to begin with, which the study then uses. A study file that exists is "
-    "kept.",
+    help="Also write NAME.py, a first loss of your own, which the new study file uses. A study file that already "
+    "exists is left as it is.",
 )  # fmt: skip
 @yes_option
 def init(file: str, dataset: str, method: str | None, yes: bool) -> None:

@@ -27,7 +27,7 @@ from orchestrator.training.state import TrainingState
 _IMAGES = 8  # in a batch
 _LIMIT = 60  # seconds
 _CPU = torch.device("cpu")
-_CLOSE = 0.05  # relative difference that float16 outputs of a table may make
+_CLOSE = 0.05  # relative difference that a table's float16 outputs may make to the total
 
 
 def rehearse(config: TrialConfig) -> None:
@@ -77,8 +77,9 @@ class _Rehearsal:
             raise self._error("it changes the student's outputs in place; work on a copy: `student.logits.clone()`")
         if terms.kd is not None and not self._reaches_student(state, terms.kd):
             raise self._error(
-                "its distillation term has no gradient at the student, which would learn from the labels alone; "
-                "compute it from student.logits, student.pooled or student.maps, without `detach`, `item` or `no_grad`"
+                "its distillation term has no gradient with respect to the student, which would learn from the labels "
+                "alone; compute it from student.logits, student.pooled or student.maps, without `detach`, `item` or "
+                "`no_grad`"
             )
 
     def check_table(self) -> None:
@@ -93,10 +94,9 @@ class _Rehearsal:
         live = self._call(state.loss, student).total
         stored = self._start().loss(student, self._batch.labels, table, self._progress).total
         if not torch.isclose(live, stored, rtol=_CLOSE, atol=_CLOSE):
-            numbers = f"{float(live.detach()):g} and {float(stored.detach()):g}"
             raise self._error(
-                f"its total with a live teacher and with the float16 outputs of a table differs, {numbers}; train with "
-                "`teacher_cache: live`"
+                f"its total is {float(live.detach()):g} with a live teacher, and {float(stored.detach()):g} with the "
+                "float16 outputs of a table; train with `teacher_cache: live`"
             )
 
     def check_resuming(self) -> None:
@@ -108,9 +108,9 @@ class _Rehearsal:
         self._step(second)
         if not torch.equal(first.sums, second.sums):
             raise self._error(
-                "after a checkpoint it continues with other numbers: it keeps something between steps that no "
-                "checkpoint holds; make it a parameter or a buffer (`self.register_buffer`) of an nn.Module, and draw "
-                "no random numbers, as dropout does"
+                "after a checkpoint it continues with other numbers: it draws random numbers, as dropout does, or "
+                "keeps something between steps that no checkpoint holds; remove the randomness, and keep tensors in "
+                "parameters or buffers (`self.register_buffer`) of an nn.Module"
             )
 
     def _start(self) -> TrainingState:

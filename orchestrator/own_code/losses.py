@@ -71,7 +71,7 @@ def _read_terms(code: OwnCode, found: Any, student: StudentOutputs, labels: Tens
         return LossTerms(*found)
     raise OwnCodeError(
         f"{code.file}: {code.attribute} returned {type(found).__name__}; expected its distillation term as a "
-        "scalar tensor, or a tuple of three: total, cross-entropy, distillation term"
+        "scalar tensor, or a tuple of three such tensors: total, cross-entropy, distillation term"
     )
 
 

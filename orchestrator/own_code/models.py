@@ -53,7 +53,7 @@ class _OwnClassifier(Classifier):
             for handle in handles:
                 handle.remove()
         if not inputs:
-            raise self._error("has no linear layer, whose input would be its pooled features; give it a method `embed`")
+            raise self._error("ran no linear layer, whose input would be its pooled features; give it a method `embed`")
         # In float32, as losses compare them with a teacher's.
         return Outputs(logits.float(), inputs[-1].float(), ())
 

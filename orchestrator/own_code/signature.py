@@ -41,8 +41,8 @@ def read_loss(code: OwnCode) -> LossSignature:
     if not is_function and required not in ((), _SHAPES):
         raise ValueError(
             f"{_where(code, found)} takes {', '.join(required)}; expected a function of {', '.join(_CALL)}, or a class "
-            f"that is built with nothing, or with {' and '.join(_SHAPES)} (their shapes); give every other parameter a "
-            "default: these are its options"
+            f"that takes nothing, or {' and '.join(_SHAPES)} (their shapes); every other parameter is an option: give "
+            "it a default"
         )
     options = dict(_read_options(code, function)) if function else dict(_read_fields(code, found))
     return LossSignature(is_function, required == _SHAPES, _read_needs(code, tree, found), options)
@@ -123,10 +123,10 @@ def _read_option(code: OwnCode, name: str, annotation: ast.expr | None, default:
     if isinstance(value, str) and value in choices:
         return Option(value, "", choices=choices)
     if isinstance(value, str):
-        raise ValueError(f'{where} is a text; list what it may be: `{name}: Literal["{value}", …] = "{value}"`')
+        raise ValueError(f'{where} is a text; list its possible values: `{name}: Literal["{value}", …] = "{value}"`')
     raise ValueError(
         f"{where} has the default {ast.unparse(default)}; expected a number, True, False or one of several texts; "
-        "build other values inside from these"
+        "compute other values from these in your code"
     )
 
 

@@ -70,7 +70,9 @@ def split_name(text: object) -> tuple[str, str] | None:
     if not match:
         return None
     if not match[2]:
-        raise ValueError(f"found {shorten(match[1])} alone; name what it defines too; write {shorten(match[1])}:NAME")
+        raise ValueError(
+            f"found {shorten(match[1])} alone; add the class or function in it; write {shorten(match[1])}:NAME"
+        )
     return match[1], match[2]
 
 
@@ -86,7 +88,7 @@ def read_own_code(path: Path, attribute: str, kind: CodeKind = CodeKind.LOSS) ->
     characters.
     """
     if not path.stem.isidentifier():
-        raise ValueError(f"{path.name} is no name that Python could import; rename it, like my_loss.py")
+        raise ValueError(f"Python cannot import a file named {path.name}; rename it, like my_loss.py")
     folder, files = path.parent, {path.name: _read(path)}
     waiting = [path.name]
     while waiting and _check_size(files):
@@ -114,7 +116,7 @@ def _check_size(files: Mapping[str, str]) -> bool:
     if sum(map(len, files.values())) > _MOST_CHARACTERS:
         raise ValueError(
             f"{next(iter(files))} and what it imports from its folder are {len(files)} files with more than a million "
-            "characters; keep data out of them"
+            "characters; move data out of them"
         )
     return True
 
@@ -127,7 +129,7 @@ def _read(path: Path) -> str:
             f"{path.name} cannot be read ({error.strerror}); paths are relative to the study file"
         ) from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path.name} is not a text in UTF-8; expected a Python file") from None
+        raise ValueError(f"{path.name} is not UTF-8 text; expected a Python file") from None
 
 
 def _find_imported(current: str, tree: ast.Module) -> Iterator[str]:

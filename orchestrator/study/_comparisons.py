@@ -191,9 +191,8 @@ def _check_single_pixels(axes: Mapping[str, Axis], students: Axis, datasets: Axi
             single = [images for images in trained if images % batch.value == 1 or batch.value == 1]
             if single:
                 yield batch.fault(
-                    f"found {batch.value}; of {single[0]:,} images it leaves one for the last batch, and the batch "
-                    f"norms of {model.value} cannot train on the single pixel that it keeps of one image; use another "
-                    "batch_size"
+                    f"found {batch.value}; with {single[0]:,} images, the last batch is one image; {model.value} "
+                    "reduces it to one pixel, and a batch norm cannot train on a single value; use another batch_size"
                 )
 
 

@@ -373,7 +373,7 @@ DATA_KEYS: Mapping[str, Key] = {  # which images are used; a teacher takes these
         "test on at most N images, an equal share of each class",
         default_doc="all",
     ),
-    "holdout": Key(Integer(0, 10_000_000), "training images set aside to select the epoch with", 0),
+    "holdout": Key(Integer(0, 10_000_000), "how many training images are held out to select an epoch", 0),
 }
 
 TRAINING_KEYS: Mapping[str, Key] = {
@@ -395,27 +395,29 @@ TRAINING_KEYS: Mapping[str, Key] = {
     "flip": Key(Boolean(), "flip half of the images left to right", True),
     "precision": Key(
         Choice(("auto", "float32", "bfloat16")),
-        "compute dtype of convolutions in training: bfloat16 if the device supports it (auto), or always this one",
+        "compute dtype of convolutions in training; auto is bfloat16 if the device supports it, else float32",
         "auto",
     ),
     "label_smoothing": Key(
         Number(0, 1),
-        "share of each label that all classes get in equal parts, in the cross-entropy (arXiv 1512.00567)",
+        "share of each label that the cross-entropy spreads evenly over all classes (arXiv 1512.00567)",
         0.0,
     ),
     "clip_norm": Key(
         Number(0),
-        "norm of the gradient of all trained parameters above which it is scaled down to it; 0 for never",
+        "largest norm of the gradient of all trained parameters; a larger one is scaled down to it; 0: no limit",
         0.0,
     ),
     "ema": Key(
         Number(0, 1 - 1e-6),
-        "decay, at each step, of the average of the weights that is tested, saved and teaches; 0 for the weights "
-        "themselves",
+        "decay per step of a moving average of the weights, which is then what is tested, saved and teaches; 0: no "
+        "average",
         0.0,
     ),
-    "optimizer": Key(Selected(OPTIMIZERS), "what trains: a name, or a name with its options", Selection("sgd")),
-    "schedule": Key(Selected(SCHEDULES), "how lr changes: a name, or a name with its options", Selection("steps")),
+    "optimizer": Key(Selected(OPTIMIZERS), "the optimizer: a name, or a name with its options", Selection("sgd")),
+    "schedule": Key(
+        Selected(SCHEDULES), "how lr changes during training: a name, or a name with its options", Selection("steps")
+    ),
 }
 # Their defaults follow from others: milestones from epochs, these two from the optimizer.
 DERIVED = ("milestones", "lr", "weight_decay")
@@ -434,19 +436,23 @@ SEED_KEY = Key(Integer(0, 2**63 - 1), "seed of the weights, the order of the ima
 STUDENT_KEYS: Mapping[str, Key] = {
     "method": Key(
         Selected(losses.METHODS, combines=True),
-        "what the student is trained with: a name, or several names, each with its options; your own is "
+        "how the student is trained: one method or several, each with its options; a loss of your own is written "
         "`./my_loss.py:MyLoss`",
     ),
     "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
-    "student": Key(ModelValue(), f"the model to train, {models.describe()}; your own is `./my_net.py:build`"),
+    "student": Key(
+        ModelValue(), f"the model to train: {models.describe()}; a model of your own is written `./my_net.py:build`"
+    ),
     "seed": SEED_KEY,
 }
 
 TEACHER_KEYS: Mapping[str, Key] = {
     "model": Key(ModelValue(), "the teacher's model"),
     "seed": SEED_KEY,
-    "dataset": Key(DatasetValue(), "only to state it; always that of the student", default_doc="the student's"),
-    "weights": Key(FilePath(), "weights that you have: safetensors or a PyTorch checkpoint", default_doc="train one"),
+    "dataset": Key(DatasetValue(), "the student's; can be stated, but not changed", default_doc="the student's"),
+    "weights": Key(
+        FilePath(), "a file of trained weights: safetensors or a PyTorch checkpoint", default_doc="train one"
+    ),
 }
 
 
@@ -472,10 +478,12 @@ RESOURCE_KEYS: Mapping[str, Key] = {
         GpuShare(), "share of a GPU that one trial gets", default_doc="1 where there is a GPU, else 0"
     ),
     "cpus_per_trial": Key(Integer(1, 1024), "CPU cores of one trial", 1),
-    "retries": Key(Integer(0, 1000), "more attempts after a lost worker, a lost machine or too little memory", 2),
+    "retries": Key(
+        Integer(0, 1000), "further attempts at a trial after a lost worker, a lost machine or too little memory", 2
+    ),
     "checkpoint_seconds": Key(
         Number(0, 1e6),
-        "write a checkpoint at the end of an epoch if at least N seconds have passed since the last one",
+        "write a checkpoint at the end of an epoch if at least this many seconds have passed since the last one",
         30.0,
     ),
 }

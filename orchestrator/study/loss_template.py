@@ -16,7 +16,7 @@ _TEXT = '''\
   method: {{./{name}.py:{title}: {{temperature: [2, 4]}}}}   an option with two values: two trials
   method: {{./{name}.py:{title}: , dkd: {{alpha: 1}}}}       together with another method
 
-`kdctl check` tries two training steps of it and says what is wrong, with the line in this file. An edit of this file,
+`kdctl check` runs two training steps of it and says what is wrong, with the line in this file. An edit of this file,
 or of a file next to it that it imports, makes new trials; those that are finished stay as they are.
 """
 

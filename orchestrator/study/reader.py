@@ -139,7 +139,8 @@ class _Reader:
         values = () if is_list else self._read_axis(key, node, path)
         if is_list or len(values) > 1:
             message = (
-                "found a list; the recipe is what every experiment shares, one value a key; vary it in an experiment"
+                "found a list; the recipe has one value per key, which all experiments share; write the list in an "
+                "experiment"
             )
             self.faults.append(node.location.fault(path, message))
             return None
@@ -272,8 +273,8 @@ class _Reader:
         assert isinstance(node.value, dict)
         wrong = {
             "model": "a teacher that is distilled names its model as `student`; write student instead of model",
-            "weights": "found weights next to the keys of a teacher that is distilled; a teacher from a file is not "
-            "trained; keep weights with model, or remove weights",
+            "weights": "found weights for a teacher that is distilled; a teacher from a file is not trained; keep "
+            "model and weights alone, or remove weights",
         }
         for name in wrong.keys() & node.value.keys():
             self.faults.append(node.keys[name].fault(f"{path}.{name}", wrong[name]))
@@ -291,7 +292,9 @@ class _Reader:
             try:
                 digests[value.value] = _digest_file(self.path.parent / value.value)
             except OSError as error:
-                message = f"{shorten(value.value)!r} cannot be read ({error.strerror}); paths are relative to the file"
+                message = (
+                    f"{shorten(value.value)!r} cannot be read ({error.strerror}); paths are relative to the study file"
+                )
                 self.faults.append(value.fault(message))
         if "weights" in axes:
             for name in sorted(set(axes) & ({"seed"} | set(fields.TRAINING_KEYS))):
@@ -493,7 +496,7 @@ def _suggest_key(name: str, names: Sequence[str], path: str, value: Node) -> str
         similar = difflib.get_close_matches(name, elsewhere, n=1)
         advice = f"did you mean {elsewhere[similar[0]]}?" if similar else advice
     if not path and isinstance(value.value, dict | list):
-        return f"{advice} a key that only holds what others repeat begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
+        return f"{advice} a key that is there only for its anchor begins with {NOTE}, like {NOTE}{shorten(name, 20)}"
     return advice
 
 

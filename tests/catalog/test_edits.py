@@ -28,7 +28,10 @@ experiments:
 - {method: METHOD, dataset: digits, student: resnet_32_8, teacher: resnet_32_8, seed: SEED}
 """
 BOTH = "[./one.py:one, {./one.py:one: , ./two.py:two: }]"
-NOTE = "note: {}, or what it imports from its folder, was edited since {} of this study; its trials are new"
+NOTE = (
+    "note: {}, or what it imports from its folder, was edited after {} of this study had finished; all trials that use "
+    "it are new"
+)
 Notes = Callable[..., list[str]]
 
 
@@ -61,12 +64,12 @@ def test_an_edit_is_named_with_the_number_of_finished_trials(folder: Path) -> No
     assert notes(folder) == []
     finish(folder)
     (folder / "two.py").write_text(LOSS.format(name="two") + "# edited\n")
-    assert notes(folder) == [NOTE.format("two.py", "2 finished trials")]
-    assert notes(folder, seed="1") == [NOTE.format("two.py", "1 finished trial")]
+    assert notes(folder) == [NOTE.format("two.py", "2 trials")]
+    assert notes(folder, seed="1") == [NOTE.format("two.py", "1 trial")]
     (folder / "helper.py").write_text("SCALE = 2\n")
     assert notes(folder) == [
-        NOTE.format("one.py", "4 finished trials"),
-        NOTE.format("two.py", "2 finished trials"),
+        NOTE.format("one.py", "4 trials"),
+        NOTE.format("two.py", "2 trials"),
     ]
     finish(folder)
     assert notes(folder) == []
@@ -79,7 +82,7 @@ def test_an_edited_model_makes_its_students_new_too(folder: Path) -> None:
     assert notes(folder, "[st, ./one.py:one]", "0", study=study) == []
     finish(folder)
     (folder / "net.py").write_text(f"{text}# edited\n")
-    assert notes(folder, "[st, ./one.py:one]", "0", study=study) == [NOTE.format("net.py", "3 finished trials")]
+    assert notes(folder, "[st, ./one.py:one]", "0", study=study) == [NOTE.format("net.py", "3 trials")]
 
 
 def test_what_is_new_for_another_reason_is_not_explained_by_an_edit(folder: Path) -> None:
@@ -111,4 +114,4 @@ def test_the_command_prints_it_and_json_has_it(folder: Path, capsys: pytest.Capt
     cli.main(command, standalone_mode=False)
     assert "one.py, or what it imports" in " ".join(capsys.readouterr().err.split())
     cli.main([*command, "--json"], standalone_mode=False)
-    assert NOTE.format("one.py", "2 finished trials") in json.loads(capsys.readouterr().out)["warnings"]
+    assert NOTE.format("one.py", "2 trials") in json.loads(capsys.readouterr().out)["warnings"]

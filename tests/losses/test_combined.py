@@ -51,7 +51,7 @@ def test_options_belong_to_their_part() -> None:
 def test_methods_that_weight_the_cross_entropy_differently_do_not_combine() -> None:
     facts = losses.get("kd+st")
     message = losses.find_conflict(facts.defaults())
-    assert message.startswith("the cross-entropy counts once, and its weight is not the same for each method (kd 0.1, ")
+    assert message.startswith("the cross-entropy counts once, and the methods give it different weights (kd 0.1, ")
     with pytest.raises(ValueError, match="give each the same ce_weight"):
         losses.build("kd+st", SHAPES)
     assert not losses.find_conflict({**facts.defaults(), "st.ce_weight": 0.1})

@@ -343,7 +343,7 @@ def test_the_docs_can_say_where_each_method_comes_from() -> None:
 def test_fitnet_needs_its_stage_in_both_models() -> None:
     mismatch = losses.METHODS["fitnet"].mismatch
     assert mismatch({"stage": 2}, *SHAPES) == ""
-    assert "they share 2 stages, so use stage: 1 to 2" in mismatch({"stage": 3}, *SHAPES)
+    assert "both have the stages 1 to 2; use one of these" in mismatch({"stage": 3}, *SHAPES)
 
 
 def test_parameters_need_the_shapes_of_both_models() -> None:

@@ -101,7 +101,7 @@ def test_it_computes_in_bfloat16_and_answers_in_float32() -> None:
         ("def build(n): return None", "my_net.py: build returned NoneType; expected a torch.nn.Module"),
         ("def build(n): return 1 / 0", r"my_net.py, line 1, in build \(`def build.*`\): ZeroDivisionError"),
         (NET.replace("num_classes),", "3),"), r"gives logits of shape \[2, 3\] for 2 images; expected \[2, 5\]"),
-        ("from torch import nn\ndef build(n): return nn.Flatten()", "has no linear layer, whose input would be its"),
+        ("from torch import nn\ndef build(n): return nn.Flatten()", "ran no linear layer, whose input would be its"),
         (WITH_MAPS.replace("(stem, stage)", "(pooled,)"), r"gives maps that are not of shape \[B, C, H, W\]"),
         (
             WITH_MAPS.replace("self.head(pooled), pooled,", "self.head(pooled), stage,"),

@@ -61,8 +61,11 @@ def test_a_signature_is_read_without_running_it(text: str, expected: LossSignatu
         ("def g(): pass\ndef _h(): pass", "my_loss.py defines no class or function f; it defines g; name one of these"),
         ("x = 1", "it defines none"),
         ("def f(a, b): pass", "line 1: f takes a, b; expected a function of student, labels, teacher, progress, or a"),
-        (f"{FUNCTION}, *, t): pass", "give every other parameter a default"),
-        (f"{FUNCTION}, kind='a'): pass", 'line 1: kind is a text; list what it may be: `kind: Literal."a", …. = "a"`'),
+        (f"{FUNCTION}, *, t): pass", "every other parameter is an option: give it a default"),
+        (
+            f"{FUNCTION}, kind='a'): pass",
+            'line 1: kind is a text; list its possible values: `kind: Literal."a", …. = "a"`',
+        ),
         (f"{FUNCTION}, x=None): pass", "x has the default None; expected a number"),
         (f"{FUNCTION}, x=g()): pass", r"x has the default g\(\); expected a number"),
         (f"needs = ('views',)\n{FUNCTION}): pass", "line 1: found needs = .'views',.; expected some of logits, pooled"),

@@ -70,7 +70,7 @@ def test_text_does_not_move_from_one_file_into_the_next_unnoticed() -> None:
     ("text", "message"),
     [
         (b"def f(:\n", "my_loss.py, line 1: invalid syntax; Python cannot read this file"),
-        (b"x = '\xff'", "my_loss.py is not a text in UTF-8"),
+        (b"x = '\xff'", "my_loss.py is not UTF-8 text"),
         (b"x = '\0'", "Python cannot read this file"),
         (b"x = 1\n" * 200_000, "more than a million characters"),
     ],

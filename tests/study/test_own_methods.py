@@ -70,12 +70,12 @@ def test_a_combination_that_needs_two_outputs_asks_a_live_teacher(tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("{kd: , st: }", "experiments[0].method: the cross-entropy counts once, and its weight is not the same"),
+        ("{kd: , st: }", "experiments[0].method: the cross-entropy counts once, and the methods give it different"),
         ("{base: , st: }", "experiments[0].method: base has no distillation term that could be combined"),
         ("{st: , dkd: {bta: 1}}", "experiments[0].method.dkd.bta: unknown key; known are"),
         ("{st: , nothing: }", "experiments[0].method.nothing: unknown key"),
         ("{}", "experiments[0].method: found"),
-        ("./my_loss.py", "experiments[0].method: found ./my_loss.py alone; name what it defines too"),
+        ("./my_loss.py", "experiments[0].method: found ./my_loss.py alone; add the class or function in it"),
         ("./nowhere.py:mine", "experiments[0].method: nowhere.py cannot be read (No such file or directory)"),
         ("./my_loss.py:yours", "experiments[0].method: my_loss.py defines no class or function yours; it defines mine"),
         ("{./my_loss.py:mine: {wieght: 2}}", "experiments[0].method../my_loss.py:mine.wieght: unknown key"),
@@ -167,7 +167,7 @@ def test_a_model_of_the_user_is_a_student_or_a_teacher(folder: Path) -> None:
         ("my_net:build", "experiments[0].student: found the text 'my_net:build'; expected the file of "),
         ("./my_net.py:other", "experiments[0].student: my_net.py defines no class or function other"),
         ("./my_net.py", "experiments[0].student: found ./my_net.py alone"),
-        ("./my-net.py:build", "experiments[0].student: my-net.py is no name that Python could import; rename it"),
+        ("./my-net.py:build", "experiments[0].student: Python cannot import a file named my-net.py; rename it"),
     ],
 )
 def test_a_wrong_model_is_one_fault(folder: Path, student: str, message: str) -> None:

@@ -163,8 +163,8 @@ BROKEN = [
     ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "expected a number from 0 to 1"),
     ("cpus 0", resources("cpus_per_trial: 0"), "7:19", "resources.cpus_per_trial", "a whole number from 1 to 1,024"),
     # Axes.
-    ("recipe list", recipe("lr: [0.1, 1]"), "2:7", "recipe.lr", "the recipe is what every experiment shares"),
-    ("recipe grid", recipe("milestones: {grid: [[1]]}"), "2:15", "recipe.milestones", "vary it in an experiment"),
+    ("recipe list", recipe("lr: [0.1, 1]"), "2:7", "recipe.lr", "the recipe has one value per key"),
+    ("recipe grid", recipe("milestones: {grid: [[1]]}"), "2:15", "recipe.milestones", "recipe has one value per key"),
     ("empty axis", base("lr: []"), "6:7", f"{E0}.lr", "found an empty list; an axis needs at least one value"),
     ("empty grid", base("lr: {grid: []}"), "6:14", f"{E0}.lr.grid", "an axis needs at least one value"),
     ("grid no list", base("lr: {grid: 1}"), "6:14", f"{E0}.lr.grid", "found the number 1; expected a list of values"),
@@ -189,7 +189,7 @@ BROKEN = [
         logit("teacher: {model: resnet_32_8, weights: no.pt}"),
         "6:42",
         f"{E0}.teacher.weights",
-        "'no.pt' cannot be read (No such file or directory); paths are relative to the file",
+        "'no.pt' cannot be read (No such file or directory); paths are relative to the study file",
     ),
     (
         "weights and epochs",
@@ -203,8 +203,8 @@ BROKEN = [
         logit("teacher: [resnet_32_20, wrn_10_2]", "match: [logits, pooled]"),
         "6:27",
         f"{E0}.teacher[1]",
-        "wrn_10_2 cannot teach resnet_32_8: match: pooled compares their pooled features one by one, and there are 64 "
-        "of the student's and 128 of the teacher's; use match: logits, or a teacher with 64",
+        "wrn_10_2 cannot teach resnet_32_8: match: pooled compares pooled features one by one, and the student has "
+        "64 of them, the teacher 128; use match: logits, or a teacher with 64",
     ),
     # Images.
     (
@@ -231,14 +231,14 @@ BROKEN = [
         base("batch_size: [16, 15]").replace("resnet_32_8", "vgg_8"),
         "6:16",
         f"{E0}.batch_size[0]",
-        "found 16; of 1,297 images it leaves one for the last batch, and the batch norms of vgg_8 cannot train on the",
+        "found 16; with 1,297 images, the last batch is one image; vgg_8 reduces it to one pixel, and a batch",
     ),
     (
         "one image of one pixel, by its teacher",
         logit("teacher: {model: shufflenet_v1, batch_size: 1}"),
         "6:47",
         f"{E0}.teacher.batch_size",
-        "found 1; of 1,297 images it leaves one for the last batch, and the batch norms of shufflenet_v1 cannot train",
+        "found 1; with 1,297 images, the last batch is one image; shufflenet_v1 reduces it to one pixel, and",
     ),
     # Too many trials.
     (
