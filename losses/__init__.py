@@ -428,7 +428,7 @@ METHODS: Mapping[str, Method] = {
         has_parameters=True,
         has_memory=True,
         formula="CE(z, y) + weight * (contrast(student's, teacher's memory) + contrast(teacher's, student's memory))\n"
-        "contrast = mean over images of -log(P(own)/(P(own) + c)) - sum over K rows of log(c/(P(row) + c))\n"
+        "contrast = mean over images of (-log(P(own)/(P(own) + c)) - sum over K rows of log(c/(P(row) + c)))\n"
         "P(row) = exp(<embedding, row> / T) / Z; c = K / number of training images; K = negatives; T = temperature\n"
         "embedding = 128 linear outputs of the pooled features, divided by their norm\n"
         "Z = mean of exp(<embedding, row> / T) in the first batch * number of training images\n"

@@ -410,7 +410,7 @@ TRAINING_KEYS: Mapping[str, Key] = {
     ),
     "ema": Key(
         Number(0, 1 - 1e-6),
-        "decay per step of a moving average of the weights, which is then what is tested, saved and teaches; 0: no "
+        "decay per step of a moving average of the weights; the average is then tested, saved and used to teach; 0: no "
         "average",
         0.0,
     ),
@@ -449,7 +449,7 @@ STUDENT_KEYS: Mapping[str, Key] = {
 TEACHER_KEYS: Mapping[str, Key] = {
     "model": Key(ModelValue(), "the teacher's model"),
     "seed": SEED_KEY,
-    "dataset": Key(DatasetValue(), "the student's; can be stated, but not changed", default_doc="the student's"),
+    "dataset": Key(DatasetValue(), "can be stated, but must be that of the student", default_doc="the student's"),
     "weights": Key(
         FilePath(), "a file of trained weights: safetensors or a PyTorch checkpoint", default_doc="train one"
     ),
