@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import files
-from orchestrator.files import PART, read_umask, replace_file, write_file
+from orchestrator.files import PART, replace_file, write_file
 
 
 @pytest.mark.parametrize("content", ["täxt\n", b"\x00\xff", ""])
@@ -53,16 +52,9 @@ def test_the_longest_names(tmp_path: Path, name: str) -> None:
 def test_rights_are_those_of_any_new_file_or_private(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        assert read_umask() == umask
         write_file(tmp_path / "shared", "")
         write_file(tmp_path / "private", "", private=True)
     finally:
         os.umask(before)
     rights = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert rights == {"shared": 0o666 & ~umask, "private": 0o600}
-
-
-def test_the_umask_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    expected = read_umask()
-    monkeypatch.setattr(files, "Path", lambda _: tmp_path / "none")
-    assert (read_umask(), read_umask()) == (expected, expected)
