@@ -386,7 +386,8 @@ def describe_pair(config: TrialConfig, classes: int) -> tuple[Shapes, Shapes]:
         for widths in map(models.widths, (config.student, config.teacher.student))
     )
     # Checked here too, as the widths of a user's own model are not known in a plan.
-    facts, options = losses.get(config.method), dict(config.options)
+    facts = losses.get(config.method)
+    options = {**facts.defaults(), **dict(config.options)}
     bare = [name for name, own in ((config.student, student), (config.teacher.student, teacher)) if len(own.maps) < 2]
     if bare and "maps" in facts.needs(options):
         raise KdctlError(

@@ -170,4 +170,4 @@ def test_both_need_as_many_stages() -> None:
     mismatch = losses.METHODS["reviewkd"].mismatch
     assert mismatch({}, STUDENT, TEACHER) == ""
     deeper = Shapes(2, 5, (2, 4, 2, 2))
-    assert "the student has 2, the teacher 3; use a teacher with 2" in mismatch({}, STUDENT, deeper)
+    assert "the student has 2 stages, the teacher 3; use a teacher with 2" in mismatch({}, STUDENT, deeper)
