@@ -35,6 +35,22 @@ def encode(value: Any) -> Any:
     return _encode(type(value), value)
 
 
+def encode_fields(value: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """As `encode`, for a dataclass, without the fields of these names."""
+    return {
+        key: inner if type(inner) in _PLAIN else _encode(hint, inner)
+        for key, name, hint, omitted in _select_fields(cast(Any, type(value)), leave_out)
+        if (inner := getattr(value, name)) != omitted
+    }
+
+
+@cache
+def _select_fields(kind: Any, leave_out: tuple[str, ...]) -> tuple[tuple[str, str, Any, Any], ...]:
+    """The key, name, type and omitted value of each field but those."""
+    found = _fields(kind).items()
+    return tuple((key, each.name, each.hint, each.omitted) for key, each in found if each.name not in leave_out)
+
+
 def decode(kind: type[T], data: Any) -> T:
     """The value of the given type that `encode` wrote as this data. Raises CodecError for any other data."""
     return cast(T, _decode(kind, data, ""))
@@ -53,11 +69,7 @@ def _encode(kind: Any, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return dict(value) if _is_pairs(kind) else [_encode(Any, inner) for inner in value]
     if is_dataclass(value):
-        return {
-            key: _encode(hint, inner)
-            for key, (name, hint, _, omitted) in _fields(cast(Any, type(value))).items()
-            if (inner := getattr(value, name)) != omitted
-        }
+        return encode_fields(value)
     if isinstance(value, Mapping):
         return {name: _encode(Any, inner) for name, inner in value.items()}
     if isinstance(value, Enum):

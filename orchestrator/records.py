@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -109,7 +109,7 @@ class TrialConfig:
 
         `teacher_id` spares working out the teacher's own id again where it is known.
         """
-        data: dict[str, Any] = codec.encode(replace(self, teacher=None, members=()))
+        data = codec.encode_fields(self, leave_out=("teacher", "members"))
         data["options"] = _options_in_id(self.method, data["options"])
         data["teacher"] = (teacher_id or self.teacher.trial_id()) if self.teacher else None
         data["training_version"] = TRAINING_VERSION

@@ -8,7 +8,6 @@ from orchestrator.commands.shared.completion import study_files
 from orchestrator.commands.shared.options import confirm, is_terminal, yes_option
 from orchestrator.data.registry import DATASETS
 from orchestrator.errors import KdctlError
-from orchestrator.records import list_names
 
 
 @click.command()
@@ -35,6 +34,7 @@ def init(file: str, dataset: str, method: str | None, yes: bool) -> None:
       kdctl init --method my_loss
     """
     from orchestrator.machine.paths import local
+    from orchestrator.records import list_names
     from orchestrator.study import loss_template, template
 
     path = local(file, "study file")

@@ -43,6 +43,8 @@ def predict_time(plan: Plan, storage: Storage) -> str:
 def _read_latest(storage: Storage) -> list[TrialRecord]:
     """The rows that were written last; damaged ones are left out."""
     entries = [entry for entry in storage.backend.list_files(storage.trial_rows) if storage.is_ours(entry.name)]
+    if not entries:
+        return []  # Arrow converts even nothing only after it has imported pandas, if that is installed
     entries = sorted(entries, key=lambda entry: entry.modified, reverse=True)[:_LATEST]
     ids = [PurePosixPath(entry.name).stem for entry in entries]
     with suppress(StorageError):

@@ -147,20 +147,25 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
                 folders[folder.facts.digest] = replace(folder, path=path)
         for _, teacher in experiment.chain():
             weights |= {digest: str(study.source.parent / path) for path, digest in teacher.digests.items()}
-    ids: dict[TrialConfig, str] = {}
-    trials = []
-    for config in [*teachers, *(config for config in configs if config not in teachers)]:
-        teacher_id = ids[config.teacher] if config.teacher else None
-        ids[config] = config.trial_id(teacher_id)
-        role = "teacher" if config in teachers else "student"
-        trial = _plan_trial(role, config, ids[config], teacher_id)
-        trials.append(replace(trial, member_ids=tuple(ids[member] for member in config.members)))
+    ids: dict[TrialConfig, str] = {}  # of teachers
+    trials = [_plan_trial("teacher", config, ids) for config in teachers]
+    trials += [_plan_trial("student", config, ids) for config in configs if config not in ids]
     warnings = (*map(str, study.warnings), *_warn_of_missing_base(configs, teachers))
     plan = Plan(
         study.name, str(study.source), tuple(trials), study.resources, weights, warnings, study.text, folders,
         study.own_code,
     )  # fmt: skip
     return with_stored_state(plan, states or {}, tables)
+
+
+def _plan_trial(role: str, config: TrialConfig, ids: dict[TrialConfig, str]) -> PlannedTrial:
+    """A trial that is in no storage yet; `ids` has those of its teachers, and gets that of a teacher."""
+    teacher_id = ids[config.teacher] if config.teacher else None
+    trial_id = config.trial_id(teacher_id)
+    if role == "teacher":
+        ids[config] = trial_id
+    members = tuple(ids[member] for member in config.members)
+    return PlannedTrial(trial_id, role, config, teacher_id, PlanState.NEW, None, None, members)
 
 
 def _list_teachers(config: TrialConfig) -> list[TrialConfig]:
@@ -221,13 +226,9 @@ def with_stored_state(plan: Plan, states: Mapping[str, State], tables: Collectio
         decision = _decide_teacher_mode(config, key, epochs_left, tables) if config.teacher else None
         state = _to_plan_state(states.get(trial.trial_id))
         table = key if decision == "table" else None
-        trials.append(replace(trial, state=state, teacher_cache=decision, table=table))
+        known = trial.trial_id, trial.role, config, trial.teacher_id  # `replace` is slow, and plans are long
+        trials.append(PlannedTrial(*known, state, decision, table, trial.member_ids))
     return replace(plan, trials=tuple(trials))
-
-
-def _plan_trial(role: str, config: TrialConfig, trial_id: str, teacher_id: str | None) -> PlannedTrial:
-    """A trial that is in no storage yet."""
-    return PlannedTrial(trial_id, role, config, teacher_id, PlanState.NEW, None, None)
 
 
 def _to_plan_state(state: State | None) -> PlanState:
