@@ -112,8 +112,8 @@ def rows(table: Table) -> list[dict[str, Any]]:
 
 
 def _to_rows(table: Table) -> list[dict[str, Any]]:
-    columns = [_to_values(column) for column in table.columns]
-    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+    names, columns = table.column_names, [_to_values(column) for column in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _to_values(column: Any) -> list[Any]:
