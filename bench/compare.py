@@ -15,22 +15,22 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from shared import plain
 from shared.common import (
-    as_a_trial,
-    build_model,
     choose_device,
     compute_ratios,
     describe_setup,
     format_spread,
+    load_images,
     make_parser,
+    make_table,
+    measure_epoch,
     measure_pairs,
     parse_positive,
     plan_student,
@@ -38,15 +38,10 @@ from shared.common import (
 )
 
 from orchestrator import losses, models
-from orchestrator.data import tensors
-from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
-from orchestrator.records import TrialConfig, view_count
-from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import TableTeacher, no_teacher
+from orchestrator.records import TrialConfig
+from orchestrator.teachers.outputs import no_teacher
 from orchestrator.training.batches import Teacher
-from orchestrator.training.loop import train
-from orchestrator.training.state import TrainingState
 
 DATASET = "cifar10"
 SMALL, DEEP = "resnet_32_20", "resnet_32_110"
@@ -71,24 +66,9 @@ def measure_plain(student: str, teacher: str, images: Data, config: TrialConfig,
     return plain.measure_speed(built[0], built[1], images, len(images.train), config.batch_size, device)
 
 
-def make_table(images: Data, config: TrialConfig, device: torch.device) -> TableTeacher:
-    """Makes a table of arbitrary outputs: their values do not change how long a lookup takes."""
-    views = view_count(config.crop_padding, config.flip)
-    shape = (views, len(images.train), images.facts.classes)
-    # Random and not zero: memory of zeros may be a single page, which is always in the cache.
-    return TableTeacher(torch.empty(shape, dtype=torch.float16, device=device).uniform_(-1, 1), "logits")
-
-
-def measure_kdctl(
-    method: str, student: str, images: Data, config: TrialConfig, outputs: Teacher, device: torch.device
-) -> float:
-    """Measures kdctl's second epoch, in images a second; the first one is the warm-up."""
-    with as_a_trial(device):
-        state = TrainingState.start(build_model(student, config.dataset, device), losses.build(method), config)
-        # There are more epochs, so that the second one contains the preparation of the third.
-        epochs = train(state, images, config, outputs)
-        next(epochs)
-        return next(epochs).images_per_second
+def measure_kdctl(method: str, student: str, images: Data, config: TrialConfig, outputs: Teacher) -> float:
+    """Measures kdctl with another student, in images a second."""
+    return measure_epoch(losses.build(method), images, replace(config, student=student), outputs)
 
 
 def list_cases(images: Data, config: TrialConfig, device: torch.device, is_deep: bool) -> Iterator[Case]:
@@ -99,9 +79,9 @@ def list_cases(images: Data, config: TrialConfig, device: torch.device, is_deep:
         return partial(measure_plain, student, teacher, images, config, device)
 
     def by_table(student: str) -> Callable[[], float]:
-        return partial(measure_kdctl, "logit", student, images, config, table, device)
+        return partial(measure_kdctl, "logit", student, images, config, table)
 
-    alone = partial(measure_kdctl, "base", SMALL, images, config, no_teacher, device)
+    alone = partial(measure_kdctl, "base", SMALL, images, config, no_teacher)
     yield Case("plain 20 ← 20 live; kdctl 20, table", by_script(SMALL, SMALL), by_table(SMALL))
     yield Case("plain 20 ← 110 live; kdctl 20, table", by_script(SMALL, DEEP), by_table(SMALL))
     yield Case(FREE_CASE, alone, by_table(SMALL))
@@ -129,15 +109,6 @@ def compare(chosen: Iterable[Case], repeats: int) -> dict[str, float]:
     return medians
 
 
-def load(folder: Path, config: TrialConfig, device: torch.device) -> Data:
-    """CIFAR-10 from a data folder. Raises DataError if it is missing or incomplete."""
-    with tempfile.TemporaryDirectory() as temporary:
-        storage = Storage.at(temporary)
-        storage.prepare()
-        prepare_dataset(config.dataset, folder, storage)
-        return tensors.load(config, storage, device)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exits with 1 if a table makes a student slower than allowed."""
     parser = make_parser(__doc__)
@@ -153,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(parser, options.device)
     count = options.images or IMAGES[device.type]
     config = plan_student(DATASET, SMALL, SMALL, count, options.batch_size).config
-    images = load(options.data, config, device)
+    images = load_images(options.data, config, device)
     print(describe_setup(device), end="\n\n")
     print(f"{count:,} images an epoch, in batches of {options.batch_size}.", end="\n\n")
     medians = compare(list_cases(images, config, device, options.deep), options.repeats)

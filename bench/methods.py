@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from shared.common import (
-    as_a_trial,
     build_model,
     choose_device,
     compute_ratios,
     describe_setup,
     format_spread,
+    load_images,
     make_parser,
+    make_table,
+    measure_epoch,
     measure_pairs,
     parse_positive,
     plan_student,
@@ -34,24 +35,13 @@ from shared.common import (
 )
 
 from orchestrator import losses, models
-from orchestrator.data import tensors
-from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.tensors import Data
-from orchestrator.losses.base import Shapes
-from orchestrator.records import TrialConfig, view_count
-from orchestrator.storage.layout import Storage
-from orchestrator.teachers.outputs import LiveTeacher, TableTeacher, no_teacher
+from orchestrator.execution.attempt import describe_pair
+from orchestrator.records import TrialConfig
+from orchestrator.teachers.outputs import LiveTeacher, no_teacher
 from orchestrator.training.batches import Teacher
-from orchestrator.training.loop import train
-from orchestrator.training.state import TrainingState
 
 IMAGES = {"cpu": 512, "cuda": 25_600}
-
-
-def shapes_of(model: str, classes: int) -> Shapes:
-    """What a loss with parameters is built with."""
-    widths = models.widths(model)
-    return Shapes(classes, widths.pooled, widths.maps)
 
 
 def teacher_of(method: str, images: Data, config: TrialConfig, teacher: str, device: torch.device) -> Teacher:
@@ -60,43 +50,23 @@ def teacher_of(method: str, images: Data, config: TrialConfig, teacher: str, dev
     needs = facts.needs(facts.defaults())
     if not needs:
         return no_teacher
-    if needs not in (("logits",), ("pooled",)):
+    kind = losses.find_table_output(needs)
+    if kind is None:
         return LiveTeacher(build_model(teacher, config.dataset, device).folded(), needs)
-    (kind,) = needs
-    width = images.facts.classes if kind == "logits" else models.widths(teacher).pooled
-    shape = (view_count(config.crop_padding, config.flip), len(images.train), width)
-    return TableTeacher(torch.empty(shape, dtype=torch.float16, device=device).uniform_(-1, 1), kind)
+    return make_table(images, config, device, kind, models.widths(teacher).pooled if kind == "pooled" else None)
 
 
 def speed(method: str, images: Data, config: TrialConfig, teacher: str, device: torch.device) -> float:
-    """Images a second in the second epoch; the first one is the warm-up."""
-    classes = images.facts.classes
-    shapes = shapes_of(config.student, classes), shapes_of(teacher, classes)
-    loss = losses.build(method, shapes, images.train.labels.cpu())
-    if isinstance(loss, torch.nn.Module):
-        loss.to(device)
-    with as_a_trial(device):
-        outputs = teacher_of(method, images, config, teacher, device)
-        state = TrainingState.start(build_model(config.student, config.dataset, device), loss, config)
-        epochs = train(state, images, config, outputs)
-        next(epochs)
-        return next(epochs).images_per_second
-
-
-def load(folder: Path | None, config: TrialConfig, device: torch.device) -> Data:
-    """The images of the dataset. Raises DataError where a folder does not hold them all."""
-    with tempfile.TemporaryDirectory() as scratch:
-        storage = Storage.at(scratch)
-        storage.prepare()
-        prepare_dataset(config.dataset, folder, storage)
-        return tensors.load(config, storage, device)
+    """Images a second of a method, with a fresh student and teacher."""
+    loss = losses.build(method, describe_pair(config, images.facts.classes), images.train.labels.cpu())
+    return measure_epoch(loss, images, config, teacher_of(method, images, config, teacher, device))
 
 
 def describe_teacher(method: str) -> str:
     """Where its teacher outputs come from."""
     facts = losses.get(method)
     needs = facts.needs(facts.defaults())
-    return "live" if len(needs) > 1 or "maps" in needs else "table" if needs else "none"
+    return "table" if losses.find_table_output(needs) else "live" if needs else "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(parser, options.device)
     count = options.images or min(IMAGES[device.type], 1_297 if options.dataset == "digits" else 50_000)
     config = plan_student(options.dataset, options.student, options.teacher, count, options.batch_size).config
-    images = load(options.data, config, device)
+    images = load_images(options.data, config, device)
     print(describe_setup(device), end="\n\n")
     print(f"{options.student} ← {options.teacher}, {count:,} images an epoch in batches of {options.batch_size}.\n")
     print(

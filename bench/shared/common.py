@@ -16,14 +16,23 @@ import torch
 from shared.machine import describe_machine
 
 from orchestrator import models
+from orchestrator.data import tensors
+from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
+from orchestrator.data.tensors import Data
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
+from orchestrator.losses.base import Loss
 from orchestrator.models.base import Classifier
+from orchestrator.records import TrialConfig, view_count
+from orchestrator.storage.layout import Storage
 from orchestrator.study.plan import PlannedTrial, make_plan
 from orchestrator.study.reader import load_study
+from orchestrator.teachers.outputs import TableTeacher
 from orchestrator.text import masked
+from orchestrator.training.batches import Teacher
+from orchestrator.training.loop import train
 from orchestrator.training.seeds import build_seeded
-from orchestrator.training.state import cpu_facts
+from orchestrator.training.state import TrainingState, cpu_facts
 
 TEST_IMAGES = 100  # no measurement contains a test
 
@@ -84,6 +93,38 @@ def describe_setup(device: torch.device) -> str:
     line = f"{describe_machine()}; torch uses {', '.join(capabilities)}, {torch.get_num_threads()} threads"
     gpu = f"; {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     return f"{line}; on {device.type}{gpu}"
+
+
+def load_images(folder: Path | None, config: TrialConfig, device: torch.device) -> Data:
+    """The images of a trial, from a data folder if they are not built in. Raises DataError if they are incomplete."""
+    with tempfile.TemporaryDirectory() as temporary:
+        storage = Storage.at(temporary)
+        storage.prepare()
+        prepare_dataset(config.dataset, folder, storage)
+        return tensors.load(config, storage, device)
+
+
+def make_table(
+    images: Data, config: TrialConfig, device: torch.device, kind: str = "logits", width: int | None = None
+) -> TableTeacher:
+    """Makes a table of arbitrary outputs, as wide as there are classes: their values change no lookup's time."""
+    views = view_count(config.crop_padding, config.flip)
+    shape = (views, len(images.train), width or images.facts.classes)
+    # Random and not zero: memory of zeros may be a single page, which is always in the cache.
+    return TableTeacher(torch.empty(shape, dtype=torch.float16, device=device).uniform_(-1, 1), kind)
+
+
+def measure_epoch(loss: Loss, images: Data, config: TrialConfig, outputs: Teacher) -> float:
+    """Measures kdctl's second epoch with a loss, in images a second; the first one is the warm-up."""
+    device = images.train.labels.device
+    if isinstance(loss, torch.nn.Module):
+        loss.to(device)
+    with as_a_trial(device):
+        state = TrainingState.start(build_model(config.student, config.dataset, device), loss, config)
+        # There are more epochs, so that the second one contains the preparation of the third.
+        epochs = train(state, images, config, outputs)
+        next(epochs)
+        return next(epochs).images_per_second
 
 
 def format_spread(values: Sequence[float], form: str = ",.0f") -> str:

@@ -169,7 +169,7 @@ def test_compare_ends_with_1_where_a_table_is_not_free(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(compare, "load", lambda *given: images)
+    monkeypatch.setattr(compare, "load_images", lambda *given: images)
     monkeypatch.setattr(compare, "compare", lambda *given: {compare.FREE_CASE: ratio})
     assert compare.main(["--data", "nowhere", "--device", "cpu", "--images", "20"]) == code
     assert f"costs a student {1 - ratio:.1%}" in capsys.readouterr().out
