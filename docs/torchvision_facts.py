@@ -1,4 +1,4 @@
-"""Writes models/torchvision_facts.py: what kdctl must know of torchvision's classifiers without importing torch.
+"""Writes the tables of models/torchvision_facts.py: what kdctl must know of torchvision's classifiers without torch.
 
     .venv/bin/python docs/torchvision_facts.py
 
@@ -123,48 +123,8 @@ def _list_trunk(
     return found
 
 
-HEAD = '''"""What kdctl must know of torchvision's classifiers without torch; docs/torchvision_facts.py writes it."""
-
-# fmt: off
-# ruff: noqa: E501
-
-from __future__ import annotations
-
-from typing import NamedTuple
-
-
-class Facts(NamedTuple):
-    """One network: the modules whose outputs are its maps, their widths, the pooled width, the strides of the maps.
-
-    Its operations for images of side s are `fixed` + `unit`·(s/32)², without the last linear layer; exact where 32
-    divides s. It takes images from `least` pixels on; maps of other sizes are rounded down if `rounds_down`.
-    """
-
-    paths: tuple[str, ...]
-    widths: tuple[int, ...]
-    pooled: int
-    strides: tuple[int, ...]
-    fixed: int
-    unit: int
-    least: int
-    rounds_down: bool
-
-    def multiply_adds(self, num_classes: int, side: int) -> int:
-        """The operations of one forward pass of one image."""
-        return self.fixed + self.unit * side**2 // 32**2 + self.pooled * num_classes
-
-    def sides(self, side: int) -> tuple[int, ...]:
-        """The sides of the maps; 0 for images that are too small."""
-        if side < self.least:
-            return (0,) * len(self.strides)
-        return tuple(max(1, side // stride) if self.rounds_down else -(-side // stride) for stride in self.strides)
-
-
-'''
-
-
 def main() -> None:
-    """Writes the file."""
+    """Writes the tables into the file."""
     tables: dict[str, dict[str, Facts]] = {"FACTS": {}, "FACTS_3X3": {}}
     for name in torchvision.models.list_models(module=torchvision.models):
         for table, is_small in (("FACTS", False), ("FACTS_3X3", True)):
@@ -173,7 +133,7 @@ def main() -> None:
             if facts:
                 tables[table][name] = facts
     names = torchvision.models.list_models(module=torchvision.models)
-    text = HEAD
+    text = TARGET.read_text(encoding="utf-8").partition("FACTS: ")[0]  # the class above the tables stays
     for table, found in tables.items():
         rows = "".join(f'    "{name}": Facts{tuple(facts)!r},\n'.replace("'", '"') for name, facts in found.items())
         text += f"{table}: dict[str, Facts] = {{\n{rows}}}\n"

@@ -1,4 +1,4 @@
-"""What kdctl must know of torchvision's classifiers without torch; docs/torchvision_facts.py writes it."""
+"""What kdctl must know of torchvision's classifiers without torch; docs/torchvision_facts.py writes the tables."""
 
 # fmt: off
 # ruff: noqa: E501
