@@ -42,7 +42,7 @@ def _describe_teacher(method: losses.Method) -> str:
     needs = method.needs(method.defaults())
     if not needs:
         return "none"
-    return "live" if len(needs) > 1 or "maps" in needs else "table or live"
+    return "table or live" if losses.find_table_output(needs) else "live"
 
 
 def _method_table() -> str:

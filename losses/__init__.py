@@ -539,6 +539,14 @@ def get(name: str) -> Method:
     return facts
 
 
+def find_table_output(needs: tuple[str, ...]) -> str | None:
+    """The output that a table of teacher outputs serves, `logits` or `pooled`; None where the teacher runs live.
+
+    A table holds one kind of output, and maps would be too large for it.
+    """
+    return needs[0] if len(needs) == 1 and needs[0] != "maps" else None
+
+
 def _combine(parts: Mapping[str, Method]) -> Method:
     def needs(options: Options) -> tuple[str, ...]:
         found = (output for name, part in parts.items() for output in part.needs(_options_of(name, options)))

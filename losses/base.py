@@ -90,7 +90,7 @@ class Loss(Protocol):
     ) -> LossTerms: ...
 
 
-def with_cross_entropy(student: StudentOutputs, labels: Tensor, kd: Tensor) -> LossTerms:
-    """The terms of a loss that is cross-entropy + `kd`."""
+def with_cross_entropy(student: StudentOutputs, labels: Tensor, kd: Tensor, ce_weight: float = 1.0) -> LossTerms:
+    """The terms of a loss that is ce_weight · cross-entropy + `kd`."""
     ce = F.cross_entropy(student.logits, labels)
-    return LossTerms(ce + kd, ce, kd)
+    return LossTerms(ce_weight * ce + kd if ce_weight != 1 else ce + kd, ce, kd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs
+from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs, with_cross_entropy
 from orchestrator.losses.maps import pool_to_smaller
 
 
@@ -30,8 +30,7 @@ class FitNet(nn.Module):
     def forward(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
     ) -> LossTerms:
-        ce = F.cross_entropy(student.logits, labels)
         hint = teacher.maps[self.stage]
         own, hint = pool_to_smaller(student.maps[self.stage].to(hint.dtype), hint)
         kd = self.weight * F.mse_loss(self.regressor(own), hint)
-        return LossTerms(ce + kd, ce, kd)
+        return with_cross_entropy(student, labels, kd)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-from orchestrator.losses.base import LossTerms, Progress, StudentOutputs, TeacherOutputs
+from orchestrator.losses.base import LossTerms, Progress, StudentOutputs, TeacherOutputs, with_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,11 @@ def compute_terms(
     comparison: Comparison, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
 ) -> LossTerms:
     """ce_weight · cross-entropy + what the comparison gives. The cross-entropy is always that of the raw logits."""
-    ce = F.cross_entropy(student.logits, labels)
     own, taught = student.logits, teacher.logits
     if comparison.standardize:
         own, taught = standardized(own), standardized(taught)
     kd = comparison.compare(own, taught, labels, progress)
-    return LossTerms(comparison.ce_weight * ce + kd, ce, kd)
+    return with_cross_entropy(student, labels, kd, comparison.ce_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +91,8 @@ class Logit(LogitsLoss):
     ) -> LossTerms:
         if self.match == "logits":
             return super().__call__(student, labels, teacher, progress)
-        ce = F.cross_entropy(student.logits, labels)
         kd = self.compare(student.pooled, teacher.pooled, labels, progress)
-        return LossTerms(self.ce_weight * ce + kd, ce, kd)
+        return with_cross_entropy(student, labels, kd, self.ce_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

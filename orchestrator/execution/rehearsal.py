@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from orchestrator import losses, models
 from orchestrator.data.registry import facts_of_trial
 from orchestrator.errors import KdctlError
 from orchestrator.execution.attempt import describe_pair
-from orchestrator.losses.base import Loss, LossTerms, Progress, TeacherOutputs
+from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, TeacherOutputs
 from orchestrator.models.base import Outputs
 from orchestrator.records import TrialConfig
 from orchestrator.training.batches import Batch
@@ -56,13 +57,15 @@ class _Rehearsal:
         numbers = torch.arange(_IMAGES)
         self._batch = Batch(images, labels, numbers, torch.zeros_like(numbers), numbers)
         self._progress = Progress(torch.ones(()), config.epochs)
-        self._shapes, self._outputs = None, Outputs(torch.empty(0), torch.empty(0), ())
+        self._shapes: tuple[Shapes, Shapes] | None = None
+        self._outputs: dict[str, Any] = {}  # of the teacher: those that the loss needs
         if config.teacher is not None:
             self._shapes = describe_pair(config, facts.classes)
             name = config.teacher.student
             teacher = build_seeded(lambda: models.build(name, facts.classes), 1, _CPU)
             with torch.no_grad():
-                self._outputs = teacher.eval().embed(images)
+                outputs = teacher.eval().embed(images)
+            self._outputs = {name: getattr(outputs, name) for name in self._needs}
 
     def check_terms(self) -> None:
         """The loss runs; its terms are finite, have a gradient at the student, and leave its outputs as they are."""
@@ -84,12 +87,11 @@ class _Rehearsal:
 
     def check_table(self) -> None:
         """With the float16 outputs of a table it gives nearly the same number as with those of a live teacher."""
-        if self._needs not in (("logits",), ("pooled",)):
+        if losses.find_table_output(self._needs) is None:
             return
         state = self._start()
         student = state.model.train().embed(self._batch.images)
-        (name,) = self._needs
-        rounded = {name: getattr(self._outputs, name).half().float()}
+        rounded = {name: tensor.half().float() for name, tensor in self._outputs.items()}
         table = TeacherOutputs(**rounded, index=self._batch.index)
         live = self._call(state.loss, student).total
         stored = self._start().loss(student, self._batch.labels, table, self._progress).total
@@ -126,8 +128,7 @@ class _Rehearsal:
         return loss(student, self._batch.labels, self._teacher(), self._progress)
 
     def _teacher(self) -> TeacherOutputs:
-        needed = {name: getattr(self._outputs, name) for name in self._needs}
-        return TeacherOutputs(**needed, index=self._batch.index)
+        return TeacherOutputs(**self._outputs, index=self._batch.index)
 
     def _step(self, state: TrainingState) -> None:
         state.model.train()

@@ -18,7 +18,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from orchestrator.errors import KdctlError
-from orchestrator.own_code.source import OwnCode, find_tops
+from orchestrator.own_code.source import OwnCode, find_tops, list_candidates
 
 _LOADED: dict[str, Mapping[str, str]] = {}  # package → its files
 
@@ -73,12 +73,13 @@ class _Finder(MetaPathFinder):
         files = _LOADED.get(package)
         if files is None:
             return None
-        inner = rest.replace(".", "/")
-        for file in (f"{inner}/__init__.py", f"{inner}.py"):
+        for file in list_candidates(rest):
             if file in files:
                 loader = _Loader(package, files, file)
                 return ModuleSpec(fullname, loader, origin=loader.origin, is_package=file.endswith("__init__.py"))
-        if not rest or any(file.startswith(f"{inner}/") for file in files):  # a folder without an __init__.py
+        if not rest or any(
+            file.startswith(f"{rest.replace('.', '/')}/") for file in files
+        ):  # a folder without an __init__.py
             return ModuleSpec(fullname, _Loader(package, files, ""), is_package=True)
         return None
 

@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs
+from orchestrator.losses.base import (
+    Loss,
+    LossTerms,
+    Progress,
+    Shapes,
+    StudentOutputs,
+    TeacherOutputs,
+    with_cross_entropy,
+)
 from orchestrator.own_code.loading import OwnCodeError, guard, load
 from orchestrator.own_code.signature import LossSignature
 from orchestrator.own_code.source import OwnCode
@@ -24,33 +31,17 @@ def build_loss(code: OwnCode, signature: LossSignature, shapes: Sequence[Shapes]
     found = load(code)
     if signature.is_function:
         return _OwnLoss(code, partial(found, **options))
-    loss = guard(code, lambda: found(*shapes, **options))
-    return _OwnModule(code, loss) if isinstance(loss, nn.Module) else _OwnLoss(code, loss)
+    return _OwnLoss(code, guard(code, lambda: found(*shapes, **options)))
 
 
-class _OwnLoss:
-    """A loss without parameters."""
+class _OwnLoss(nn.Module):
+    """Calls a user's loss, which a checkpoint keeps if it is a module: it is registered then, as any attribute is."""
 
-    def __init__(self, code: OwnCode, loss: Any) -> None:
-        self._code = code
-        self._loss = loss
-        self.ce_weight = float(getattr(loss, "ce_weight", 1.0))
-
-    def __call__(
-        self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
-    ) -> LossTerms:
-        found = guard(self._code, lambda: self._loss(student, labels, teacher, progress))
-        return _read_terms(self._code, found, student, labels, self.ce_weight)
-
-
-class _OwnModule(nn.Module):
-    """A loss with parameters, which a checkpoint keeps."""
-
-    def __init__(self, code: OwnCode, loss: nn.Module) -> None:
+    def __init__(self, code: OwnCode, own: Any) -> None:
         super().__init__()
         self._code = code
-        self.own = loss
-        self.ce_weight = float(getattr(loss, "ce_weight", 1.0))
+        self.own = own
+        self.ce_weight = float(getattr(own, "ce_weight", 1.0))
 
     def forward(
         self, student: StudentOutputs, labels: Tensor, teacher: TeacherOutputs, progress: Progress
@@ -63,8 +54,7 @@ def _read_terms(code: OwnCode, found: Any, student: StudentOutputs, labels: Tens
     """What a loss returned: a scalar is the distillation term, to which the cross-entropy is added."""
     if isinstance(found, Tensor):
         _check_scalar(code, found)
-        ce = F.cross_entropy(student.logits, labels)
-        return LossTerms(ce_weight * ce + found, ce, found)
+        return with_cross_entropy(student, labels, found, ce_weight)
     if isinstance(found, tuple) and len(found) == 3 and all(isinstance(term, Tensor) for term in found):
         for term in found:
             _check_scalar(code, term)

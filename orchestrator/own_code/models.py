@@ -62,16 +62,14 @@ class _OwnClassifier(Classifier):
         was_training = self.own.training
         outputs = self.eval().embed(torch.zeros(2, 3, _SIDE, _SIDE))
         self.train(was_training)
-        for name, tensor, expected in (
-            ("logits", outputs.logits, f"[2, {self._classes}]"),
-            ("pooled features", outputs.pooled, "[2, F]"),
-        ):
-            is_right = tensor.dim() == 2 and (name != "logits" or tensor.shape == (2, self._classes))
-            if not is_right:
-                raise self._error(f"gives {name} of shape {list(tensor.shape)} for 2 images; expected {expected}")
+        logits, pooled = outputs.logits.shape, outputs.pooled.shape
+        if logits != (2, self._classes):
+            raise self._error(f"gives logits of shape {list(logits)} for 2 images; expected [2, {self._classes}]")
+        if len(pooled) != 2:
+            raise self._error(f"gives pooled features of shape {list(pooled)} for 2 images; expected [2, F]")
         if any(tensor.dim() != 4 for tensor in outputs.maps):
             raise self._error("gives maps that are not of shape [B, C, H, W]")
-        return Widths(tuple(tensor.shape[1] for tensor in outputs.maps), outputs.pooled.shape[1])
+        return Widths(tuple(tensor.shape[1] for tensor in outputs.maps), pooled[1])
 
     def _error(self, message: str) -> OwnCodeError:
         return OwnCodeError(f"{self._code.file}: the model of {self._code.attribute} {message}")

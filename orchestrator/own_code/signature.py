@@ -35,8 +35,8 @@ def read_loss(code: OwnCode) -> LossSignature:
     """The signature of a loss. Raises ValueError where kdctl could not call it."""
     tree = parse(code.text, code.file)
     found = _find(code, tree)
-    function = found if isinstance(found, ast.FunctionDef) else _find_init(found)
-    required = _required(function, skip_self=isinstance(found, ast.ClassDef)) if function else ()
+    function = _find_function(found)
+    required = _list_required(found)
     is_function = isinstance(found, ast.FunctionDef) and required == _CALL
     if not is_function and required not in ((), _SHAPES):
         raise ValueError(
@@ -51,8 +51,7 @@ def read_loss(code: OwnCode) -> LossSignature:
 def check_model(code: OwnCode) -> None:
     """Raises ValueError where kdctl could not build a model with the code: it is called with the number of classes."""
     found = _find(code, parse(code.text, code.file))
-    function = found if isinstance(found, ast.FunctionDef) else _find_init(found)
-    required = _required(function, skip_self=isinstance(found, ast.ClassDef)) if function else ()
+    required = _list_required(found)
     if len(required) != 1:
         listed = ", ".join(required) or "nothing"
         raise ValueError(
@@ -75,18 +74,24 @@ def _find(code: OwnCode, tree: ast.Module) -> Definition:
     )
 
 
-def _find_init(found: Definition) -> ast.FunctionDef | None:
+def _find_function(found: Definition) -> ast.FunctionDef | None:
+    """The function that is called: a class's `__init__`, if it has one."""
+    if isinstance(found, ast.FunctionDef):
+        return found
     inits = (node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     return next(inits, None)
 
 
-def _required(function: ast.FunctionDef, *, skip_self: bool) -> tuple[str, ...]:
-    """The parameters without a default."""
+def _list_required(found: Definition) -> tuple[str, ...]:
+    """The parameters without a default that a caller gives."""
+    function = _find_function(found)
+    if function is None:
+        return ()
     arguments = function.args
     positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
     without = positional[: len(positional) - len(arguments.defaults)]
     keywords = [a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if not default]
-    return (*without[1 if skip_self else 0 :], *keywords)
+    return (*without[1 if isinstance(found, ast.ClassDef) else 0 :], *keywords)
 
 
 def _read_options(code: OwnCode, function: ast.FunctionDef) -> Iterator[tuple[str, Option]]:

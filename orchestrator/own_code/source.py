@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -153,11 +154,14 @@ def _prefixes(name: str) -> Iterator[str]:
 
 def _resolve(folder: Path, name: str) -> Iterator[str]:
     """The file of the folder that a dotted name imports: a module, or the `__init__.py` of a package."""
+    found = (path for path in list_candidates(name) if (folder / path).is_file())
+    yield from itertools.islice(found, 1)
+
+
+def list_candidates(name: str) -> tuple[str, str]:
+    """The files that a dotted name may import, the first of which counts: a package, or a module."""
     path = name.replace(".", "/")
-    for candidate in (f"{path}/__init__.py", f"{path}.py"):
-        if (folder / candidate).is_file():
-            yield candidate
-            return
+    return f"{path}/__init__.py", f"{path}.py"
 
 
 def find_tops(files: Mapping[str, str]) -> frozenset[str]:

@@ -373,12 +373,12 @@ def _find_table_key(config: TrialConfig, teacher_id: str | None) -> TableKey | N
     """The table that this trial could use; None where no table is possible."""
     if teacher_id is None:
         return None
-    needs = losses.get(config.method).needs(dict(config.options))
-    if len(needs) != 1 or needs[0] == "maps":
+    output = losses.find_table_output(losses.get(config.method).needs(dict(config.options)))
+    if output is None:
         return None
     facts = facts_of_trial(config)
     images = (config.limit_train or facts.train) - config.holdout
-    return TableKey(teacher_id, needs[0], config.crop_padding, config.flip, images, config.padding)
+    return TableKey(teacher_id, output, config.crop_padding, config.flip, images, config.padding)
 
 
 def _decide_teacher_mode(
