@@ -539,6 +539,17 @@ def get(name: str) -> Method:
     return facts
 
 
+def find_builtin_options(method: str) -> Mapping[str, Option]:
+    """The options of a method, or of each that is combined, by their names in a config.
+
+    Those of a user's own loss are left out: what is known of them depends on which files were read.
+    """
+    if JOIN not in method:
+        return METHODS[method].options if method in METHODS else {}
+    parts = [part for part in method.split(JOIN) if part in METHODS]
+    return {f"{part}.{name}": option for part in parts for name, option in METHODS[part].options.items()}
+
+
 def find_table_output(needs: tuple[str, ...]) -> str | None:
     """The output that a table of teacher outputs serves, `logits` or `pooled`; None where the teacher runs live.
 

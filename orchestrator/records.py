@@ -138,13 +138,10 @@ def _options_in_id(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     All options of a user's own loss are part of it, so that an id never depends on which files were read.
     """
+    known, always = losses.find_builtin_options(method), _OPTIONS_OF_VERSION_2.get(method, ())
     found = {}
     for name, value in options.items():
-        owner, _, option = name.rpartition(".")  # of a method that is combined with others
-        owner = owner or method
-        known = losses.METHODS[owner].options.get(option) if owner in losses.METHODS else None
-        is_old = owner == method and option in _OPTIONS_OF_VERSION_2.get(owner, ())
-        if is_old or known is None or value != known.default:
+        if name in always or name not in known or value != known[name].default:
             found[name] = value
     return found
 

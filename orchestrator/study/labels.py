@@ -120,12 +120,13 @@ def _format_members(recipe: Mapping[str, Any], student: Mapping[str, Any], names
 
 
 def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
-    facts = losses.find(method)
-    given = {**(facts.defaults() if facts else {}), **_drop_none(recipe.get("options") or {})}
-    options = {fields.name_option(method, name): value for name, value in given.items()}
-    defaults = {fields.name_option(method, name): value for name, value in facts.defaults().items()} if facts else {}
-    yield from _format_differences(options, defaults, defaults)
-    yield from _format_unknown(options, defaults, "options.")
+    """The options that are not at their defaults, and all options of a user's own loss: its file is not read here."""
+    known, given = losses.find_builtin_options(method), _drop_none(recipe.get("options") or {})
+    changed = [name for name in known if name in given and given[name] != known[name].default]
+    for name in (*changed, *sorted(given.keys() - known.keys())):
+        owner = name.rpartition(".")[0] or method
+        prefix = "" if name in known or ":" in owner else "options."
+        yield f"{prefix}{fields.name_option(method, name)}={_format(given[name])}"
 
 
 def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any], names_chain: bool) -> Iterator[str]:

@@ -101,7 +101,7 @@ def test_a_loss_of_the_user_is_a_method_with_options(folder: Path) -> None:
     assert dict(found[2].options)["my_loss:mine.weight"] == 3.0
     digest = plan.own_code["my_loss:mine"].digest
     assert all(config.own_code == (("my_loss:mine", digest),) for config in found)
-    assert labels.of_config(found[0]) == f"my_loss:mine code={digest}"
+    assert labels.of_config(found[0]) == f"my_loss:mine weight=1 code={digest}"
     assert losses.get("my_loss:mine").needs({}) == ("logits",)
 
 
@@ -123,6 +123,14 @@ def test_an_id_does_not_depend_on_what_is_registered(folder: Path, monkeypatch: 
     before = config.trial_id()
     monkeypatch.delitem(losses.OWN, "my_loss:mine")
     assert config.trial_id() == before
+
+
+def test_a_label_does_not_depend_on_what_is_registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = students(plan_of(folder, "[./my_loss.py:mine, {./my_loss.py:mine: {weight: 2}, dkd: {beta: 2}}]"))
+    before = [labels.of_config(config) for config in found]
+    monkeypatch.delitem(losses.OWN, "my_loss:mine")
+    assert [labels.of_config(config) for config in found] == before
+    assert before[1].startswith("dkd+my_loss:mine dkd.beta=2 my_loss:mine.weight=2 code=")
 
 
 def test_a_stored_plan_holds_no_code(folder: Path) -> None:
