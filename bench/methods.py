@@ -37,6 +37,7 @@ from shared.common import (
 from orchestrator import losses, models
 from orchestrator.data.tensors import Data
 from orchestrator.execution.attempt import describe_pair
+from orchestrator.models.base import Classifier
 from orchestrator.records import TrialConfig
 from orchestrator.teachers.outputs import LiveTeacher, no_teacher
 from orchestrator.training.batches import Teacher
@@ -52,8 +53,19 @@ def teacher_of(method: str, images: Data, config: TrialConfig, teacher: str, dev
         return no_teacher
     kind = losses.find_table_output(needs)
     if kind is None:
-        return LiveTeacher(build_model(teacher, config.dataset, device).folded(), needs)
+        return LiveTeacher(_calibrate(build_model(teacher, config.dataset, device), images).folded(), needs)
     return make_table(images, config, device, kind, models.widths(teacher).pooled if kind == "pooled" else None)
+
+
+@torch.no_grad()
+def _calibrate(model: Classifier, images: Data) -> Classifier:
+    """Gives batch norms the statistics of noise: with those of an untrained model, deep features overflow."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    side = images.facts.side
+    model.train().embed(torch.randn(64, 3, side, side, device=images.train.labels.device))
+    return model.eval()
 
 
 def speed(method: str, images: Data, config: TrialConfig, teacher: str, device: torch.device) -> float:

@@ -20,6 +20,8 @@ from orchestrator.training.schedules import SCHEDULES, ScheduleFacts
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/columns.md", "docs/commands.md", "docs/data.md", "docs/methods.md", "docs/monitoring.md")
 SCHEMA = "docs/study.schema.json"
+COSTS = "docs/performance.md"
+_SECTION = "performance.md#what-a-method-costs"
 _BLOCK = re.compile(r"(<!-- printed: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -69,10 +71,18 @@ def _describe_method(name: str, method: losses.Method) -> str:
     needs = " and ".join(method.needs(method.defaults()))
     teacher = f"{needs}, {_describe_teacher(method)}" if needs else "none"
     lines = [f"- Teacher: {teacher}", f"- Trained parameters of its own: {'yes' if method.has_parameters else 'no'}"]
+    lines += _describe_cost(name)
     lines.append(f"- Source: {method.source}")
     if method.variant:
         lines.append(f"- Paper and code: {method.variant}")
     return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _describe_cost(name: str) -> Iterator[str]:
+    """The measured speed of a method, which bench/methods.py printed into docs/performance.md; none for `base`."""
+    row = re.search(rf"^\| {name} \| (table|live) .*\| ([\d.]+) \[", (ROOT / COSTS).read_text(), re.MULTILINE)
+    if row:
+        yield f"- Cost: {row[2]} times the speed of `base` ({row[1]}), as measured in [performance.md]({_SECTION})"
 
 
 def _describe_values(key: Key) -> str:

@@ -437,6 +437,20 @@ METHODS: Mapping[str, Method] = {
         variant="kdctl follows the published code, but draws the negatives of an image with replacement, which leaves "
         "the expected loss unchanged.",
     ),
+    "simkd": Method(
+        "orchestrator.losses.simkd:SimKD",
+        "cross-entropy + squared difference of the pooled features, the student's through a trained projector "
+        "(arXiv 2203.14001)",
+        {"weight": Option(1.0, "weight of the difference")},
+        _needs_pooled,
+        has_parameters=True,
+        formula="CE(z, y) + weight * mean of (P(student's pooled features) - teacher's pooled features)^2\n"
+        "P = three times ReLU(BatchNorm(linear layer)), trained: to half the teacher's width, half, and all of it",
+        source="arXiv 2203.14001",
+        variant="kdctl has the feature term alone. The paper compares the maps before pooling, leaves out the "
+        "cross-entropy, and then classifies with the projector and the teacher's last layer; here the student keeps a "
+        "last layer of its own, and is as large as without a teacher.",
+    ),
     "at": Method(
         "orchestrator.losses.maps:AttentionTransfer",
         "cross-entropy + squared difference of every stage's attention maps (arXiv 1612.03928)",

@@ -16,7 +16,7 @@ from orchestrator.catalog import integrity
 from orchestrator.catalog.edits import describe_edits
 from orchestrator.cluster.launch_supervisor import end_in_time, is_supervised
 from orchestrator.cluster.signals import handle_stops
-from orchestrator.data.registry import FolderDataset
+from orchestrator.data.registry import OwnDataset
 from orchestrator.errors import Interrupted, StorageError
 from orchestrator.machine import paths
 from orchestrator.monitor.events import Event, EventKind, EventListener
@@ -66,7 +66,7 @@ def plan_study(
     The file is not read if its `text` is given. `on_note` is as for `load_study`.
     """
     opened_storage = Storage.at(storage)
-    plan = make_plan(load_study(study_file, settings, text, open_weights=True, on_note=on_note))
+    plan = make_plan(load_study(study_file, settings, text, open_inputs=True, on_note=on_note))
     if warning := stored_studies.warn_of_other_file(opened_storage, plan):
         plan = replace(plan, warnings=(*plan.warnings, warning))
     trial_ids = [trial.trial_id for trial in plan.trials]  # a storage may hold many other studies
@@ -104,7 +104,10 @@ def launch(
     options = chosen.select_options({"address": address, "dashboard": dashboard})
     on_event = one_at_a_time(with_precision(on_event or Lines()))
     opened_storage = Storage.at(storage)
-    plan, damaged = _drop_damaged(plan_study(study_file, storage, settings, text), opened_storage)
+    plan, damaged = _drop_damaged(
+        plan_study(study_file, storage, settings, text, lambda note: on_event(Event(EventKind.NOTE, note))),
+        opened_storage,
+    )
     to_do = _select_trials(plan, skip_failed=skip_failed)
     launched = Launch.of(plan, to_do, since, settings, paths.local(data, "data folder"), name)
     on_event(event := start_event(plan, launched))
@@ -226,7 +229,7 @@ def _stop(work: Workload, on_event: EventListener, signal: str) -> None:
         end_in_time()
 
 
-def _find_datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | FolderDataset]:
+def _find_datasets(plan: Plan, to_do: Sequence[PlannedTrial]) -> dict[str, str | OwnDataset]:
     """The datasets of the given trials, by their names in rows."""
     configs = [trial.config for trial in to_do]
     return {c.dataset: plan.folders[c.folder.digest] if c.folder else c.dataset for c in configs}

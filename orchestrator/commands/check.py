@@ -45,7 +45,7 @@ def check(file: str, settings: Sequence[str], as_json: bool) -> None:
     from orchestrator.study.reader import load_study
 
     try:
-        study = load_study(file, settings, open_weights=True, on_note=note)
+        study = load_study(file, settings, open_inputs=True, on_note=note)
         plan = make_plan(study)
         if faults := _rehearse(plan):
             raise StudyError(faults)

@@ -8,9 +8,7 @@ part of the config of every trial on them.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from orchestrator import codec
+from orchestrator.data import measurements
 from orchestrator.data.registry import FolderDataset
-from orchestrator.dataset import Dataset
-from orchestrator.errors import DataError, KdctlError
-from orchestrator.machine import folders
+from orchestrator.errors import DataError
 from orchestrator.text import printable
 
 if TYPE_CHECKING:  # NumPy and Pillow are loaded where images are read, not where a stored measurement is
@@ -34,10 +30,7 @@ _OTHER_IMAGES = (  # refused by name, as their owner would miss them in the data
 )  # fmt: skip
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}  # the first that exists is read
 _EXPECTED = "expected train/CLASS/*.png and test/CLASS/*.png (or val for test) in it, a folder for each class"
-_MOST_BYTES = 16 << 30  # of all pixels, which are in memory at the same time
-_FORMAT = 1  # of a stored measurement; raise it when the same files would be measured differently
 _MIN_AGE = 2.0  # seconds after the last change of a file; from then on another change gets another file time
-_NAME_LENGTH = 40
 
 Progress: TypeAlias = Callable[[int, int], None]  # images read, of how many
 
@@ -46,7 +39,6 @@ Progress: TypeAlias = Callable[[int, int], None]  # images read, of how many
 class _Listing:
     """The files of a folder by split, each with the number of its class; `digest` changes with any of the files."""
 
-    classes: int
     files: dict[str, list[tuple[Path, int]]]
     digest: str
     changed: float  # the time of the latest change; seconds since the epoch
@@ -59,13 +51,13 @@ def measure(path: Path, size: int | None, progress: Progress = lambda done, of: 
     with another structure, and for an image that cannot be used.
     """
     listing = _list(path)
-    kept = _locate_measurement(path, size)
-    facts = _load_measurement(kept, listing)
+    kept = measurements.locate(path, size)
+    facts = measurements.load(kept, listing.digest)
     if facts is None:
-        facts = _measure_splits(_read(path, listing, size, progress), listing.classes)
-        if kept and time.time() - listing.changed > _MIN_AGE:
-            _save_measurement(kept, listing, facts)
-    return FolderDataset(str(path), size, f"{_simplify_name(path)}-{facts.digest[:8]}", facts)
+        facts = measurements.measure(_read(path, listing, size, progress))
+        if time.time() - listing.changed > _MIN_AGE:
+            measurements.save(kept, listing.digest, facts)
+    return FolderDataset(str(path), measurements.name_images(path.resolve().name, facts), facts, size)
 
 
 def read(dataset: FolderDataset) -> Splits:
@@ -73,21 +65,12 @@ def read(dataset: FolderDataset) -> Splits:
     path = Path(dataset.path)
     listing = _list(path)
     splits = _read(path, listing, dataset.size)
-    if (facts := _measure_splits(splits, listing.classes)) != dataset.facts:
-        raise DataError(
-            f"{_escape(path)}: its images changed after they were measured: found digest {facts.digest}, expected "
-            f"{dataset.facts.digest}; launch again, which measures them again"
-        )
+    measurements.check(_escape(path), splits, dataset.facts)
     return splits
 
 
 def _escape(path: Path) -> str:
     return printable(str(path))
-
-
-def _simplify_name(path: Path) -> str:
-    """The folder's name with only characters that are safe in a column, a label and a file name."""
-    return re.sub(r"[^\w-]+", "-", path.resolve().name).strip("-")[:_NAME_LENGTH] or "images"
 
 
 # The list of files.
@@ -126,7 +109,7 @@ def _list_splits(path: Path) -> _Listing:
         only = {split: sorted(set(named[split]) - set(named[other])) for split, other in _PAIRS}
         differing = ", ".join(f"{_describe_folders(names)} only in {split}" for split, names in only.items() if names)
         raise DataError(f"{_escape(path)}: its splits have different classes: {differing}; give both the same folders")
-    return _Listing(len(named["train"]), files, *_digest_files(path, files))
+    return _Listing(files, *_digest_files(path, files))
 
 
 _PAIRS = (("train", "test"), ("test", "train"))
@@ -177,9 +160,6 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-# Stored measurements.
-
-
 def _digest_files(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple[str, float]:
     sha, changed = hashlib.sha256(), 0.0
     for split, found in files.items():
@@ -189,33 +169,6 @@ def _digest_files(path: Path, files: dict[str, list[tuple[Path, int]]]) -> tuple
             entry = (split, number, str(file.relative_to(path)), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             sha.update(repr(entry).encode(errors="surrogateescape"))
     return sha.hexdigest(), changed
-
-
-def _locate_measurement(path: Path, size: int | None) -> Path | None:
-    try:
-        own = folders.own()
-    except KdctlError:  # there is nowhere to store a measurement
-        return None
-    name = hashlib.sha256(repr((_FORMAT, str(path.resolve()), size)).encode(errors="surrogateescape")).hexdigest()
-    return own / "image-folders" / f"{name[:32]}.json"
-
-
-def _load_measurement(kept: Path | None, listing: _Listing) -> Dataset | None:
-    try:
-        data = json.loads(kept.read_bytes()) if kept else {}
-        return codec.decode(Dataset, data["facts"]) if data["files"] == listing.digest else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _save_measurement(kept: Path, listing: _Listing, facts: Dataset) -> None:
-    part = kept.with_suffix(f".{os.getpid()}")
-    try:
-        folders.make(kept.parent)
-        part.write_text(json.dumps({"files": listing.digest, "facts": codec.encode(facts)}), encoding="utf-8")
-        part.replace(kept)
-    except OSError:  # the images are measured again next time
-        part.unlink(missing_ok=True)
 
 
 # The content of the images.
@@ -239,11 +192,7 @@ def _read(path: Path, listing: _Listing, size: int | None, progress: Progress = 
                     f"{_escape(file)} is {len(image)}×{len(image)}; {_advise_size(side)}"
                 )
             if pixels is None:
-                if total * side * side * 3 > _MOST_BYTES:
-                    raise DataError(
-                        f"{_escape(path)}: {total:,} images of {side}×{side} take more than {_MOST_BYTES >> 30} GiB of "
-                        f"memory; {_advise_size(64)}"
-                    )
+                measurements.check_size(_escape(path), total, side, _advise_size(64))
                 pixels = np.empty((len(files), side, side, 3), np.uint8)
             pixels[index] = image
             progress(done := done + 1, total)
@@ -279,33 +228,3 @@ def _decode_all(files: Sequence[Path], size: int | None) -> Iterator[tuple[Path,
 
 
 _BATCH = 256  # images that are decoded at a time, so that few wait in memory
-
-
-def _measure_splits(splits: Splits, classes: int) -> Dataset:
-    from orchestrator.data import order
-
-    pixels, _ = splits["train"]
-    test, _ = splits["test"]
-    mean, std = _compute_statistics(pixels)
-    return Dataset(classes, len(pixels), len(test), pixels.shape[1], mean, std, order.digest(splits))
-
-
-def _compute_statistics(pixels: Pixels) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of each channel, of pixels scaled to 0..1, to four digits.
-
-    Computed with integers, so that they are the same on every machine. A channel without contrast gets deviation 1.
-    """
-    import numpy as np
-
-    counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(pixels), _BATCH):
-        part = pixels[start : start + _BATCH].reshape(-1, 3)
-        counts += np.stack([np.bincount(part[:, channel], minlength=256) for channel in range(3)])
-    means, stds = [], []
-    for own in counts.tolist():
-        number = sum(own)
-        total, squares = (sum(count * value**power for value, count in enumerate(own)) for power in (1, 2))
-        means.append(round(total / number / 255, 4))
-        variance = (squares * number - total * total) / number**2
-        stds.append(round(variance**0.5 / 255, 4) or 1.0)
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from orchestrator.data import folder as image_folder
-from orchestrator.data.registry import DATASETS, FolderDataset
+from orchestrator.data.registry import DATASETS, OwnDataset
 from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError
 from orchestrator.records import TrialConfig
@@ -25,24 +24,24 @@ def prepared_file(config: TrialConfig, storage: Storage) -> str:
 
 
 def _name_file(name: str, folder: Dataset | None, storage: Storage) -> str:
-    if folder:  # equal images share one file, whatever the names of their folders
+    if folder:  # equal images share one file, whatever they were read from
         return storage.dataset("folder", folder.digest)
     return storage.dataset(name, DATASETS[name].digest)
 
 
-def _file_of(dataset: str | FolderDataset, storage: Storage) -> str:
+def _file_of(dataset: str | OwnDataset, storage: Storage) -> str:
     if isinstance(dataset, str):
         return _name_file(dataset, None, storage)
     return _name_file("", dataset.facts, storage)
 
 
-def is_prepared(dataset: str | FolderDataset, storage: Storage) -> bool:
+def is_prepared(dataset: str | OwnDataset, storage: Storage) -> bool:
     """Whether a dataset is in the storage, so that `prepare_dataset` has nothing to do."""
     return storage.backend.stat(_file_of(dataset, storage)) is not None
 
 
 def prepare_dataset(
-    dataset: str | FolderDataset,
+    dataset: str | OwnDataset,
     data: Path | None,
     storage: Storage,
     while_waiting: Callable[[], None] = lambda: None,
@@ -60,8 +59,8 @@ def prepare_dataset(
     with wait_for(storage, f"dataset-{name}", while_waiting):
         if storage.backend.stat(target):
             return
-        if isinstance(dataset, FolderDataset):
-            splits = image_folder.read(dataset)
+        if isinstance(dataset, OwnDataset):
+            splits = dataset.read()
         else:
             splits = DATASETS[dataset].load_reader().read(dataset, data)
         tensors: dict[str, NDArray[Any]] = {}
@@ -81,5 +80,5 @@ def require_prepared(config: TrialConfig, storage: Storage) -> None:
     elif storage.backend.stat(prepared_file(config, storage)) is None:
         raise DataError(
             f"the images of {config.dataset} are not in {storage.backend.describe('')}; launch a study that names "
-            "their folder, which prepares them"
+            "their folder or file, which prepares them"
         )

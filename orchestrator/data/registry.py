@@ -1,7 +1,8 @@
 """The datasets that a study file can name: facts alone, readable without importing torch.
 
 To add one, write a module with the two functions of `Reader` and an entry of `DATASETS`; messages, help texts,
-`kdctl doctor` and `kdctl init` follow from that. A user's own images need neither, see `folder`.
+`kdctl doctor` and `kdctl init` follow from that. A user's own images need neither, see `folder` and
+`own_code.datasets`.
 """
 
 from __future__ import annotations
@@ -157,25 +158,48 @@ DATASETS: Mapping[str, NamedDataset] = {
 
 
 @dataclass(frozen=True, slots=True)
-class FolderDataset:
-    """A user's own images, as they were measured: `dataset: {folder: PATH, size: N}` of a study file.
+class OwnDataset:
+    """A user's own images, as they were measured; `path` is what they are read from.
 
-    `name` is for people: the name of the folder, and the first digits of the digest, which distinguish folders of the
-    same name. The path is not compared: equal images are one dataset, wherever they are.
+    `name` is for people: the name of the folder or file, and the first digits of the digest, which distinguish images
+    of the same name. The path is not compared: equal images are one dataset, wherever they are.
     """
 
     path: str = field(compare=False)
-    size: int | None = field(compare=False)
     name: str
     facts: Dataset
 
     def __str__(self) -> str:
         return self.name
 
+    def read(self) -> Splits:
+        """Reads the images, in canonical order. Raises DataError, also if they are not those that were measured."""
+        raise NotImplementedError
 
-def facts_of(dataset: str | FolderDataset) -> Dataset:
-    """The facts of a dataset, whether it has a name or is a folder."""
-    return dataset.facts if isinstance(dataset, FolderDataset) else DATASETS[dataset]
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        return {"path": self.path, "name": self.name, "facts": codec.encode(self.facts)}
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDataset(OwnDataset):
+    """The images in a folder: `dataset: {folder: PATH, size: N}` of a study file."""
+
+    size: int | None = field(compare=False)
+
+    def read(self) -> Splits:
+        from orchestrator.data import folder
+
+        return folder.read(self)
+
+    def to_json(self) -> dict[str, Any]:
+        own = OwnDataset.to_json(self)
+        return {"path": own.pop("path"), "size": self.size, **own}
+
+
+def facts_of(dataset: str | OwnDataset) -> Dataset:
+    """The facts of a dataset, whether it has a name or is the user's own."""
+    return dataset.facts if isinstance(dataset, OwnDataset) else DATASETS[dataset]
 
 
 def facts_of_trial(config: TrialConfig) -> Dataset:

@@ -18,6 +18,7 @@ from orchestrator.data.registry import facts_of_trial
 from orchestrator.errors import KdctlError
 from orchestrator.execution.attempt import describe_pair
 from orchestrator.losses.base import Loss, LossTerms, Progress, Shapes, TeacherOutputs
+from orchestrator.machine.streams import reserved_stdout
 from orchestrator.models.base import Outputs
 from orchestrator.records import TrialConfig
 from orchestrator.training.batches import Batch
@@ -39,7 +40,7 @@ def rehearse(config: TrialConfig) -> None:
     checkpoint continues with the same numbers. The models have random weights. On a system with SIGALRM a loss that
     takes longer than a minute is a mistake too.
     """
-    with _time_limit(config.method):
+    with _time_limit(config.method), reserved_stdout():  # what the user's code prints is no output of a command
         trial = _Rehearsal(replace(config, precision="float32"))
         trial.check_terms()
         trial.check_resuming()

@@ -1,4 +1,5 @@
-"""A user's own losses and models in Python files: which files belong together, which options they have, how they load.
+"""A user's own losses, models and datasets in Python files: which files belong together, which options they have, how
+they load.
 
-`source` and `signature` read such files without running them. Imports only the base layer. Start with `source`.
+`source` and `signature` read such files without running them. Imports `data` and the layers below. Start with `source`.
 """

@@ -13,21 +13,21 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any
 
 from orchestrator.errors import KdctlError
 from orchestrator.own_code.source import OwnCode, find_tops, list_candidates
 
-_LOADED: dict[str, Mapping[str, str]] = {}  # package → its files
+_LOADED: dict[str, OwnCode] = {}  # by their packages
 
 
 def load(code: OwnCode) -> Any:
     """The class or function that the code names. Raises OwnCodeError with the user's own line."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _LOADED[code.package] = dict(code.files)
+    _LOADED[code.package] = code
     module = PurePosixPath(code.file).stem
     found = guard(code, lambda: importlib.import_module(f"{code.package}.{module}"))
     return getattr(found, code.attribute)
@@ -70,28 +70,29 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, rest = fullname.partition(".")
-        files = _LOADED.get(package)
-        if files is None:
+        code = _LOADED.get(package)
+        if code is None:
             return None
+        files = dict(code.files)
         for file in list_candidates(rest):
             if file in files:
-                loader = _Loader(package, files, file)
+                loader = _Loader(code, files, file)
                 return ModuleSpec(fullname, loader, origin=loader.origin, is_package=file.endswith("__init__.py"))
         if not rest or any(
             file.startswith(f"{rest.replace('.', '/')}/") for file in files
         ):  # a folder without an __init__.py
-            return ModuleSpec(fullname, _Loader(package, files, ""), is_package=True)
+            return ModuleSpec(fullname, _Loader(code, files, ""), is_package=True)
         return None
 
 
 class _Loader(InspectLoader):
     """Runs one file of loaded code as a module; "" stands for a folder without an `__init__.py`."""
 
-    def __init__(self, package: str, files: Mapping[str, str], file: str) -> None:
-        self._package = package
+    def __init__(self, code: OwnCode, files: Mapping[str, str], file: str) -> None:
+        self._code = code
         self._files = files
         self._file = file
-        self.origin = f"{package}/{file}"
+        self.origin = f"{code.package}/{file}"
 
     def get_source(self, fullname: str) -> str:
         """The text, which tracebacks and `inspect` show."""
@@ -103,8 +104,9 @@ class _Loader(InspectLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Runs the module, with an import of its own."""
-        module.__file__ = self.origin
-        own = {**vars(builtins), "__import__": _make_import(self._package, find_tops(self._files))}
+        # The code of a dataset finds its images by the folder that it is in; on a worker there is no such folder.
+        module.__file__ = str(Path(self._code.folder, self._file)) if self._code.folder else self.origin
+        own = {**vars(builtins), "__import__": _make_import(self._code.package, find_tops(self._files))}
         module.__dict__["__builtins__"] = own
         super().exec_module(module)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import losses, models
 from orchestrator.models.family import Widths
-from orchestrator.own_code.signature import LossSignature, check_model, read_loss
+from orchestrator.own_code.signature import LossSignature, check_parameter, read_loss
 from orchestrator.own_code.source import CodeKind, OwnCode
 
 if TYPE_CHECKING:
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 
 def register(codes: Iterable[OwnCode]) -> None:
-    """Makes losses and models known under their names, the latest version of each.
+    """Makes losses and models known under their names, the latest version of each; a dataset is only checked.
 
     Raises ValueError where kdctl could not call them, see `signature`.
     """
     for code in codes:
+        if code.kind is not CodeKind.LOSS:
+            check_parameter(code)
         if code.kind is CodeKind.MODEL:
-            check_model(code)
             widths = lru_cache(partial(_measure, code))
             models.OWN[code.name] = models.describe_own(code.name, partial(_build_model, code), widths)
-        else:
+        elif code.kind is CodeKind.LOSS:
             losses.OWN[code.name] = _describe_loss(code, read_loss(code))
 
 

@@ -1,4 +1,4 @@
-"""What a user's loss or model declares in its signature, read from its syntax tree: options, needs, parameters."""
+"""What a user's loss, model or dataset declares in its signature, read from its syntax tree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.losses import Option
-from orchestrator.own_code.source import OwnCode, parse
+from orchestrator.own_code.source import CodeKind, OwnCode, parse
 
 _CALL = ("student", "labels", "teacher", "progress")
 _SHAPES = ("student", "teacher")
@@ -48,15 +48,21 @@ def read_loss(code: OwnCode) -> LossSignature:
     return LossSignature(is_function, required == _SHAPES, _read_needs(code, tree, found), options)
 
 
-def check_model(code: OwnCode) -> None:
-    """Raises ValueError where kdctl could not build a model with the code: it is called with the number of classes."""
+_PARAMETERS = {
+    CodeKind.MODEL: ("the number of classes", "def build(num_classes):"),
+    CodeKind.DATASET: ("the split, `train` or `test`", "def load(split):"),
+}
+
+
+def check_parameter(code: OwnCode) -> None:
+    """Raises ValueError where kdctl could not call a model's or a dataset's code: both take one value."""
     found = _find(code, parse(code.text, code.file))
     required = _list_required(found)
     if len(required) != 1:
-        listed = ", ".join(required) or "nothing"
+        what, example = _PARAMETERS[code.kind]
         raise ValueError(
-            f"{_where(code, found)} takes {listed}; expected one parameter without a default, the number of classes; "
-            "write `def build(num_classes):`"
+            f"{_where(code, found)} takes {', '.join(required) or 'nothing'}; expected one parameter without a "
+            f"default, {what}; write `{example}`"
         )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ class CodeKind(StrEnum):
 
     LOSS = "loss"
     MODEL = "model"
+    DATASET = "dataset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,14 @@ class OwnCode:
     """A class or function in a user's file, and that file with what it imports from its own folder.
 
     `files` are pairs of a path relative to that folder and the text, in the order of the paths; `file` is one of these
-    paths.
+    paths. `folder` is known for datasets alone, which are read where they are and may read other files beside them.
     """
 
     kind: CodeKind
     file: str
     attribute: str
     files: tuple[tuple[str, str], ...]
+    folder: str = field(default="", compare=False)
 
     @property
     def text(self) -> str:
@@ -56,7 +58,8 @@ class OwnCode:
     @property
     def package(self) -> str:
         """The name of the package that the files are imported as; no other module has it."""
-        return f"_kdctl_own_{self.digest}"
+        place = hashlib.sha256(self.folder.encode(errors="surrogateescape")).hexdigest()[:12] if self.folder else ""
+        return f"_kdctl_own_{self.digest}{place}"
 
 
 _NAMED = re.compile(r"(.+\.py)(?::([A-Za-z_]\w*))?")
@@ -99,7 +102,8 @@ def read_own_code(path: Path, attribute: str, kind: CodeKind = CodeKind.LOSS) ->
                 if found not in files:
                     files[found] = _read(folder / found)
                     waiting.append(found)
-    return OwnCode(kind, path.name, attribute, tuple(sorted(files.items())))
+    place = str(folder.resolve()) if kind is CodeKind.DATASET else ""
+    return OwnCode(kind, path.name, attribute, tuple(sorted(files.items())), place)
 
 
 def parse(text: str, name: str) -> ast.Module:

@@ -209,8 +209,14 @@ def _group_json(entry: Comparison) -> dict[str, Any]:
         "label": group.label,
         **{column: _figures(group.statistic(column)) for column in ("acc", "last_acc", "selected_acc")},
         "difference": _figures(entry.difference(DIFFERENCE)),
+        "published": _published_json(group),
         "trials": [_plain(row) for row in group.rows],
     }
+
+
+def _published_json(group: Group) -> dict[str, Any] | None:
+    figure = find_figure(group.rows[0])
+    return {"acc": figure.acc, **asdict(figure.source)} if figure else None
 
 
 def _figures(found: Statistic | None) -> dict[str, float | None] | None:

@@ -279,7 +279,7 @@ class ImageFolder:
 
 @dataclass(frozen=True, slots=True)
 class DatasetValue:
-    """The name of a dataset, or `{folder: PATH}`, which may have a `size`."""
+    """The name of a dataset, or `{folder: PATH}`, which may have a `size`. A user's function is read elsewhere."""
 
     def read(self, node: Node) -> str | ImageFolder:
         if isinstance(node.value, dict):
@@ -288,7 +288,9 @@ class DatasetValue:
             return Choice(tuple(DATASETS)).read(node)
         except ValueError as error:
             own = node.value if isinstance(node.value, str) and "/" in node.value else "PATH"
-            raise ValueError(f"{error}; for images of your own write {{folder: {shorten(own)}}}") from None
+            raise ValueError(
+                f"{error}; for images of your own write {{folder: {shorten(own)}}}, or ./FILE.py:FUNCTION"
+            ) from None
 
     def _folder(self, given: dict[str, Node]) -> ImageFolder:
         if "folder" not in given or not given.keys() <= {"folder", "size"}:
@@ -303,7 +305,7 @@ class DatasetValue:
     def schema(self) -> dict[str, Any]:
         folder = {"folder": FilePath("folder").schema(), "size": _IMAGE_SIZE.schema()}
         mapping = {"type": "object", "properties": folder, "required": ["folder"], "additionalProperties": False}
-        return {"anyOf": [{"enum": list(DATASETS)}, mapping]}
+        return {"anyOf": [{"enum": list(DATASETS)}, {"type": "string", "pattern": OWN_PATTERN}, mapping]}
 
 
 _IMAGE_SIZE = Integer(1, 4096)

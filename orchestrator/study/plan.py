@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from orchestrator import codec, losses, models
-from orchestrator.data.registry import FolderDataset, facts_of, facts_of_trial
+from orchestrator.data.registry import OwnDataset, facts_of, facts_of_trial
 from orchestrator.own_code.source import OwnCode
 from orchestrator.records import State, TableKey, TrialConfig
 from orchestrator.study import fields, labels
@@ -103,8 +103,8 @@ class PlannedTrial:
 class Plan:
     """Every trial of a study, teachers before the students that wait for them.
 
-    `weights` maps the SHA-256 of each weights file of the user to its path. `folders` maps the digest of each image
-    folder to the folder. `text` is the text of the study file as it was read, and `own_code` maps the name of each loss
+    `weights` maps the SHA-256 of each weights file of the user to its path. `folders` maps the digest of the user's
+    own images to them. `text` is the text of the study file as it was read, and `own_code` maps the name of each loss
     of the user to its files; JSON leaves both out.
     """
 
@@ -115,7 +115,7 @@ class Plan:
     weights: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     text: str = field(default="", compare=False, repr=False)
-    folders: Mapping[str, FolderDataset] = field(default_factory=dict)
+    folders: Mapping[str, OwnDataset] = field(default_factory=dict)
     own_code: Mapping[str, OwnCode] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Plan:
             "resources": asdict(self.resources),
             "weights": dict(self.weights),
             "warnings": list(self.warnings),
-            **({"folders": codec.encode(self.folders)} if self.folders else {}),
+            **({"folders": {key: own.to_json() for key, own in self.folders.items()}} if self.folders else {}),
         }
 
 
@@ -136,13 +136,13 @@ def make_plan(study: Study, states: Mapping[str, State] | None = None, tables: C
     teachers: dict[TrialConfig, None] = {}
     configs: dict[TrialConfig, None] = {}
     weights: dict[str, str] = {}
-    folders: dict[str, FolderDataset] = {}
+    folders: dict[str, OwnDataset] = {}
     for experiment in study.experiments:
         for config in _expand(study, experiment):
             configs[config] = None
             teachers |= dict.fromkeys(_list_teachers(config))
         for value in experiment.axes["dataset"]:
-            if isinstance(folder := value.value, FolderDataset):
+            if isinstance(folder := value.value, OwnDataset):
                 path = str(study.source.parent / folder.path)
                 folders[folder.facts.digest] = replace(folder, path=path)
         for _, teacher in experiment.chain():
@@ -333,7 +333,7 @@ def _make_config(settings: Mapping[str, Any], teacher: TrialConfig | None) -> Tr
         options=_resolve_options(method, settings),
         teacher=teacher,
         teacher_cache=settings["teacher_cache"] if teacher else None,
-        folder=dataset.facts if isinstance(dataset, FolderDataset) else None,
+        folder=dataset.facts if isinstance(dataset, OwnDataset) else None,
         own_code=_digests(settings["own_code"], method.name, settings["student"]),
         optimizer=optimizer.name,
         optimizer_options=_drop_defaults(optimizer, trainer.options),

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from orchestrator import losses
 from orchestrator.data.folder import measure
-from orchestrator.data.registry import FolderDataset
+from orchestrator.data.registry import OwnDataset
 from orchestrator.errors import DataError, Fault, StudyError
 from orchestrator.machine import paths
+from orchestrator.own_code import datasets
 from orchestrator.own_code.registry import register
 from orchestrator.own_code.source import CodeKind, OwnCode, is_own, read_own_code, split_name
 from orchestrator.study import document, fields
@@ -39,6 +40,7 @@ PARTS = ("study", "recipe", "experiments", "resources")
 NOTE = "x-"  # the beginning of top-level keys that exist only for their anchors
 STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_CHAIN = 5  # teachers of teachers
+_CODE_KINDS = {fields.ModelValue: CodeKind.MODEL, fields.DatasetValue: CodeKind.DATASET}  # by the type of a key
 _CHAIN_KEYS = ("method", "student", "teacher")  # a teacher with one of these is distilled
 ENSEMBLE = "mean"  # the only key of a teacher that is an ensemble
 
@@ -48,14 +50,15 @@ def load_study(
     settings: Sequence[str] = (),
     text: str | None = None,
     *,
-    open_weights: bool = False,
+    open_inputs: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Study:
     """Reads and checks the study in a file, with `settings` such as `recipe.epochs=2` applied.
 
-    The file is read once, or not at all if its `text` is given. With `open_weights` the weights files that it names are
-    opened, and a file that does not fit its teacher is a fault. `on_note` gets a sentence if something takes longer
-    than a moment. Raises StudyError with every fault found; nothing in the file is ever executed.
+    The file is read once, or not at all if its `text` is given. With `open_inputs` the weights files that it names are
+    opened, and a file that does not fit its teacher is a fault; and a user's function that returns images is called
+    even if it was called before. `on_note` gets a sentence if something takes longer than a moment. Raises StudyError
+    with every fault found. Nothing in the file is ever executed, and of the code that it names that function alone.
     """
     try:
         path = paths.local(path, "study file")
@@ -66,7 +69,7 @@ def load_study(
     root = document.parse(text, str(path), faults)
     for setting in settings:
         faults += apply(root, setting)
-    reader = _Reader(path, text, open_weights=open_weights, on_note=on_note)
+    reader = _Reader(path, text, open_inputs=open_inputs, on_note=on_note)
     study = reader.read(root)
     if faults or reader.faults or study is None:
         raise StudyError(faults + reader.faults)
@@ -76,17 +79,17 @@ def load_study(
 class _Reader:
     """Reads one document; collects faults instead of stopping at the first."""
 
-    def __init__(self, path: Path, text: str, *, open_weights: bool, on_note: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, text: str, *, open_inputs: bool, on_note: Callable[[str], None]) -> None:
         self.path = path
         self.text = text
-        self.open_weights = open_weights
+        self.open_inputs = open_inputs
         self.on_note = on_note
         self.faults: list[Fault] = []
         self.warnings: list[Fault] = []
         self.own_code: dict[str, OwnCode] = {}
         self.own_files: dict[str, str] = {}
-        self._measured: dict[ImageFolder, FolderDataset | DataError] = {}
-        self._names: dict[str, str] = {}  # of folders, by their digest
+        self._measured: dict[ImageFolder | OwnCode, OwnDataset | DataError] = {}
+        self._names: dict[str, str] = {}  # of the user's own images, by their digest
 
     def read(self, root: Node) -> Study | None:
         if not self._is_mapping(root, "", PARTS):
@@ -174,7 +177,7 @@ class _Reader:
                     self.faults.append(_describe_size(experiment))
                     continue
                 self.faults += compare_axes(experiment, recipe)
-                if self.open_weights:
+                if self.open_inputs:
                     self.faults += check_weights(experiment, self.path.parent)
                 self.warnings += find_warnings(experiment, recipe)
         self.warnings += find_equal_experiments(found)
@@ -411,33 +414,45 @@ class _Reader:
         return self._read_axis(next(iter(keys.values()), fields.OPTION_KEYS[name]), node, path)
 
     def _read_value(self, key: Key, node: Node, path: str) -> Value | None:
-        if isinstance(key.value_type, fields.ModelValue):
-            own = self._read_own_code(node.value, node, path, CodeKind.MODEL)
-            if own is not None:
-                return Value(own, node.location, path) if own else None
+        kind = _CODE_KINDS.get(type(key.value_type))
+        own = self._read_own_code(node.value, node, path, kind) if kind else None
+        if own == "":
+            return None
         try:
-            found = key.value_type.read(node)
-            return Value(self._measure(found) if isinstance(found, ImageFolder) else found, node.location, path)
+            found = own or key.value_type.read(node)
+            if own and kind is CodeKind.DATASET:
+                found = self._measure(self.own_code[own])
+            elif isinstance(found, ImageFolder):
+                found = self._measure(found)
+            return Value(found, node.location, path)
         except (ValueError, DataError) as error:
             self.faults.append(node.location.fault(path, str(error)))
             return None
 
-    def _measure(self, folder: ImageFolder) -> FolderDataset:
-        """Measures the images in a folder, once for each folder. Raises DataError."""
-        found = self._measured.get(folder)
+    def _measure(self, source: ImageFolder | OwnCode) -> OwnDataset:
+        """Measures the images in a folder or of a function, once for each. Raises DataError."""
+        found = self._measured.get(source)
         if found is None:
             try:
-                progress = _report_progress(folder.path, self.on_note)
-                found = measure(self.path.parent / folder.path, folder.size, progress)
-                # Folders with the same images are one dataset, with the name of the first.
-                name = self._names.setdefault(found.facts.digest, found.name)
-                found = replace(found, path=folder.path, name=name)
+                found = self._measure_folder(source) if isinstance(source, ImageFolder) else self._measure_code(source)
+                # Equal images are one dataset, with the name of the first.
+                found = replace(found, name=self._names.setdefault(found.facts.digest, found.name))
             except DataError as error:
                 found = error
-            self._measured[folder] = found
+            self._measured[source] = found
         if isinstance(found, DataError):
             raise found
         return found
+
+    def _measure_folder(self, folder: ImageFolder) -> OwnDataset:
+        progress = _report_progress(folder.path, self.on_note)
+        return replace(measure(self.path.parent / folder.path, folder.size, progress), path=folder.path)
+
+    def _measure_code(self, code: OwnCode) -> OwnDataset:
+        def report() -> None:
+            self.on_note(f"reading the images that {code.attribute} in {printable(code.file)} returns")
+
+        return datasets.measure(code, anew=self.open_inputs, on_start=report)
 
     # Mappings.
 

@@ -144,6 +144,9 @@ def store_plan(storage: Storage, plan: Plan, launched: Launch) -> None:
         "members": [[getattr(member, name) for name in Member.__slots__] for member in members(plan)],
         "launched": codec.encode(launched),
     }
+    means = {trial.trial_id: trial.tables()[:-1] for trial in plan.trials if len(trial.tables()) > 1}
+    if means:
+        facts["member_tables"] = {trial_id: list(map(encode_key, tables)) for trial_id, tables in means.items()}
     write_json(storage, storage.plan(_digest(plan.study)), facts)
 
 
@@ -286,13 +289,15 @@ def _decode_study(data: Any) -> StoredStudy | None:
 
 
 def read_table_keys(storage: Storage, name: str) -> Iterator[tuple[str, TableKey]]:
-    """The trials of a stored study that use a teacher table, each with its key; `name` is the name of the plan's file.
+    """The trials of a stored study that use teacher tables, each with a key; `name` is the name of the plan's file.
 
     Raises StorageError where the file is damaged: without it, it is not known which tables are in use.
     """
     try:
-        trials: Mapping[str, Any] = read_json(storage, name)["trials"]
-        yield from [(trial_id, codec.decode(TableKey, facts)) for trial_id, facts in trials.items() if facts]
+        data: Mapping[str, Any] = read_json(storage, name)
+        used = [(trial_id, facts) for trial_id, facts in data["trials"].items() if facts]
+        used += [(trial_id, facts) for trial_id, own in data.get("member_tables", {}).items() for facts in own]
+        yield from [(trial_id, codec.decode(TableKey, facts)) for trial_id, facts in used]
     except (TypeError, KeyError, AttributeError, codec.CodecError):
         raise StorageError(
             f"{storage.backend.describe(name)} is damaged; expected the plan of a study, which lists the tables "

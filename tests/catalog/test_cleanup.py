@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stored_launch
 from click.testing import CliRunner, Result
 from launch_events import ignore
 
@@ -172,6 +173,20 @@ def test_a_study_file_keeps_its_tables(empty: Storage, tmp_path: Path) -> None:
         empty.backend.write(name, b"outputs")
     assert len(find(empty)) == 2 and find(empty, [plan]) == []
     assert free(empty, [plan]) == [] and len(free(empty)) == 2
+
+
+def test_the_plan_of_an_ensemble_keeps_the_tables_of_its_members(empty: Storage, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        STUDY.replace("teacher: resnet_32_8", "teacher: {mean: [resnet_32_8, resnet_32_14]}")
+    )
+    plan = plan_study(tmp_path / "study.yaml", folder(empty))
+    (keys,) = (trial.tables() for trial in plan.trials if trial.table)
+    for key in keys:
+        for name in (empty.table(key), empty.table_facts(key)):
+            empty.backend.write(name, b"outputs")
+    assert len(keys) == 3 and len(find(empty)) == 6
+    stored_launch.remember(empty, list(plan.trials))
+    assert find(empty) == []
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,7 @@ def test_defaults_are_the_published_ones() -> None:
         "rkd": {"weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0},
         "pkt": {"weight": 30000.0},
         "cc": {"weight": 0.02},
+        "simkd": {"weight": 1.0},
         "crd": {"weight": 0.8, "negatives": 16384, "temperature": 0.07, "memory_momentum": 0.5},
         "at": {"weight": 1000.0},
         "sp": {"weight": 3000.0},

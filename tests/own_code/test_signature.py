@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.losses import Option
-from orchestrator.own_code.signature import LossSignature, check_model, read_loss
+from orchestrator.own_code.signature import LossSignature, check_parameter, read_loss
 from orchestrator.own_code.source import CodeKind, OwnCode
 
 
-def code(text: str, attribute: str = "f") -> OwnCode:
-    return OwnCode(CodeKind.LOSS, "my_loss.py", attribute, (("my_loss.py", text),))
+def code(text: str, attribute: str = "f", kind: CodeKind = CodeKind.LOSS) -> OwnCode:
+    return OwnCode(kind, "my_loss.py", attribute, (("my_loss.py", text),))
 
 
 FUNCTION = "def f(student, labels, teacher, progress"
@@ -79,10 +79,10 @@ def test_what_kdctl_could_not_call_is_explained(text: str, message: str) -> None
 
 @pytest.mark.parametrize("text", ["def f(classes, width=1): pass", "class f:\n  def __init__(self, n): pass"])
 def test_a_model_is_built_with_the_number_of_classes(text: str) -> None:
-    check_model(code(text))
+    check_parameter(code(text, kind=CodeKind.MODEL))
 
 
 @pytest.mark.parametrize("text", ["def f(): pass", "class f: pass", "def f(a, b): pass", "def f(n, *, m): pass"])
 def test_another_model_is_explained(text: str) -> None:
     with pytest.raises(ValueError, match="expected one parameter without a default, the number of classes"):
-        check_model(code(text))
+        check_parameter(code(text, kind=CodeKind.MODEL))

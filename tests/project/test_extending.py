@@ -103,7 +103,9 @@ def test_the_plans_have_as_many_trials_as_the_page_says(lines: list[Line]) -> No
 
 def test_the_loss_was_trained(lines: list[Line], folder: Path) -> None:
     rows = store.read_trials(Storage.at(folder / "runs"))
-    assert sorted(row.method for row in rows) == ["base", "base", "my_loss:probabilities", "st"]
+    assert sorted(row.method for row in rows) == ["base", "base", "base", "my_loss:probabilities", "st"]
+    (own,) = [row for row in rows if row.dataset.startswith("my_data-stripes-")]
+    assert own.acc > 60, "rows and columns are told apart"
 
 
 def test_every_file_is_named_in_its_first_line() -> None:

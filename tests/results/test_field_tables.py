@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +153,10 @@ def test_results_and_report_show_them(storage: Storage) -> None:
         first, second = text.split("VGG-13")
         assert "published" in first and "74.92 (CRD)" in first and "73.35 (CRD)" in first and "75.48" not in first
         assert "Published by CRD (arXiv 1910.10699" in first and "ublished" not in second
+    data = json.loads(render(rows, "json"))
+    published = {group["label"]: group["published"] for table in data["tables"] for group in table["groups"]}
+    assert sorted(own["acc"] for own in published.values() if own) == [73.35, 74.92]
+    assert {own["name"] for own in published.values() if own} == {"CRD"} and None in published.values()
     fill(storage, rows, epochs=1)
     found = next(section for section in build_sections(facts(storage, rows)) if section.name == "results")
     tables = {block.title: block for block in found.blocks if isinstance(block, Table)}

@@ -35,7 +35,7 @@ def submit(
     from orchestrator.study.plan import make_plan
     from orchestrator.study.reader import load_study
 
-    study = load_study(file, settings, open_weights=True, on_note=note)
+    study = load_study(file, settings, open_inputs=True, on_note=note)
     trials = len(make_plan(study).trials)
     warn(study.warnings)
     place = Storage.at(storage).backend.address
