@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import executors
-from orchestrator.data.registry import FolderDataset
+from orchestrator.data.folder import FolderDataset
 from orchestrator.errors import ClusterError
 from orchestrator.machine.paths import word
 from orchestrator.study.values import Study

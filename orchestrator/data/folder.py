@@ -12,12 +12,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orchestrator.data import measurements
-from orchestrator.data.registry import FolderDataset
+from orchestrator.data.registry import OwnDataset
 from orchestrator.errors import DataError
 from orchestrator.text import printable
 
@@ -44,6 +44,25 @@ class _Listing:
     changed: float  # the time of the latest change; seconds since the epoch
 
 
+@dataclass(frozen=True, slots=True)
+class FolderDataset(OwnDataset):
+    """The images in a folder: `dataset: {folder: PATH, size: N}` of a study file."""
+
+    size: int | None = field(compare=False)
+
+    def read(self) -> Splits:
+        """Reads the images, in canonical order. Raises DataError, also if they have changed."""
+        path = Path(self.path)
+        splits = _read(path, _list(path), self.size)
+        measurements.check(_escape(path), splits, self.facts)
+        return splits
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, for programs."""
+        own = OwnDataset.to_json(self)
+        return {"path": own.pop("path"), "size": self.size, **own}
+
+
 def measure(path: Path, size: int | None, progress: Progress = lambda done, of: None) -> FolderDataset:
     """Measures the images in a folder, each resized and cropped to `size` pixels a side if that is given.
 
@@ -58,15 +77,6 @@ def measure(path: Path, size: int | None, progress: Progress = lambda done, of: 
         if time.time() - listing.changed > _MIN_AGE:
             measurements.save(kept, listing.digest, facts)
     return FolderDataset(str(path), measurements.name_images(path.resolve().name, facts), facts, size)
-
-
-def read(dataset: FolderDataset) -> Splits:
-    """Reads the images of a measured folder, in canonical order. Raises DataError, also if they have changed."""
-    path = Path(dataset.path)
-    listing = _list(path)
-    splits = _read(path, listing, dataset.size)
-    measurements.check(_escape(path), splits, dataset.facts)
-    return splits
 
 
 def _escape(path: Path) -> str:

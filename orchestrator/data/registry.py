@@ -181,22 +181,6 @@ class OwnDataset:
         return {"path": self.path, "name": self.name, "facts": codec.encode(self.facts)}
 
 
-@dataclass(frozen=True, slots=True)
-class FolderDataset(OwnDataset):
-    """The images in a folder: `dataset: {folder: PATH, size: N}` of a study file."""
-
-    size: int | None = field(compare=False)
-
-    def read(self) -> Splits:
-        from orchestrator.data import folder
-
-        return folder.read(self)
-
-    def to_json(self) -> dict[str, Any]:
-        own = OwnDataset.to_json(self)
-        return {"path": own.pop("path"), "size": self.size, **own}
-
-
 def facts_of(dataset: str | OwnDataset) -> Dataset:
     """The facts of a dataset, whether it has a name or is the user's own."""
     return dataset.facts if isinstance(dataset, OwnDataset) else DATASETS[dataset]

@@ -37,6 +37,7 @@ class CodeDataset(OwnDataset):
     code: OwnCode = field(compare=False, repr=False)
 
     def read(self) -> Splits:
+        """Calls the function. Raises DataError, also if it returns other images than those that were measured."""
         splits = _read(self.code)
         measurements.check(self.code.file, splits, self.facts)
         return splits
@@ -192,9 +193,8 @@ class _Split:
     def _to_array(self, given: Any, what: str) -> NDArray[Any]:
         """An array of an array, a tensor, a Pillow image or a list; a Pillow image of another mode becomes RGB."""
         import numpy as np
-        from PIL import Image
 
-        if isinstance(given, Image.Image) and given.mode not in ("RGB", "L"):
+        if hasattr(given, "convert") and given.mode not in ("RGB", "L"):
             given = given.convert("RGB")
         try:
             return np.asarray(given)

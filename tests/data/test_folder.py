@@ -71,7 +71,7 @@ def test_the_facts_are_those_of_the_images(flowers: Path) -> None:
 
 
 def test_labels_are_those_of_torchvisions_image_folder(flowers: Path) -> None:
-    splits = image_folder.read(measure(flowers, None))
+    splits = measure(flowers, None).read()
     theirs = ImageFolder(str(flowers / "train"))
     pixels = np.stack([np.asarray(image) for image, _ in theirs])
     expected = order.sort_images(pixels, np.array([label for _, label in theirs], np.int64))
@@ -84,7 +84,7 @@ def test_images_are_resized_as_torchvision_does(tmp_path: Path, size: tuple[int,
     resize = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8)])
     theirs = [(np.asarray(resize(image)), label) for image, label in ImageFolder(str(root / "train"))]
     expected = order.sort_images(np.stack([image for image, _ in theirs]), np.array([label for _, label in theirs]))
-    found = image_folder.read(measure(root, 8))["train"]
+    found = measure(root, 8).read()["train"]
     assert np.array_equal(found[0], expected[0])
 
 
