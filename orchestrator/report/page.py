@@ -73,6 +73,7 @@ def _environment() -> Environment:
         "text": _format_text,
         "lines": _format_lines,
         "digest": _digest,
+        "slug": _make_slug,
         "raw": Markup,
         "draw": _draw,
     }
@@ -92,6 +93,11 @@ def _draw(chart: Chart) -> Markup:
 def _digest(text: str) -> str:
     """The SHA-256 by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _make_slug(title: str) -> str:
+    """The anchor of a block: its title in letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
 
 
 def _read_template(name: str) -> str:

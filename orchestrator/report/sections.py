@@ -123,13 +123,17 @@ def describe_progress(facts: Facts) -> str:
 
 
 def describe_incomplete(facts: Facts) -> str:
-    """A note for a study that is not complete; empty if it is."""
-    if facts.finished == len(facts.members):
+    """A note on what is missing from a study that is not complete; empty if it is."""
+    missing = len(facts.members) - facts.finished
+    if not missing:
         return ""
-    return (
-        "This study is not complete: means are over the n runs that have finished so far. "
-        "Launch it again to continue, then write this report again."
+    trials = f"{missing:,} of its {len(facts.members):,} trials {'are' if missing > 1 else 'is'} missing"
+    so_far = (
+        f"{trials}, listed under “Trials that did not finish”. Means are over the n runs that have finished so far."
     )
+    if running := facts.counts[State.RUNNING.value]:
+        return f"This study is running, {running:,} trial{'s' * (running > 1)} at this moment: {so_far} Write this report again later."
+    return f"This study is not complete: {so_far} Launch it again to continue, then write this report again."
 
 
 _READING = (

@@ -165,6 +165,8 @@ def test_a_phone_needs_no_sideways_scroll(address: str, visit: Any) -> None:
         assert box and box["x"] >= 0 and box["x"] + box["width"] <= 375
     wide = page.locator("details[open] .scroll").first
     assert wide.evaluate("box => box.scrollWidth > box.clientWidth")  # a wide table scrolls within itself
+    # A shadow at the right edge shows that there is more: it stays, and a cover scrolls away with the content.
+    assert wide.evaluate("box => getComputedStyle(box).backgroundAttachment") == "local, local, scroll, scroll"
 
 
 def test_the_pointer_shows_epoch_mean_and_run(address: str, visit: Any) -> None:
@@ -204,6 +206,34 @@ def test_tables_sort_by_their_numbers(address: str, visit: Any) -> None:
     page.keyboard.press("Enter")
     assert table.evaluate(column) == ["272,474", "78,042", "78,042"]
     assert table.locator("th[aria-sort=descending]").inner_text().startswith("parameters")
+
+
+def test_a_long_table_can_be_filtered(tmp_path: Path, visit: Any) -> None:
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    rows = [row(number, seed=number) for number in range(15)]
+    fill(storage, rows)
+    pages.write(tmp_path, pages.render(facts(storage, rows), "html"))
+    page = visit((tmp_path / "report.html").as_uri()).page
+    page.locator("details summary", has_text="15 runs").click()
+    table = page.locator("details[open] table", has_text="trial id").first
+    page.locator("details[open] .filter").first.fill("0000E  FINISHED")
+    assert table.locator("tbody tr").filter(visible=True).count() == 1
+    page.locator("details[open] .filter").first.fill("")
+    assert table.locator("tbody tr").filter(visible=True).count() == 15
+    assert page.locator("#results > .table .filter").count() == 0, "short tables have none"
+
+
+def test_every_part_has_an_address(address: str, visit: Any) -> None:
+    page = visit(address).page
+    ids = page.locator("main [id]").evaluate_all("all => all.map(one => one.id)")
+    assert len(ids) == len(set(ids))
+    anchors = page.locator("main .anchor").evaluate_all("all => all.map(one => one.getAttribute('href').slice(1))")
+    assert len(anchors) > 8 and set(anchors) <= set(ids)
+    heading = page.locator("#cost h2")
+    assert heading.locator(".anchor").evaluate("one => getComputedStyle(one).opacity") == "0"
+    heading.hover()
+    assert heading.locator(".anchor").evaluate("one => getComputedStyle(one).opacity") == "1"
 
 
 def test_it_is_complete_without_scripts(address: str, visit: Any) -> None:

@@ -138,7 +138,12 @@ def test_a_running_study_is_marked_as_incomplete(storage: Storage) -> None:
     fill(storage, rows)
     own = facts(storage, rows, [member(row(77, "logit"), "logit digits, to come")])
     assert sections.describe_progress(own) == "2 of 3 trials finished; 1 not started"
-    assert "not complete" in sections.describe_incomplete(own)
+    note = sections.describe_incomplete(own)
+    assert note.startswith("This study is not complete: 1 of its 3 trials is missing") and "Launch it again" in note
+    running = [*rows, replace(row(78), state=State.RUNNING)]
+    fill(storage, running)
+    note = sections.describe_incomplete(facts(storage, running, [member(row(77, "logit"), "logit digits, to come")]))
+    assert note.startswith("This study is running, 1 trial at this moment: 2 of its 4 trials are missing")
     found = {section.name: section for section in sections.build_sections(own)}
     [line] = table(found["unfinished"], "Trials that did not finish").rows
     assert [cell.text for cell in line] == ["logit digits, to come", "not started", "-", "-"]

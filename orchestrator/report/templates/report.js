@@ -96,6 +96,22 @@
     });
   }
 
+  // Long tables get a field that leaves only the rows with every word in it.
+  for (const table of document.querySelectorAll("table")) {
+    if (table.tBodies[0].rows.length < 12) continue;
+    const field = document.createElement("input");
+    field.type = "search";
+    field.className = "filter";
+    field.placeholder = "Filter rows";
+    field.setAttribute("aria-label", "Filter rows");
+    table.parentNode.before(field);
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/\s+/);
+      for (const row of table.tBodies[0].rows)
+        row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    });
+  }
+
   const value = (row, column) => {
     const cell = row.cells[column];
     return cell.dataset.v === undefined ? cell.textContent.trim() : Number(cell.dataset.v);
