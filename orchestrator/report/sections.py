@@ -132,7 +132,8 @@ def describe_incomplete(facts: Facts) -> str:
         f"{trials}, listed under “Trials that did not finish”. Means are over the n runs that have finished so far."
     )
     if running := facts.counts[State.RUNNING.value]:
-        return f"This study is running, {running:,} trial{'s' * (running > 1)} at this moment: {so_far} Write this report again later."
+        now = f"{running:,} trial{'s' * (running > 1)} at this moment"
+        return f"This study is running, {now}: {so_far} Write this report again later."
     return f"This study is not complete: {so_far} Launch it again to continue, then write this report again."
 
 
