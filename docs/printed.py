@@ -12,6 +12,7 @@ from orchestrator import cli, errors, losses
 from orchestrator.data import registry
 from orchestrator.monitor import metrics
 from orchestrator.results import store, summary
+from orchestrator.results.evidence import comparisons
 from orchestrator.study import fields, schema
 from orchestrator.study.fields import Key
 from orchestrator.training.optimizers import OPTIMIZERS, Optimizer
@@ -187,6 +188,7 @@ _PRINTERS: Mapping[str, Callable[[], str]] = {
     "epoch-columns": lambda: _column_table(store.EPOCH_COLUMNS),
     "summary-columns": lambda: _column_table(summary.SUMMARY_COLUMNS),
     "result-columns": lambda: _column_table(summary.RESULT_COLUMNS),
+    "comparison-columns": lambda: _column_table(comparisons.COMPARISON_COLUMNS),
 }
 
 

@@ -49,14 +49,15 @@ class _Query(click.Command):
 @json_option
 @click.option("--output", metavar="FILE", help="Write to a file, either completely or not at all.")
 def query(sql: str, storage: str, form: str | None, as_json: bool, output: str | None) -> None:
-    """Run an SQL query over the views trials, epochs, summary and results; SQL can be - for standard input.
+    """Run an SQL query over the views of a storage; SQL can be - for standard input.
 
     \b
-    trials   one row per trial in any state, with the studies that it belongs to
-    epochs   one row per epoch
-    summary  one row per study, setting and metric: mean, std, n, 95 % interval over the seeds,
-             and the paired difference to base on the same seeds
-    results  the tables of `kdctl results`: one row per study and setting, metrics as columns
+    trials       one row per trial in any state, with the studies that it belongs to
+    epochs       one row per epoch
+    summary      one row per study, setting and metric: mean, std, n, 95 % interval over the seeds,
+                 and the paired difference to base on the same seeds
+    results      the tables of `kdctl results`: one row per study and setting, metrics as columns
+    comparisons  every setting against base and against the others of its pair: p values, verdicts
 
     The SQL dialect is DuckDB's. A query can read only these views; it also works while a study is
     running. `DESCRIBE trials` lists the columns of a view. `--format table` shows at most 100 rows,

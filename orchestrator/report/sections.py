@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -13,8 +13,11 @@ from orchestrator.records import State, TrialRecord
 from orchestrator.report import _figures
 from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
+from orchestrator.results.evidence.comparisons import Contrast, Family, compare_settings
+from orchestrator.results.evidence.conclusions import draw_conclusions, name_settings
 from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, describe_differences
+from orchestrator.results.rounding import count_decimals, format_interval, format_number, format_p
 from orchestrator.results.summary import (
     DIFFERENCE,
     Comparison,
@@ -30,6 +33,7 @@ from orchestrator.results.tables import PUBLISHED_COLUMNS, describe_subset
 MAX_TABLES = 40
 MAX_SETTINGS = 300  # rows over all tables of settings
 MAX_INLINE = 40  # rows of one of them
+MAX_COMPARED = 300  # comparisons, over all pairs
 MAX_LISTED = 1_000  # single runs, over all tables of runs
 MAX_UNFINISHED = 200
 MAX_IDS = 2_000
@@ -77,9 +81,10 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph."""
+    """A paragraph; one that leads is set larger."""
 
     text: str
+    is_lead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,11 @@ def share_rows(lengths: Sequence[int], total: int) -> list[int]:
 def build_sections(facts: Facts) -> list[Section]:
     """Builds the sections of the report. Raises StorageError if epochs cannot be read."""
     found = _figures.group_pairs(facts.ordered)
+    family = compare_settings(group_tables(facts.ordered))
     made = [
+        Section("answer", "Answer", tuple(_answer(family))),
         Section("results", "Results", tuple(_results(facts))),
+        Section("comparisons", "Every method against every other", tuple(_contrasts(family))),
         Section("teacher", "Student against teacher and base", tuple(_comparisons(found))),
         Section("curves", "Learning curves", tuple(_figures.draw_learning_curves(facts, found))),
         Section("cost", "Accuracy against cost", tuple(_costs(facts, found))),
@@ -135,6 +143,62 @@ def describe_incomplete(facts: Facts) -> str:
         now = f"{running:,} trial{'s' * (running > 1)} at this moment"
         return f"This study is running, {now}: {so_far} Write this report again later."
     return f"This study is not complete: {so_far} Launch it again to continue, then write this report again."
+
+
+# The answer, and the comparisons behind it.
+
+
+def _answer(family: Family) -> Iterator[Text]:
+    conclusions = draw_conclusions(family)
+    yield from (Text(answer, is_lead=True) for answer in conclusions.answers)
+    if conclusions.scope:
+        yield Text(" ".join(conclusions.scope))
+
+
+def _contrasts(family: Family) -> Iterator[Text | Table]:
+    pairs = [pair for pair in family.pairs if pair.contrasts][:MAX_TABLES]
+    if not pairs:
+        return
+    yield Text(
+        "Each line is a mean difference in test accuracy after the last epoch, in percentage points, over the n seeds "
+        "that both settings have, with its 95 % interval (Student's t). p is that of the paired t-test. Corrected p "
+        f"is what Holm's method makes of it for the {family.tests:,} tests of this study; a difference is shown if "
+        "that is at most 0.05."
+    )
+    limits = share_rows([len(pair.contrasts) for pair in pairs], MAX_COMPARED)
+    for pair, limit in zip(pairs, limits, strict=True):
+        kept = sorted(pair.contrasts, key=_rank)[:limit] if limit < len(pair.contrasts) else pair.contrasts
+        names = name_settings(pair.table.groups)
+        notes = (
+            f"{limit} of {len(pair.contrasts):,} comparisons, those with the smallest p; {MORE} prints the others.",
+        )
+        rows = tuple(_contrast(each, names) for each in kept)
+        yield Table(
+            f"Comparisons of {pair.table.name}", _CONTRAST_HEADER, rows, notes if limit < len(pair.contrasts) else ()
+        )
+
+
+_CONTRAST_HEADER = ("setting", "compared with", "difference [95 %]", "n", "p", "corrected p", "shown", "teachers")
+
+
+def _rank(contrast: Contrast) -> float:
+    return 2.0 if contrast.p is None else contrast.p
+
+
+def _contrast(contrast: Contrast, names: Mapping[str, str]) -> tuple[Cell, ...]:
+    found, teachers = contrast.difference, contrast.teachers.count
+    mean = format_number(found.mean, count_decimals(found.std), is_signed=True)
+    return (
+        Cell(names[contrast.group.label]),
+        Cell("base of the same setting" if contrast.is_with_base else names[contrast.other.label]),
+        Cell(mean, format_interval(found, is_signed=True), found.mean), Cell(str(found.n), value=found.n),
+        _p(contrast.p), _p(contrast.p_holm), Cell(contrast.verdict.value),
+        Cell(str(teachers) if teachers else "-", value=teachers or None),
+    )  # fmt: skip
+
+
+def _p(value: float | None) -> Cell:
+    return Cell(format_p(value) or "-", value=value)
 
 
 _READING = (

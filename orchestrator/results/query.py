@@ -14,6 +14,8 @@ import duckdb
 
 from orchestrator import parquet
 from orchestrator.errors import KdctlError
+from orchestrator.records import TrialRecord
+from orchestrator.results.evidence.comparisons import COMPARISON_COLUMNS, summarize_comparisons
 from orchestrator.results.formats import Heading
 from orchestrator.results.store import (
     EPOCH_COLUMNS,
@@ -35,6 +37,13 @@ VIEWS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "epochs": EPOCH_COLUMNS,
     "summary": SUMMARY_COLUMNS,
     "results": RESULT_COLUMNS,
+    "comparisons": COMPARISON_COLUMNS,
+}
+# view → what computes its rows from those of a study.
+_SUMMARIES: Mapping[str, Callable[[Sequence[TrialRecord], str | None], Iterator[dict[str, Any]]]] = {
+    "summary": summarize_metrics,
+    "results": summarize_results,
+    "comparisons": summarize_comparisons,
 }
 MEMORY = "2GiB"  # for one query, in addition to the views that it reads
 
@@ -173,14 +182,15 @@ def _read_tables(storage: Storage, needed: set[str]) -> dict[str, parquet.Table]
     tables: dict[str, parquet.Table] = {}
     if "epochs" in needed:  # before the trials, so that in a running study every epoch has its trial
         tables["epochs"] = read_epochs_table(storage)
-    if not needed & {"trials", "summary", "results"}:
+    computed = needed & _SUMMARIES.keys()
+    if not computed and "trials" not in needed:
         return tables
     membership = Membership.of(storage)  # before the rows, which may belong to a study that starts meanwhile
-    if needed & {"summary", "results"}:
+    if computed:
         rows = read_trials(storage)
         tables["trials"] = _add_studies(to_table(rows), membership)
-        for name, describe in (("summary", summarize_metrics), ("results", summarize_results)):
-            lines = (line for part in membership.split(rows) for line in describe(part.rows, part.study))
+        for name in computed:
+            lines = (line for part in membership.split(rows) for line in _SUMMARIES[name](part.rows, part.study))
             tables[name] = parquet.table_of(types_of(VIEWS[name]), lines)
     else:
         tables["trials"] = _add_studies(read_trials_table(storage), membership)

@@ -6,6 +6,7 @@ from orchestrator.results.summary import Statistic
 
 MINUS = "\u2212"
 _SINGLE = 2  # decimals of a single run, which has no spread
+_LEAST_P = 0.0001
 _MOST = 4  # decimals; an accuracy in % over 50,000 images has steps of 0.002
 
 
@@ -42,3 +43,12 @@ def format_difference(found: Statistic) -> str:
     """A mean difference with its interval, like `+11.2 [+7.1, +15.2]`; a single pair has no interval."""
     mean = format_number(found.mean, count_decimals(found.std), is_signed=True)
     return f"{mean} {format_interval(found, is_signed=True)}".rstrip()
+
+
+def format_p(p: float | None) -> str:
+    """A p value with two significant digits, like `0.047` or `< 0.0001`; empty if there is none."""
+    if p is None:
+        return ""
+    if p < _LEAST_P:
+        return f"< {_LEAST_P}"
+    return f"{p:.2g}"

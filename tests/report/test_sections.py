@@ -152,7 +152,7 @@ def test_a_running_study_is_marked_as_incomplete(storage: Storage) -> None:
 def test_a_study_without_started_trials_has_a_report(storage: Storage) -> None:
     own = facts(storage, [], [member(row(1))])
     found = {section.name: section for section in sections.build_sections(own)}
-    assert list(found) == ["results", "unfinished", "again"]
+    assert list(found) == ["answer", "results", "unfinished", "again"]
     assert found["results"].blocks == (Text("No trial has started yet."),)
 
 
@@ -258,3 +258,41 @@ def test_facts_keep_the_order_of_the_plan(storage: Storage) -> None:
 )
 def test_no_table_takes_the_rows_of_another(needed: list[int], total: int, given: list[int]) -> None:
     assert sections.share_rows(needed, total) == given
+
+
+# The answer comes first.
+
+
+def test_the_answer_is_the_first_section_and_its_comparisons_follow(storage: Storage) -> None:
+    rows = [*study(), *(row(30 + no, "st", 95.0 - no % 2, seed=no) for no in (1, 2, 3))]
+    found = build(storage, rows)
+    assert list(found)[:3] == ["answer", "results", "comparisons"]
+    first, *_, scope = found["answer"].blocks
+    assert isinstance(first, Text) and isinstance(scope, Text) and first.is_lead and not scope.is_lead
+    assert first.text.startswith("On ResNet8, st (+2.3 points [−0.5, +5.2], n = 3) is not shown to differ from base; ")
+    assert scope.text.startswith("Differences are percentage points") and "3 comparisons" in scope.text
+    compared = table(found["comparisons"], "Comparisons of ResNet20>>8/Digits")
+    lines = [cells(compared, number) for number in range(len(compared.rows))]
+    assert [(line["setting"][0], line["compared with"][0]) for line in lines] == [
+        ("logit", "base of the same setting"), ("st", "base of the same setting"), ("st", "logit"),
+    ]  # fmt: skip
+    assert lines[0]["shown"] == ("no spread", "") and lines[0]["corrected p"] == ("1", "")
+    assert lines[1]["difference [95 %]"] == ("+2.3", "[−0.5, +5.2]")
+    assert (lines[1]["n"][0], lines[1]["p"][0], lines[1]["teachers"][0]) == ("3", "0.073", "1")
+
+
+def test_many_comparisons_are_cut_to_those_with_the_smallest_p(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(no, acc=90.0 + no % 3, seed=no) for no in (1, 2, 3)]
+    rows += [
+        row(100 + 10 * no + seed, "st", 80.0 + no + seed**2, seed=seed, options={"temperature": float(no)})
+        for no in range(1, 10)
+        for seed in (1, 2, 3)
+    ]
+    monkeypatch.setattr(sections, "MAX_COMPARED", 5)
+    _, compared = build(storage, rows)["comparisons"].blocks
+    assert isinstance(compared, Table) and len(compared.rows) == 5
+    assert compared.notes == ("5 of 9 comparisons, those with the smallest p; kdctl query prints the others.",)
+    shown = [line[compared.header.index("p")].value or 2 for line in compared.rows]
+    assert shown == sorted(shown)

@@ -22,8 +22,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reported
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 from test_store import EPOCH, EPOCHS, TRIALS, WRITER, trial
 
 from orchestrator import cli
@@ -31,6 +33,7 @@ from orchestrator.commands.query import query as command
 from orchestrator.errors import StorageError
 from orchestrator.records import State
 from orchestrator.results import query, store
+from orchestrator.results.evidence.comparisons import COMPARISON_COLUMNS, summarize_comparisons
 from orchestrator.results.formats import MAX_ROWS, MAX_WIDTH, Heading, write
 from orchestrator.results.output_formats import QueryFormat
 from orchestrator.results.query import QueryError, run_query
@@ -85,6 +88,19 @@ def test_the_views_hold_what_the_storage_holds(filled: Storage) -> None:
     assert fetch(filled, "FROM results") == list(summarize_results(rows, "s"))
 
 
+def test_comparisons_are_those_of_the_rows(empty: Storage) -> None:
+    empty.prepare()
+    accuracies = {"base": (80.0, 81.5, 79.0), "st": (90.0, 92.0, 91.0), "logit": (91.0, 90.0, 91.0)}
+    for number, (method, found) in enumerate(accuracies.items(), 1):
+        for seed, acc in enumerate(found):
+            store.write_trial(empty, reported.row(10 * number + seed, method, acc, seed=seed))
+    lines = fetch(empty, "FROM comparisons")
+    assert lines == list(summarize_comparisons(store.read_trials(empty), "made up")) and len(lines) == 3
+    for method in ("st", "logit"):
+        (line,) = fetch(empty, f"FROM comparisons WHERE setting LIKE '{method} %' AND other LIKE 'base %'")
+        assert line["p"] == pytest.approx(ttest_rel(accuracies[method], accuracies["base"]).pvalue)
+
+
 def test_a_mean_is_a_mean(filled: Storage) -> None:
     (line,) = fetch(
         filled, "SELECT method, avg(acc) AS mean, count(*) AS n FROM trials WHERE state = 'finished' GROUP BY 1"
@@ -105,7 +121,7 @@ def test_views_can_be_joined(filled: Storage) -> None:
 def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) -> None:
     columns = {
         "trials": [*TRIALS, "studies"], "epochs": EPOCHS, "summary": list(SUMMARY_COLUMNS),
-        "results": list(RESULT_COLUMNS),
+        "results": list(RESULT_COLUMNS), "comparisons": list(COMPARISON_COLUMNS),
     }  # fmt: skip
     assert list(query.VIEWS) == list(columns)
     for view, names in columns.items():
@@ -118,11 +134,9 @@ def test_a_storage_that_was_never_used_has_views_without_rows(empty: Storage) ->
 def test_a_view_has_the_same_types_whether_it_is_read_or_not(filled: Storage) -> None:
     catalog = "SELECT table_name, column_name, data_type FROM information_schema.columns ORDER BY ALL"
     unread = fetch(filled, catalog)
-    read = fetch(
-        filled,
-        f"{catalog.partition('ORDER')[0]} WHERE (SELECT count(*) FROM trials, epochs, summary, results) ORDER BY ALL",
-    )
-    assert unread == read and len(read) == len(TRIALS) + 1 + len(EPOCHS) + len(SUMMARY_COLUMNS) + len(RESULT_COLUMNS)
+    counted = f"(SELECT count(*) + 1 FROM {', '.join(query.VIEWS)})"
+    read = fetch(filled, f"{catalog.partition('ORDER')[0]} WHERE {counted} ORDER BY ALL")
+    assert unread == read and len(read) == sum(map(len, query.VIEWS.values()))
 
 
 def test_only_what_a_statement_names_is_read(filled: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from orchestrator.results.rounding import (
     format_interval,
     format_mean,
     format_number,
+    format_p,
 )
 from orchestrator.results.summary import Statistic
 
@@ -48,6 +49,11 @@ def test_differences_have_signs_and_an_interval() -> None:
     assert format_difference(found) == "−2.0 [−4.5, +0.5]"  # ± t(2) / √3 = 4.303 / 1.732
     assert format_interval(found) == "[−4.5, 0.5]"
     assert format_difference(Statistic(0.5, None, 1)) == "+0.50" and format_interval(Statistic(0.5, None, 1)) == ""
+
+
+def test_p_values_have_two_digits() -> None:
+    values = (1.0, 0.0473, 0.00123, 0.0001, 0.00009, 0.0, None)
+    assert [format_p(p) for p in values] == ["1", "0.047", "0.0012", "0.0001", "< 0.0001", "< 0.0001", ""]
 
 
 def test_zero_has_no_sign() -> None:
