@@ -30,13 +30,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | Non
     If the columns do not fit side by side, each row becomes a block of lines, one for each cell that is not empty.
     """
     lines = [list(header), *map(list, rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    widths = measure(lines)
     if width is None or _total(widths) <= width:
         return "\n".join(_joined(line, widths) for line in lines)
     least = _least(lines, width)
     if _total(least) <= width:
         return "\n".join(_wrapped_rows(lines, _shared(widths, least, width)))
     return "\n\n".join(_block(header, line, width) for line in lines[1:])
+
+
+def measure(lines: Iterable[Sequence[str]]) -> list[int]:
+    """How wide each column is where no cell wraps."""
+    return [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
 
 
 def fits(header: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> bool:

@@ -119,10 +119,7 @@ class PairTable:
     @property
     def name(self) -> str:
         """The title without the means."""
-        pair = models.title(self.student)
-        if self.teacher:
-            pair = f"{models.title(self.teacher)}>>{models.title_beside(self.student, self.teacher)}"
-        return f"{pair}/{title_of(self.dataset)}"
+        return name_pair(self.dataset, self.student, self.teacher)
 
     def _means(self) -> str:
         means = [(group.label, group.statistic("acc")) for group in self.groups]
@@ -130,6 +127,14 @@ class PairTable:
             return f"{means[0][1].mean:.1f}" if means[0][1] else "-"
         # Several methods or settings are not one result, so each has its own mean.
         return ", ".join(f"{label} {statistic.mean:.1f}" if statistic else f"{label} -" for label, statistic in means)
+
+
+def name_pair(dataset: str, student: str, teacher: str | None) -> str:
+    """A pair on a dataset, like `ResNet20>>20/Cifar10`; the teacher comes first."""
+    pair = models.title(student)
+    if teacher:
+        pair = f"{models.title(teacher)}>>{models.title_beside(student, teacher)}"
+    return f"{pair}/{title_of(dataset)}"
 
 
 def group_tables(rows: Iterable[TrialRecord]) -> list[PairTable]:

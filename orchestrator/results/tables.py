@@ -1,31 +1,25 @@
-"""Result tables, one per pair and dataset: a line per setting, mean ± standard deviation with n, then single runs."""
+"""Result tables: that of a paper, then intervals, differences to `base` and published figures, then single runs."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from orchestrator import columns, markdown
 from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
+from orchestrator.results._exports import render_csv, render_json
+from orchestrator.results._latex import render_latex
+from orchestrator.results._paper_text import EMPTY, render_markdown, render_text
 from orchestrator.results.field_tables import describe_figures, find_figure
-from orchestrator.results.store import TRIAL_COLUMNS
-from orchestrator.results.summary import (
-    DIFFERENCE,
-    Comparison,
-    Group,
-    PairTable,
-    Statistic,
-    compare_by_table,
-    group_tables,
-)
+from orchestrator.results.paper_table import COLUMN_GROUPS, PaperTable, Row, build_paper_table
+from orchestrator.results.rounding import MINUS, format_difference, format_interval
+from orchestrator.results.summary import DIFFERENCE, Comparison, PairTable, group_tables
+from orchestrator.study import labels
 from orchestrator.study.stored_studies import StudyRows
 
+MAX_ROWS = 40  # of the table of a paper on a terminal
 PUBLISHED_COLUMNS = (
     *("no", "method", "dataset", "student", "teacher", "start_time"),
     *("acc", "epoch", "nepoch", "lr", "batch_size"),
@@ -40,102 +34,123 @@ def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = Fal
 def render_studies(
     parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
 ) -> str:
-    """The rows of some studies as text, in a `ResultsFormat`: per pair first the settings, one line each.
+    """The rows of some studies as text, in a `ResultsFormat`: first the table of the paper, then what is not in it.
 
-    If `runs`, the single runs follow; the other formats always list them. A `table` is no wider than `width`.
-    Raises StorageError where a row is damaged.
+    If `runs`, the single runs follow; Markdown, CSV and JSON always list them. A `table` is no wider than `width`, and
+    has at most `MAX_ROWS` rows. Raises StorageError where a row is damaged.
     """
     if form == "table":
-        return _blocks(parts, lambda header, rows: columns.table(header, rows, width), ("", "", ""), runs)
-    return _render_markdown(parts) if form == "markdown" else _RENDERERS[form](parts)
+        return _join_studies(parts, "", lambda part: _render_text(part, runs, width))
+    if form == "markdown":
+        return _join_studies(parts, "## ", _render_markdown)
+    return _RENDERERS[form](parts)
 
 
-def _render_markdown(parts: Sequence[StudyRows]) -> str:
-    return _blocks(parts, _markdown, ("## ", "### ", "- "), True)
-
-
-def _blocks(
-    parts: Sequence[StudyRows],
-    grid: Callable[[Sequence[str], list[list[str]]], str],
-    marks: tuple[str, str, str],
-    runs: bool,
-) -> str:
-    study_mark, heading, bullet = marks
+def _join_studies(parts: Sequence[StudyRows], heading: str, render_part: Callable[[StudyRows], Iterator[str]]) -> str:
+    """The blocks of each study, which has a heading if there are several."""
     blocks = []
     for part in parts:
         if len(parts) > 1:
             name = f"Study {part.study}" if part.study else "In no study's last plan"
-            blocks.append(f"{study_mark}{name}")
-        found = group_tables(part.rows)
-        for table, entries in compare_by_table(found):
-            lines = [bullet + line for line in _notes(table)]
-            body = [f"{heading}{_heading(table)}", grid(*_settings_grid(entries))]
-            body += [grid(*_runs_grid(table))] if runs else []
-            blocks.append("\n\n".join([*body, *(["\n".join(lines)] if lines else [])]))
+            blocks.append(f"{heading}{name}")
+        blocks += render_part(part)
     return "\n\n".join(blocks) + "\n" if blocks else "no trials yet\n"
 
 
+def _render_text(part: StudyRows, runs: bool, width: int | None) -> Iterator[str]:
+    table = build_paper_table(part.rows).keep_best(MAX_ROWS)
+    if table.columns:
+        yield render_text(table, width)
+    for heading, header, rows in _list_details(table):
+        yield f"{columns.wrapped(heading, width)}\n\n{columns.table(header, rows, width)}"
+    for pair in group_tables(part.rows) if runs else ():
+        yield f"{columns.wrapped(_heading(pair), width)}\n\n{columns.table(*_runs_grid(pair), width)}"
+    if notes := list(_list_notes(part, table)):
+        yield "\n".join(columns.wrapped(note, width) for note in notes)
+
+
+def _render_markdown(part: StudyRows) -> Iterator[str]:
+    table = build_paper_table(part.rows)
+    if table.columns:
+        yield render_markdown(table)
+    for heading, header, rows in _list_details(table):
+        yield f"### {markdown.escape(heading)}\n\n{_markdown(header, rows)}"
+    for pair in group_tables(part.rows):
+        yield f"### {markdown.escape(_heading(pair))}\n\n{_markdown(*_runs_grid(pair))}"
+    if notes := list(_list_notes(part, table)):
+        yield "\n".join(f"- {markdown.escape(note)}" for note in notes)
+
+
+def _render_latex(parts: Sequence[StudyRows]) -> str:
+    """One table for each study, labelled with its name."""
+    made = [
+        render_latex(table, f"results-{part.study}" if part.study else "results")
+        for part in parts
+        if (table := build_paper_table(part.rows)).columns
+    ]
+    return "\n\n".join(made) + "\n" if made else "% no trials yet\n"
+
+
 def _heading(table: PairTable) -> str:
-    return table.title if len(table.groups) == 1 else table.name  # each of several has its mean below
+    return table.title if len(table.groups) == 1 else table.name  # several have their means in the table above
 
 
-def _settings_grid(entries: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """One line per setting; columns without any value are left out."""
-    header = ["setting", "n", "acc", "95 % interval", "last epoch", "selected", "last epoch − base, 95 % interval"]
-    header += ["published"]
-    rows = [[entry.group.label, _count(entry.group), *_means(entry), _published(entry.group)] for entry in entries]
-    kept = [no for no in range(len(header)) if no < 5 or any(row[no] != "-" for row in rows)]
-    return [header[no] for no in kept], [[row[no] for no in kept] for row in rows]
+# What is not in the table of the paper.
 
 
-def _count(group: Group) -> str:
-    done, count = len(group.finished), len(group.rows)
-    return str(done) if done == count else f"{done} of {count}"
+def _list_details(table: PaperTable) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The heading, header and rows of each pair: counts, intervals, differences; no column is without values."""
+    epochs = (COLUMN_GROUPS[metric] for metric in table.metrics)
+    header = ["", "finished", *epochs, f"last epoch {MINUS} base", "published"]
+    for number, column in enumerate(table.columns):
+        found = [(row, entry) for row in table.rows if (entry := row.comparisons[number])]
+        is_whole = all(len(entry.group.finished) == len(entry.group.rows) for _, entry in found)
+        rows = [[row.name, *_describe_entry(row, entry, number, is_whole)] for row, entry in found]
+        kept = [0, *(no for no in range(1, len(header)) if any(row[no] for row in rows))]
+        if len(kept) > 1:
+            cells = [[row[no] or EMPTY for no in kept] for row in rows if any(row[1:])]
+            yield f"{column.name}, 95 % intervals", [header[no] for no in kept], cells
 
 
-def _means(entry: Comparison) -> Iterator[str]:
-    acc, last, selected = (entry.group.statistic(column) for column in ("acc", "last_acc", "selected_acc"))
+def _describe_entry(row: Row, entry: Comparison, number: int, is_whole: bool) -> Iterator[str]:
+    yield "" if is_whole else f"{len(entry.group.finished)} of {len(entry.group.rows)}"
+    for cells in row.cells.values():
+        statistic = cells[number].statistic
+        yield format_interval(statistic) if statistic else ""
     difference = entry.difference(DIFFERENCE)
-    yield from (_spread(acc), _interval(acc, ".2f"), _spread(last), _spread(selected))
-    if difference is None:
-        yield "-"
-        return
-    interval = f" {_interval(difference, '+.2f')}" if difference.std is not None else ""
-    yield f"{difference.mean:+.2f}{interval}, n={difference.n}"
-
-
-def _published(group: Group) -> str:
-    """The field's figure for a setting, and whose it is."""
-    figure = find_figure(group.rows[0])
-    return f"{figure.acc:.2f} ({figure.source.name})" if figure else "-"
-
-
-def _spread(found: Statistic | None) -> str:
-    return "-" if found is None else str(found).partition(" (")[0]
-
-
-def _interval(found: Statistic | None, form: str) -> str:
-    ends = found.interval() if found else None
-    return f"[{ends[0]:{form}}, {ends[1]:{form}}]" if ends else "-"
+    yield f"{format_difference(difference)} ({difference.n})" if difference else ""
+    figure = find_figure(entry.group.rows[0])
+    yield f"{figure.acc:.2f} ({figure.source.name})" if figure else ""
 
 
 def _runs_grid(table: PairTable) -> tuple[Sequence[str], list[list[str]]]:
-    return PUBLISHED_COLUMNS, [[str(no), *_cells(row)] for no, row in enumerate(_ordered(table), 1)]
+    rows = [row for group in table.groups for row in group.rows]
+    return PUBLISHED_COLUMNS, [[str(no), *_cells(row)] for no, row in enumerate(rows, 1)]
 
 
-def _ordered(table: PairTable) -> list[TrialRecord]:
-    return [row for group in table.groups for row in group.rows]
-
-
-def _notes(table: PairTable) -> Iterator[str]:
+def _list_notes(part: StudyRows, table: PaperTable) -> Iterator[str]:
     """Which part of the data was used, where published figures come from, and which trials did not finish."""
-    yield from dict.fromkeys(cut for group in table.groups if (cut := describe_subset(group.rows[0])))
-    yield from describe_figures(table.groups)
-    for row in _ordered(table):
+    yield from _list_subsets(table)
+    groups = [entry.group for row in table.rows for entry in row.comparisons if entry]
+    yield from describe_figures(list({id(group): group for group in groups}.values()))
+    for row in part.rows:
         if row.state is not State.FINISHED:
             # The text of an error may have several lines; an entry of a list must have one.
             reason = f": {' '.join(row.error.split())}" if row.error else ""
-            yield f"{row.trial_id} seed {row.seed} {row.state}{reason}"
+            yield f"{row.trial_id} {labels.title(row)} {row.state}{reason}"
+
+
+def _list_subsets(table: PaperTable) -> Iterator[str]:
+    """Which part of its dataset each pair used, if not all of it; a teacher is named where it used another part."""
+    every = [column.name for column in table.columns]
+    found: dict[str, dict[str, None]] = {}
+    for row in sorted(table.rows, key=lambda row: row.is_teacher):
+        for name, entry in zip(every, row.comparisons, strict=True):
+            text = describe_subset(entry.group.rows[0]) if entry else ""
+            if text and name not in found.setdefault(text, {}):
+                found[text][f"teacher of {name}" if row.is_teacher else name] = None
+    for text, names in found.items():
+        yield text if names.keys() == set(every) else f"{', '.join(names)}: {text}"
 
 
 def describe_subset(row: TrialRecord) -> str:
@@ -166,69 +181,8 @@ def _markdown(header: Sequence[str], rows: list[list[str]]) -> str:
     return markdown.format_table(header, [list(map(markdown.escape, line)) for line in rows])
 
 
-def _render_csv(parts: Sequence[StudyRows]) -> str:
-    """One row per trial, even if it belongs to several studies."""
-    out = io.StringIO()
-    names = [*TRIAL_COLUMNS, "setting"]
-    writer = csv.DictWriter(out, names, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writeheader()
-    found = {id(row): {**_plain(row), "setting": group.label} for _, _, group in _groups(parts) for row in group.rows}
-    writer.writerows(found.values())
-    return out.getvalue()
-
-
-def _groups(parts: Sequence[StudyRows]) -> Iterator[tuple[StudyRows, PairTable, Group]]:
-    for part in parts:
-        for table in group_tables(part.rows):
-            yield from ((part, table, group) for group in table.groups)
-
-
-def _render_json(parts: Sequence[StudyRows]) -> str:
-    data = [
-        _table_json(part, table, entries)
-        for part in parts
-        for table, entries in compare_by_table(group_tables(part.rows))
-    ]
-    return json.dumps({"tables": data}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _table_json(part: StudyRows, table: PairTable, entries: Sequence[Comparison]) -> dict[str, Any]:
-    return {
-        "study": part.study,
-        "title": table.title,
-        "dataset": table.dataset,
-        "student": table.student,
-        "teacher": table.teacher,
-        "groups": [_group_json(entry) for entry in entries],
-    }
-
-
-def _group_json(entry: Comparison) -> dict[str, Any]:
-    group = entry.group
-    return {
-        "label": group.label,
-        **{column: _figures(group.statistic(column)) for column in ("acc", "last_acc", "selected_acc")},
-        "difference": _figures(entry.difference(DIFFERENCE)),
-        "published": _published_json(group),
-        "trials": [_plain(row) for row in group.rows],
-    }
-
-
-def _published_json(group: Group) -> dict[str, Any] | None:
-    figure = find_figure(group.rows[0])
-    return {"acc": figure.acc, **asdict(figure.source)} if figure else None
-
-
-def _figures(found: Statistic | None) -> dict[str, float | None] | None:
-    if found is None:
-        return None
-    low, high = found.interval() or (None, None)
-    return {**asdict(found), "low": low, "high": high}
-
-
-def _plain(row: TrialRecord) -> dict[str, Any]:
-    end = row.end_time.isoformat() if row.end_time else None
-    return {**row.to_row(), "start_time": row.start_time.isoformat(), "end_time": end}
-
-
-_RENDERERS: Mapping[str, Callable[[Sequence[StudyRows]], str]] = {"csv": _render_csv, "json": _render_json}
+_RENDERERS: Mapping[str, Callable[[Sequence[StudyRows]], str]] = {
+    "latex": _render_latex,
+    "csv": render_csv,
+    "json": render_json,
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import losses, models
@@ -45,6 +46,48 @@ def base_of_row(row: TrialRecord) -> str:
     if digest := (row.recipe.get("own_code") or {}).get(row.student):
         recipe["own_code"] = {row.student: digest}
     return _format_label("base", recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A label, and the settings behind it by their keys in a study file, also those at their defaults.
+
+    `changed` are those that the label names, in its order.
+    """
+
+    label: str
+    values: Mapping[str, str]
+    changed: tuple[str, ...]
+
+
+def setting_of_row(row: TrialRecord) -> Setting:
+    """The setting of a stored row, its teacher's included."""
+    return _make_setting(row.method, recipe_of(row))
+
+
+def teacher_setting_of_row(row: TrialRecord) -> Setting:
+    """The setting of a row's teacher; teachers with the same label differ only in their seeds."""
+    recipe = row.recipe.get("teacher") or {}
+    return _make_setting(str(recipe.get("method", "base")), recipe)
+
+
+def _make_setting(method: str, recipe: Mapping[str, Any]) -> Setting:
+    label = _format_label(method, recipe)
+    pairs = (part.partition("=") for part in label.removeprefix(method).split(" ") if part)
+    named = {name: value for name, _, value in pairs}
+    return Setting(label, {**_format_all(method, recipe), **named}, tuple(named))
+
+
+def _format_all(method: str, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Every option and key of a recipe, then those of the teacher: a label has only what differs from the student."""
+    own, teacher = _fill_defaults(recipe), recipe.get("teacher") or {}
+    options = losses.find_builtin_options(method)
+    found = {fields.name_option(method, name): _format(option.default) for name, option in options.items()}
+    found |= {name: _format(own[name]) for name in fields.RECIPE_KEYS if teacher or name != "teacher_cache"}
+    if teacher and not teacher.get("members"):
+        settings = _make_setting(str(teacher.get("method", "base")), teacher).values
+        found |= {f"teacher.{name}": value for name, value in settings.items()}
+    return found
 
 
 def recipe_of(row: TrialRecord) -> dict[str, Any]:

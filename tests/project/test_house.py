@@ -65,6 +65,7 @@ DOORS = {
     "jinja2": ("report.page",),
     "rich": ("monitor.live_view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
+    "pandas": ("results.frames",),
 }
 
 

@@ -1,10 +1,11 @@
-"""Tables of results: exactly the published form, honest statistics, and four formats that can hold any row."""
+"""Tables of results: exactly the published form, honest statistics, and five formats that can hold any row."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.results.output_formats import ResultsFormat
 from orchestrator.results.summary import Statistic, group_tables
-from orchestrator.results.tables import PUBLISHED_COLUMNS, render, render_studies
+from orchestrator.results.tables import MAX_ROWS, PUBLISHED_COLUMNS, render, render_studies
 from orchestrator.study.stored_studies import StudyRows
 
 START = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -44,12 +45,24 @@ def show_results(rows: Sequence[TrialRecord], form: str = "table", **how: Any) -
 
 PAPER = [row(0, 92.52, last_acc=92.0), row(1, 92.49, last_acc=92.1), row(2, 92.53, last_acc=92.2)]
 GOLDEN = """\
-ResNet20>>20/Cifar10 (92.5)
+         best epoch          last epoch
+dataset  Cifar10             Cifar10
+teacher  ResNet20            ResNet20
+student  ResNet20            ResNet20
 
-setting  n  acc           95 % interval   last epoch
-logit    3  92.51 ± 0.02  [92.46, 92.57]  92.10 ± 0.10
+logit    92.513 ± 0.021 (3)  92.10 ± 0.10 (3)
+
+Test accuracy in %: mean ± sample standard deviation (number of runs). The best epoch is picked on the test set, \
+which is optimistic.
+
+ResNet20>>20/Cifar10, 95 % intervals
+
+       best epoch        last epoch
+logit  [92.462, 92.565]  [91.85, 92.35]
 """
 GOLDEN_RUNS = """
+ResNet20>>20/Cifar10 (92.5)
+
 no  method  dataset  student       teacher       start_time           acc    epoch  nepoch  lr   batch_size
 1   logit   cifar10  resnet_32_20  resnet_32_20  2024-01-02 03:04:05  92.52  190    200     0.1  128
 2   logit   cifar10  resnet_32_20  resnet_32_20  2024-01-02 03:05:05  92.49  190    200     0.1  128
@@ -57,29 +70,39 @@ no  method  dataset  student       teacher       start_time           acc    epo
 """
 LOST = replace(PAPER[2], state=State.FAILED, error="a | b\nsecond line", acc=10.0, last_acc=10.0)
 GOLDEN_MARKDOWN = """\
-### ResNet20>>20/Cifar10 (92.5)
+|  | best epoch, ResNet20&#62;&#62;20/Cifar10 | last epoch, ResNet20&#62;&#62;20/Cifar10 |
+| --- | --- | --- |
+| logit | 92.52 (1) | 92.00 (1) |
 
-| setting | n | acc | 95 % interval | last epoch |
-| --- | --- | --- | --- | --- |
-| logit | 1 of 2 | 92.52 | - | 92.00 |
+- Test accuracy in %: mean ± sample standard deviation (number of runs). The best epoch is picked on the test set, \
+which is optimistic.
+
+### ResNet20&#62;&#62;20/Cifar10, 95 % intervals
+
+|  | finished |
+| --- | --- |
+| logit | 1 of 2 |
+
+### ResNet20&#62;&#62;20/Cifar10 (92.5)
 
 | no | method | dataset | student | teacher | start_time | acc | epoch | nepoch | lr | batch_size |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | 1 | logit | cifar10 | resnet_32_20 | resnet_32_20 | 2024-01-02 03:04:05 | 92.52 | 190 | 200 | 0.1 | 128 |
 | 2 | logit | cifar10 | resnet_32_20 | resnet_32_20 | 2024-01-02 03:06:05 | 10.00 | 190 | 200 | 0.1 | 128 |
 
-- 000000000002 seed 2 failed: a | b second line
+- 000000000002 logit cifar10 resnet_32_20 ← resnet_32_20 seed 2 failed: a &#124; b second line
 """
 
 
 def test_the_published_table_is_reproduced() -> None:
     assert show_results(PAPER) == render(PAPER) == GOLDEN
     assert show_results(PAPER, runs=True) == GOLDEN + GOLDEN_RUNS
-    assert GOLDEN_RUNS.splitlines()[1].split() == list(PUBLISHED_COLUMNS)
+    assert GOLDEN_RUNS.splitlines()[3].split() == list(PUBLISHED_COLUMNS)
 
 
 def test_a_failed_run_is_listed_and_does_not_count() -> None:
     assert show_results([PAPER[0], LOST], "markdown") == GOLDEN_MARKDOWN
+    assert show_results([PAPER[0], LOST]).endswith("seed 2 failed: a | b second line\n")
 
 
 def test_a_bar_in_a_cell_is_escaped_only_in_markdown() -> None:
@@ -97,23 +120,14 @@ def test_the_deviation_is_that_of_a_sample() -> None:
 def test_a_single_run_has_no_deviation() -> None:
     group = group_tables([row(0, 91.0)])[0].groups[0]
     assert group.statistic("acc") == Statistic(91.0, None, 1)
-    assert "±" not in show_results([row(0, 91.0)])
+    assert "logit    91.00 (1)" in show_results([row(0, 91.0)]) and "intervals" not in show_results([row(0, 91.0)])
 
 
 def test_the_held_out_split_is_named_where_there_is_one() -> None:
     rows = [row(0, selected_acc=90.0), row(1, selected_acc=91.0)]
-    assert show_results(rows).splitlines()[2].split() == [
-        "setting",
-        "n",
-        "acc",
-        "95",
-        "%",
-        "interval",
-        "last",
-        "epoch",
-        "selected",
-    ]
-    assert show_results(rows).splitlines()[3].endswith("  90.50 ± 0.71")
+    header, *_, line = show_results(rows).splitlines()[:6]
+    assert re.split(r"\s\s+", header.strip()) == ["best epoch", "last epoch", "selected epoch"]
+    assert line.endswith("  90.50 ± 0.71 (2)")
     assert "selected" not in show_results(PAPER)
 
 
@@ -127,7 +141,8 @@ def test_settings_split_groups_and_seeds_do_not() -> None:
         ("logit", 2),
     ]
     assert table.title == "ResNet20>>20/Cifar10 (logit lr=0.01 teacher.lr=0.1 80.0, logit 90.5)"
-    assert show_results(rows).startswith("ResNet20>>20/Cifar10\n")
+    names = [line.partition("  ")[0] for line in show_results(rows).splitlines() if line.startswith("logit")]
+    assert names == ["logit (lr = 0.01)", "logit (lr = 0.1)", "logit (lr = 0.1)"], "the last is in the intervals"
 
 
 def test_settings_of_the_teacher_split_groups() -> None:
@@ -182,7 +197,8 @@ def test_json_holds_statistics_and_every_trial() -> None:
 
 def test_tables_without_trials() -> None:
     assert show_results([]) == show_results([], "markdown") == "no trials yet\n"
-    assert json.loads(show_results([], "json")) == {"tables": []}
+    assert json.loads(show_results([], "json")) == {"paper_tables": [], "tables": []}
+    assert show_results([], "latex") == "% no trials yet\n"
     assert show_results([], "csv").count("\n") == 1
 
 
@@ -209,6 +225,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_any_rows_render_in_every_format(rows: list[TrialRecord]) -> None:
     texts = {form: show_results(rows, form) for form in ResultsFormat}
@@ -232,8 +249,8 @@ def test_each_setting_has_its_difference_to_base() -> None:
         return row(no, acc, method=method, teacher=teacher, recipe=recipe, trial_id=f"{method}{no}")
 
     rows = [trial(0, 90.0), trial(1, 91.0), trial(0, 92.0, "logit"), trial(1, 93.0, "logit"), trial(2, 10.0, "logit")]
-    *_, header, line = show_results(rows).splitlines()
-    assert header.endswith("last epoch − base, 95 % interval") and line.endswith("+2.00 [+2.00, +2.00], n=2")
+    *_, header, _, line = show_results(rows).splitlines()
+    assert header.endswith("last epoch − base") and line.endswith("+2.00 [+2.00, +2.00] (2)")
     difference = json.loads(show_results(rows, "json"))["tables"][1]["groups"][0]["difference"]
     assert difference == {"mean": 2.0, "std": 0.0, "n": 2, "low": 2.0, "high": 2.0}
 
@@ -242,7 +259,14 @@ def test_studies_have_tables_of_their_own() -> None:
     parts = [StudyRows("a", tuple(PAPER)), StudyRows("b", (PAPER[0],)), StudyRows(None, (PAPER[1],))]
     heads = [line for line in render_studies(parts).splitlines() if line.startswith(("Study", "In no"))]
     assert heads == ["Study a", "Study b", "In no study's last plan"]
-    assert "## Study a\n\n### ResNet20>>20/Cifar10 (92.5)\n" in render_studies(parts, "markdown")
+    assert "## Study a\n\n|  | best epoch, ResNet20&#62;" in render_studies(parts, "markdown")
+    assert re.findall(r"label{(.*)}", render_studies(parts, "latex")) == [
+        "tab:results-a",
+        "tab:results-b",
+        "tab:results",
+    ]
+    papers = json.loads(render_studies(parts, "json"))["paper_tables"]
+    assert [paper["study"] for paper in papers] == ["a", "b", None]
     found = json.loads(render_studies(parts, "json"))["tables"]
     assert [(table["study"], table["groups"][0]["acc"]["n"]) for table in found] == [("a", 3), ("b", 1), (None, 1)]
     assert len(render_studies(parts, "csv").splitlines()) == 1 + len(PAPER), (
@@ -254,5 +278,27 @@ def test_studies_have_tables_of_their_own() -> None:
 def test_tables_are_no_wider_than_the_terminal(width: int) -> None:
     recipe = {"lr": 0.01, "options": {"match": "pooled"}, "teacher": {"seed": 0, "epochs": 60}}
     rows = [row(no, 90.0, recipe=recipe, selected_acc=90.0) for no in range(3)]
-    lines = show_results(rows, runs=True, width=width).splitlines()
-    assert max(map(len, lines)) <= width and any("match=pooled" in line for line in lines)
+    lines = show_results([*rows, row(5), LOST], runs=True, width=width).splitlines()
+    assert max(map(len, lines)) <= width and any("match = pooled" in line for line in lines)
+
+
+def test_a_large_sweep_is_cut_only_on_a_terminal() -> None:
+    rows = [row(no % 2, 50.0 + no / 10, recipe={"lr": 1 + no // 2}, trial_id=f"{no:012x}") for no in range(400)]
+    text = show_results(rows)
+    assert text.count("\nlogit (lr = ") == 2 * MAX_ROWS and f"{MAX_ROWS} of 200 rows" in text
+    assert "logit (lr = 200)" in text and "logit (lr = 1)" not in text, "the best remain"
+    for form in ("markdown", "latex"):
+        whole = show_results(rows, form)
+        assert whole.count("logit (lr = ") >= 200 and "of 200 rows" not in whole
+
+
+def test_parts_of_the_data_are_named_with_their_pair() -> None:
+    few = {"limit_train": 1000}
+    rows = [
+        row(0, recipe={**few, "teacher": {"seed": 0, "limit_train": None}}, teacher_id="f" * 12),
+        row(1, recipe=few, method="base", teacher=None, trial_id="f" * 12),
+        row(2, student="resnet_32_8"),
+    ]
+    *_, note = show_results(rows).splitlines()
+    assert note == "ResNet20>>20/Cifar10: trained on 1,000 of 50,000 images, tested on 10,000 of 10,000"
+    assert show_results(rows[:1]).splitlines()[-1].startswith("trained on 1,000")

@@ -15,7 +15,8 @@ _STYLES = {
 }
 _LEVEL = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
 _STATE = re.compile(r"(?<=  )(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
-_OUTCOME = re.compile(r"^(\w{12} seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
+_OUTCOME = re.compile(r"^(\w{12} .* seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
+_BEST = re.compile(r"\S+(?: ± \S+)? \(\d+\)(?= \*)")  # a cell of the results that is the best of its column
 _GUESS = re.compile(r"[Dd]id you mean [^?\n]+\?")
 
 
@@ -33,7 +34,8 @@ def check_levels(text: str) -> str:
 
 
 def states(text: str) -> str:
-    """A plan or results, with coloured states."""
+    """A plan or results, with coloured states and the best in bold."""
+    text = _BEST.sub(lambda match: click.style(match[0], bold=True), text)
     return _OUTCOME.sub(lambda match: match[1] + _paint(match[2]), _STATE.sub(_styled, text))
 
 
