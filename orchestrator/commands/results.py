@@ -26,23 +26,29 @@ if TYPE_CHECKING:
     help="Output format.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--runs", is_flag=True, help="Also list the individual runs below each table.")
+@click.option("--runs", is_flag=True, help="Also list the individual runs, in the columns of the published tables.")
 def results(study: str | None, storage: str, settings: Sequence[str], form: str, as_json: bool, runs: bool) -> None:
     """Print the result tables of a STUDY, or of every study in the storage.
 
-    STUDY is a study file, or the name of a study that was launched with this storage. A table has
-    one line per setting: mean and sample standard deviation over its n finished runs, which differ
-    only in their seeds. acc is the best test accuracy of all epochs in %; it is optimistic, because
-    the epoch is chosen on the test set. "last epoch" is the test accuracy after the last epoch.
-    "selected" is the test accuracy of the epoch that was best on held-out training images. Differences
-    are paired: each run against the base run with the same seed. json and markdown also contain the
-    individual runs; csv has one row per run and no means.
+    STUDY is a study file, or the name of a study that was launched with this storage. The first
+    table is that of a paper: one row per method, with the settings in which rows differ, below the
+    teacher and base; one column per pair of models and dataset. A cell is the mean and the sample
+    standard deviation of the test accuracy in % over (n) finished runs. "best epoch" is the best of
+    all epochs; it is optimistic, because the epoch is chosen on the test set. "last epoch" is the
+    one after the last epoch. "selected epoch" is that of the epoch that was best on held-out
+    training images. The best of each column is marked, and what is not distinguishable from it.
+
+    The tables below have what this one lacks: 95 % intervals of the means, the paired difference to
+    base (each run against the base run with the same seed, over (n) seeds), and published figures.
+    A table on a terminal has at most 40 rows. json and markdown also contain the individual runs;
+    csv has one row per run and no means; latex is the first table alone, for the package booktabs.
 
     \b
     Examples:
       kdctl results
       kdctl results experiments.yaml --runs
       kdctl results my-digits --format markdown > results.md
+      kdctl results my-digits --format latex > table.tex
       kdctl results --json | python -m json.tool
     """
     from orchestrator import columns

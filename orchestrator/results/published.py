@@ -88,4 +88,6 @@ def _format_value(value: Any) -> str:
         return ",".join(f"{name}={_format_value(each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):
         return " and ".join(map(str, value)) or "none"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

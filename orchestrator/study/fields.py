@@ -338,6 +338,8 @@ def _to_plain(default: Any) -> Any:
     """A default as a study file or JSON represents it."""
     if isinstance(default, Selection):
         return default.name
+    if isinstance(default, float) and default.is_integer():
+        return int(default)
     return list(default) if isinstance(default, tuple) else default
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from orchestrator.columns import table, width_of, wrap, wrapped
+from orchestrator.columns import measure, table, width_of, wrap, wrapped
 
 HEADER = ("trial_id", "setting", "student ← teacher", "state")
 ROWS = [
@@ -25,6 +25,10 @@ def test_without_a_width_every_column_is_as_wide_as_its_widest_cell() -> None:
         "0123456789ab  st lr=0.05 temperature=2  resnet_32_8 ← resnet_32_20  new",
         "ba9876543210  学生 é                    resnet_32_8                 finished",
     ]
+
+
+def test_columns_are_measured_in_cells_of_a_terminal() -> None:
+    assert measure([["a", "中文"], ["bcd", ""]]) == [3, 4]
 
 
 def test_a_cell_that_is_too_wide_wraps_within_its_column() -> None:

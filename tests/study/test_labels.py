@@ -189,6 +189,32 @@ def test_a_row_has_the_label_of_its_plan(config: TrialConfig) -> None:
     assert labels.title(stored(config)) == planned.title()
 
 
+@given(settings(), settings())
+def test_a_setting_has_every_value_behind_its_label(config: TrialConfig, other: TrialConfig) -> None:
+    found, theirs = (labels.setting_of_row(stored(each)) for each in (config, other))
+    assert found.label == labels.of_config(config)
+    assert all(f"{name}={found.values[name]}" in found.label.split() for name in found.changed)
+    assert len(found.changed) == len(found.label.split()) - 1 and set(fields.RECIPE_KEYS) - {"teacher_cache"} <= set(
+        found.values
+    )
+    assert (found.values == theirs.values) == (found.label == theirs.label) or config.method != other.method
+    if config.teacher:
+        taught = labels.teacher_setting_of_row(stored(config))
+        assert taught.label == labels.of_config(replace(config.teacher, student="resnet_32_20"))
+        assert found.values["teacher.epochs"] == taught.values["epochs"] == str(config.teacher.epochs)
+
+
+def test_values_are_written_as_in_a_study_file() -> None:
+    values = labels.setting_of_row(stored(student(options=(("temperature", 2.0),)))).values
+    assert (values["temperature"], values["ce_weight"], values["lr"], values["milestones"]) == (
+        "2",
+        "1",
+        "0.1",
+        "100,150",
+    )
+    assert (values["flip"], values["limit_train"], values["teacher.lr"]) == ("true", "all", "0.1")
+
+
 @given(settings())
 def test_the_base_of_a_setting_is_its_training_without_a_teacher(config: TrialConfig) -> None:
     base = replace(config, method="base", options=(), teacher=None, teacher_cache=None)
