@@ -9,7 +9,7 @@ from orchestrator.text import printable
 
 # What Markdown, its tables and its links would take for their own, but not the _ and : of names and messages. Brackets
 # around two numbers are an interval.
-_INTERVAL = r"\[[+-]?[\d.]+, [+-]?[\d.]+\](?![(\[:])"
+_INTERVAL = r"\[[+−-]?[\d.]+, [+−-]?[\d.]+\](?![(\[:])"
 _SPECIAL = re.compile(rf"({_INTERVAL})|[\\`*\[\]<>|&#~@$!]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 

@@ -46,13 +46,21 @@ def split_columns(table: PaperTable, fits: Callable[[Sequence[Key]], bool]) -> l
     every = [(metric, number) for metric in table.metrics for number in pairs]
     if fits(every):
         return [every] if every else []
-    parts: list[list[Key]] = []
+    parts = []
     for metric in table.metrics:
-        parts.append([])
-        for number in pairs:
-            if parts[-1] and not fits([*parts[-1], (metric, number)]):
-                parts.append([])
-            parts[-1].append((metric, number))
+        keys = [(metric, number) for number in pairs]
+        count = len(_fill(keys, fits, len(keys)))
+        parts += _fill(keys, fits, -(-len(keys) // count))  # as many in each part
+    return parts
+
+
+def _fill(keys: Sequence[Key], fits: Callable[[Sequence[Key]], bool], most: int) -> list[list[Key]]:
+    """Columns in parts that fit, each with at most `most` of them, and at least one."""
+    parts: list[list[Key]] = [[]]
+    for key in keys:
+        if parts[-1] and (len(parts[-1]) == most or not fits([*parts[-1], key])):
+            parts.append([])
+        parts[-1].append(key)
     return parts
 
 

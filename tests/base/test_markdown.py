@@ -8,7 +8,15 @@ from orchestrator.markdown import escape, format_table
 
 
 @pytest.mark.parametrize(
-    "text", ["resnet_32_20", "92.50 ± 0.10 (n=3)", "[92.1, 93.2]", "+0.25 [-0.1, +0.6], n=3", "st temperature=2: x"]
+    "text",
+    [
+        "resnet_32_20",
+        "92.50 ± 0.10 (n=3)",
+        "[92.1, 93.2]",
+        "+0.25 [-0.1, +0.6], n=3",
+        "−6.8 [−30.6, +17.0] (3)",
+        "st temperature=2: x",
+    ],
 )
 def test_ordinary_text_stays(text: str) -> None:
     assert escape(text) == text

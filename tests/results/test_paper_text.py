@@ -69,6 +69,8 @@ def test_one_line_has_each_column_if_all_fit() -> None:
     assert render_text(PAIRS, None).count("\nstudent") == 1
     parts = split_columns(PAIRS, lambda keys: len(keys) <= 3)
     assert [len(part) for part in parts] == [3, 2, 3, 2], "no part has numbers of best and last epochs"
+    even = split_columns(PAIRS, lambda keys: len(keys) <= 4)
+    assert [len(part) for part in even] == [3, 2, 3, 2], "and not 4, 1, 4, 1"
     header = render_markdown(PAIRS).splitlines()[0]
     assert header.count("|") == 2 + 5 and "last epoch" not in header
 
