@@ -144,8 +144,8 @@ class PaperTable:
         places = {id(row): math.inf for row in self.rows}
         for number in range(len(self.columns)):
             found = [(row.cells[DIFFERENCE][number].statistic, id(row)) for row in self.rows]
-            ranked = sorted((-statistic.mean, row) for statistic, row in found if statistic)
-            for place, (_, row) in enumerate(ranked):
+            means = [(statistic.mean, row) for statistic, row in found if statistic]
+            for place, (_, row) in enumerate(sorted(means, key=lambda pair: -pair[0])):  # equal ones as they stand
                 places[row] = min(places[row], place)
         return places
 
