@@ -99,14 +99,14 @@ def _describe_marks(table: PaperTable, symbols: Mapping[Mark, str]) -> str:
     parts = [f"{symbols[Mark.BEST]}: best of its column"]
     interval = "the 95 % interval of the paired difference over shared seeds"
     if not _tells_any(table):
-        parts.append("rows share fewer than two seeds, so no difference can be told from chance")
+        parts.append("no difference can be told from chance (fewer than two shared seeds, or equal differences)")
     else:
         if Mark.TIED in table.marks:
             parts.append(f"{symbols[Mark.TIED]}: not distinguishable from it ({interval} contains 0)")
         else:
             parts.append(f"no mark: differs from it ({interval} does not contain 0)")
         if Mark.UNKNOWN in table.marks:
-            parts.append(f"{symbols[Mark.UNKNOWN]}: cannot be told (fewer than two shared seeds)")
+            parts.append(f"{symbols[Mark.UNKNOWN]}: cannot be told (fewer than two shared seeds, or equal differences)")
         parts.append("not corrected for the number of comparisons")
     return f"{'; '.join(parts)}."
 

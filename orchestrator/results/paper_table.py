@@ -45,7 +45,7 @@ class Mark(StrEnum):
     BEST = "best"
     TIED = "not distinguishable"  # the interval contains 0
     WORSE = "worse"  # it does not
-    UNKNOWN = "unknown"  # they have fewer than two seeds in common
+    UNKNOWN = "unknown"  # they share fewer than two seeds, or their differences are all equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +366,7 @@ def _compare_with_best(rows: Sequence[Row], metric: str, number: int) -> list[Ma
 
 def _compare(best: Comparison | None, other: Comparison | None, metric: str) -> Mark:
     difference = best.group.difference(other.group, metric) if best and other else None
-    interval = difference.interval() if difference else None
+    interval = difference.interval() if difference and difference.std else None
     if interval is None:
         return Mark.UNKNOWN
     return Mark.TIED if interval[0] <= 0 <= interval[1] else Mark.WORSE

@@ -191,11 +191,13 @@ def test_the_best_is_marked_and_what_cannot_be_told_from_it() -> None:
     assert low > 0, "the paired difference of base, although its own interval overlaps with that of st"
 
 
-def test_without_two_shared_seeds_nothing_can_be_told() -> None:
+def test_without_two_shared_seeds_or_a_spread_nothing_can_be_told() -> None:
     single = build_paper_table([*runs("base", 90.0), *runs("st", 95.0)])
     assert marks(single) == {"teacher": None, "base": Mark.UNKNOWN, "st": Mark.BEST}
     apart = build_paper_table([*runs("base", 90.0, 90.1, first=5), *runs("st", 95.0, 95.1)])
     assert marks(apart)["base"] is Mark.UNKNOWN
+    equal = build_paper_table([*runs("base", 90.0, 91.0), *runs("st", 92.0, 93.0)])
+    assert marks(equal)["base"] is Mark.UNKNOWN, "two equal differences are no certainty"
 
 
 def test_equal_means_are_both_the_best() -> None:
