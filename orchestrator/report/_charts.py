@@ -1,64 +1,42 @@
-"""Charts as SVG, deterministic: light and dark colours, series that differ in colour and shape, labels as text."""
+"""Charts as matplotlib figures, as wide as a column of a paper, in which nothing lies on anything else."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from xml.etree.ElementTree import Element, SubElement, tostring
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, ParamSpec
 
-from orchestrator.text import printable
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
 
-WIDTH = 460.0  # px of a chart as drawn; a page scales it
-POINTS = 120  # of a line; more would not be visible at this width
-TEACHER = 0  # slots of the palette: the references that methods are compared with are black or grey, not coloured
-BASE = 1
-METHODS = (2, 3, 4, 5, 6)
+from orchestrator.report._style import (
+    BASE,
+    LINE,
+    LONGEST,
+    SMALL,
+    WIDTH,
+    Look,
+    choose_log_ticks,
+    choose_ticks,
+    cut,
+    find_limits,
+    format_number,
+    measure,
+    space_ticks,
+    thin,
+    use_style,
+    wrap,
+)  # fmt: skip
 
-_LEFT, _TOP, _HEIGHT, _AXIS = 50.0, 12.0, 230.0, 42.0
-_ROW = 17.0  # px of a line of text
-_LETTER = 6.6  # px of a letter, slightly more than average
+_PLOT = 118.0  # height between the ends of a y axis
+_TOP, _RIGHT, _BELOW = 5.0, 8.0, 28.0  # margins of the plot; below are the tick labels and the name of the x axis
+_HANDLE = 21.0  # width of the sample in a legend, with its gap
 
-# Colours like those of Paul Tol and Okabe-Ito, darkened or lightened so that text has a contrast of at least 4.5 to 1.
-_LIGHT = {
-    "paper": "#ffffff", "ink": "#1b1f24", "soft": "#57606a", "rule": "#d4d9df", "accent": "#0b5c9e",
-    "c0": "#1b1f24", "c1": "#6a737d", "c2": "#0b6bb0", "c3": "#b84300", "c4": "#00775a",
-    "c5": "#9c3a73", "c6": "#7a5f00",
-}  # fmt: skip
-_DARK = {
-    "paper": "#14171c", "ink": "#e8ebef", "soft": "#a3adb8", "rule": "#363d47", "accent": "#76b7f2",
-    "c0": "#e8ebef", "c1": "#98a2ad", "c2": "#62b1f0", "c3": "#ff9a5c", "c4": "#45cfa4",
-    "c5": "#ec94c8", "c6": "#dcb93f",
-}  # fmt: skip
-_DASHES = ("5 4", "", "", "8 3", "2 3", "9 3 2 3", "5 2")
-
-
-def _variables(colours: dict[str, str]) -> str:
-    return ":root{" + "".join(f"--{name}:{value};" for name, value in colours.items()) + "}"
-
-
-# Used by a page with charts and inside each standalone chart. Printed pages use the light colours.
-STYLE = (
-    f"{_variables(_LIGHT)}\n@media screen and (prefers-color-scheme:dark){{{_variables(_DARK)}}}\n"
-    + "".join(f".k{slot}{{--c:var(--c{slot})}}" for slot in range(7))
-    + """
-svg.chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-size:12px}
-svg.chart text{fill:var(--ink);font-variant-numeric:tabular-nums}
-svg.chart .soft{fill:var(--soft)}
-svg.chart .own{fill:var(--c)}
-svg.chart .small{font-size:10.5px}
-svg.chart .grid{stroke:var(--rule);stroke-width:1}
-svg.chart .axis{stroke:var(--soft);stroke-width:1}
-svg.chart .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}
-svg.chart .run{fill:none;stroke:var(--c);stroke-width:1;opacity:.3}
-svg.chart .open{stroke-dasharray:2 2;opacity:.7}
-svg.chart .band{fill:var(--c);opacity:.15}
-svg.chart .bar{stroke:var(--c);stroke-width:1.5}
-svg.chart .mark{fill:var(--c);stroke:var(--paper);stroke-width:1}
-svg.chart .dot{fill:var(--c);opacity:.4}
-svg.chart .paper{fill:var(--paper)}
-"""
-)
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +50,10 @@ class CurveRun:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A mean over runs with its band, and the runs. `slot` is its index in the palette, `note` follows its label."""
+    """A mean over runs with its band, and the runs; `note` is n, for whoever points at it."""
 
     label: str
-    slot: int
+    look: Look
     note: str
     x: tuple[float, ...]
     mean: tuple[float | None, ...] = ()
@@ -89,7 +67,7 @@ class Rule:
     """A reference value, drawn as a line across the chart."""
 
     label: str
-    slot: int
+    look: Look
     note: str
     value: float
 
@@ -99,7 +77,7 @@ class Point:
     """A mean over runs in two dimensions, each with the half length of its error bar, 0 for none."""
 
     label: str
-    slot: int
+    look: Look
     note: str
     x: float
     y: float
@@ -109,15 +87,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A mean with its interval and the runs behind it; `note` is printed at the right end."""
+    """A mean with its interval, the runs behind it, and the mean of the base of the same setting."""
 
     label: str
-    slot: int
+    look: Look
     note: str
     values: tuple[float, ...]
     mean: float
     low: float
     high: float
+    base: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,232 +109,169 @@ class ChartText:
     y: str
 
 
-# Scales.
+@dataclass(slots=True)
+class Chart:
+    """A drawn chart: `marks` holds what a page says about an artist, by the artist's gid."""
+
+    texts: ChartText
+    kind: str
+    drawing: Drawing
+    axes: Axes
+    marks: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right and top of its plot, in points from the upper left corner."""
+        width, height = (72 * inches for inches in self.drawing.get_size_inches())
+        box = self.axes.get_position()
+        return box.x0 * width, (1 - box.y0) * height, box.x1 * width, (1 - box.y1) * height
+
+    def mark(self, artist: Artist, css: str, title: str, **data: str) -> None:
+        """Gives an artist a class, a title and data in the page."""
+        gid = f"mark{len(self.marks)}"
+        artist.set_gid(gid)
+        self.marks[gid] = {"class": css, "title": title, **data}
 
 
-def choose_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`: a step of 1, 2 or 5 times a power of ten."""
-    span = high - low
-    if not (math.isfinite(span) and span > 0):
-        return [low]
-    raw = span / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
-
-
-def choose_log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten from `low` to `high`, or only the powers if there are more than 6."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    found = [value for value in found if low * 0.999 <= value <= high * 1.001]
-    return found if len(found) <= 6 else [value for value in found if f"{value:e}".startswith("1.0")]
-
-
-def format_number(value: float) -> str:
-    """A number for an axis: 1.2M, 45k, 98.5."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
-    return f"{value:.6g}"
-
-
-def thin(count: int, limit: int = POINTS) -> list[int]:
-    """The indices of the points to draw: all `count`, or `limit` evenly spaced ones with the first and the last."""
-    if count <= limit:
-        return list(range(count))
-    return [round(index * (count - 1) / (limit - 1)) for index in range(limit)]
-
-
-def spread(desired: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the desired ones, in their order, at least `gap` apart and within bounds if they fit."""
-    order = sorted(range(len(desired)), key=lambda index: (desired[index], index))
-    positions: list[float] = []
-    for index in order:
-        positions.append(max(desired[index], positions[-1] + gap) if positions else max(desired[index], low))
-    limit = high
-    for number in range(len(positions) - 1, -1, -1):
-        positions[number] = limit = min(positions[number], limit)
-        limit -= gap
-    found = [0.0] * len(desired)
-    for index, position in zip(order, positions, strict=True):
-        found[index] = position
-    return found
+# Frames.
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """Maps values from `low` to `high` to pixels from `start` to `end`; values outside go to the nearer end."""
+class Axis:
+    """The ends of an axis and its ticks."""
 
     low: float
     high: float
-    start: float
-    end: float
+    ticks: Sequence[float]
+    format: Callable[[float], str] = format_number
     is_log: bool = False
-    is_whole: bool = False  # whole numbers, like epochs
 
     @classmethod
-    def over(cls, values: Iterable[float], start: float, end: float, *, is_log: bool = False) -> Scale:
-        """A scale with a margin around the values; 0 to 1 if there are none."""
-        finite = [value for value in values if math.isfinite(value)]
-        low, high = min(finite, default=0.0), max(finite, default=1.0)
-        if is_log:
-            return cls(low / 1.25, high * 1.25, start, end, is_log=True)
-        room = (high - low) * 0.06 or abs(high) * 0.02 or 1.0
-        return cls(low - room, high + room, start, end)
+    def over(cls, values: Iterable[float], *, is_log: bool = False) -> Axis:
+        """An axis with room around the values, and round ticks."""
+        low, high = find_limits(values, is_log=is_log)
+        return cls(low, high, choose_log_ticks(low, high) if is_log else choose_ticks(low, high), is_log=is_log)
 
-    def __call__(self, value: float) -> float:
-        low, high, own = self.low, self.high, value
-        if self.is_log:
-            low, high, own = math.log(low), math.log(high), math.log(max(value, self.low))
-        share = min(max((own - low) / (high - low), 0.0), 1.0)
-        return self.start + share * (self.end - self.start)
-
-    def choose_ticks(self) -> list[float]:
-        """Round numbers within it."""
-        found = choose_log_ticks(self.low, self.high) if self.is_log else choose_ticks(self.low, self.high)
-        return [value for value in found if value == round(value)] if self.is_whole else found
+    @property
+    def labels(self) -> list[str]:
+        """The texts of the ticks."""
+        return list(map(self.format, self.ticks))
 
 
-def cut(text: str, limit: int) -> str:
-    """External text made printable and cut to `limit` characters; an ellipsis marks a cut."""
-    # Also cut before making it printable, which looks at every character and may turn one into several.
-    visible = printable(text[: 4 * limit])
-    return visible if len(visible) <= limit and len(text) <= 4 * limit else visible[: limit - 1] + "…"
+def in_style(draw: Callable[_P, Chart]) -> Callable[_P, Chart]:
+    """Has a function draw with the style of charts, not with that of the user."""
+
+    @wraps(draw)
+    def draw_in_style(*args: _P.args, **kwargs: _P.kwargs) -> Chart:
+        with use_style():
+            return draw(*args, **kwargs)
+
+    return draw_in_style
 
 
-# Drawing.
+_Legend = Sequence[tuple[Line2D, str]]  # a sample and its label
 
 
-class Chart:
-    """A drawn chart."""
-
-    def __init__(self, texts: ChartText, kind: str, height: float) -> None:
-        self.texts = texts
-        self.root = Element(
-            "svg",
-            {
-                "xmlns": "http://www.w3.org/2000/svg", "class": f"chart {kind}", "role": "img",
-                "viewBox": f"0 0 {WIDTH:g} {height:g}", "width": f"{WIDTH:g}", "height": f"{height:g}",
-            },
+def open_chart(texts: ChartText, kind: str, left: float, plot: float, legend: _Legend, right: float = _RIGHT) -> Chart:
+    """An empty plot of this height, its legend below."""
+    columns, labels = _arrange([label for _, label in legend])
+    length = math.ceil(len(labels) / columns)
+    rows = [labels[start : start + length] for start in range(0, len(labels), length)] if labels else []
+    depth = max((sum(label.count("\n") + 1 for label in row) * LINE + len(row) * 1.4 for row in rows), default=0)
+    below = _BELOW + depth
+    height = _TOP + plot + below
+    drawing = Drawing(figsize=(WIDTH / 72, height / 72))
+    axes = drawing.add_axes((left / WIDTH, below / height, (WIDTH - left - right) / WIDTH, plot / height))
+    axes.patch.set_visible(False)
+    if labels:
+        drawing.legend(
+            [handle for handle, _ in legend], labels, loc="upper left",
+            bbox_to_anchor=(4 / WIDTH, (below - _BELOW + 1) / height), ncols=columns, frameon=False, borderpad=0,
+            borderaxespad=0, labelspacing=0.3, columnspacing=1.2, handlelength=2.2, handletextpad=0.6,
         )  # fmt: skip
-        _add_title(self.root, texts.title)
-        SubElement(self.root, "desc").text = cut(texts.description, 600)
-
-    def inline(self) -> str:
-        """For a page that has `STYLE`."""
-        return tostring(self.root, encoding="unicode")
-
-    def standalone(self) -> str:
-        """The content of an SVG file, marked as written by kdctl."""
-        style = Element("style")
-        style.text = STYLE
-        self.root.insert(0, style)
-        try:
-            return f'<?xml version="1.0" encoding="UTF-8"?>\n<!-- kdctl report -->\n{self.inline()}\n'
-        finally:
-            self.root.remove(style)
+    return Chart(texts, kind, drawing, axes)
 
 
-def _add_title(parent: Element, text: str) -> None:
-    SubElement(parent, "title").text = cut(text, 200)
+def _arrange(labels: Sequence[str]) -> tuple[int, list[str]]:
+    """How many columns of a legend the labels fit in, and the labels, wrapped."""
+    widest = max((measure(cut(label, LONGEST), SMALL) for label in labels), default=0.0)
+    columns = max(1, min(3, len(labels), int((WIDTH - 8) / (widest + _HANDLE + 10))))
+    return columns, ["\n".join(wrap(label, WIDTH - 12 - _HANDLE)) for label in labels]
 
 
-def _add(parent: Element, tag: str, css: str, **attributes: float | str) -> Element:
-    values = {name.rstrip("_").replace("_", "-"): _format_coordinate(value) for name, value in attributes.items()}
-    return SubElement(parent, tag, {"class": css, **values} if css else values)
+def set_axes(chart: Chart, x: Axis, y: Axis) -> None:
+    """Limits, ticks and names of both axes, and a grid for reading y."""
+    axes = chart.axes
+    if x.is_log:
+        axes.set_xscale("log")
+    axes.set_xlim(x.low, x.high)
+    axes.set_ylim(y.low, y.high)
+    for axis, own in ((axes.xaxis, x), (axes.yaxis, y)):
+        axis.set_ticks(own.ticks, labels=own.labels)
+        axis.set_ticks([], minor=True)
+    axes.grid(axis="y")
+    axes.set_xlabel(cut(chart.texts.x, 60), labelpad=2)
+    axes.set_ylabel(cut(chart.texts.y, 40), labelpad=2)
 
 
-def _format_coordinate(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+def _left_of(axis: Axis) -> float:
+    """The room that the tick labels and the name of a y axis need."""
+    return 19 + max((measure(label, SMALL) for label in axis.labels), default=0.0)
 
 
-def _draw_text(parent: Element, css: str, x: float, y: float, text: str, anchor: str = "start") -> None:
-    _add(parent, "text", css, x=x, y=y, text_anchor=anchor).text = printable(text)
+def _style_line(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "linestyle": look.dash, "linewidth": 1.2}
 
 
-def _draw_line(parent: Element, css: str, x1: float, y1: float, x2: float, y2: float) -> Element:
-    return _add(parent, "line", css, x1=x1, y1=y1, x2=x2, y2=y2)
+def _style_mark(look: Look, size: float = 4.2) -> dict[str, Any]:
+    """A marker's outline and filling; a star needs to be larger to look as large."""
+    is_empty = look.fill == "none"
+    return {
+        "color": look.colour, "marker": look.marker, "markersize": size * (1.5 if look.marker == "*" else 1),
+        "fillstyle": "full" if is_empty else look.fill, "markeredgewidth": 0.8, "markerfacecoloralt": "white",
+        "markerfacecolor": "white" if is_empty else look.colour,
+    }  # fmt: skip
 
 
-def format_path(points: Iterable[tuple[float, float] | None]) -> str:
-    """The path through points; None is a gap."""
-    found, letter = [], "M"
-    for point in points:
-        if point is None:
-            letter = "M"
-            continue
-        found.append(f"{letter}{_format_coordinate(point[0])},{_format_coordinate(point[1])}")
-        letter = "L"
-    return "".join(found)
+def _sample(look: Look, *, is_line: bool = True, has_mark: bool = True) -> Line2D:
+    """What a legend shows of a series."""
+    mark = _style_mark(look) if has_mark else {"color": look.colour}
+    return Line2D([], [], **{**mark, **(_style_line(look) if is_line else {"linestyle": "none"})})
 
 
-# Paths of markers around 0, about 9 px wide, distinguishable without colour.
-_MARKS = (
-    "M0,-6L1.6,-1.8L6,-1.8L2.5,1L3.8,5.4L0,2.8L-3.8,5.4L-2.5,1L-6,-1.8L-1.6,-1.8Z",
-    "M-4.5,0A4.5,4.5 0 1 0 4.5,0A4.5,4.5 0 1 0 -4.5,0Z",
-    "M-4,-4H4V4H-4Z",
-    "M0,-5L5,4H-5Z",
-    "M0,-5.5L5.5,0L0,5.5L-5.5,0Z",
-    "M0,5L5,-4H-5Z",
-    "M-2,-5H2V-2H5V2H2V5H-2V2H-5V-2H-2Z",
-)
+def _sample_rules(rules: Sequence[Rule]) -> list[tuple[Line2D, str]]:
+    return [(_sample(_rule_look(rule), has_mark=False), f"{rule.label}: {rule.note}") for rule in rules]
 
 
-def _draw_mark(parent: Element, slot: int, x: float, y: float) -> Element:
-    return _add(
-        parent, "path", "mark", d=_MARKS[slot], transform=f"translate({_format_coordinate(x)},{_format_coordinate(y)})"
-    )
+def _rule_look(rule: Rule) -> Look:
+    """A reference is dashed, whatever the dash of its method."""
+    return replace(rule.look, dash=(0, (3, 2)))
 
 
-def _draw_frame(chart: Chart, x: Scale, y: Scale, *, with_y: bool = True) -> None:
-    """Axes with their ticks and names; `y` counts from the bottom up."""
-    frame = _add(chart.root, "g", "frame")
-    if with_y:
-        for value in y.choose_ticks():
-            _draw_line(frame, "grid", x.start, y(value), x.end, y(value))
-            _draw_text(frame, "soft", x.start - 6, y(value) + 4, format_number(value), "end")
-        _draw_text(frame, "soft", x.start - 6, _TOP + 1, cut(chart.texts.y, 8), "end")
-    for value in x.choose_ticks():
-        _draw_line(frame, "axis" if with_y else "grid", x(value), y.start, x(value), y.start + 4 if with_y else y.end)
-        _draw_text(frame, "soft", x(value), y.start + 17, format_number(value), "middle")
-    _draw_line(frame, "axis", x.start, y.start, x.end, y.start)
-    _draw_text(frame, "soft", (x.start + x.end) / 2, y.start + 34, cut(chart.texts.x, 60), "middle")
+def _nan(values: Iterable[float | None]) -> list[float]:
+    """Missing values as matplotlib takes them, which leaves a gap."""
+    return [math.nan if value is None else value for value in values]
 
 
-def _draw_legend(chart: Chart, entries: Sequence[tuple[str, int, str]], top: float, *, is_line: bool) -> None:
-    for number, (label, slot, note) in enumerate(entries):
-        group = _add(chart.root, "g", f"legend k{slot}")
-        y = top + number * _ROW
-        if is_line:
-            _draw_line(group, "line", 8, y, 34, y).set("stroke-dasharray", _DASHES[slot])
-        else:
-            _draw_mark(group, slot, 21, y)
-        _draw_text(group, "", 42, y + 4, f"{cut(label, max(60 - len(note), 8))}{': ' * bool(note)}{note}")
+# Charts.
 
 
+@in_style
 def draw_curves(texts: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = (), start: float = 0.0) -> Chart:
     """Lines with bands over x from `start` on. Single runs are drawn only if all of x is drawn."""
-    legend = [(curve.label, curve.slot, curve.note) for curve in found] + [(r.label, r.slot, r.note) for r in rules]
-    chart = Chart(texts, "curves", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(legend))
     pieces = [_select_points(curve, start) for curve in found]
     at = [value for piece in pieces for value in piece.x]
-    x = Scale(min(at, default=0.0), max(at, default=1.0) + 0.01, _LEFT, WIDTH - 118, is_whole=True)
-    values = [value for piece in pieces for value in _values(piece)] + [rule.value for rule in rules]
-    y = Scale.over(values, _TOP + _HEIGHT, _TOP + 8)
-    _draw_frame(chart, x, y)
+    low, high = min(at, default=0.0), max(at, default=1.0)
+    room = (high - low) * 0.02 or 0.5
+    x = Axis(low - room, high + room, choose_ticks(low, high, is_whole=True))
+    y = Axis.over([value for piece in pieces for value in _values(piece)] + [rule.value for rule in rules])
+    legend = [(_sample(curve.look), f"{curve.label} ({curve.note})") for curve in found] + _sample_rules(rules)
+    chart = open_chart(texts, "curves", _left_of(y), _PLOT, legend)
+    set_axes(chart, x, y)
     for rule in rules:
-        group = _add(chart.root, "g", f"rule k{rule.slot}")
-        _draw_line(group, "line", x.start, y(rule.value), x.end, y(rule.value)).set(
-            "stroke-dasharray", _DASHES[rule.slot]
-        )
-    for piece in sorted(pieces, key=lambda piece: piece.slot):
-        _draw_curve(chart, piece, x, y)
-    ends = [(rule.label, rule.slot, y(rule.value)) for rule in rules]
-    ends += [(curve.label, curve.slot, y(curve.mean[-1])) for curve in pieces if curve.mean and curve.mean[-1]]
-    _draw_end_labels(chart, ends, x.end + 6, y)
-    _draw_legend(chart, legend, _TOP + _HEIGHT + _AXIS + 6, is_line=True)
+        chart.axes.axhline(rule.value, **_style_line(_rule_look(rule)), zorder=1.5)
+    for number, piece in enumerate(pieces):
+        _draw_curve(chart, piece, number / len(pieces))
     return chart
 
 
@@ -370,34 +286,33 @@ def _select_points(curve: Curve, start: float) -> Curve:
     runs = () if start > (curve.x[0] if curve.x else 0) else curve.runs
     drawn = tuple(CurveRun(run.name, of(run.y), run.counts) for run in runs)
     x = tuple(curve.x[index] for index in kept)
-    return Curve(curve.label, curve.slot, curve.note, x, of(curve.mean), of(curve.low), of(curve.high), drawn)
+    return replace(curve, x=x, mean=of(curve.mean), low=of(curve.low), high=of(curve.high), runs=drawn)
 
 
-def _values(curve: Curve) -> Iterable[float]:
+def _values(curve: Curve) -> Iterator[float]:
     lists = [curve.mean, curve.low, curve.high, *(run.y for run in curve.runs)]
-    return (value for values in lists for value in values if value is not None and math.isfinite(value))
+    return (value for values in lists for value in values if value is not None)
 
 
-def _draw_curve(chart: Chart, curve: Curve, x: Scale, y: Scale) -> None:
-    group = _add(chart.root, "g", f"series k{curve.slot}", data_x=" ".join(f"{value:g}" for value in curve.x))
-    group.set("data-at", " ".join(_format_coordinate(x(value)) for value in curve.x))
-
-    def line(values: Sequence[float | None]) -> list[tuple[float, float] | None]:
-        pairs = zip(curve.x, values, strict=False)
-        return [None if v is None or not math.isfinite(v) else (x(at), y(v)) for at, v in pairs]
-
-    upper, lower = [p for p in line(curve.high) if p], [p for p in line(curve.low) if p]
-    if len(upper) > 1:
-        _add(group, "path", "band", d=format_path([*upper, *reversed(lower)]) + "Z")
+def _draw_curve(chart: Chart, curve: Curve, share: float) -> None:
+    """The band, the runs, and the mean with about 6 markers; `share` moves them off those of other curves."""
+    colour = curve.look.colour
+    if any(value is not None for value in curve.low):
+        chart.axes.fill_between(curve.x, _nan(curve.low), _nan(curve.high), color=colour, alpha=0.16, linewidth=0)
+    x = {"data-x": " ".join(f"{value:g}" for value in curve.x)}  # stated once, by the first line of a curve
     for run in curve.runs:
-        drawn = _add(
-            group, "path", "run" if run.counts else "run open", d=format_path(line(run.y)), data_y=_format_values(run.y)
-        )
-        _add_title(drawn, f"{curve.label}, {run.name}")
+        dash = "-" if run.counts else (0, (1.5, 1.5))
+        [line] = chart.axes.plot(curve.x, _nan(run.y), color=colour, linewidth=0.5, alpha=0.4, linestyle=dash)
+        css = "run" if run.counts else "run open"
+        chart.mark(line, css, f"{curve.label}, {run.name}", **{"data-y": _format_values(run.y)}, **x)
+        x = {}
     if curve.mean:
-        mean = _add(group, "path", "line", d=format_path(line(curve.mean)), data_y=_format_values(curve.mean))
-        mean.set("stroke-dasharray", _DASHES[curve.slot])
-        _add_title(mean, f"{curve.label}, mean, {curve.note}")
+        step = max(len(curve.x) / 6, 1)
+        every = sorted({round(share * step + number * step) for number in range(6)} & set(range(len(curve.x))))
+        style = {**_style_mark(curve.look, 3.4), **_style_line(curve.look)}
+        [line] = chart.axes.plot(curve.x, _nan(curve.mean), **style, markevery=every)
+        title = f"{curve.label}, mean, {curve.note}"
+        chart.mark(line, "line", title, **{"data-y": _format_values(curve.mean)}, **x)
 
 
 def _format_values(values: Sequence[float | None]) -> str:
@@ -405,84 +320,111 @@ def _format_values(values: Sequence[float | None]) -> str:
     return " ".join("-" if value is None else f"{value:.2f}" for value in values)
 
 
-def _draw_end_labels(chart: Chart, ends: Sequence[tuple[str, int, float]], x: float, y: Scale) -> None:
-    positions = spread([end for _, _, end in ends], 13, y.end, y.start)
-    for (label, slot, _), position in zip(ends, positions, strict=True):
-        _draw_text(_add(chart.root, "g", f"label k{slot}"), "own small", x, position + 4, cut(label, 19))
-
-
+@in_style
 def draw_scatter(texts: ChartText, points: Sequence[Point], *, is_log: bool = False) -> Chart:
     """Means in two dimensions with error bars; a log scale of x on request."""
-    chart = Chart(texts, "scatter", _TOP + _HEIGHT + _AXIS + 8 + _ROW * len(points))
-    reach = [value for p in points for value in (p.x - p.x_error, p.x + p.x_error) if value > 0 or not is_log]
-    x = Scale.over(reach, _LEFT, WIDTH - 16, is_log=is_log)
-    y = Scale.over((value for p in points for value in (p.y - p.y_error, p.y + p.y_error)), _TOP + _HEIGHT, _TOP + 8)
-    _draw_frame(chart, x, y)
-    taken: list[tuple[float, float, float]] = []
+    reach = [value for p in points for value in (p.x - p.x_error, p.x, p.x + p.x_error) if value > 0 or not is_log]
+    x = Axis.over(reach, is_log=is_log)
+    y = Axis.over(value for p in points for value in (p.y - p.y_error, p.y + p.y_error))
+    legend = [(_sample(point.look, is_line=False), point.label) for point in points]
+    chart = open_chart(texts, "scatter", _left_of(y), _PLOT, legend)
+    set_axes(chart, x, y)
     for point in points:
-        group = _add(chart.root, "g", f"point k{point.slot}", data_tip=cut(f"{point.label}: {point.note}", 200))
-        at_x, at_y = x(point.x), y(point.y)
-        if point.y_error:
-            _draw_line(group, "bar", at_x, y(point.y - point.y_error), at_x, y(point.y + point.y_error))
-        if point.x_error:
-            _draw_line(group, "bar", x(point.x - point.x_error), at_y, x(point.x + point.x_error), at_y)
-        _add_title(_draw_mark(group, point.slot, at_x, at_y), f"{point.label}: {point.note}")
-        taken.append((at_x - 7, at_x + 7, at_y))
-    for point in points:
-        _label_point(chart, point, x(point.x), y(point.y), taken)
-    _draw_legend(chart, [(p.label, p.slot, p.note) for p in points], _TOP + _HEIGHT + _AXIS + 6, is_line=False)
+        low = max(point.x - point.x_error, x.low) if point.x_error else point.x
+        bars: dict[str, Any] = {"color": point.look.colour, "linewidth": 0.8}
+        chart.axes.plot([low, point.x + point.x_error], [point.y, point.y], **bars)
+        chart.axes.plot([point.x, point.x], [point.y - point.y_error, point.y + point.y_error], **bars)
+    for point in points:  # above all bars
+        [mark] = chart.axes.plot([point.x], [point.y], **_style_mark(point.look, 5), linestyle="none", zorder=3)
+        chart.mark(mark, "mark", f"{point.label}: {point.note}")
     return chart
 
 
-def _label_point(chart: Chart, point: Point, x: float, y: float, taken: list[tuple[float, float, float]]) -> None:
-    """Writes a label next to its point if there is room; the legend always has it."""
-    text = cut(point.label, 24)
-    width = len(text) * _LETTER
-    for left, anchor, at in ((x + 9, "start", x + 9), (x - 9 - width, "end", x - 9)):
-        is_free = all(
-            left > other_end or left + width < other or abs(y - at_y) > 12 for other, other_end, at_y in taken
-        )
-        if is_free and left >= _LEFT and left + width <= WIDTH:
-            _draw_text(_add(chart.root, "g", f"label k{point.slot}"), "own", at, y + 4, text, anchor)
-            taken.append((left, left + width, y))
-            return
-
-
-def draw_dots(texts: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
-    """A row for each mean: its runs as dots, its interval as a bar. Reference lines run from top to bottom."""
-    pitch, top = 38.0, 8.0
-    bottom = top + pitch * len(rows) + 6
-    chart = Chart(texts, "dots", bottom + _AXIS + 8 + _ROW * len(rules))
-    values = [value for row in rows for value in (row.low, row.high, *row.values)]
-    x = Scale.over([*values, *(rule.value for rule in rules)], 10, WIDTH - 10)
-    _draw_frame(chart, x, Scale(0, 1, bottom, top), with_y=False)
-    for rule in rules:
-        group = _add(chart.root, "g", f"rule k{rule.slot}")
-        _draw_line(group, "line", x(rule.value), top, x(rule.value), bottom).set("stroke-dasharray", _DASHES[rule.slot])
-    for number, row in enumerate(rows):
-        _draw_row(chart, row, x, top + number * pitch)
-    _draw_legend(chart, [(rule.label, rule.slot, rule.note) for rule in rules], bottom + _AXIS + 6, is_line=True)
-    return chart
-
-
-def _draw_row(chart: Chart, row: Row, x: Scale, top: float) -> None:
-    group = _add(chart.root, "g", f"row k{row.slot}", data_tip=cut(f"{row.label}: {row.note}", 200))
-    middle = top + 27
-    label = cut(row.label, max(62 - len(row.note), 8))
-    # Reference lines pass behind the text, not through it.
-    _add(group, "rect", "paper", x=10, y=top + 3, width=len(label) * _LETTER, height=13)
-    _add(
-        group,
-        "rect",
-        "paper",
-        x=WIDTH - 10 - len(row.note) * _LETTER,
-        y=top + 3,
-        width=len(row.note) * _LETTER,
-        height=13,
+@in_style
+def draw_rows(texts: ChartText, rows: Sequence[Row], rules: Sequence[Rule] = ()) -> Chart:
+    """A row for each mean: its interval, and below it the runs as a strip. Reference lines run from top to bottom."""
+    labels = [wrap(row.label, 84) for row in rows]
+    heights = [max(len(lines) * LINE + 5, 24.0) for lines in labels]
+    ends = [sum(heights[: number + 1]) for number in range(len(rows))]
+    x = Axis.over(
+        [value for row in rows for value in (row.low, row.high, *row.values)]
+        + [row.base for row in rows if row.base is not None]
+        + [rule.value for rule in rules]
     )
-    _draw_text(group, "own", 10, top + 14, label)
-    _draw_text(group, "", WIDTH - 10, top + 14, row.note, "end")
-    for value in row.values:
-        _add(group, "circle", "dot", cx=x(value), cy=middle, r=3)
-    _draw_line(group, "bar", x(row.low), middle, x(row.high), middle)
-    _add_title(_draw_mark(group, row.slot, x(row.mean), middle), f"{row.label}: {row.note}")
+    left = 8 + max((measure(line, SMALL) for lines in labels for line in lines), default=0.0)
+    legend = _sample_rules(rules)
+    if any(row.base is not None for row in rows):
+        legend.append((_sample(replace(Look.of(BASE), dash=_OWN_BASE), has_mark=False), "base of the same setting"))
+    total = sum(heights) or 24.0
+    chart = open_chart(texts, "rows", left, total, legend)
+    middles = [end - height / 2 for end, height in zip(ends, heights, strict=True)]
+    named = dict(zip(middles, ("\n".join(lines) for lines in labels), strict=True))
+    set_axes(chart, x, Axis(total, 0, middles, named.__getitem__))
+    chart.axes.grid(visible=False, axis="y")
+    chart.axes.grid(axis="x")
+    chart.axes.tick_params(axis="y", length=0)
+    for rule in rules:
+        chart.axes.axvline(rule.value, **_style_line(_rule_look(rule)), zorder=1.5)
+    points = (WIDTH - left - _RIGHT) / (x.high - x.low)  # of one unit
+    for row, middle in zip(rows, middles, strict=True):
+        _draw_row(chart, row, middle, points)
+    return chart
+
+
+_OWN_BASE = (0, (1, 0.6))
+
+
+def _draw_row(chart: Chart, row: Row, middle: float, points: float) -> None:
+    """One row around its `middle`; `points` is the length of one unit of x."""
+    colour, many = row.look.colour, len(row.values) > 1
+    if row.base is not None:
+        own: dict[str, Any] = {"color": Look.of(BASE).colour, "linewidth": 1.2, "linestyle": _OWN_BASE}
+        chart.axes.plot([row.base, row.base], [middle - 10, middle + 10], **own)
+    above = middle - 4 if many else middle
+    if many:
+        levels = swarm([value * points for value in row.values], 2.6)
+        at = [middle + 5 + 1.7 * level for level in levels]
+        chart.axes.plot(sorted(row.values), at, color=colour, alpha=0.45, **_DOT)
+    chart.axes.plot([row.low, row.high], [above, above], color=colour, linewidth=1.2)
+    [mark] = chart.axes.plot([row.mean], [above], **_style_mark(row.look, 5), linestyle="none", zorder=3)
+    chart.mark(mark, "mark", f"{row.label}: {row.note}")
+
+
+_DOT: dict[str, Any] = {"marker": "o", "markersize": 2.6, "markeredgewidth": 0, "linestyle": "none"}
+
+
+def swarm(positions: Sequence[float], width: float) -> list[int]:
+    """The level of each dot, in order of position: the first of 0, 1, −1, 2, −2 where it touches no other."""
+    ends: dict[int, float] = {}
+    found = []
+    for position in sorted(positions):
+        free = (level for level in (0, 1, -1, 2, -2) if position - ends.get(level, -math.inf) >= width)
+        found.append(level := next(free, 0))
+        ends[level] = position
+    return found
+
+
+@in_style
+def draw_sweep(texts: ChartText, found: Sequence[Curve], rules: Sequence[Rule] = ()) -> Chart:
+    """Lines with bands over a setting's values: each value is a marker, and a tick where there is room."""
+    values = sorted({value for curve in found for value in curve.x})
+    is_log = values[0] > 0 and values[-1] / values[0] > 8
+    low, high = find_limits(values, is_log=is_log)
+    y = Axis.over([value for curve in found for value in _values(curve)] + [rule.value for rule in rules])
+    left = _left_of(y)
+    place = math.log if is_log else float
+    points = (WIDTH - left - _RIGHT) / (place(high) - place(low))
+    kept = space_ticks([place(value) * points for value in values], list(map(format_number, values)))
+    x = Axis(low, high, [values[index] for index in kept], is_log=is_log)
+    legend = [(_sample(curve.look), f"{curve.label} ({curve.note})") for curve in found] + _sample_rules(rules)
+    chart = open_chart(texts, "sweep", left, _PLOT, legend)
+    set_axes(chart, x, y)
+    for rule in rules:
+        chart.axes.axhline(rule.value, **_style_line(_rule_look(rule)), zorder=1.5)
+    for curve in found:
+        colour = curve.look.colour
+        chart.axes.fill_between(curve.x, _nan(curve.low), _nan(curve.high), color=colour, alpha=0.16, linewidth=0)
+        [line] = chart.axes.plot(curve.x, _nan(curve.mean), **{**_style_mark(curve.look), **_style_line(curve.look)})
+        data = {"data-x": " ".join(f"{value:g}" for value in curve.x), "data-y": _format_values(curve.mean)}
+        chart.mark(line, "line", f"{curve.label}, mean", **data)
+    return chart

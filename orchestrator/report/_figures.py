@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -14,38 +15,45 @@ from orchestrator.data.registry import title_of
 from orchestrator.records import State, TrialRecord
 from orchestrator.report import _charts
 from orchestrator.report._charts import Chart, ChartText, Curve, CurveRun, Point, Row, Rule
+from orchestrator.report._style import BASE, METHOD, TEACHER, Look, format_number
 from orchestrator.report.content import Facts
 from orchestrator.results import store
 from orchestrator.results.summary import Comparison, Group, Statistic, compare_to_base, group_tables
 from orchestrator.study import labels
 
 # Limits on the size of a page.
-MAX_PAIRS = 8  # figures of each kind
+MAX_PAIRS = 6  # figures of each kind
 MAX_SERIES = 6  # settings in one figure: the number of colours
-MAX_RUNS = 24  # runs that are drawn in one figure, besides the means of all
-MAX_DOTS = 40  # runs in one row
+MAX_RUNS = 12  # runs that are drawn in one figure, besides the means of all
+MAX_DOTS = 200  # runs in one row
 _ZOOM = 0.75  # the second panel starts after this fraction of the training
 
+ACCURACY = "test accuracy, %"
 MORE = "kdctl query"  # prints what a page leaves out
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Charts side by side, with a heading and a caption. `name` is unique on a page, and part of a file name."""
+    """Charts side by side, with a heading and a caption. `name` is unique on a page, and part of file names."""
 
     name: str
     title: str
     caption: str
     charts: tuple[Chart, ...]
 
+    def named_charts(self) -> list[tuple[str, Chart]]:
+        """Its charts, each with a name that no other chart of a report has."""
+        return [(f"{self.name}-{number}", chart) for number, chart in enumerate(self.charts, 1)]
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Every setting of one student on one dataset, with any teacher."""
+    """Every setting of one student on one dataset, with any teacher. `slots` gives the methods their colours."""
 
     dataset: str
     student: str
     entries: tuple[Comparison, ...]
+    slots: Mapping[str, int]
 
     @property
     def title(self) -> str:
@@ -67,13 +75,41 @@ class Pair:
         label = entry.group.label
         return f"{label} ← {models.title(entry.table.teacher)}" if many and entry.table.teacher else label
 
+    def choose_looks(self, entries: Sequence[Comparison], slots: Mapping[int, int] | None = None) -> list[Look]:
+        """The look of each setting in a figure: its method's, varied where a method has several settings.
+
+        `slots` are other ones than those of the methods, by the id of an entry.
+        """
+        seen: Counter[int] = Counter()
+        looks = []
+        for entry in entries:
+            slot = (slots or {}).get(id(entry), self.slots[entry.group.method])
+            looks.append(Look.of(slot, seen[slot]))
+            seen[slot] += 1
+        return looks
+
+    def name_settings(self, entries: Sequence[Comparison]) -> tuple[list[str], str]:
+        """Short labels, without the settings that all have, and a sentence with those for the caption."""
+        return name_settings([self.label(entry) for entry in entries])
+
+
+def name_settings(found: Sequence[str]) -> tuple[list[str], str]:
+    """Labels without the settings that all of them have, and a sentence with those."""
+    parts = [label.split(" ") for label in found]
+    shared = [part for part in parts[0] if "=" in part and all(part in own for own in parts)] if parts else []
+    short = [" ".join(part for part in own if part not in shared) for own in parts]
+    return short, f" All with {', '.join(shared)}." if shared else ""
+
 
 def group_pairs(rows: Iterable[TrialRecord]) -> list[Pair]:
     """The settings by student and dataset; pairs with a teacher come first."""
     found: dict[tuple[str, str], list[Comparison]] = {}
     for entry in compare_to_base(group_tables(rows)):
         found.setdefault((entry.table.dataset, entry.table.student), []).append(entry)
-    made = [Pair(*key, tuple(entries)) for key, entries in found.items()]
+    methods = dict.fromkeys(entry.group.method for entries in found.values() for entry in entries)
+    slots = {"base": BASE}
+    slots |= {name: slot for slot, name in enumerate(sorted(methods.keys() - slots), METHOD)}
+    made = [Pair(*key, tuple(entries), slots) for key, entries in found.items()]
     return sorted(made, key=lambda pair: all(entry.table.teacher is None for entry in pair.entries))
 
 
@@ -93,16 +129,6 @@ def choose_settings(entries: Sequence[Comparison], limit: int) -> list[Compariso
     rest = sorted((entry for entry in entries if entry not in first), key=lambda entry: rank(entry)[1])
     kept = {id(entry) for entry in [*first, *rest[: limit - len(first)]]}
     return [entry for entry in entries if id(entry) in kept]
-
-
-def _assign_slots(entries: Sequence[Comparison]) -> list[int]:
-    """A palette index for each: grey for the first base, colours for the others, finished settings first."""
-    free = iter(_charts.METHODS * len(entries))
-    slots: dict[int, int] = {}
-    for entry in sorted(entries, key=lambda entry: not entry.group.finished):
-        is_base = entry.group.method == "base" and _charts.BASE not in slots.values()
-        slots[id(entry)] = _charts.BASE if is_base else next(free)
-    return [slots[id(entry)] for entry in entries]
 
 
 def _describe_omitted(count: int, total: int) -> str:
@@ -126,11 +152,13 @@ def _teacher_rules(pair: Pair) -> list[Rule]:
     for name, by_id in sorted(found.items())[:2]:
         statistic = Statistic.over(list(by_id.values()))
         assert statistic, "there is one"
-        rules.append(Rule(f"teacher {name}", _charts.TEACHER, str(statistic), statistic.mean))
+        rules.append(Rule(f"teacher {name}", Look.of(TEACHER), str(statistic), statistic.mean))
     return rules
 
 
 # Learning curves.
+
+_Epochs = Mapping[str, Mapping[str, list[Any]]]  # columns by trial
 
 
 def draw_learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
@@ -140,30 +168,31 @@ def draw_learning_curves(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure
     ids = [row.trial_id for entries in kept.values() for entry in entries for row in entry.group.rows]
     epochs = store.read_epoch_columns(facts.storage, ids, ("epoch", "test_acc"))
     for pair in drawable:
-        entries = kept[pair.slug]
-        lines = [line for line in _curves(pair, entries, epochs) if line.x]
-        if lines:
-            yield _learning_figure(pair, entries, lines)
+        if figure := _draw_learning_curves(pair, kept[pair.slug], epochs):
+            yield figure
 
 
-def _learning_figure(pair: Pair, entries: Sequence[Comparison], lines: Sequence[Curve]) -> Figure:
-    last = max(line.x[-1] for line in lines)
-    rules = _teacher_rules(pair)
+def _draw_learning_curves(pair: Pair, entries: Sequence[Comparison], epochs: _Epochs) -> Figure | None:
+    names, shared = pair.name_settings(entries)
+    drawn = _runs_to_draw([entry.group for entry in entries], epochs)
+    series = zip(names, pair.choose_looks(entries), entries, strict=True)
+    lines = [line for name, look, entry in series if (line := _curve(name, look, entry.group, epochs, drawn)).x]
+    if not lines:
+        return None
+    last, rules = max(line.x[-1] for line in lines), _teacher_rules(pair)
     description = "; ".join(f"{line.label} {line.note}" for line in lines)
     texts = ChartText(
-        f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {description}", "epoch", "acc, %"
+        f"{pair.title}: test accuracy by epoch", f"Mean over the finished runs: {description}", "epoch", ACCURACY
     )
     panels = [_charts.draw_curves(texts, lines, rules)]
     caption = "Line: mean over the finished runs; band: ± 1 sample standard deviation, if at least two runs finished."
     if last >= 8:
         start = round(last * _ZOOM) + 1  # just after a milestone at this epoch took effect
-        zoom = ChartText(f"{pair.title}: epochs {start:g} to {last:g}", texts.description, texts.x, texts.y)
+        zoom = replace(texts, title=f"{pair.title}: epochs {start:g} to {last:g}")
         panels.append(_charts.draw_curves(zoom, lines, rules, start))
         caption += " The second panel is the last quarter of the training."
-    caption += _describe_runs(entries, lines)
-    return Figure(
-        f"curves-{pair.slug}", pair.title, caption + _describe_omitted(len(entries), len(pair.entries)), tuple(panels)
-    )
+    caption += _describe_runs(entries, lines) + shared + _describe_omitted(len(entries), len(pair.entries))
+    return Figure(f"curves-{pair.slug}", pair.title, caption, tuple(panels))
 
 
 def _describe_runs(entries: Sequence[Comparison], lines: Sequence[Curve]) -> str:
@@ -178,24 +207,14 @@ def _describe_runs(entries: Sequence[Comparison], lines: Sequence[Curve]) -> str
     return f"{text}." if text else ""
 
 
-def _curves(pair: Pair, entries: Sequence[Comparison], epochs: Mapping[str, Mapping[str, list[Any]]]) -> list[Curve]:
-    drawn = _runs_to_draw([entry.group for entry in entries], epochs)
-    return [
-        _curve(pair.label(entry), slot, entry.group, epochs, drawn)
-        for entry, slot in zip(entries, _assign_slots(entries), strict=True)
-    ]
-
-
-def _runs_to_draw(groups: Sequence[Group], epochs: Mapping[str, Any]) -> set[str]:
+def _runs_to_draw(groups: Sequence[Group], epochs: _Epochs) -> set[str]:
     """The ids of at most `MAX_RUNS` runs, taken from every group in turn."""
     ids = [[row.trial_id for row in group.rows if row.trial_id in epochs] for group in groups]
     turns = [trial_id for turn in zip_longest(*ids) for trial_id in turn if trial_id is not None]
     return set(turns[:MAX_RUNS])
 
 
-def _curve(
-    label: str, slot: int, group: Group, epochs: Mapping[str, Mapping[str, list[Any]]], drawn: set[str]
-) -> Curve:
+def _curve(label: str, look: Look, group: Group, epochs: _Epochs, drawn: set[str]) -> Curve:
     found = {row.trial_id: _by_epoch(epochs[row.trial_id]) for row in group.rows if row.trial_id in epochs}
     numbers = sorted({number for values in found.values() for number in values})
     done = [found[row.trial_id] for row in group.finished if row.trial_id in found]
@@ -210,7 +229,7 @@ def _curve(
         if row.trial_id in drawn
     ]
     return Curve(
-        label, slot, f"n={len(done)}", tuple(map(float, numbers)),
+        label, look, f"n={len(done)}", tuple(map(float, numbers)),
         tuple(mean.mean if mean else None for mean in at) if done else (),
         tuple(max(mean.mean - mean.std, 0.0) if mean and mean.std is not None else None for mean in at),
         tuple(min(mean.mean + mean.std, 100.0) if mean and mean.std is not None else None for mean in at),
@@ -234,32 +253,46 @@ def draw_comparisons(found: Sequence[Pair]) -> Iterator[Figure]:
     for pair in [pair for pair in found if any(entry.table.teacher for entry in pair.entries)][:MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.group.statistic("last_acc")]
         kept = choose_settings(entries, MAX_SERIES)
-        if not kept:
-            continue
-        rows = [
-            _row(pair.label(entry), slot, entry.group) for entry, slot in zip(kept, _assign_slots(kept), strict=True)
-        ]
-        description = "; ".join(f"{row.label} {row.note}" for row in rows)
-        texts = ChartText(
-            f"{pair.title}: accuracy after the last epoch", description, "test accuracy after the last epoch, %", ""
-        )
-        rules = _teacher_rules(pair)
-        base = next((row for row in rows if row.slot == _charts.BASE), None)
-        if base:
-            rules.append(Rule(base.label, _charts.BASE, base.note, base.mean))
-        caption = "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots: runs."
-        yield Figure(
-            f"standing-{pair.slug}", pair.title, caption + _describe_omitted(len(kept), len(entries)),
-            (_charts.draw_dots(texts, rows, rules),),
-        )  # fmt: skip
+        if kept:
+            yield _draw_comparison(pair, kept, len(entries))
 
 
-def _row(label: str, slot: int, group: Group) -> Row:
-    statistic = group.statistic("last_acc")
+def _draw_comparison(pair: Pair, entries: Sequence[Comparison], total: int) -> Figure:
+    names, shared = pair.name_settings(entries)
+    rules = _teacher_rules(pair)
+    base = find_shared_base(entries)
+    if base:
+        rules.append(base)
+    looks = pair.choose_looks(entries)
+    rows = [_row(*series, has_own_base=base is None) for series in zip(names, looks, entries, strict=True)]
+    title = f"{pair.title}: accuracy after the last epoch"
+    texts = ChartText(title, "; ".join(f"{row.label}: {row.note}" for row in rows), f"last epoch, {ACCURACY}", "")
+    caption = (
+        "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots below: runs."
+        f"{shared}{_describe_omitted(len(entries), total)}"
+    )
+    return Figure(f"standing-{pair.slug}", pair.title, caption, (_charts.draw_rows(texts, rows, rules),))
+
+
+def find_shared_base(entries: Sequence[Comparison]) -> Rule | None:
+    """The base that every setting with a base has, as a reference line; None if there are several, or none."""
+    bases = {id(entry.base): entry.base for entry in entries if entry.base}
+    bases |= {id(entry.group): entry.group for entry in entries if entry.group.method == "base"}
+    if len(bases) != 1 or not (statistic := next(iter(bases.values())).statistic("last_acc")):
+        return None
+    return Rule("base", Look.of(BASE), str(statistic), statistic.mean)
+
+
+def _row(name: str, look: Look, entry: Comparison, *, has_own_base: bool) -> Row:
+    statistic = entry.group.statistic("last_acc")
     assert statistic, "only settings with a last epoch are drawn"
-    values = tuple(row.last_acc for row in group.finished if row.last_acc is not None)
+    values = tuple(row.last_acc for row in entry.group.finished if row.last_acc is not None)
     low, high = statistic.interval() or (statistic.mean, statistic.mean)
-    return Row(label, slot, str(statistic), values[:MAX_DOTS], statistic.mean, max(low, 0.0), min(high, 100.0))
+    base = entry.base.statistic("last_acc") if entry.base and has_own_base else None
+    return Row(
+        f"{name} (n={statistic.n})", look, str(statistic), values[:MAX_DOTS], statistic.mean,
+        max(low, 0.0), min(high, 100.0), base.mean if base else None,
+    )  # fmt: skip
 
 
 # Accuracy against cost.
@@ -268,30 +301,33 @@ def _row(label: str, slot: int, group: Group) -> Row:
 def draw_costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
     """Accuracy against the seconds and the parameters of a run, one figure per dataset."""
     for dataset in list(dict.fromkeys(pair.dataset for pair in found))[:MAX_PAIRS]:
-        own = [pair for pair in found if pair.dataset == dataset]
-        labels = {id(entry): f"{models.title(p.student)} {p.label(entry)}" for p in own for entry in p.entries}
-        entries = [entry for pair in own for entry in pair.entries if entry.group.statistic("last_acc")]
-        taught = [entry for entry in entries if _is_teacher(facts, entry.group)][:2]
-        others = [entry for entry in entries if entry not in taught]
+        own = [(pair, entry) for pair in found if pair.dataset == dataset for entry in pair.entries]
+        own = [(pair, entry) for pair, entry in own if entry.group.statistic("last_acc")]
+        taught = [entry for _, entry in own if _is_teacher(facts, entry.group)][:2]
+        others = [entry for _, entry in own if entry not in taught]
         kept_ids = {id(entry) for entry in [*taught, *choose_settings(others, MAX_SERIES - len(taught))]}
-        kept = [entry for entry in entries if id(entry) in kept_ids]
-        title = title_of(dataset)
-        panels = []
-        for column, name, unit in (("seconds", "training time of one run", "s"), ("params", "parameters", "")):
-            points = [
-                point
-                for entry, slot in zip(kept, _assign_slots(kept), strict=True)
-                if (point := _point(facts, entry.group, labels[id(entry)], slot, column, unit))
-            ]
-            if points:
-                panels.append(_cost_chart(f"{title}: accuracy against {name}", name, unit, points))
-        if panels:
-            caption = (
-                "Marks: means over the finished runs; bars: ± 1 sample standard deviation. A star marks a teacher."
-            )
-            if len({row.device for entry in kept for row in entry.group.finished}) > 1:
-                caption += " The runs used several kinds of devices, so their times are not comparable."
-            yield Figure(f"cost-{dataset}", title, caption + _describe_omitted(len(kept), len(entries)), tuple(panels))
+        kept = [(pair, entry) for pair, entry in own if id(entry) in kept_ids]
+        if kept and (figure := _draw_costs(facts, dataset, kept, len(own))):
+            yield figure
+
+
+def _draw_costs(facts: Facts, dataset: str, kept: Sequence[tuple[Pair, Comparison]], total: int) -> Figure | None:
+    entries, title = [entry for _, entry in kept], title_of(dataset)
+    names, shared = name_settings([f"{models.title(pair.student)} {pair.label(entry)}" for pair, entry in kept])
+    teachers = {id(entry): TEACHER for entry in entries if _is_teacher(facts, entry.group)}
+    names = [f"{name} (teacher)" if id(entry) in teachers else name for name, entry in zip(names, entries, strict=True)]
+    looks = kept[0][0].choose_looks(entries, teachers)
+    panels = []
+    for column, name, unit in (("seconds", "training time of one run", "s"), ("params", "parameters", "")):
+        series = zip(names, looks, entries, strict=True)
+        points = [point for label, look, entry in series if (point := _point(label, look, entry.group, column, unit))]
+        if points:
+            panels.append(_cost_chart(f"{title}: accuracy against {name}", name, unit, points))
+    caption = "Marks: means over the finished runs; bars: ± 1 sample standard deviation. A star marks a teacher."
+    if len({row.device for entry in entries for row in entry.group.finished}) > 1:
+        caption += " The runs used several kinds of devices, so their times are not comparable."
+    caption += shared + _describe_omitted(len(kept), total)
+    return Figure(f"cost-{dataset}", title, caption, tuple(panels)) if panels else None
 
 
 def _cost_chart(title: str, name: str, unit: str, points: Sequence[Point]) -> Chart:
@@ -299,17 +335,15 @@ def _cost_chart(title: str, name: str, unit: str, points: Sequence[Point]) -> Ch
     is_log = min(values) > 0 and max(values) / min(values) > 8
     x = f"{name}{f', {unit}' if unit else ''}{' (log scale)' if is_log else ''}"
     description = "; ".join(f"{point.label}: {point.note}" for point in points)
-    return _charts.draw_scatter(ChartText(title, description, x, "acc, %"), points, is_log=is_log)
+    return _charts.draw_scatter(ChartText(title, description, x, f"last epoch, {ACCURACY}"), points, is_log=is_log)
 
 
-def _point(facts: Facts, group: Group, label: str, slot: int, column: str, unit: str) -> Point | None:
+def _point(label: str, look: Look, group: Group, column: str, unit: str) -> Point | None:
     x, y = group.statistic(column), group.statistic("last_acc")
     if x is None or y is None:
         return None
-    at = f"{x.mean:,.1f} {unit}" if unit else _charts.format_number(x.mean)
-    note = f"{at}, {y.mean:.2f} % (n={y.n})"
-    slot = _charts.TEACHER if _is_teacher(facts, group) else slot
-    return Point(label, slot, note, x.mean, y.mean, x.std or 0.0, y.std or 0.0)
+    at = f"{x.mean:,.1f} {unit}" if unit else format_number(x.mean)
+    return Point(label, look, f"{at}, {y.mean:.2f} % (n={y.n})", x.mean, y.mean, x.std or 0.0, y.std or 0.0)
 
 
 def _is_teacher(facts: Facts, group: Group) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 
 from orchestrator import models
+from orchestrator.catalog import lookup
 from orchestrator.data.registry import stored_facts
 from orchestrator.errors import KdctlError, StorageError
+from orchestrator.machine import commits, paths
 from orchestrator.records import State, TrialRecord
 from orchestrator.results import store
 from orchestrator.storage.layout import Storage
@@ -79,6 +82,27 @@ class Facts:
     def log(self, trial_id: str) -> str:
         """Where the log of a trial is."""
         return self.storage.backend.describe(self.storage.log(trial_id))
+
+
+def find_facts(storage: Storage, study: str | None, settings: Sequence[str] = ()) -> Facts:
+    """The facts about a study file with `settings`, a study by name, the last study, or a storage without any.
+
+    Raises KdctlError if there is no such study, or no trial.
+    """
+    now = datetime.now(UTC)
+    if study is None:
+        last = next(iter(stored_studies.list_studies(storage)), None)
+        if last is None:
+            return gather(storage, "everything in the storage", None, None, now)
+        return gather(storage, last.name, last.members, Source.of(last), now)
+    found = lookup.find_study(storage, study, settings)
+    if found.text is not None:
+        words = [word for setting in settings for word in ("--set", setting)]
+        command = ("kdctl", "launch", paths.word(study), *words)
+        source = Source(command, found.text, None, None, commits.of_file(Path(study)))
+    else:
+        source = Source.of(stored_studies.find(storage, study))
+    return gather(storage, found.name, found.members, source, now)
 
 
 def gather(

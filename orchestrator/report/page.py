@@ -16,9 +16,10 @@ from markupsafe import Markup
 from orchestrator import markdown
 from orchestrator.errors import KdctlError
 from orchestrator.files import write_file
-from orchestrator.report import _charts
-from orchestrator.report._charts import Chart, cut
+from orchestrator.report._charts import Chart
+from orchestrator.report._export import MARK, render_file, render_inline
 from orchestrator.report._figures import Figure
+from orchestrator.report._style import cut
 from orchestrator.report.content import Facts
 from orchestrator.report.sections import (
     Code,
@@ -31,8 +32,11 @@ from orchestrator.report.sections import (
 )
 from orchestrator.text import looking_once, masked, printable
 
-MARK = "kdctl report"  # near the top of every file that kdctl report wrote, in one of these forms
-_MARKS = tuple(text.encode() for text in (f"<!-- {MARK} -->", f'<meta name="generator" content="{MARK}">'))
+# One of these is near the top of every file that kdctl report wrote; in a PDF the mark is anywhere.
+_MARKS = tuple(
+    text.encode() for text in (f"<!-- {MARK} -->", f'<meta name="generator" content="{MARK}">', f"tEXtSoftware\0{MARK}")
+)
+_PDF_MARK = f"/Creator ({MARK})".encode()
 MAX_TEXT = 600  # characters of an external text
 MAX_CODE = 60_000  # of a study file
 
@@ -86,8 +90,8 @@ def _is_a(kind: type) -> Callable[[object], bool]:
     return lambda block: isinstance(block, kind)
 
 
-def _draw(chart: Chart) -> Markup:
-    return Markup(chart.inline())  # noqa: S704 - made by ElementTree, which escapes every text
+def _draw(chart: Chart, name: str) -> Markup:
+    return Markup(render_inline(chart, name))  # noqa: S704 - made by ElementTree, which escapes every text
 
 
 def _digest(text: str) -> str:
@@ -108,7 +112,7 @@ def _render_html(facts: Facts, found: list[Section], stem: str) -> dict[str, str
     template = _environment().get_template("report.html")
     text = template.render(
         name=facts.name, head=describe_progress(facts), caution=describe_incomplete(facts), sections=found,
-        style=_charts.STYLE + _read_template("report.css"), script=_read_template("report.js"),
+        style=_read_template("report.css"), script=_read_template("report.js"),
         version=_version(), written=f"{facts.now:%Y-%m-%d %H:%M}",
     )  # fmt: skip
     return {f"{stem}.html": text}
@@ -160,18 +164,16 @@ def _render_cell(text: str, small: str, *, is_marked: bool) -> str:
 
 
 def _render_figure(figure: Figure, stem: str, files: dict[str, str]) -> str:
-    names = [f"{stem}-{figure.name}-{number}.svg" for number in range(1, len(figure.charts) + 1)]
-    files.update(zip(names, (chart.standalone() for chart in figure.charts), strict=True))
-    images = " ".join(
-        f"![{_escape(chart.texts.title)}](<{name}>)" for chart, name in zip(figure.charts, names, strict=True)
-    )
+    found = {f"{stem}-{name}.svg": chart for name, chart in figure.named_charts()}
+    files.update({name: render_file(chart, "svg").decode() for name, chart in found.items()})
+    images = " ".join(f"![{_escape(chart.texts.title)}](<{name}>)" for name, chart in found.items())
     return f"### {_escape(figure.title)}\n\n{images}\n\n{_escape(figure.caption)}"
 
 
 # Files.
 
 
-def write(folder: Path, files: Mapping[str, str]) -> None:
+def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Writes each file atomically; files of earlier reports are replaced.
 
     Raises KdctlError, before anything is written, if kdctl report did not write an existing file, and for a file that
@@ -180,8 +182,8 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
     for name in files:
         if not _is_ours(folder / name):
             raise KdctlError(
-                f"{folder / name} exists and was not written by kdctl report; name another file with --output, or "
-                "move this one"
+                f"{folder / name} exists and was not written by kdctl report; name another place with --output or "
+                "--figures, or move this file"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,17 +191,16 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
             write_file(folder / name, text)
     except OSError as error:
         raise KdctlError(
-            f"{folder} cannot be written ({error.strerror or error}); name another with --output"
+            f"{folder} cannot be written ({error.strerror or error}); name another with --output or --figures"
         ) from None
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file may be replaced: it does not exist, or has the mark of a report near its top."""
+    """Whether a file may be replaced: it does not exist, or has the mark of a report."""
     try:
-        with path.open("rb") as file:
-            top = file.read(400)
-            return any(mark in top for mark in _MARKS)
+        content = path.read_bytes()
     except FileNotFoundError:
         return True
     except OSError:
         return False
+    return any(mark in content[:400] for mark in _MARKS) or (content[:5] == b"%PDF-" and _PDF_MARK in content)

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.records import State, TrialRecord
-from orchestrator.report import _figures
+from orchestrator.report import _figures, _sweeps
 from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
 from orchestrator.results.evidence.comparisons import Contrast, Family, compare_settings
@@ -115,6 +115,7 @@ def build_sections(facts: Facts) -> list[Section]:
         Section("results", "Results", tuple(_results(facts))),
         Section("comparisons", "Every method against every other", tuple(_contrasts(family))),
         Section("teacher", "Student against teacher and base", tuple(_comparisons(found))),
+        Section("sweeps", "Sweeps", tuple(_sweeps.draw_sweeps(found))),
         Section("curves", "Learning curves", tuple(_figures.draw_learning_curves(facts, found))),
         Section("cost", "Accuracy against cost", tuple(_costs(facts, found))),
         Section("unfinished", "Trials that did not finish", tuple(_unfinished(facts))),

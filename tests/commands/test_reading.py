@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.catalog import lookup
 from orchestrator.cluster.submission import collect_files
-from orchestrator.commands.report import _gather_facts
 from orchestrator.launch import plan_study
+from orchestrator.report.content import find_facts
 from orchestrator.storage.layout import Storage
 from orchestrator.study.reader import load_study
 
@@ -49,7 +49,7 @@ def test_a_text_that_is_given_is_not_read_again() -> None:
 
 def test_a_report_shows_the_text_that_was_read(tmp_path: Path) -> None:
     with pipe() as name:
-        source = _gather_facts(name, Storage.at(tmp_path), ()).source
+        source = find_facts(Storage.at(tmp_path), name).source
     assert source is not None and source.text == TEXT
 
 

@@ -63,6 +63,7 @@ DOORS = {
     "torchvision": ("data.cifar", "models.torchvision_models"),
     "PIL": ("data._decode",),
     "jinja2": ("report.page",),
+    "matplotlib": ("report",),
     "rich": ("monitor.live_view", "monitor.terminal", "results.formats", "columns"),
     "duckdb": ("results.query",),
     "pandas": ("results.frames",),

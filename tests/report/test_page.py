@@ -24,7 +24,7 @@ from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 
-LIMIT = 3_000_000  # bytes of a page, whatever the study
+LIMIT = 2_000_000  # bytes of a page, whatever the study
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +111,9 @@ def test_markdown_has_its_figures_beside_it(made_up: Facts, tmp_path: Path) -> N
     named = re.findall(r"!\[[^\]]*\]\(<([^>]+)>\)", text)
     assert len(named) == len(files) - 1 >= 5
     for name in named:
-        root = ElementTree.fromstring((tmp_path / name).read_text())
-        assert root.get("role") == "img"
-        assert "prefers-color-scheme" in (root.findtext("{http://www.w3.org/2000/svg}style") or "")
+        text_of_figure = (tmp_path / name).read_text()
+        assert ElementTree.fromstring(text_of_figure).get("role") == "img"
+        assert "var(--" not in text_of_figure and "<style" not in text_of_figure  # not every reader knows them
     assert f"| logit {SETTING} | 3 of 3 | 93.00 ± 1.00 (n=3) |" in text
 
 
@@ -269,7 +269,7 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
         " settings, those with the best last epoch; kdctl query prints the others" in text
         and "(kdctl query prints the others)" in text
     )
-    assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < LIMIT
+    assert sum(len(one.encode()) for one in page.render(own, "markdown").values()) < 1.5 * LIMIT  # text is drawn
 
 
 def test_a_file_that_only_mentions_reports_is_not_ours(tmp_path: Path, made_up: Facts) -> None:

@@ -125,11 +125,12 @@ def test_curves_are_means_over_finished_runs(storage: Storage) -> None:
         for figure in _figures.draw_learning_curves(facts(storage, rows), _figures.group_pairs(rows))
     }
     assert set(found) == {"curves-digits-resnet-32-8", "curves-digits-resnet-32-20"}
-    svg = found["curves-digits-resnet-32-8"].charts[0].inline()
-    assert (
-        'data-y="84.00 85.00 86.00 87.00 88.00 89.00 90.00 91.00 92.00 93.00"' in svg
-    )  # the mean of logit, without 10
-    assert "run open" in svg and "seed 9 (00000000001e)" in svg
+    marks = found["curves-digits-resnet-32-8"].charts[0].marks.values()
+    [mean] = [mark for mark in marks if mark["title"] == "logit, mean, n=3"]
+    assert mean["data-y"] == " ".join(f"{value}.00" for value in range(84, 94))  # without the run of 10 %
+    assert [mark["title"] for mark in marks if mark["class"] == "run open"] == [
+        "logit, seed 9 (00000000001e)", "st, seed 1 (000000000014)",
+    ]  # fmt: skip
     assert "dashed runs did not finish" in found["curves-digits-resnet-32-8"].caption
 
 

@@ -18,57 +18,62 @@
     return text;
   };
 
-  const points = (path) => [...path.getAttribute("d").matchAll(/[ML]([\d.-]+),([\d.-]+)/g)].map((m) => [+m[1], +m[2]]);
   const nearest = (list, value) =>
     list.reduce((best, one, index) => (Math.abs(one - value) < Math.abs(list[best] - value) ? index : best), 0);
+  const numbers = (text) => text.split(" ").map(Number);
 
   for (const svg of document.querySelectorAll("svg.chart")) {
     svg.setAttribute("aria-label", take(svg));
-    for (const group of svg.querySelectorAll("[data-tip]")) {
-      for (const mark of group.querySelectorAll(".mark")) take(mark);
-      group.addEventListener("pointermove", (event) => show(group.dataset.tip, event.clientX, event.clientY));
-      group.addEventListener("pointerleave", hide);
+    for (const mark of svg.querySelectorAll(".mark, .cell")) {
+      const text = take(mark);
+      mark.addEventListener("pointermove", (event) => show(text, event.clientX, event.clientY));
+      mark.addEventListener("pointerleave", hide);
     }
-    if (svg.classList.contains("curves")) follow(svg);
+    if (svg.querySelector(".line, .run")) follow(svg);
   }
 
   function follow(svg) {
-    const lines = [...svg.querySelectorAll(".series > path[data-y]")].map((path) => ({
-      path, name: take(path), points: points(path), isRun: path.classList.contains("run"),
-      x: path.parentNode.dataset.x.split(" "), at: path.parentNode.dataset.at.split(" ").map(Number),
-      y: path.dataset.y.split(" "),
-    }));
+    const [left, right, bottom, top] = numbers(svg.dataset.box);
+    const [first, last, low, high] = numbers(svg.dataset.range);
+    const isLog = svg.hasAttribute("data-log"), log = (x) => (isLog ? Math.log(x) : x);
+    const across = (x) => left + ((log(x) - log(first)) / (log(last) - log(first))) * (right - left);
+    const up = (y) => bottom + ((y - low) / (high - low)) * (top - bottom);
+    let known = "";  // a curve states its x once, with its first line
+    const lines = [...svg.querySelectorAll(".line, .run")].map((group) => {
+      known = group.dataset.x || known;
+      const x = known.split(" ");
+      return { group, name: take(group), isRun: group.matches(".run"), x, at: x.map(across), y: group.dataset.y.split(" ") };
+    });
     const all = [...new Set(lines.flatMap((line) => line.at))].sort((a, b) => a - b);
-    if (!all.length) return;
-    const cursor = svg.querySelector(".frame .axis").cloneNode();
+    const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
     cursor.setAttribute("class", "cursor");
+    cursor.setAttribute("y1", top);
+    cursor.setAttribute("y2", bottom);
     svg.append(cursor);
     let place = all.length - 1;
     const clear = () => {
       hide();
       cursor.setAttribute("visibility", "hidden");
-      for (const line of lines) line.path.classList.remove("on");
+      for (const line of lines) line.group.classList.remove("on");
     };
     const describe = (x, y, clientX, clientY) => {
       const text = [];
       let closest = null;
       for (const line of lines) {
-        line.path.classList.remove("on");
+        line.group.classList.remove("on");
         const index = nearest(line.at, x);
-        if (Math.abs(line.at[index] - x) > 6 || line.y[index] === "-") continue;
-        if (!text.length) text.push("epoch " + line.x[index]);
+        if (Math.abs(line.at[index] - x) > 3 || line.y[index] === "-") continue;
+        if (!text.length) text.push(svg.dataset.name + " " + line.x[index]);
         if (!line.isRun) { text.push(line.name + ": " + line.y[index] + " %"); continue; }
-        const point = line.points[nearest(line.points.map((one) => one[0]), x)];
-        const far = Math.abs(point[1] - y);
+        const far = Math.abs(up(line.y[index]) - y);
         if (!closest || far < closest.far) closest = { far, line, index };
       }
-      if (closest && closest.far < 14) {
-        closest.line.path.classList.add("on");
+      if (closest && closest.far < 7) {
+        closest.line.group.classList.add("on");
         text.push(closest.line.name + ": " + closest.line.y[closest.index] + " %");
       }
-      const top = svg.viewBox.baseVal.height;
-      for (const [name, value] of [["x1", x], ["x2", x], ["y1", 12], ["y2", Math.min(242, top)]])
-        cursor.setAttribute(name, value);
+      cursor.setAttribute("x1", x);
+      cursor.setAttribute("x2", x);
       cursor.setAttribute("visibility", "visible");
       if (text.length) show(text.join("\n"), clientX, clientY);
     };
