@@ -13,6 +13,11 @@ from orchestrator.storage.leases import Lease, acquire
 from orchestrator.study.plan import PlannedTrial
 from orchestrator.study.values import Resources
 
+# Settings of a launch that make the demo, and the study that `kdctl init` writes, a matter of seconds.
+SMALL_DEMO = (
+    *("recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"),
+    *("experiments[1].teacher.epochs=1", "experiments[1].teacher.limit_train=64"),
+)
 ON_CPU = Resources(gpus_per_trial=0)
 OPTIONS = {"logit": (("ce_weight", 1.0), ("match", "logits")), "st": (("temperature", 4.0),)}
 Make = Callable[..., TrialConfig]

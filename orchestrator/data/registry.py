@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What `kdctl init` writes about a dataset: a comment, and a recipe that suits it.
+    """What `kdctl init` writes about a dataset: a comment, and a recipe and a teacher that suit it.
 
     `{file}` stands for the study file. `trial_settings` shorten a first launch where the full recipe takes long;
     `duration` describes how long that launch takes.
@@ -32,6 +32,7 @@ class Example:
     intro: str
     recipe: str
     duration: str
+    teacher: str
     trial_settings: str = ""
 
 
@@ -80,6 +81,7 @@ recipe: # what every experiment shares; an experiment may override any of it
   flip: true
   # limit_train: 5000 # train on 5,000 images only, for a quick look
 """
+_CIFAR_TEACHER = "resnet_32_20 # or {model: resnet_32_20, seed: 1}, with settings of its own"
 _CIFAR_TRIAL = " --set recipe.epochs=2 --set recipe.limit_train=1000 --set recipe.limit_test=500"
 
 
@@ -90,25 +92,29 @@ def _cifar_example(name: str, dataset: str) -> Example:
         "# The images are read from the folder that --data names (./data), in torchvision's layout or as Parquet\n"
         f"# ({dataset}/train-*.parquet, {dataset}/test-*.parquet); a launch downloads what is missing."
     )
-    return Example(intro, _CIFAR_RECIPE, "a small try, some minutes; without --set: all of it", _CIFAR_TRIAL)
+    duration = "a small try, some minutes; without --set: all of it"
+    return Example(intro, _CIFAR_RECIPE, duration, _CIFAR_TEACHER, _CIFAR_TRIAL)
 
 
 _DIGITS_EXAMPLE = Example(
-    "scikit-learn's digits (8x8 scans, nothing to download): about a minute on a laptop.",
+    "scikit-learn's digits (8x8 scans, nothing to download): about a minute on a laptop. The students see 180 images,\n"
+    "# their teacher sees all 1,297, and passes on some of what it learned from the others.",
     """
-recipe: # what every experiment shares; an experiment may override any of it
-  epochs: 20
-  batch_size: 32
-  lr: 0.05
-  crop_padding: 1
+recipe: # what every experiment shares; an experiment may override any of it, and so may a teacher
+  epochs: 30
+  batch_size: 16
+  lr: 0.05 # a tenth of it after half of the epochs, and again after three quarters; or set milestones: [15, 22]
+  crop_padding: 2
   flip: false # a mirrored 2 is no 2
+  limit_train: 180 # the images that the students see
 
-# For CIFAR-10 write `dataset: cifar10` (or cifar100) in both experiments, and this recipe:
+# For CIFAR-10 write `dataset: cifar10` (or cifar100) in both experiments, `teacher: resnet_32_20`, and this recipe:
 #   {epochs: 200, batch_size: 128, lr: 0.1, crop_padding: 4, flip: true}
 # Its images come from the folder that --data names (./data), into which a launch downloads what is missing.
 # `kdctl init cifar.yaml --dataset cifar10` writes such a file.
 """,
     "about a minute",
+    "{model: resnet_32_20, limit_train: 1297, epochs: 20, batch_size: 32, crop_padding: 1} # its own settings",
 )
 
 DATASETS: Mapping[str, NamedDataset] = {

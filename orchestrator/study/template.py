@@ -42,7 +42,7 @@ experiments:
   # The same student with a teacher, which is trained first, once for all its students.
   - method: {method}
     dataset: {dataset}
-    teacher: resnet_32_20 # or {{model: resnet_32_20, seed: 1}}, with settings of its own
+    teacher: {teacher}
     student: resnet_32_8 # another student, or several: [resnet_32_8, resnet_32_14]
     seed: [0, 1, 2]
 """
@@ -55,7 +55,7 @@ def text(file: str, dataset: str, own: str = "") -> str:
     example = DATASETS[dataset].example
     head = _HEAD.format(intro=example.intro.format(file=file), file=file, dataset=dataset)
     method = _WITH_OWN.format(own=own) if own else _METHOD
-    return head + example.recipe + _EXPERIMENTS.format(dataset=dataset, method=method)
+    return head + example.recipe + _EXPERIMENTS.format(dataset=dataset, method=method, teacher=example.teacher)
 
 
 def write(path: Path, dataset: str, own: str = "") -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from lines import calls, exists, understood
+from workloads import SMALL_DEMO
 
 from orchestrator.cli import cli
 from orchestrator.commands.shared.layout import REST, SECTIONS, Sections
@@ -20,8 +21,6 @@ from orchestrator.errors import EXIT_CODES
 from orchestrator.launch import launch
 from orchestrator.storage.layout import Storage
 from orchestrator.study import template
-
-SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
 
 
 def commands(command: click.Command = cli, words: str = "kdctl") -> Iterator[tuple[str, click.Command]]:
@@ -96,7 +95,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     directory = tmp_path_factory.mktemp("examples")
     template.write(directory / "experiments.yaml", "digits")
     shutil.copytree(Path(digits_storage.backend.address, "datasets"), directory / "runs" / "datasets")
-    assert launch(directory / "experiments.yaml", inline=True, storage=directory / "runs", settings=SMALL).is_complete
+    assert launch(
+        directory / "experiments.yaml", inline=True, storage=directory / "runs", settings=SMALL_DEMO
+    ).is_complete
     return directory
 
 

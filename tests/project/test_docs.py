@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 from launch_events import ignore
 from lines import calls, exists, understood
+from workloads import SMALL_DEMO
 
 from orchestrator.launch import launch
 from orchestrator.storage.layout import Storage
@@ -29,7 +30,6 @@ SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for
 ALL = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", ALL, ids=lambda page: page.name)
 QUERIES = re.findall(r"^(?:echo .*)?kdctl query .*$", (ROOT / "docs" / "columns.md").read_text(), re.MULTILINE)
-SMALL = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
 
 
 def load_printer() -> ModuleType:
@@ -77,7 +77,7 @@ def test_every_study_in_the_docs_is_good(tmp_path: Path) -> None:
     ("file", "trials"),
     [
         ("experiments.yaml", 16),
-        ("examples/digits.yaml", 10),
+        ("examples/digits.yaml", 16),
         ("examples/cifar_small.yaml", 7),
         ("examples/crd.yaml", 1171),
     ],
@@ -143,7 +143,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
     for name in ("runs", "runs-from-python"):
         shutil.copytree(Path(digits_storage.backend.address, "datasets"), place / name / "datasets")
     outcome = launch(
-        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL, on_event=ignore
+        place / "examples" / "digits.yaml", inline=True, storage=place / "runs", settings=SMALL_DEMO, on_event=ignore
     )
     assert outcome.is_complete
     return place
@@ -152,7 +152,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits_storage: Storage) ->
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split()[1].split(".")[0])
 def test_every_line_of_python_in_the_readme_runs(snippet: str, folder: Path) -> None:
     # The study of the last snippet is cut down: what is shown is that its lines run.
-    snippet = snippet.replace('"recipe.epochs=1"', ", ".join(f'"{setting}"' for setting in SMALL))
+    snippet = snippet.replace('"recipe.epochs=1"', ", ".join(f'"{setting}"' for setting in SMALL_DEMO))
     done = subprocess.run([sys.executable, "-c", snippet], cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -182,7 +182,7 @@ def test_there_are_queries_in_the_docs() -> None:
 
 def test_the_query_line_that_a_launch_prints_runs(folder: Path) -> None:
     kdctl = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-    settings = [part for setting in SMALL for part in ("--set", setting)]
+    settings = [part for setting in SMALL_DEMO for part in ("--set", setting)]
     again = subprocess.run(
         [*kdctl, "launch", "examples/digits.yaml", "--inline", *settings],
         cwd=folder, capture_output=True, text=True, timeout=240,

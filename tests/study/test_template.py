@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from workloads import SMALL_DEMO
 
 from orchestrator.cli import cli
 from orchestrator.data.registry import DATASETS
@@ -47,10 +48,11 @@ def test_the_comments_are_true(dataset: str, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     template.write(path, dataset)
     text = path.read_text()
+    (teacher,) = re.findall(r"teacher: (?:\{.*\}|resnet_32_20)(?= #)", text)
     for before, after, trials in [
         ("seed: [0, 1, 2]", "seed: [0, 1, 2, 3]", 9),  # "Add 3, and one more is trained", in both experiments
         ("student: resnet_32_8", "student: [resnet_32_8, resnet_32_14]", 13),
-        ("teacher: resnet_32_20", "teacher: {model: resnet_32_20, seed: 1}", 7),
+        (teacher, "teacher: {model: resnet_32_20, seed: 1}", 7),
         ("method: logit", "method: [logit, st]", 10),
     ]:
         assert before in text
@@ -67,6 +69,8 @@ def test_the_way_from_digits_to_cifar_is_the_one_that_init_writes(tmp_path: Path
     recipe = re.search(r"^#   (\{.*\})$", text, re.MULTILINE)
     assert recipe and "`dataset: cifar10`" in text
     changed = re.sub(r"recipe:.*?\n\n", f"recipe: {recipe[1]}\n\n", text, flags=re.DOTALL)
+    assert "`teacher: resnet_32_20`" in text
+    changed = re.sub(r"teacher: \{.*\}", "teacher: resnet_32_20", changed)
     (tmp_path / "digits.yaml").write_text(changed.replace("dataset: digits", "dataset: cifar10"))
     template.write(tmp_path / "cifar.yaml", "cifar10")
     by_hand, by_init = (make_plan(load_study(tmp_path / f"{name}.yaml")) for name in ("digits", "cifar"))
@@ -76,8 +80,7 @@ def test_the_way_from_digits_to_cifar_is_the_one_that_init_writes(tmp_path: Path
 def test_the_study_runs(tmp_path: Path, storage: Storage) -> None:
     path = tmp_path / "study.yaml"
     template.write(path, "digits")
-    small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"]
-    outcome = launch(path, storage=storage.backend.address, inline=True, settings=small)
+    outcome = launch(path, storage=storage.backend.address, inline=True, settings=SMALL_DEMO)
     assert outcome.is_complete and len(outcome.rows) == 7
 
 
@@ -134,8 +137,8 @@ def test_a_study_with_a_loss_of_the_users_passes_the_check(own: Path, capsys: py
 
 
 def test_it_trains_as_the_method_that_it_is_written_after(own: Path, storage: Storage) -> None:
-    small = ["recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50", "experiments[1].seed=0"]
-    outcome = launch(own, storage=storage.backend.address, inline=True, settings=[*small, "experiments[0].seed=0"])
+    settings = [*SMALL_DEMO, "experiments[0].seed=0", "experiments[1].seed=0"]
+    outcome = launch(own, storage=storage.backend.address, inline=True, settings=settings)
     found = {row.method: row.acc for row in outcome.rows if row.teacher}
     assert outcome.is_complete and found.keys() == {"st", "my_loss:MyLoss"}
     st, mine = (

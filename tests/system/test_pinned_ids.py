@@ -16,13 +16,23 @@ from orchestrator.study.reader import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The number of trials of each study file, and the start of the SHA-256 of their ids in the order of the plan.
+# The pin of each study file.
 FILES = {
     "experiments.yaml": (16, "6682adf545104721"),
     "examples/cifar_small.yaml": (7, "e4224d6894f2a510"),
     "examples/crd.yaml": (1171, "7badd5ea2e7b4016"),
-    "examples/digits.yaml": (10, "fa39644a5a31320c"),
+    "examples/digits.yaml": (16, "2779b7465ba1ba4e"),
+    "docs/results/cifar10/study.yaml": (25, "a62dcaf124fe7994"),
 }
+
+# The demo of kdctl 0.1: its trials are in the storages of those who ran it.
+FIRST_DEMO = """\
+study: digits
+recipe: {epochs: 20, batch_size: 32, lr: 0.05, milestones: [10, 15], crop_padding: 1, flip: false}
+experiments:
+  - {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1, 2]}
+  - {method: [logit, st], dataset: digits, teacher: resnet_32_20, student: resnet_32_8, seed: [0, 1, 2]}
+"""
 
 # Every setting that an id depends on, each with a value that is not its default.
 EVERY_SETTING = """\
@@ -43,15 +53,26 @@ def ids_of(file: Path) -> list[str]:
     return [trial.trial_id for trial in make_plan(load_study(file)).trials]
 
 
+def pin(file: Path) -> tuple[int, str]:
+    """The number of its trials, and the start of the SHA-256 of their ids in the order of the plan."""
+    ids = ids_of(file)
+    return len(ids), hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
+
+
 def test_every_published_study_is_pinned() -> None:
-    files = [Path("experiments.yaml"), *(path.relative_to(ROOT) for path in sorted(ROOT.glob("examples/*.yaml")))]
-    assert list(FILES) == [str(file) for file in files]
+    found = [path for folder in ("examples", "docs/results/*") for path in sorted(ROOT.glob(f"{folder}/*.yaml"))]
+    assert list(FILES) == ["experiments.yaml", *(str(path.relative_to(ROOT)) for path in found)]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_ids_of_a_published_study(name: str) -> None:
-    ids = ids_of(ROOT / name)
-    assert (len(ids), hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]) == FILES[name]
+    assert pin(ROOT / name) == FILES[name]
+
+
+def test_ids_of_the_first_demo(tmp_path: Path) -> None:
+    file = tmp_path / "digits.yaml"
+    file.write_text(FIRST_DEMO)
+    assert pin(file) == (10, "fa39644a5a31320c")
 
 
 def test_ids_of_a_study_with_every_setting(tmp_path: Path) -> None:
