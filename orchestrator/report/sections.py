@@ -16,8 +16,11 @@ from orchestrator.report.content import MISSING, Facts
 from orchestrator.results.evidence.comparisons import Contrast, Family, compare_settings
 from orchestrator.results.evidence.conclusions import draw_conclusions, name_settings
 from orchestrator.results.field_tables import describe_figures, find_figure
+from orchestrator.results.paper_table import COLUMN_GROUPS, Mark, PaperTable, build_paper_table
+from orchestrator.results.paper_table import Cell as PaperCell
+from orchestrator.results.paper_text import Key, describe, find_symbol, split_columns
 from orchestrator.results.published import CLOSEST, DIFFERENCES, PUBLISHED, describe_differences
-from orchestrator.results.rounding import count_decimals, format_interval, format_number, format_p
+from orchestrator.results.rounding import count_decimals, format_interval, format_mean, format_number, format_p
 from orchestrator.results.summary import (
     DIFFERENCE,
     Comparison,
@@ -32,6 +35,7 @@ from orchestrator.results.tables import PUBLISHED_COLUMNS, describe_subset
 # Limits on the size of a page. `page` cuts external texts.
 MAX_TABLES = 40
 MAX_SETTINGS = 300  # rows over all tables of settings
+MAX_COLUMNS = 4  # of numbers, in a table of a paper: more do not fit a page
 MAX_INLINE = 40  # rows of one of them
 MAX_COMPARED = 300  # comparisons, over all pairs
 MAX_LISTED = 1_000  # single runs, over all tables of runs
@@ -220,6 +224,7 @@ _READING = (
 
 # Results.
 
+_SYMBOLS = {Mark.BEST: "bold", Mark.TIED: "≈", Mark.UNKNOWN: "?"}
 _NOTE_COLUMN = "lab note (another experiment), best epoch, %"
 
 
@@ -228,6 +233,7 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
     if not found:
         yield Text("No trial has started yet.")
         return
+    yield from _paper_tables(facts.ordered)
     yield from _READING
     entries: dict[tuple[str, str, str | None], list[Comparison]] = {}
     for entry in compare_to_base(found):
@@ -237,11 +243,57 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
     listed = share_rows([len(own) for own in runs], MAX_LISTED)
     settings = share_rows([min(len(table.groups), MAX_INLINE) for table in listed_tables], MAX_SETTINGS)
     for table, own, few, many in zip(listed_tables, runs, listed, settings, strict=True):
-        yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
+        details = _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
+        if table.teacher or not details.folded:  # without a teacher the table of a paper says it all
+            yield details
         if few:
             yield _runs_table(table, own[:few], len(own))
     if len(found) > len(listed_tables):
         yield Text(f"This page leaves out {len(found) - len(listed_tables):,} more tables; {MORE} prints them.")
+
+
+def _paper_tables(rows: Sequence[TrialRecord]) -> Iterator[Table]:
+    """The table of a paper, and, if it is long, its best rows first and all of them folded."""
+    whole = build_paper_table(rows)
+    best = whole.keep_best(MAX_INLINE)
+    notes = tuple(describe(best, _SYMBOLS))
+    for table, folded in ((best, False), *([(whole.keep_best(MAX_SETTINGS), True)] if best.left_out else [])):
+        parts = split_columns(table, lambda keys: len(keys) <= MAX_COLUMNS)
+        for keys in parts:
+            made = _paper_table(table, keys, notes if keys is parts[-1] and not folded else ())
+            yield replace(made, folded=f"{len(table.rows):,} rows: {made.title}") if folded else made
+
+
+def _paper_table(table: PaperTable, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
+    """Some of its columns. What all of them share is in the title, and the rest in the header."""
+    metrics, pairs = {metric for metric, _ in keys}, {number for _, number in keys}
+    group = f"{COLUMN_GROUPS[keys[0][0]]}, %"
+    title = f"Test accuracy, {group}" if len(metrics) == 1 else "Test accuracy, %"
+    if len(table.columns) == 1:
+        title = f"{table.columns[0].name}: {title[0].lower()}{title[1:]}"
+    header = [
+        ", ".join(
+            [
+                *([table.columns[number].name] if len(pairs) > 1 or len(table.columns) > 1 else []),
+                *([COLUMN_GROUPS[metric]] if len(metrics) > 1 or len(table.columns) == 1 else []),
+            ]
+        )
+        for metric, number in keys
+    ]
+    rows = tuple(
+        (Cell(row.name), *(_paper_cell(row.cells[metric][no], table) for metric, no in keys)) for row in table.rows
+    )
+    return Table(title, ("method", *header), rows, notes)
+
+
+def _paper_cell(cell: PaperCell, table: PaperTable) -> Cell:
+    found = cell.statistic
+    if found is None:
+        return Cell("-")
+    symbol = find_symbol(cell, table, _SYMBOLS)
+    is_best = cell.mark is Mark.BEST
+    text = format_mean(found) if is_best else f"{format_mean(found)} {symbol}".rstrip()
+    return Cell(text, f"n={found.n}", found.mean, is_marked=is_best)
 
 
 def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int) -> Table:
@@ -273,7 +325,9 @@ def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int)
         notes.append(
             f"{len(kept)} of {len(entries):,} settings, those with the best last epoch; {MORE} prints the others."
         )
-    return Table(table.name, tuple(header), tuple(rows), tuple(notes))
+    # Next to published figures it is read; else it only adds intervals and agreement to the table of a paper.
+    folded = "" if has_published or has_figures else f"Differences to base and agreement of {table.name}"
+    return Table(table.name, tuple(header), tuple(rows), tuple(notes), folded)
 
 
 def _without_base(entries: Sequence[Comparison]) -> Iterator[str]:

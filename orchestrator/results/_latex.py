@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from orchestrator.results._paper_text import EMPTY, Key, describe, find_symbol, name_column, split_columns
 from orchestrator.results.paper_table import COLUMN_GROUPS, Cell, Mark, PaperTable
+from orchestrator.results.paper_text import EMPTY, Key, describe, find_symbol, name_column, split_columns
 from orchestrator.results.rounding import format_mean
 from orchestrator.text import printable
 

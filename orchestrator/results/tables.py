@@ -11,9 +11,9 @@ from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
 from orchestrator.results._exports import render_csv, render_json
 from orchestrator.results._latex import render_latex
-from orchestrator.results._paper_text import EMPTY, render_markdown, render_text
 from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.paper_table import COLUMN_GROUPS, PaperTable, Row, build_paper_table
+from orchestrator.results.paper_text import EMPTY, render_markdown, render_text
 from orchestrator.results.rounding import MINUS, format_difference, format_interval
 from orchestrator.results.summary import DIFFERENCE, Comparison, PairTable, group_tables
 from orchestrator.study import labels
