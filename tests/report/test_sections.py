@@ -47,6 +47,26 @@ def test_means_and_paired_differences_stand_beside_their_n(storage: Storage) -> 
     assert found["difference to base [95 %]"] == ("+1.00", "[+1.00, +1.00], n=3")
 
 
+def test_the_table_of_a_paper_comes_first(storage: Storage) -> None:
+    found = build(storage, study())["results"].blocks[0]
+    assert isinstance(found, Table) and found.title == "ResNet20>>8/Digits: test accuracy, %"
+    assert found.header == ("method", "best epoch", "last epoch")
+    lines = {line[0].text: line[2] for line in found.rows}
+    assert (lines["teacher"].text, lines["base"].text) == ("95.00", "92.0 ± 1.0")
+    best = next(cell for name, cell in lines.items() if name.startswith("logit") and cell.value)
+    assert (best.text, best.small, best.is_marked) == ("93.0 ± 1.0", "n=3", True)
+    assert any(note.startswith("bold: best of its column") for note in found.notes)
+
+
+def test_more_columns_than_a_page_holds_are_tables_of_their_own(storage: Storage) -> None:
+    rows = [row(no, student=f"resnet_32_{depth}", seed=no % 2) for no, depth in enumerate([8, 8, 14, 14, 20, 20])]
+    found = [block for block in build(storage, rows)["results"].blocks if isinstance(block, Table)]
+    first, second = (block for block in found if not block.folded)
+    assert first.title == "Test accuracy, best epoch, %" and second.title == "Test accuracy, last epoch, %"
+    assert first.header == second.header == ("method", "ResNet8/Digits", "ResNet14/Digits", "ResNet20/Digits")
+    assert not first.notes and second.notes, "notes stand once, below the last part"
+
+
 def test_a_failed_run_is_in_no_mean_and_in_the_list(storage: Storage) -> None:
     found = build(storage, study())
     assert cells(table(found["results"], "ResNet20>>8/Digits"), 1)["last epoch, %"] == ("-", "")
@@ -199,13 +219,18 @@ def test_of_many_settings_the_base_and_the_best_are_drawn(storage: Storage) -> N
 
 
 def test_limits_are_kept_and_reported(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("MAX_SETTINGS", 5), ("MAX_LISTED", 8), ("MAX_UNFINISHED", 2), ("MAX_IDS", 3)):
+    limits = {"MAX_INLINE": 4, "MAX_SETTINGS": 5, "MAX_LISTED": 8, "MAX_UNFINISHED": 2, "MAX_IDS": 3}
+    for name, value in limits.items():
         monkeypatch.setattr(sections, name, value)
     rows = [*many(30), *(row(100 + no, acc=None, state=State.FAILED, error="x") for no in range(4))]
     found = build(storage, rows)
     blocks = [block for block in found["results"].blocks if isinstance(block, Table)]
-    assert sum(len(block.rows) for block in blocks if not block.folded) <= 5
-    assert sum(len(block.rows) for block in blocks if block.folded) == 8
+    best, all_rows, *others = blocks
+    assert len(best.rows) == 4 and not best.folded, "the best rows of the table of a paper come first"
+    assert len(all_rows.rows) == 5 and all_rows.folded == "5 rows: ResNet20>>8/Digits: test accuracy, %"
+    details = [block for block in others if block.folded.startswith("Differences")]
+    assert sum(len(block.rows) for block in details) <= 5
+    assert sum(len(block.rows) for block in others if block not in details) == 8
     assert any(
         "settings, those with the best last epoch; kdctl query prints the others" in note
         for b in blocks

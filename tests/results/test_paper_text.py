@@ -9,8 +9,8 @@ from reported import row, study
 from test_paper_table import distilled, runs
 
 from orchestrator.commands.shared import colours
-from orchestrator.results.paper_text import render_markdown, render_text, split_columns
 from orchestrator.results.paper_table import build_paper_table
+from orchestrator.results.paper_text import render_markdown, render_text, split_columns
 
 BEST, CLOSE, WORSE = (90.0, 92.0, 94.0), (89.0, 92.5, 92.5), (85.0, 87.1, 88.9)
 THREE = build_paper_table([*runs("base", *WORSE), *runs("logit", *CLOSE), *runs("st", *BEST)])
