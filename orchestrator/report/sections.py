@@ -451,8 +451,15 @@ def _comparisons(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
     yield from _figures.draw_comparisons(found)
     for pair in taught[: _figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.table.teacher]
-        rows = tuple(_comparison(pair, entry) for entry in _figures.choose_settings(entries, _figures.MAX_SERIES))
-        yield Table(f"The gap to the teacher, {pair.title}", _COMPARISON_HEADER, rows)
+        kept = _figures.choose_settings(entries, _figures.MAX_SERIES)
+        names, shared = _figures.name_settings([pair.label(entry) for entry in kept])
+        rows = tuple(map(_comparison, names, kept))
+        yield Table(f"The gap to the teacher, {pair.title}", _COMPARISON_HEADER, rows, _notes_on(shared))
+
+
+def _notes_on(shared: str) -> tuple[str, ...]:
+    """The settings that all rows share, as a note below their table."""
+    return (shared.strip(),) if shared else ()
 
 
 _COMPARISON_HEADER = (
@@ -460,12 +467,12 @@ _COMPARISON_HEADER = (
 )  # fmt: skip
 
 
-def _comparison(pair: Pair, entry: Comparison) -> tuple[Cell, ...]:
+def _comparison(name: str, entry: Comparison) -> tuple[Cell, ...]:
     group, base = entry.group, entry.base
     teachers = {row.teacher_id: row.teacher_acc for row in group.finished if row.teacher_acc is not None}
     lead = _lead(group, base) if base else None
     return (
-        Cell(pair.label(entry)), _mean(group.statistic("last_acc")),
+        Cell(name), _mean(group.statistic("last_acc")),
         _mean(base.statistic("last_acc") if base else None), _mean(Statistic.over(list(teachers.values()))),
         _difference(entry), _signed(lead), _gap_closed(entry, lead), _mean(group.statistic("agreement")),
     )  # fmt: skip
@@ -500,23 +507,25 @@ def _costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Text | Figure | Tabl
         "teachers' time in a column of its own."
     )
     yield from _figures.draw_costs(facts, found)
-    rows = []
-    for pair in found[: _figures.MAX_PAIRS]:
-        entries = [entry for entry in pair.entries if entry.group.finished]
-        for entry in _figures.choose_settings(entries, _figures.MAX_SERIES):
-            rows.append(_cost(facts, pair, entry))
+    kept = [
+        (pair, entry)
+        for pair in found[: _figures.MAX_PAIRS]
+        for entry in _figures.choose_settings([e for e in pair.entries if e.group.finished], _figures.MAX_SERIES)
+    ]
+    names, shared = _figures.name_settings([pair.label(entry) for pair, entry in kept])
+    rows = tuple(_cost(facts, pair, entry, name) for name, (pair, entry) in zip(names, kept, strict=True))
     header = (
         "student", "setting", "parameters", "seconds per run", "seconds, all runs", "seconds, teachers",
         "images/s", "last epoch, %",
     )  # fmt: skip
-    yield Table("What it cost", header, tuple(rows))
+    yield Table("What it cost", header, rows, _notes_on(shared))
 
 
-def _cost(facts: Facts, pair: Pair, entry: Comparison) -> tuple[Cell, ...]:
+def _cost(facts: Facts, pair: Pair, entry: Comparison, name: str) -> tuple[Cell, ...]:
     group = entry.group
     params = group.statistic("params")
     spent = [row.seconds for row in group.finished if row.seconds is not None]
-    name = f"{pair.label(entry)}{' (teacher)' if any(r.trial_id in facts.teacher_ids for r in group.rows) else ''}"
+    name = f"{name}{' (teacher)' if any(r.trial_id in facts.teacher_ids for r in group.rows) else ''}"
     return (
         Cell(pair.title), Cell(name), Cell(f"{params.mean:,.0f}", value=params.mean) if params else Cell("-"),
         _mean(group.statistic("seconds"), 1), Cell(f"{sum(spent):,.1f}", value=sum(spent)),
