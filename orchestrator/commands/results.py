@@ -38,7 +38,10 @@ def results(study: str | None, storage: str, settings: Sequence[str], form: str,
     one after the last epoch. "selected epoch" is that of the epoch that was best on held-out
     training images. The best of each column is marked, and what is not distinguishable from it.
 
-    The tables below have what this one lacks: 95 % intervals of the means, the paired difference to
+    Sentences say what the study shows: which settings are better than base, which is best, and what is
+    not shown to differ, after a correction for the number of comparisons.
+
+    The tables below have what the first one lacks: 95 % intervals of the means, the paired difference to
     base (each run against the base run with the same seed, over (n) seeds), and published figures.
     A table on a terminal has at most 40 rows. json and markdown also contain the individual runs;
     csv has one row per run and no means; latex is the first table alone, for the package booktabs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from orchestrator.report import _figures, _sweeps
 from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
 from orchestrator.results.evidence.comparisons import Contrast, Family, compare_settings
-from orchestrator.results.evidence.conclusions import draw_conclusions, name_settings
+from orchestrator.results.evidence.conclusions import Names, draw_conclusions, name_setting
 from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.paper_table import COLUMN_GROUPS, Mark, PaperTable, build_paper_table
 from orchestrator.results.paper_table import Cell as PaperCell
@@ -85,10 +85,10 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A paragraph; one that leads is set larger."""
+    """A paragraph; `style` is its class in HTML: an `answer` is larger, a `note` smaller."""
 
     text: str
-    is_lead: bool = False
+    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ def share_rows(lengths: Sequence[int], total: int) -> list[int]:
 def build_sections(facts: Facts) -> list[Section]:
     """Builds the sections of the report. Raises StorageError if epochs cannot be read."""
     found = _figures.group_pairs(facts.ordered)
-    family = compare_settings(group_tables(facts.ordered))
+    family, table = compare_settings(group_tables(facts.ordered)), build_paper_table(facts.ordered)
     made = [
-        Section("answer", "Answer", tuple(_answer(family))),
-        Section("results", "Results", tuple(_results(facts))),
-        Section("comparisons", "Every method against every other", tuple(_contrasts(family))),
+        Section("answer", "Answer", tuple(_answer(family, table.names))),
+        Section("results", "Results", tuple(_results(facts, table))),
+        Section("comparisons", "Every method against every other", tuple(_contrasts(family, table.names))),
         Section("teacher", "Student against teacher and base", tuple(_comparisons(found))),
         Section("sweeps", "Sweeps", tuple(_sweeps.draw_sweeps(found))),
         Section("curves", "Learning curves", tuple(_figures.draw_learning_curves(facts, found))),
@@ -153,27 +153,26 @@ def describe_incomplete(facts: Facts) -> str:
 # The answer, and the comparisons behind it.
 
 
-def _answer(family: Family) -> Iterator[Text]:
-    conclusions = draw_conclusions(family)
-    yield from (Text(answer, is_lead=True) for answer in conclusions.answers)
+def _answer(family: Family, names: Names) -> Iterator[Text]:
+    conclusions = draw_conclusions(family, names)
+    yield from (Text(answer, "answer") for answer in conclusions.answers)
     if conclusions.scope:
-        yield Text(" ".join(conclusions.scope))
+        yield Text(" ".join(conclusions.scope), "note")
 
 
-def _contrasts(family: Family) -> Iterator[Text | Table]:
+def _contrasts(family: Family, names: Names) -> Iterator[Text | Table]:
     pairs = [pair for pair in family.pairs if pair.contrasts][:MAX_TABLES]
     if not pairs:
         return
     yield Text(
         "Each line is a mean difference in test accuracy after the last epoch, in percentage points, over the n seeds "
-        "that both settings have, with its 95 % interval (Student's t). p is that of the paired t-test. Corrected p "
-        f"is what Holm's method makes of it for the {family.tests:,} tests of this study; a difference is shown if "
-        "that is at most 0.05."
+        "that both settings have, with its 95 % interval (Student's t). Base is the same training without a teacher. p "
+        "is that of the paired t-test. Corrected p is what Holm's method makes of it for the "
+        f"{family.tests:,} tests of this study; a difference is shown if that is at most 0.05."
     )
     limits = share_rows([len(pair.contrasts) for pair in pairs], MAX_COMPARED)
     for pair, limit in zip(pairs, limits, strict=True):
         kept = sorted(pair.contrasts, key=_rank)[:limit] if limit < len(pair.contrasts) else pair.contrasts
-        names = name_settings(pair.table.groups)
         notes = (
             f"{limit} of {len(pair.contrasts):,} comparisons, those with the smallest p; {MORE} prints the others.",
         )
@@ -190,12 +189,12 @@ def _rank(contrast: Contrast) -> float:
     return 2.0 if contrast.p is None else contrast.p
 
 
-def _contrast(contrast: Contrast, names: Mapping[str, str]) -> tuple[Cell, ...]:
+def _contrast(contrast: Contrast, names: Names) -> tuple[Cell, ...]:
     found, teachers = contrast.difference, contrast.teachers.count
     mean = format_number(found.mean, count_decimals(found.std), is_signed=True)
+    other = "base" if contrast.is_with_base else name_setting(contrast.table, contrast.other, names)
     return (
-        Cell(names[contrast.group.label]),
-        Cell("base of the same setting" if contrast.is_with_base else names[contrast.other.label]),
+        Cell(name_setting(contrast.table, contrast.group, names)), Cell(other),
         Cell(mean, format_interval(found, is_signed=True), found.mean), Cell(str(found.n), value=found.n),
         _p(contrast.p), _p(contrast.p_holm), Cell(contrast.verdict.value),
         Cell(str(teachers) if teachers else "-", value=teachers or None),
@@ -228,12 +227,12 @@ _SYMBOLS = {Mark.BEST: "bold", Mark.TIED: "≈", Mark.UNKNOWN: "?"}
 _NOTE_COLUMN = "lab note (another experiment), best epoch, %"
 
 
-def _results(facts: Facts) -> Iterator[Text | Table]:
+def _results(facts: Facts, whole: PaperTable) -> Iterator[Text | Table]:
     found = group_tables(facts.ordered)
     if not found:
         yield Text("No trial has started yet.")
         return
-    yield from _paper_tables(facts.ordered)
+    yield from _paper_tables(whole)
     yield from _READING
     entries: dict[tuple[str, str, str | None], list[Comparison]] = {}
     for entry in compare_to_base(found):
@@ -252,9 +251,8 @@ def _results(facts: Facts) -> Iterator[Text | Table]:
         yield Text(f"This page leaves out {len(found) - len(listed_tables):,} more tables; {MORE} prints them.")
 
 
-def _paper_tables(rows: Sequence[TrialRecord]) -> Iterator[Table]:
+def _paper_tables(whole: PaperTable) -> Iterator[Table]:
     """The table of a paper, and, if it is long, its best rows first and all of them folded."""
-    whole = build_paper_table(rows)
     best = whole.keep_best(MAX_INLINE)
     notes = tuple(describe(best, _SYMBOLS))
     for table, folded in ((best, False), *([(whole.keep_best(MAX_SETTINGS), True)] if best.left_out else [])):

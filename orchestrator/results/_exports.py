@@ -10,6 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.records import TrialRecord
+from orchestrator.results.evidence.comparisons import summarize_comparisons
+from orchestrator.results.evidence.conclusions import conclude
 from orchestrator.results.field_tables import find_figure
 from orchestrator.results.paper_table import PaperTable, Row, build_paper_table
 from orchestrator.results.store import TRIAL_COLUMNS
@@ -43,14 +45,20 @@ def _groups(parts: Sequence[StudyRows]) -> Iterator[tuple[StudyRows, PairTable, 
 
 
 def render_json(parts: Sequence[StudyRows]) -> str:
-    """The tables with every digit: those of the papers, then each pair with its settings and trials."""
+    """What each study shows, and the tables with every digit: the paper's, comparisons, each pair with its trials."""
     data = [
         _table_json(part, table, entries)
         for part in parts
         for table, entries in compare_by_table(group_tables(part.rows))
     ]
-    papers = [{"study": part.study, **_paper_json(build_paper_table(part.rows))} for part in parts]
-    return json.dumps({"paper_tables": papers, "tables": data}, indent=1, ensure_ascii=False) + "\n"
+    papers = [(part, build_paper_table(part.rows)) for part in parts]
+    found = {
+        "conclusions": [{"study": part.study, **asdict(conclude(part.rows, table.names))} for part, table in papers],
+        "paper_tables": [{"study": part.study, **_paper_json(table)} for part, table in papers],
+        "comparisons": [line for part in parts for line in summarize_comparisons(part.rows, part.study)],
+        "tables": data,
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def _paper_json(table: PaperTable) -> dict[str, Any]:

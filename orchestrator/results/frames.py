@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import KdctlError
 from orchestrator.records import TrialRecord
 from orchestrator.results import store, summary
+from orchestrator.results.evidence import comparisons
 from orchestrator.results.paper_table import COLUMN_GROUPS, Cell, build_paper_table
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
@@ -51,6 +52,13 @@ def read_results(storage: str | Path = "runs", study: str | None = None) -> Data
     """A row for each pair and setting, with the columns of `summary.RESULT_COLUMNS`. Raises KdctlError."""
     name, rows = _read_rows(storage, study)
     return _import_pandas().DataFrame(list(summary.summarize_results(rows, name)), columns=list(summary.RESULT_COLUMNS))
+
+
+def read_comparisons(storage: str | Path = "runs", study: str | None = None) -> DataFrame:
+    """A row for each comparison of two settings, with the columns of `comparisons.COMPARISON_COLUMNS`. KdctlError."""
+    name, rows = _read_rows(storage, study)
+    lines = list(comparisons.summarize_comparisons(rows, name))
+    return _import_pandas().DataFrame(lines, columns=list(comparisons.COMPARISON_COLUMNS))
 
 
 def read_trials(storage: str | Path = "runs", study: str | None = None) -> DataFrame:

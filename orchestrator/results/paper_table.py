@@ -122,6 +122,12 @@ class PaperTable:
         cells = (cell for row in self.rows for metric in self.metrics for cell in row.cells[metric])
         return frozenset(cell.mark for cell in cells if cell.mark)
 
+    @cached_property
+    def names(self) -> Mapping[tuple[str, str, str], str]:
+        """The names of its students' rows, by the dataset, the student and the label of their runs."""
+        entries = ((row, entry) for row in self.rows for entry in row.comparisons if entry and not row.is_teacher)
+        return {(entry.table.dataset, entry.table.student, entry.group.label): row.name for row, entry in entries}
+
     def keep_best(self, limit: int) -> PaperTable:
         """At most `limit` rows in their order: those with the best last epoch in some column, and one `base`.
 

@@ -11,6 +11,7 @@ from orchestrator.data.registry import stored_facts
 from orchestrator.records import State, TrialRecord
 from orchestrator.results._exports import render_csv, render_json
 from orchestrator.results._latex import render_latex
+from orchestrator.results.evidence.conclusions import conclude
 from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.paper_table import COLUMN_GROUPS, PaperTable, Row, build_paper_table
 from orchestrator.results.paper_text import EMPTY, render_markdown, render_text
@@ -34,7 +35,7 @@ def render(rows: Sequence[TrialRecord], form: str = "table", *, runs: bool = Fal
 def render_studies(
     parts: Sequence[StudyRows], form: str = "table", *, runs: bool = False, width: int | None = None
 ) -> str:
-    """The rows of some studies as text, in a `ResultsFormat`: first the table of the paper, then what is not in it.
+    """The rows of some studies as text, in a `ResultsFormat`: first the table of the paper, then what it shows.
 
     If `runs`, the single runs follow; Markdown, CSV and JSON always list them. A `table` is no wider than `width`, and
     has at most `MAX_ROWS` rows. Raises StorageError where a row is damaged.
@@ -58,9 +59,11 @@ def _join_studies(parts: Sequence[StudyRows], heading: str, render_part: Callabl
 
 
 def _render_text(part: StudyRows, runs: bool, width: int | None) -> Iterator[str]:
-    table = build_paper_table(part.rows).keep_best(MAX_ROWS)
+    whole = build_paper_table(part.rows)
+    table = whole.keep_best(MAX_ROWS)
     if table.columns:
         yield render_text(table, width)
+    yield "\n".join(columns.wrapped(text, width) for text in conclude(part.rows, whole.names).sentences)
     for heading, header, rows in _list_details(table):
         yield f"{columns.wrapped(heading, width)}\n\n{columns.table(header, rows, width)}"
     for pair in group_tables(part.rows) if runs else ():
@@ -73,6 +76,7 @@ def _render_markdown(part: StudyRows) -> Iterator[str]:
     table = build_paper_table(part.rows)
     if table.columns:
         yield render_markdown(table)
+    yield "\n".join(f"- {markdown.escape(text)}" for text in conclude(part.rows, table.names).sentences)
     for heading, header, rows in _list_details(table):
         yield f"### {markdown.escape(heading)}\n\n{_markdown(header, rows)}"
     for pair in group_tables(part.rows):

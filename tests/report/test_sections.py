@@ -295,13 +295,13 @@ def test_the_answer_is_the_first_section_and_its_comparisons_follow(storage: Sto
     found = build(storage, rows)
     assert list(found)[:3] == ["answer", "results", "comparisons"]
     first, *_, scope = found["answer"].blocks
-    assert isinstance(first, Text) and isinstance(scope, Text) and first.is_lead and not scope.is_lead
+    assert isinstance(first, Text) and isinstance(scope, Text) and (first.style, scope.style) == ("answer", "note")
     assert first.text.startswith("On ResNet8, st (+2.3 points [−0.5, +5.2], n = 3) is not shown to differ from base; ")
     assert scope.text.startswith("Differences are percentage points") and "3 comparisons" in scope.text
     compared = table(found["comparisons"], "Comparisons of ResNet20>>8/Digits")
     lines = [cells(compared, number) for number in range(len(compared.rows))]
     assert [(line["setting"][0], line["compared with"][0]) for line in lines] == [
-        ("logit", "base of the same setting"), ("st", "base of the same setting"), ("st", "logit"),
+        ("logit", "base"), ("st", "base"), ("st", "logit"),
     ]  # fmt: skip
     assert lines[0]["shown"] == ("no spread", "") and lines[0]["corrected p"] == ("1", "")
     assert lines[1]["difference [95 %]"] == ("+2.3", "[−0.5, +5.2]")

@@ -12,13 +12,16 @@ from reported import row, teacher
 from test_comparisons import STUDY, make_study, make_sweep
 
 from orchestrator.records import State, TrialRecord
+from orchestrator.results.evidence import conclusions
 from orchestrator.results.evidence.comparisons import MAX_GROUPS, Verdict, compare_settings
-from orchestrator.results.evidence.conclusions import Conclusions, draw_conclusions
+from orchestrator.results.evidence.conclusions import Conclusions
+from orchestrator.results.paper_table import build_paper_table
 from orchestrator.results.summary import group_tables
 
 
 def conclude(rows: Iterable[TrialRecord]) -> Conclusions:
-    return draw_conclusions(compare_settings(group_tables(rows)))
+    rows = list(rows)
+    return conclusions.conclude(rows, build_paper_table(rows).names)
 
 
 def answer(rows: Iterable[TrialRecord]) -> list[str]:
@@ -116,9 +119,9 @@ def test_many_settings_are_counted() -> None:
     draw = random.Random(5)
     sweep = make_sweep([[acc + 5 + draw.gauss(number, 0.1) for acc in BASE] for number in range(MAX_GROUPS + 4)])
     first, second = answer([*make_study({"base": BASE}), *sweep])
-    assert first.startswith("On ResNet8, 12 settings are better than base, most of all st temperature=12 by 16.")
+    assert first.startswith("On ResNet8, 12 settings are better than base, most of all st (temperature = 12) by 16.")
     assert second == (
-        "On ResNet8, st temperature=12 has the highest of 12 means; so many settings are not compared with each "
+        "On ResNet8, st (temperature = 12) has the highest of 12 means; so many settings are not compared with each "
         "other: launch the best few again with new seeds, as a study of their own."
     )
 
@@ -130,7 +133,8 @@ def test_the_best_of_many_without_base_is_compared_with_each() -> None:
     missing, second = answer(make_sweep(values))
     assert missing.endswith("as the study has no base for 9 settings.")
     assert second.startswith(
-        "On ResNet8, the highest mean is that of st; 8 settings are worse than st, most of all st temperature="
+        "On ResNet8, the highest mean is that of st (temperature = 4); 8 settings are worse than st (temperature = 4), "
+        "most of all st (temperature = "
     )
     assert "Of 36 comparisons" in conclude(make_sweep(values)).scope[-1]
 
@@ -166,8 +170,7 @@ def test_no_sentence_claims_more_than_the_comparisons(draw: random.Random) -> No
     methods = draw.sample(("base", "logit", "st", "kd", "at"), draw.randint(1, 5))
     values = (89.0, 90.0, 90.5, 93.0)
     accuracies = {method: draw.choices(values, k=draw.randint(1, 4)) for method in methods}
-    family = compare_settings(group_tables(make_study(accuracies)))
-    found = draw_conclusions(family)
+    family, found = compare_settings(group_tables(make_study(accuracies))), conclude(make_study(accuracies))
     text = " ".join(found.answers)
     shown = {each.verdict for each in family.contrasts}
     assert ("better than" in text or "worse than" in text) == bool(shown & {Verdict.BETTER, Verdict.WORSE})

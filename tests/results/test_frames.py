@@ -14,6 +14,7 @@ from stored_launch import SINCE, STUDENTS, TRIALS, remember, write
 from orchestrator.errors import KdctlError
 from orchestrator.records import State
 from orchestrator.results import frames, store
+from orchestrator.results.evidence.comparisons import COMPARISON_COLUMNS, summarize_comparisons
 from orchestrator.results.paper_table import build_paper_table
 from orchestrator.results.summary import summarize_results
 from orchestrator.storage.layout import Storage
@@ -52,6 +53,9 @@ def test_the_table_of_a_paper_has_its_values(folder: Path) -> None:
 def test_settings_and_trials_have_their_columns(folder: Path) -> None:
     rows = store.read_trials(Storage.at(folder), [trial.trial_id for trial in TRIALS])
     pd.testing.assert_frame_equal(frames.read_results(folder), pd.DataFrame(summarize_results(rows, "tiny")))
+    compared = frames.read_comparisons(folder)
+    assert list(compared.columns) == list(COMPARISON_COLUMNS)
+    assert compared.to_dict("records") == list(summarize_comparisons(rows, "tiny"))
     trials = frames.read_trials(folder, "tiny")
     assert trials.trial_id.tolist() == [trial.trial_id for trial in TRIALS], "in the order of the plan"
     assert list(trials.columns) == [*store.TRIAL_COLUMNS, "setting"] and trials.setting.str.contains("epochs=").all()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 
 from orchestrator.records import State, TrialRecord
 from orchestrator.results.output_formats import ResultsFormat
@@ -55,6 +56,8 @@ logit    92.513 ± 0.021 (3)  92.10 ± 0.10 (3)
 Test accuracy in %: mean ± sample standard deviation (number of runs). The best epoch is picked on the test set, \
 which is optimistic.
 
+On ResNet20, whether distillation helps cannot be said, as the study has no base for logit.
+
 ResNet20>>20/Cifar10, 95 % intervals
 
        best epoch        last epoch
@@ -76,6 +79,8 @@ GOLDEN_MARKDOWN = """\
 
 - Test accuracy in %: mean ± sample standard deviation (number of runs). The best epoch is picked on the test set, \
 which is optimistic.
+
+- On ResNet20, whether distillation helps cannot be said, as the study has no base for logit.
 
 ### ResNet20&#62;&#62;20/Cifar10, 95 % intervals
 
@@ -195,9 +200,26 @@ def test_json_holds_statistics_and_every_trial() -> None:
     assert group["trials"][0]["start_time"] == "2024-01-02T03:04:05+00:00"
 
 
+def test_every_form_for_people_and_json_say_what_a_study_shows() -> None:
+    bases = [replace(row(no, 90.0 + no, method="base", teacher=None, recipe={}), trial_id=f"b{no}") for no in range(3)]
+    taught = [row(no, 92.0 + no * 1.1, teacher_id="a") for no in range(3)]
+    sentence = "On ResNet20, logit is better than base by 2.10 points [1.85, 2.35], n = 3."
+    text = show_results([*bases, *taught])
+    assert text.index("Test accuracy in %") < text.index(sentence) < text.index("95 % intervals")
+    assert f"- {sentence}" in show_results([*bases, *taught], "markdown").replace("&#91;", "[").replace("&#93;", "]")
+    found = json.loads(show_results([*bases, *taught], "json"))
+    (conclusions,) = found["conclusions"]
+    assert conclusions["study"] == "s" and conclusions["answers"] == [sentence] and len(conclusions["scope"]) == 2
+    (comparison,) = found["comparisons"]
+    assert (comparison["setting"], comparison["other"], comparison["verdict"]) == ("logit", "base", "better")
+    assert comparison["p"] == pytest.approx(ttest_rel([92, 93.1, 94.2], [90, 91, 92]).pvalue)
+
+
 def test_tables_without_trials() -> None:
     assert show_results([]) == show_results([], "markdown") == "no trials yet\n"
-    assert json.loads(show_results([], "json")) == {"paper_tables": [], "tables": []}
+    assert json.loads(show_results([], "json")) == {
+        "conclusions": [], "paper_tables": [], "comparisons": [], "tables": [],
+    }  # fmt: skip
     assert show_results([], "latex") == "% no trials yet\n"
     assert show_results([], "csv").count("\n") == 1
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator import models
 from orchestrator.data.registry import title_of
+from orchestrator.records import TrialRecord
 from orchestrator.results.evidence.comparisons import (
     MAX_GROUPS,
     ComparedPair,
@@ -14,10 +15,13 @@ from orchestrator.results.evidence.comparisons import (
     Family,
     Teachers,
     Verdict,
+    compare_settings,
     find_best,
 )
 from orchestrator.results.rounding import count_decimals, format_interval, format_mean, format_number, format_p
-from orchestrator.results.summary import DIFFERENCE, Comparison, Group, PairTable, Statistic
+from orchestrator.results.summary import DIFFERENCE, Comparison, Group, PairTable, Statistic, group_tables
+
+Names = Mapping[tuple[str, str, str], str]  # of the settings, see PaperTable.names
 
 _MAX_NAMED = 3  # settings in one clause; of more, the first is an example
 
@@ -43,10 +47,20 @@ class Conclusions:
     answers: tuple[str, ...]
     scope: tuple[str, ...] = ()
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.answers + self.scope
 
-def draw_conclusions(family: Family) -> Conclusions:
+
+def conclude(rows: Iterable[TrialRecord], names: Names) -> Conclusions:
+    """What one study shows, whose rows these are. Raises StorageError where one is damaged."""
+    return draw_conclusions(compare_settings(group_tables(rows)), names)
+
+
+def draw_conclusions(family: Family, names: Names) -> Conclusions:
     """What a study with these comparisons shows about the accuracy after the last epoch."""
-    pairs = [_describe_pair(pair, [each.table for each in family.pairs]) for pair in family.pairs]
+    pairs = [_describe_pair(pair, [each.table for each in family.pairs], names) for pair in family.pairs]
     pairs = [pair for pair in pairs if pair.finished]
     if not pairs:
         return Conclusions(("No run has finished yet, so there is no answer.",))
@@ -57,9 +71,15 @@ def draw_conclusions(family: Family) -> Conclusions:
     return Conclusions(tuple(answers), tuple(scope))
 
 
-def _describe_pair(pair: ComparedPair, tables: Sequence[PairTable]) -> _Pair:
+def _describe_pair(pair: ComparedPair, tables: Sequence[PairTable], names: Names) -> _Pair:
     finished = [entry for entry in pair.entries if entry.group.by_seed(DIFFERENCE)]
-    return _Pair(_locate(pair.table, tables), pair.table, finished, pair.contrasts, name_settings(pair.table.groups))
+    own = {group.label: name_setting(pair.table, group, names) for group in pair.table.groups}
+    return _Pair(_locate(pair.table, tables), pair.table, finished, pair.contrasts, own)
+
+
+def name_setting(table: PairTable, group: Group, names: Names) -> str:
+    """What the table of the paper calls a setting; one that is not in it has its label."""
+    return names.get((table.dataset, table.student, group.label), group.label)
 
 
 def _locate(table: PairTable, tables: Sequence[PairTable]) -> str:
@@ -71,15 +91,6 @@ def _locate(table: PairTable, tables: Sequence[PairTable]) -> str:
     if not table.teacher and len(same) > 1:
         text += " without a teacher"
     return f"{text} ({title_of(table.dataset)})" if len({each.dataset for each in tables}) > 1 else text
-
-
-def name_settings(groups: Sequence[Group]) -> dict[str, str]:
-    """The labels of some groups, each without what all of them share."""
-    parts = {group.label: group.label.split(" ") for group in groups}
-    shared = set.intersection(*map(set, parts.values()))
-    return {
-        label: " ".join([own[0], *(part for part in own[1:] if part not in shared)]) for label, own in parts.items()
-    }
 
 
 @dataclass(frozen=True, slots=True)
