@@ -94,11 +94,17 @@ class Pair:
 
 
 def name_settings(found: Sequence[str]) -> tuple[list[str], str]:
-    """Labels without the settings that all of them have, and a sentence with those."""
+    """Labels without the settings that all of them have, and a sentence with those; `base` has none of a teacher."""
     parts = [label.split(" ") for label in found]
-    shared = [part for part in parts[0] if "=" in part and all(part in own for own in parts)] if parts else []
+    known = next((own for own in parts if "base" not in own), parts[0] if parts else [])
+    shared = [part for part in known if "=" in part and all(part in own or _is_of_base(own, part) for own in parts)]
     short = [" ".join(part for part in own if part not in shared) for own in parts]
     return short, f" All with {', '.join(shared)}." if shared else ""
+
+
+def _is_of_base(own: Sequence[str], part: str) -> bool:
+    """Whether `base` lacks a setting only because it has no teacher."""
+    return part.startswith("teacher.") and "base" in own
 
 
 def group_pairs(rows: Iterable[TrialRecord]) -> list[Pair]:

@@ -146,6 +146,8 @@ def test_names_and_colours_are_the_same_in_all_figures() -> None:
         (["st a=1 b=2", "logit b=2"], ["st a=1", "logit"], " All with b=2."),
         (["st a=1", "st a=2"], ["st a=1", "st a=2"], ""),
         (["base a=1"], ["base"], " All with a=1."),
+        (["base", "st teacher.a=1", "logit teacher.a=1"], ["base", "st", "logit"], " All with teacher.a=1."),
+        (["base", "st teacher.a=1", "logit"], ["base", "st teacher.a=1", "logit"], ""),
         ([], [], ""),
     ],
 )
