@@ -41,6 +41,7 @@ MAX_COMPARED = 300  # comparisons, over all pairs
 MAX_LISTED = 1_000  # single runs, over all tables of runs
 MAX_UNFINISHED = 200
 MAX_IDS = 2_000
+_OPEN = 6  # comparisons that are not folded
 _PRINTED = 40  # rows up to which a folded table is printed on paper
 
 
@@ -177,9 +178,9 @@ def _contrasts(family: Family, names: Names) -> Iterator[Text | Table]:
             f"{limit} of {len(pair.contrasts):,} comparisons, those with the smallest p; {MORE} prints the others.",
         )
         rows = tuple(_contrast(each, names) for each in kept)
-        yield Table(
-            f"Comparisons of {pair.table.name}", _CONTRAST_HEADER, rows, notes if limit < len(pair.contrasts) else ()
-        )
+        title = f"Comparisons of {pair.table.name}"
+        folded = f"{title}: {len(rows)}" if len(rows) > _OPEN else ""  # the answer has what they come to
+        yield Table(title, _CONTRAST_HEADER, rows, notes if limit < len(pair.contrasts) else (), folded)
 
 
 _CONTRAST_HEADER = ("setting", "compared with", "difference [95 %]", "n", "p", "corrected p", "shown", "teachers")
