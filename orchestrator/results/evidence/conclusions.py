@@ -201,9 +201,10 @@ def _say_shown(found: Sequence[Contrast], names: Sequence[str], relation: str) -
 def _say_uncorrected(found: Sequence[Contrast], names: Sequence[str], other: str) -> str:
     least = min(each.p_holm for each in found if each.p_holm is not None)
     p = f"corrected p {'=' if len(found) == 1 else '≥'} {format_p(least)}"
+    example = f", most of all {_list_signed(found[:1], names[:1])}," if len(found) > _MAX_NAMED else ""
     return (
-        f"{_list_signed(found, names)} would differ from {other} as the only comparison, but not after the correction "
-        f"for all ({p})"
+        f"{_list_signed(found, names)}{example} would differ from {other} as the only comparison, but not after the "
+        f"correction for all ({p})"
     )
 
 
