@@ -90,7 +90,23 @@ class Pair:
 
     def name_settings(self, entries: Sequence[Comparison]) -> tuple[list[str], str]:
         """Short labels, without the settings that all have, and a sentence with those for the caption."""
-        return name_settings([self.label(entry) for entry in entries])
+        return name_settings(complete_labels([self.label(entry) for entry in entries], entries))
+
+
+def complete_labels(found: Sequence[str], entries: Sequence[Comparison]) -> list[str]:
+    """Labels that also state a default, where the label of another setting of the method states another value."""
+    settings = [labels.setting_of_row(entry.group.rows[0]) for entry in entries]
+    changed: dict[str, dict[str, None]] = {}
+    for entry, setting in zip(entries, settings, strict=True):
+        changed.setdefault(entry.group.method, {}).update(dict.fromkeys(setting.changed))
+    completed = []
+    for label, entry, setting in zip(found, entries, settings, strict=True):
+        missing = [name for name in changed[entry.group.method] if name not in setting.changed]
+        # A setting of the teacher that no label states is that of the student.
+        stated = [name for name in missing if name in setting.values and not name.startswith("teacher.")]
+        method, *parts = label.split(" ")
+        completed.append(" ".join([method, *(f"{name}={setting.values[name]}" for name in stated), *parts]))
+    return completed
 
 
 def name_settings(found: Sequence[str]) -> tuple[list[str], str]:
@@ -272,7 +288,9 @@ def _draw_comparison(pair: Pair, entries: Sequence[Comparison], total: int) -> F
     looks = pair.choose_looks(entries)
     rows = [_row(*series, has_own_base=base is None) for series in zip(names, looks, entries, strict=True)]
     title = f"{pair.title}: accuracy after the last epoch"
-    texts = ChartText(title, "; ".join(f"{row.label}: {row.note}" for row in rows), f"last epoch, {ACCURACY}", "")
+    texts = ChartText(
+        title, "; ".join(f"{row.label}: {row.note}" for row in rows), "test accuracy after the last epoch, %", ""
+    )
     caption = (
         "Mark: mean; bar: its 95 % confidence interval (Student's t), none for a single run; dots below: runs."
         f"{shared}{_describe_omitted(len(entries), total)}"
@@ -319,7 +337,8 @@ def draw_costs(facts: Facts, found: Sequence[Pair]) -> Iterator[Figure]:
 
 def _draw_costs(facts: Facts, dataset: str, kept: Sequence[tuple[Pair, Comparison]], total: int) -> Figure | None:
     entries, title = [entry for _, entry in kept], title_of(dataset)
-    names, shared = name_settings([f"{models.title(pair.student)} {pair.label(entry)}" for pair, entry in kept])
+    names, shared = name_settings(complete_labels([pair.label(entry) for pair, entry in kept], entries))
+    names = [f"{models.title(pair.student)} {name}" for (pair, _), name in zip(kept, names, strict=True)]
     teachers = {id(entry): TEACHER for entry in entries if _is_teacher(facts, entry.group)}
     names = [f"{name} (teacher)" if id(entry) in teachers else name for name, entry in zip(names, entries, strict=True)]
     looks = kept[0][0].choose_looks(entries, teachers)
@@ -329,7 +348,10 @@ def _draw_costs(facts: Facts, dataset: str, kept: Sequence[tuple[Pair, Compariso
         points = [point for label, look, entry in series if (point := _point(label, look, entry.group, column, unit))]
         if points:
             panels.append(_cost_chart(f"{title}: accuracy against {name}", name, unit, points))
-    caption = "Marks: means over the finished runs; bars: ± 1 sample standard deviation. A star marks a teacher."
+    caption = (
+        "Marks: means over the finished runs, after the last epoch; bars: ± 1 sample standard deviation. A star marks "
+        "a teacher."
+    )
     if len({row.device for entry in entries for row in entry.group.finished}) > 1:
         caption += " The runs used several kinds of devices, so their times are not comparable."
     caption += shared + _describe_omitted(len(kept), total)
@@ -341,7 +363,7 @@ def _cost_chart(title: str, name: str, unit: str, points: Sequence[Point]) -> Ch
     is_log = min(values) > 0 and max(values) / min(values) > 8
     x = f"{name}{f', {unit}' if unit else ''}{' (log scale)' if is_log else ''}"
     description = "; ".join(f"{point.label}: {point.note}" for point in points)
-    return _charts.draw_scatter(ChartText(title, description, x, f"last epoch, {ACCURACY}"), points, is_log=is_log)
+    return _charts.draw_scatter(ChartText(title, description, x, ACCURACY), points, is_log=is_log)
 
 
 def _point(label: str, look: Look, group: Group, column: str, unit: str) -> Point | None:

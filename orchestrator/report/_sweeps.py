@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from orchestrator.study import labels
 MAX_SWEEPS = 8  # figures
 _FEWEST_VALUES = 3  # of a line
 _FEWEST_CELLS = 6  # of a heat map, whose area must be half full
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 _MOST_VALUES = 60  # of an axis of a heat map
 
 
@@ -69,8 +71,14 @@ def _draw_sweeps(pair: Pair) -> Iterator[Figure]:
 def _read_settings(pair: Pair) -> Iterator[_Setting]:
     for entry in pair.entries:
         if accuracy := entry.group.statistic(DIFFERENCE):
-            numbers = labels.numbers_of_row(entry.group.rows[0])
+            numbers = _find_numbers(labels.setting_of_row(entry.group.rows[0]).values)
             yield _Setting(entry, labels.split_label(pair.label(entry)), numbers, accuracy)
+
+
+def _find_numbers(settings: Mapping[str, str]) -> dict[str, float]:
+    """The settings that are numbers, but for those of the teacher."""
+    own = {name: value for name, value in settings.items() if not name.startswith("teacher.")}
+    return {name: float(value) for name, value in own.items() if _NUMBER.fullmatch(value)}
 
 
 def _find_maps(settings: Sequence[_Setting]) -> list[_Sweep]:
@@ -157,11 +165,9 @@ def _draw_lines(pair: Pair, found: Sequence[_Sweep], name: str) -> Figure:
     curves = [_curve(*series) for series in zip(names, looks, kept, strict=True)]
     base = find_shared_base([entry for sweep in kept for entry in sweep.entries])
     title = f"{pair.title}: accuracy by {axis}"
-    texts = ChartText(
-        title, "; ".join(f"{curve.label} {curve.note}" for curve in curves), axis, f"last epoch, {ACCURACY}"
-    )
+    texts = ChartText(title, "; ".join(f"{curve.label} {curve.note}" for curve in curves), axis, ACCURACY)
     chart = _charts.draw_sweep(texts, curves, [base] if base else [])
-    caption = "Line: mean over the finished runs; band: ± 1 sample standard deviation."
+    caption = "Line: mean over the finished runs, after the last epoch; band: ± 1 sample standard deviation."
     if len(kept) < len(found):
         caption += f" This figure shows the best {len(kept)} of {len(found)} lines."
     return Figure(name, title, caption + shared, (chart,))

@@ -95,17 +95,6 @@ def recipe_of(row: TrialRecord) -> dict[str, Any]:
     return {"epochs": row.nepoch, "lr": row.lr, "batch_size": row.batch_size, **row.recipe}
 
 
-def numbers_of_row(row: TrialRecord) -> dict[str, float]:
-    """The numeric settings of a row, defaults included, by the names they have in its label."""
-    recipe = recipe_of(row)
-    own, known = _fill_defaults(recipe), losses.find_builtin_options(row.method)
-    defaults = {name: option.default for name, option in known.items()}
-    options = {**defaults, **_drop_none(recipe.get("options") or {})}
-    found = {_name_option(row.method, name, known): value for name, value in options.items()}
-    found |= {name: own[name] for name in fields.RECIPE_KEYS}
-    return {name: value for name, value in found.items() if type(value) in (int, float)}
-
-
 def split_label(label: str) -> dict[str, str]:
     """The parts of a label, each by its name: `temperature` → `temperature=2`; a method is its own name."""
     return {part.partition("=")[0]: part for part in label.split(" ")}
@@ -183,13 +172,9 @@ def _format_options(method: str, recipe: Mapping[str, Any]) -> Iterator[str]:
     known, given = losses.find_builtin_options(method), _drop_none(recipe.get("options") or {})
     changed = [name for name in known if name in given and given[name] != known[name].default]
     for name in (*changed, *sorted(given.keys() - known.keys())):
-        yield f"{_name_option(method, name, known)}={_format(given[name])}"
-
-
-def _name_option(method: str, name: str, known: Collection[str]) -> str:
-    owner = name.rpartition(".")[0] or method
-    prefix = "" if name in known or ":" in owner else "options."
-    return f"{prefix}{fields.name_option(method, name)}"
+        owner = name.rpartition(".")[0] or method
+        prefix = "" if name in known or ":" in owner else "options."
+        yield f"{prefix}{fields.name_option(method, name)}={_format(given[name])}"
 
 
 def _format_teacher(recipe: Mapping[str, Any], student: Mapping[str, Any], names_chain: bool) -> Iterator[str]:

@@ -155,6 +155,11 @@ def test_labels_name_what_differs(labels: list[str], short: list[str], note: str
     assert _figures.name_settings(labels) == (short, note)
 
 
+def test_a_default_is_stated_where_another_setting_of_the_method_differs() -> None:
+    [pair, _] = _figures.group_pairs([teacher(), BASE, *sweep({"temperature": [2, 4]})])
+    assert pair.name_settings(pair.entries)[0] == ["base", "st temperature=2", "st temperature=4"]
+
+
 def test_the_base_is_a_line_only_if_it_is_the_same_for_all() -> None:
     [pair, _] = _figures.group_pairs([teacher(), BASE, *sweep({"lr": [0.1, 0.2]})])
     assert _figures.find_shared_base(pair.entries).value == 70
