@@ -24,7 +24,7 @@ from orchestrator.text import printable  # noqa: E402
 _logger.setLevel(_level)
 
 WIDTH = 3.25 * 72  # points, a column of a paper; so are all lengths here
-POINTS = 80  # of a line; more would not be visible at this width
+POINTS = 60  # of a line; more would not be visible at this width
 TEACHER, BASE, METHOD = 0, 1, 2  # slots: the references are black and grey; methods count on from `METHOD`
 
 TEXT, SMALL = 7.5, 7.0  # sizes of fonts; journals ask for at least 7

@@ -16,7 +16,7 @@ from orchestrator.report._style import Look
 from orchestrator.results.summary import DIFFERENCE, Comparison, Statistic
 from orchestrator.study import labels
 
-MAX_SWEEPS = 8  # figures
+MAX_SWEEPS = 6  # figures
 _FEWEST_VALUES = 3  # of a line
 _FEWEST_CELLS = 6  # of a heat map, whose area must be half full
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
