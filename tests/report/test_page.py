@@ -24,7 +24,7 @@ from orchestrator.storage.backend import Folder
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 
-LIMIT = 2_500_000  # bytes of a page, whatever the study
+LIMIT = 2_000_000  # bytes of a page, whatever the study
 
 
 @pytest.fixture(scope="module")
