@@ -443,7 +443,9 @@ STUDENT_KEYS: Mapping[str, Key] = {
         "how the student is trained: one method or several, each with its options; a loss of your own is written "
         "`./my_loss.py:MyLoss`",
     ),
-    "dataset": Key(DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, or {{folder: PATH}}"),
+    "dataset": Key(
+        DatasetValue(), f"what it is trained on: {', '.join(DATASETS)}, {{folder: PATH}}, or ./FILE.py:FUNCTION"
+    ),
     "student": Key(
         ModelValue(), f"the model to train: {models.describe()}; a model of your own is written `./my_net.py:build`"
     ),
