@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from orchestrator import models
 from orchestrator.data.registry import facts_of_trial
-from orchestrator.errors import TeacherError
+from orchestrator.errors import DivergedError, TeacherError
 from orchestrator.models.base import Classifier
 from orchestrator.models.ensemble import Ensemble
 from orchestrator.pretrained import weight_files
@@ -37,8 +37,13 @@ def build_loaded(content: Any, path: Path, model: str, classes: int, device: tor
 
 
 def save_weights(model: Classifier, storage: Storage, trial_id: str) -> tuple[int, str]:
-    """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256."""
+    """Writes a trial's weights as safetensors; returns the size of the file and its SHA-256.
+
+    Raises DivergedError where the last step made a weight infinite or NaN: no loss was computed with it.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise DivergedError(f"after the last epoch {bad} is not finite; try a smaller lr")
     content = save(state)
     storage.backend.write(storage.weights(trial_id), content)
     return len(content), hashlib.sha256(content).hexdigest()

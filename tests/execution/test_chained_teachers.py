@@ -104,7 +104,7 @@ def test_views_name_the_chain(trained: Path, tmp_path: Path) -> None:
     page = (tmp_path / "r.html").read_text()
     assert name in page
     assert "teacher ResNet14 (st ← resnet_32_8)" in page
-    assert "teacher.method=st teacher.teacher=resnet_32_8" in run(trained, "results", "chain")
+    assert "teacher.method = st; teacher.teacher = resnet_32_8" in run(trained, "results", "chain")
     plan = CliRunner().invoke(cli, ["plan", str(trained / "study.yaml"), "--storage", str(trained / "runs"), "--json"])
     waits = {trial["trial_id"]: trial["waits_for"] for trial in json.loads(plan.stdout)["trials"]}
     top, middle, base, student = rows_of(trained)

@@ -29,7 +29,7 @@ from torch import Tensor
 from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
-from orchestrator.errors import TeacherError
+from orchestrator.errors import DivergedError, TeacherError
 from orchestrator.losses.base import TeacherOutputs
 from orchestrator.models.base import Classifier
 from orchestrator.models.family import Widths
@@ -804,3 +804,14 @@ def test_no_weights(taught: Taught, tmp_path: Path) -> None:
     taught.storage.backend.delete(taught.storage.weights(taught.config.trial_id()))
     with pytest.raises(TeacherError, match="is missing; launch the study again"):
         weights.load_teacher(taught.config, taught.storage, CPU)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path / "runs")
+    storage.prepare()
+    model = models.build("resnet_32_8", 10)
+    with torch.no_grad():
+        next(model.parameters())[0] = torch.inf
+    with pytest.raises(DivergedError, match=r"after the last epoch .* is not finite; try a smaller lr"):
+        weights.save_weights(model, storage, "0" * 12)
+    assert storage.backend.stat(storage.weights("0" * 12)) is None
