@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(parser, options.device)
     count = options.images or min(IMAGES[device.type], 1_297 if options.dataset == "digits" else 50_000)
     config = plan_student(options.dataset, options.student, options.teacher, count, options.batch_size).config
+    config = replace(config, lr=1e-4)  # arbitrary outputs of a teacher must not make the loss diverge
     images = load_images(options.data, config, device)
     print(describe_setup(device), end="\n\n")
     print(f"{options.student} ← {options.teacher}, {count:,} images an epoch in batches of {options.batch_size}.\n")

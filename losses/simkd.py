@@ -10,6 +10,15 @@ from torch.nn import functional as F
 from orchestrator.losses.base import LossTerms, Progress, Shapes, StudentOutputs, TeacherOutputs, with_cross_entropy
 
 
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm; a single image, which has no variance, is normalised with the running statistics."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if len(features) > 1:
+            return super().forward(features)
+        return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class SimKD(nn.Module):
     """Cross-entropy + weight · mean((P(student's pooled features) − teacher's pooled features)²).
 
@@ -29,7 +38,7 @@ class SimKD(nn.Module):
             *(
                 part
                 for inputs, outputs in layers
-                for part in (nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
+                for part in (nn.Linear(inputs, outputs, bias=False), _BatchNorm(outputs), nn.ReLU())
             )
         )
 

@@ -38,7 +38,7 @@ TEST_IMAGES = 100  # no measurement contains a test
 
 STUDY = """\
 study: bench
-recipe: {{lr: 0.0001, batch_size: {batch_size}, limit_train: {images}, limit_test: {test}}}
+recipe: {{batch_size: {batch_size}, limit_train: {images}, limit_test: {test}}}
 experiments:
   - {{method: logit, dataset: {dataset}, student: {student}, teacher: {teacher}, teacher_cache: table}}
 """

@@ -243,9 +243,7 @@ def _results(facts: Facts, whole: PaperTable) -> Iterator[Text | Table]:
     listed = share_rows([len(own) for own in runs], MAX_LISTED)
     settings = share_rows([min(len(table.groups), MAX_INLINE) for table in listed_tables], MAX_SETTINGS)
     for table, own, few, many in zip(listed_tables, runs, listed, settings, strict=True):
-        details = _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
-        if table.teacher or not details.folded:  # without a teacher the table of a paper says it all
-            yield details
+        yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
         if few:
             yield _runs_table(table, own[:few], len(own))
     if len(found) > len(listed_tables):
@@ -325,7 +323,7 @@ def _settings_table(table: PairTable, entries: Sequence[Comparison], limit: int)
             f"{len(kept)} of {len(entries):,} settings, those with the best last epoch; {MORE} prints the others."
         )
     # Next to published figures it is read; else it only adds intervals and agreement to the table of a paper.
-    folded = "" if has_published or has_figures else f"Differences to base and agreement of {table.name}"
+    folded = "" if has_published or has_figures else f"Details of {table.name}"
     return Table(table.name, tuple(header), tuple(rows), tuple(notes), folded)
 
 

@@ -91,3 +91,15 @@ def test_numerical_gradient() -> None:
     loss, teacher = build(3, 4), draw(6, 4, seed=1)
     student = draw(6, 3, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda rows: terms_of(loss, rows, teacher).kd, (student,))
+
+
+def test_a_last_batch_of_one_image_is_normalised_with_what_was_seen_before() -> None:
+    loss = build(3, 4)
+    terms_of(loss, draw(6, 3), draw(6, 4, seed=1))
+    seen = [module for module in loss.projector if isinstance(module, nn.BatchNorm1d)]
+    expected = draw(1, 3, seed=2)
+    single = terms_of(loss, expected, draw(1, 4, seed=3)).kd
+    own = loss.projector[0](expected)
+    own = (own - seen[0].running_mean) / (seen[0].running_var + EPSILON).sqrt()
+    torch.testing.assert_close(seen[0](loss.projector[0](expected)), own)
+    assert single.isfinite()

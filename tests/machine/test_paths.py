@@ -127,7 +127,7 @@ def test_every_option_expands_it(home: Path, kdctl: Kdctl, monkeypatch: pytest.M
     assert code == 0 and (home / "a.csv").read_text() == "a\n1\n", output
     monkeypatch.setenv("KDCTL_STORAGE", "~/runs")
     assert kdctl("report", "--output", "~/r.html")[0] == 0 and (home / "r.html").is_file()
-    assert "ResNet8/Digits" in kdctl("results")[1] and kdctl("results", "~/s.yaml", *small())[0] == 0
+    assert "ResNet8" in kdctl("results")[1] and kdctl("results", "~/s.yaml", *small())[0] == 0
     assert kdctl("init", "~/new.yaml")[0] == 0 and (home / "new.yaml").is_file()
     assert kdctl("check", "~/new.yaml")[0] == 0 and kdctl("plan", "~/new.yaml")[0] == 0
     assert kdctl("dashboard", "export", "--output", "~/monitoring")[0] == 0 and (home / "monitoring").is_dir()

@@ -229,7 +229,7 @@ def test_limits_are_kept_and_reported(storage: Storage, monkeypatch: pytest.Monk
     best, all_rows, *others = blocks
     assert len(best.rows) == 4 and not best.folded, "the best rows of the table of a paper come first"
     assert len(all_rows.rows) == 5 and all_rows.folded == "5 rows: ResNet20>>8/Digits: test accuracy, %"
-    details = [block for block in others if block.folded.startswith("Differences")]
+    details = [block for block in others if block.folded.startswith("Details")]
     assert sum(len(block.rows) for block in details) <= 5
     assert sum(len(block.rows) for block in others if block not in details) == 8
     assert any(

@@ -15,7 +15,7 @@ _STYLES = {
 }
 _LEVEL = re.compile(r"^(ok|warning|bad)\b", re.MULTILINE)  # first in a line of the doctor
 _STATE = re.compile(r"(?<=  )(unfinished|failed|finished)$", re.MULTILINE)  # last in a line of a plan
-_OUTCOME = re.compile(r"^(\w{12} .* seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
+_OUTCOME = re.compile(r"^(\w{12} (?:.* )?seed \d+ )(stopped|skipped|failed)\b", re.MULTILINE)  # a line of the results
 _BEST = re.compile(r"\S+(?: ± \S+)? \(\d+\)(?= \*)")  # a cell of the results that is the best of its column
 _GUESS = re.compile(r"[Dd]id you mean [^?\n]+\?")
 
