@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # NumPy is loaded where images are read, not where a stored m
 
     from orchestrator.data.order import Labels, Pixels, Splits
 
-_SPLITS = ("train", "test")
 _EXPECTED = "expected a pair of arrays, images and labels, or a dataset of (image, label) items"
 
 
@@ -66,7 +65,7 @@ def _read(code: OwnCode) -> Splits:
     try:
         with reserved_stdout():  # what the user's code prints is no output of a command
             function = load(code)
-            splits = {split: _Split(code, split).read(function) for split in _SPLITS}
+            splits = {split: _Split(code, split).read(function) for split in order.SPLITS}
     except OwnCodeError as error:
         raise DataError(str(error)) from error
     _compare(code, splits)
@@ -77,7 +76,9 @@ def _compare(code: OwnCode, splits: Splits) -> None:
     """Raises DataError where the splits do not fit together."""
     import numpy as np
 
-    (images, labels), (test, test_labels) = (splits[split] for split in _SPLITS)
+    from orchestrator.data import order
+
+    (images, labels), (test, test_labels) = (splits[split] for split in order.SPLITS)
     classes = int(labels.max()) + 1
     if missing := np.setdiff1d(np.arange(classes), labels)[:5].tolist():
         raise _error(

@@ -13,7 +13,7 @@ from orchestrator.records import State, TrialRecord
 from orchestrator.report import _figures, _sweeps
 from orchestrator.report._figures import MORE, Figure, Pair
 from orchestrator.report.content import MISSING, Facts
-from orchestrator.results.evidence.comparisons import Contrast, Family, compare_settings
+from orchestrator.results.evidence.comparisons import ComparedPair, Contrast, Family, compare_settings
 from orchestrator.results.evidence.conclusions import Names, draw_conclusions, name_setting
 from orchestrator.results.field_tables import describe_figures, find_figure
 from orchestrator.results.paper_table import COLUMN_GROUPS, Mark, PaperTable, build_paper_table
@@ -27,7 +27,6 @@ from orchestrator.results.summary import (
     Group,
     PairTable,
     Statistic,
-    compare_to_base,
     group_tables,
 )
 from orchestrator.results.tables import PUBLISHED_COLUMNS, describe_subset
@@ -117,7 +116,7 @@ def build_sections(facts: Facts) -> list[Section]:
     family, table = compare_settings(group_tables(facts.ordered)), build_paper_table(facts.ordered)
     made = [
         Section("answer", "Answer", tuple(_answer(family, table.names))),
-        Section("results", "Results", tuple(_results(facts, table))),
+        Section("results", "Results", tuple(_results(family.pairs, table))),
         Section("comparisons", "Every method against every other", tuple(_contrasts(family, table.names))),
         Section("teacher", "Student against teacher and base", tuple(_comparisons(found))),
         Section("sweeps", "Sweeps", tuple(_sweeps.draw_sweeps(found))),
@@ -228,26 +227,22 @@ _SYMBOLS = {Mark.BEST: "bold", Mark.TIED: "≈", Mark.UNKNOWN: "?"}
 _NOTE_COLUMN = "lab note (another experiment), best epoch, %"
 
 
-def _results(facts: Facts, whole: PaperTable) -> Iterator[Text | Table]:
-    found = group_tables(facts.ordered)
+def _results(found: Sequence[ComparedPair], whole: PaperTable) -> Iterator[Text | Table]:
     if not found:
         yield Text("No trial has started yet.")
         return
     yield from _paper_tables(whole)
     yield from _READING
-    entries: dict[tuple[str, str, str | None], list[Comparison]] = {}
-    for entry in compare_to_base(found):
-        entries.setdefault((entry.table.dataset, entry.table.student, entry.table.teacher), []).append(entry)
-    listed_tables = sorted(found, key=lambda table: table.teacher is None)[:MAX_TABLES]
-    runs = [[row for group in table.groups for row in group.rows] for table in listed_tables]
+    pairs = sorted(found, key=lambda pair: pair.table.teacher is None)[:MAX_TABLES]
+    runs = [[row for group in pair.table.groups for row in group.rows] for pair in pairs]
     listed = share_rows([len(own) for own in runs], MAX_LISTED)
-    settings = share_rows([min(len(table.groups), MAX_INLINE) for table in listed_tables], MAX_SETTINGS)
-    for table, own, few, many in zip(listed_tables, runs, listed, settings, strict=True):
-        yield _settings_table(table, entries[(table.dataset, table.student, table.teacher)], many)
+    settings = share_rows([min(len(pair.entries), MAX_INLINE) for pair in pairs], MAX_SETTINGS)
+    for pair, own, few, many in zip(pairs, runs, listed, settings, strict=True):
+        yield _settings_table(pair.table, pair.entries, many)
         if few:
-            yield _runs_table(table, own[:few], len(own))
-    if len(found) > len(listed_tables):
-        yield Text(f"This page leaves out {len(found) - len(listed_tables):,} more tables; {MORE} prints them.")
+            yield _runs_table(pair.table, own[:few], len(own))
+    if len(found) > len(pairs):
+        yield Text(f"This page leaves out {len(found) - len(pairs):,} more tables; {MORE} prints them.")
 
 
 def _paper_tables(whole: PaperTable) -> Iterator[Table]:
@@ -263,20 +258,14 @@ def _paper_tables(whole: PaperTable) -> Iterator[Table]:
 
 def _paper_table(table: PaperTable, keys: Sequence[Key], notes: tuple[str, ...]) -> Table:
     """Some of its columns. What all of them share is in the title, and the rest in the header."""
-    metrics, pairs = {metric for metric, _ in keys}, {number for _, number in keys}
-    group = f"{COLUMN_GROUPS[keys[0][0]]}, %"
-    title = f"Test accuracy, {group}" if len(metrics) == 1 else "Test accuracy, %"
-    if len(table.columns) == 1:
+    has_groups, has_pairs = len({metric for metric, _ in keys}) > 1, len(table.columns) > 1
+    title = "Test accuracy, %" if has_groups else f"Test accuracy, {COLUMN_GROUPS[keys[0][0]]}, %"
+    if not has_pairs:
         title = f"{table.columns[0].name}: {title[0].lower()}{title[1:]}"
-    header = [
-        ", ".join(
-            [
-                *([table.columns[number].name] if len(pairs) > 1 or len(table.columns) > 1 else []),
-                *([COLUMN_GROUPS[metric]] if len(metrics) > 1 or len(table.columns) == 1 else []),
-            ]
-        )
-        for metric, number in keys
-    ]
+    header = []
+    for metric, number in keys:
+        pair, group = table.columns[number].name, COLUMN_GROUPS[metric]
+        header.append(f"{pair}, {group}" if has_pairs and has_groups else pair if has_pairs else group)
     rows = tuple(
         (Cell(row.name), *(_paper_cell(row.cells[metric][no], table) for metric, no in keys)) for row in table.rows
     )
@@ -449,7 +438,7 @@ def _comparisons(found: Sequence[Pair]) -> Iterator[Text | Figure | Table]:
     for pair in taught[: _figures.MAX_PAIRS]:
         entries = [entry for entry in pair.entries if entry.table.teacher]
         kept = _figures.choose_settings(entries, _figures.MAX_SERIES)
-        names, shared = _figures.name_settings([pair.label(entry) for entry in kept])
+        names, shared = pair.name_settings(kept)
         rows = tuple(map(_comparison, names, kept))
         yield Table(f"The gap to the teacher, {pair.title}", _COMPARISON_HEADER, rows, _notes_on(shared))
 
