@@ -34,7 +34,7 @@ from orchestrator.commands.shared.completion import TIMEOUT, VARIABLE
 from orchestrator.commands.shared.layout import WELCOME, Sections
 from orchestrator.commands.shared.options import print_resume_command
 from orchestrator.errors import EXIT_BUG, EXIT_CODES, EXIT_INTERRUPTED, EXIT_LOST, EXIT_USAGE, KdctlError, RayLost
-from orchestrator.machine import output
+from orchestrator.machine import limits, output
 from orchestrator.text import masked
 
 # Every command imports what it needs when it runs: `kdctl --help` imports only Click, `plan` neither torch nor Ray.
@@ -96,6 +96,7 @@ def _run() -> None:
     if VARIABLE in os.environ:
         _complete()
     _spare_loopback()
+    os.environ.update(limits.make_thread_environment())
     try:
         cli(standalone_mode=False)
         sys.stdout.flush()

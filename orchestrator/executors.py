@@ -52,7 +52,12 @@ EXECUTORS: Mapping[str, Executor] = {
         options=("address", "dashboard", "max_concurrent"),
         is_supervised=True,
     ),
-    "inline": Executor(run="orchestrator.execution.inline:run", where="in one process", flag="--inline"),
+    "inline": Executor(
+        run="orchestrator.execution.inline:run",
+        where="in one process",
+        options=("max_concurrent",),
+        flag="--inline",
+    ),
 }
 
 

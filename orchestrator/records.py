@@ -318,6 +318,7 @@ class TrialRecord:
     resumed: Annotated[int, "how many times it resumed from a checkpoint"] = 0
     weights_bytes: Annotated[int | None, "size of its weights file; null without one"] = None
     weights_sha256: Annotated[str | None, "SHA-256 of its weights file; null without one"] = None
+    threads: Annotated[int | None, "CPU threads that trained it; null on a GPU and in rows of earlier versions"] = None
 
     def to_row(self) -> dict[str, Any]:
         """Its columns as files and commands show them: the recipe as JSON text."""

@@ -18,7 +18,7 @@ SMALL_DEMO = (
     *("recipe.epochs=1", "recipe.limit_train=64", "recipe.limit_test=50"),
     *("experiments[1].teacher.epochs=1", "experiments[1].teacher.limit_train=64"),
 )
-ON_CPU = Resources(gpus_per_trial=0)
+ON_CPU = Resources(gpus_per_trial=0, cpus_per_trial=1)
 OPTIONS = {"logit": (("ce_weight", 1.0), ("match", "logits")), "st": (("temperature", 4.0),)}
 Make = Callable[..., TrialConfig]
 Reported = list[tuple[str, EpochRecord | TrialRecord]]

@@ -15,11 +15,10 @@ class Schedule:
     `ready` are teachers whose weights the storage already holds.
     """
 
-    def __init__(self, jobs: Iterable[Job], ready: Iterable[str] = (), limit: int | None = None) -> None:
+    def __init__(self, jobs: Iterable[Job], ready: Iterable[str] = ()) -> None:
         self._waiting = list(jobs)
         self._running: dict[str, Job] = {}
         self._ready = set(ready)
-        self._limit = limit
         self._not_before: dict[str, float] = {}  # trial id → time on the monotonic clock
 
     @property
@@ -38,9 +37,7 @@ class Schedule:
         return bool(self._waiting)
 
     def start(self) -> Job | None:
-        """Starts the next trial; None if all that are left wait for a teacher, for a free worker or for a time."""
-        if self._limit is not None and len(self._running) >= self._limit:
-            return None
+        """Starts the next trial; None if all that are left wait for a teacher or for a time."""
         now = time.monotonic()
         for index, job in enumerate(self._waiting):
             if self._ready.issuperset(job.trial.waits_for) and self._not_before.get(job.trial.trial_id, now) <= now:

@@ -149,13 +149,20 @@ class _Attempt:
             yield report
 
     def _find_device(self) -> None:
-        torch.set_num_threads(self._job.threads)
-        self._device = torch.device("cuda" if self._job.gpus else "cpu")
+        self._device = torch.device("cuda", self._job.gpu) if self._job.gpus else torch.device("cpu")
         if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
             # Shapes never change, so cuDNN searches for the fastest kernels once. The search waits for the whole
             # device, which would abort the graph capture of another trial on the same GPU.
             torch.backends.cudnn.benchmark = sharing(self._job.gpus) == 1
-        self._row = replace(self._row, device=_device_name(self._device))
+        self._use_threads(self._job.threads)
+
+    def _use_threads(self, count: int) -> None:
+        """Computes with that many CPU threads from here on, and says so in the row."""
+        torch.get_num_threads()  # PyTorch sets those of a new thread of Python once, which may not happen later
+        torch.set_num_threads(count)
+        threads = None if self._device.type == "cuda" else count
+        self._row = replace(self._row, device=_device_name(self._device), threads=threads)
 
     def check(self) -> None:
         """Raises Stopped if the trial is to stop, and LeaseLost if another launch has taken it over."""
@@ -189,6 +196,7 @@ class _Attempt:
             return ensemble
         model = build_seeded(lambda: models.build(config.student, classes), config.seed, self._device)
         state = TrainingState.start(model, self._build_loss(images, classes), config)
+        state.threads = self._row.threads
         yield from self._resume(state)
         state.teacher_mode = self._job.trial.teacher_cache
         self._row = _with_recipe(self._row, arithmetic=state.compute_dtype)
@@ -236,6 +244,9 @@ class _Attempt:
         if state.compute_dtype == "bfloat16" and not supports_bfloat16(self._device):
             state.compute_dtype = "float32"
             yield TrialNotice("continues in float32, because this device lacks bfloat16, in which it started")
+        if self._device.type == "cpu":  # sums are rounded as in the epochs before
+            self._use_threads(state.threads or _find_threads(before) or self._job.threads)
+        state.threads = self._row.threads
         started = before.start_time if before else self._row.start_time
         self._row = replace(self._row, start_time=started, resumed=1 + (before.resumed if before else 0))
         self._keep_teacher_mode(state)
@@ -405,6 +416,12 @@ def _with_recipe(row: TrialRecord, **facts: str | None) -> TrialRecord:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _find_threads(row: TrialRecord | None) -> int | None:
+    """The CPU threads that trained a trial, for checkpoints of earlier versions: they were only part of a text."""
+    found = re.fullmatch(r"cpu, (\d+) threads", row.device or "") if row else None
+    return int(found[1]) if found else None
 
 
 _CLOSE = 0.5  # percentage points by which the accuracy of weights may differ from what their file states

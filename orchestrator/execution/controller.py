@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from orchestrator.errors import Interrupted, KdctlError, RayLost, StorageError
+from orchestrator.execution._resources import Shares
 from orchestrator.execution._schedule import Schedule
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
 from orchestrator.execution.job import Job
@@ -51,9 +52,10 @@ class Workload:
 class TrialController:
     """Starts the trials of a launch and records how they end; every executor uses one."""
 
-    def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, limit: int | None = None) -> None:
+    def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, shares: Shares) -> None:
         self._work = work
-        self._schedule = Schedule(jobs, work.ready, limit)
+        self._schedule = Schedule(jobs, work.ready)
+        self._shares = shares
         self._on_event = on_event
         self._attempts: dict[str, int] = {}
         self._elsewhere: set[str] = set()
@@ -81,12 +83,13 @@ class TrialController:
 
     def start(self) -> Job | None:
         """Starts the next trial; None if no trial can start yet, or if none is left."""
-        if self.is_stopping:
+        self._shares.release_others({job.trial.trial_id for job in self._schedule.list_running()})
+        if self.is_stopping or not self._shares.has_room:
             return None
         while job := self._schedule.start():
             if job.trial.trial_id not in self._elsewhere or not self._is_trained_elsewhere(job):
                 self._last_held.pop(job.trial.trial_id, None)  # by an earlier attempt or another launch
-                return job
+                return self._shares.assign(job)
             self._schedule.postpone(job, _PAUSE)
         return None
 
@@ -211,7 +214,8 @@ class TrialController:
 
     def is_live(self, job: Job) -> bool:
         """Whether this is the current attempt at its trial."""
-        return self._schedule.find_running(job.trial.trial_id) == job
+        running = self._schedule.find_running(job.trial.trial_id)
+        return running is not None and running.since == job.since
 
     def _write(self, row: TrialRecord) -> None:
         lease = acquire(self._work.storage, trial_resource(row.trial_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ class Job:
     since: str = ""  # when its launch started, UTC in ISO 8601: rows that ended later come from another launch
     checkpoint_seconds: float = 30.0
     gpus: float = 0.0
+    peers: int = 1  # trials of its study with as many teachers in their chain: those that can train beside it
+    gpu: int = 0  # the number of its GPU among those that its process sees
     own_code: tuple[OwnCode, ...] = ()  # the user's files that the trial needs
 
     def row(self, state: State, error: str | None = None, failure: Failure | None = None) -> TrialRecord:
@@ -65,24 +68,35 @@ def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launc
     """The jobs of a launch, in the order of its plan; their numbers are their positions in the plan."""
     chosen = {trial.trial_id for trial in to_do}
     commit = commits.of_folder(Path(plan.source).absolute().parent)
+    depths = _find_depths(plan.trials)
+    peers = Counter(depths[trial.trial_id] for trial in plan.trials if trial.config.epochs)
     return [
         Job(
             trial=trial,
             no=no,
             study=plan.study,
             storage=storage.backend.address,
-            threads=plan.resources.cpus_per_trial,
+            threads=plan.resources.cpus_per_trial or 1,  # `Shares` may give it more
             weights=_absolute(plan.weights.get(trial.config.weights or "")),
             git_commit=commit,
             ray_version=None,
             launch=launched.resource,
             since=launched.since.isoformat(),
             checkpoint_seconds=plan.resources.checkpoint_seconds,
+            peers=peers[depths[trial.trial_id]],
             own_code=tuple(plan.own_code[name] for name in sorted(trial.config.own_names())),
         )
         for no, trial in enumerate(plan.trials, 1)
         if trial.trial_id in chosen
     ]
+
+
+def _find_depths(trials: Sequence[PlannedTrial]) -> dict[str, int]:
+    """How many trials each trial waits for, one after another."""
+    depths: dict[str, int] = {}
+    for trial in trials:  # teachers before their students
+        depths[trial.trial_id] = 1 + max((depths[trial_id] for trial_id in trial.waits_for), default=-1)
+    return depths
 
 
 def _absolute(path: str | None) -> str | None:

@@ -86,16 +86,35 @@ class Number:
 class GpuShare:
     """The share of a GPU that one trial gets; a trial trains on one GPU at most."""
 
-    def read(self, node: Node) -> float | None:
-        if node.value is None:
-            return None
+    def read(self, node: Node) -> float:
         value = _read_number(node)
         if value is not None and 0 <= value <= 1:
             return float(value)
         raise ValueError(f"found {node.describe()}; expected a number from 0 to 1; write 0.5 for two trials on a GPU")
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+        return {"type": "number", "minimum": 0, "maximum": 1}
+
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Another type, or `auto`, which is None: the machine decides."""
+
+    value_type: Integer | GpuShare
+
+    def read(self, node: Node) -> float | None:
+        if node.value in (None, AUTO):
+            return None
+        try:
+            return self.value_type.read(node)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {AUTO}") from None
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [self.value_type.schema(), {"enum": [AUTO, None]}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,9 +500,16 @@ TEACHER_MAPPING_KEYS: Mapping[str, Key] = {**TEACHER_KEYS, **TRAINING_KEYS, **DA
 
 RESOURCE_KEYS: Mapping[str, Key] = {
     "gpus_per_trial": Key(
-        GpuShare(), "share of a GPU that one trial gets", default_doc="1 where there is a GPU, else 0"
+        Auto(GpuShare()),
+        "share of a GPU that one trial gets; `auto` is 1 where there is a GPU, else 0",
+        default_doc=AUTO,
     ),
-    "cpus_per_trial": Key(Integer(1, 1024), "CPU cores of one trial", 1),
+    "cpus_per_trial": Key(
+        Auto(Integer(1, 1024)),
+        "CPU cores, and so threads, of one trial; `auto` divides all cores among the trials that can train at the same "
+        "time; it is 1 on a GPU",
+        default_doc=AUTO,
+    ),
     "retries": Key(
         Integer(0, 1000), "further attempts at a trial after a lost worker, a lost machine or too little memory", 2
     ),

@@ -73,14 +73,15 @@ class Teacher(Experiment):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one trial gets, and how often it is tried. None of this changes a result.
+    """What one trial gets, and how often it is tried. None of this changes a result beyond how sums are rounded.
 
-    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `retries` is the number of further
-    attempts after a lost worker or too little memory.
+    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `cpus_per_trial` is None where a
+    trial gets its share of the free cores. `retries` is the number of further attempts after a lost worker or too
+    little memory.
     """
 
     gpus_per_trial: float | None = None
-    cpus_per_trial: int = 1
+    cpus_per_trial: int | None = None
     retries: int = 2
     checkpoint_seconds: float = 30.0
 

@@ -78,7 +78,8 @@ def _decode_epochs(facts: list[Any]) -> list[EpochRecord]:
 
 
 # The names of a position's fields in a file, in their order.
-_POSITION_NAMES = ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked")
+_POSITION_NAMES = ("epoch", "images", "seconds", "with_teacher", "arithmetic", "asked", "threads")
+_LATER_NAMES = ("threads",)  # which files of earlier versions lack
 
 
 def _encode_position(position: Position) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _encode_position(position: Position) -> dict[str, Any]:
 
 def _decode_position(facts: dict[str, Any], epoch: int) -> Position:
     """The position in a file's facts; `epoch` is the one after the recorded epochs."""
-    match [facts[name] for name in _POSITION_NAMES]:
+    match [facts.get(name) if name in _LATER_NAMES else facts[name] for name in _POSITION_NAMES]:
         case [
             int(found),
             int(images),
@@ -95,9 +96,11 @@ def _decode_position(facts: dict[str, Any], epoch: int) -> Position:
             bool(with_teacher),
             ("float32" | "bfloat16") as compute_dtype,
             (None | "table" | "live") as teacher_mode,
+            threads,
         ]:
-            if found == epoch and images >= 0 and 0 <= seconds < math.inf:
-                return Position(epoch, int(images), seconds, with_teacher, compute_dtype, teacher_mode)
+            is_count = threads is None or (type(threads) is int and threads > 0)
+            if found == epoch and images >= 0 and 0 <= seconds < math.inf and is_count:
+                return Position(epoch, int(images), seconds, with_teacher, compute_dtype, teacher_mode, threads)
     raise ValueError("its position does not follow from its epochs")
 
 

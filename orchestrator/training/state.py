@@ -28,7 +28,8 @@ class Position:
 
     `epoch` counts from 1 and is the epoch to resume in; `images` of it are done, in `seconds`. `with_teacher` is true
     if the loss has a teacher's term. `compute_dtype` is the type in which convolutions are computed. `teacher_mode` is
-    `table` or `live`, or None without a teacher.
+    `table` or `live`, or None without a teacher. `threads` are the CPU threads that train it, on which the rounding of
+    sums depends; None on a GPU.
     """
 
     epoch: int = 1
@@ -37,6 +38,7 @@ class Position:
     with_teacher: bool = False
     compute_dtype: str = "float32"
     teacher_mode: str | None = None
+    threads: int | None = None
 
 
 class AveragedModel:

@@ -390,7 +390,6 @@ def test_an_address_that_is_no_dashboard_is_refused(run: Run, command: str) -> N
         (["results", "--format", "html"], "'html' is not one of"),
         (["launch", "study.yaml", "--max-concurrent", "0"], "0 is not in the range"),
         (["launch", "study.yaml", "--inline", "--address", "auto"], "remove --address"),
-        (["launch", "study.yaml", "--inline", "--max-concurrent", "1"], "remove --max-concurrent"),
         (["launch", "study.yaml", "--inline", "--storage", "study.yaml"], "is a file, expected a folder"),
         (["teachers", "verify", "00"], "holds no teacher yet"),
     ],

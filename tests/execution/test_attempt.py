@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -608,6 +609,69 @@ def test_a_resumed_trial_keeps_its_teacher_mode(
     row = reports(replace(job, trial=by_table)).last
     assert row.recipe["teacher_answers"] == "live"
     assert result(job, taught) == expected
+
+
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """Gives the tests after this one the threads that they had."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+def drop_threads(job: Job, storage: Storage) -> None:
+    """Leaves the row and the checkpoint of a trial as versions that recorded no threads wrote them."""
+    row = store.read_trial(storage, job.trial.trial_id)
+    assert row
+    store.write_trial(storage, replace(row, threads=None))
+    (name,) = checkpoints(job, storage)
+    head, _, payload = storage.backend.read(name).partition(b"\n")
+    facts, _, tensors = payload.partition(b"\n")
+    payload = json.dumps({key: each for key, each in json.loads(facts).items() if key != "threads"}).encode()
+    payload += b"\n" + tensors
+    head = head.split()[0] + b" " + hashlib.sha256(payload).hexdigest().encode()
+    storage.backend.write(name, head + b"\n" + payload)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_resumed_trial_keeps_its_threads(
+    storage: Storage, make_config: MakeConfig, own_threads: None, is_old: bool
+) -> None:
+    job = replace(job_of(make_config(epochs=3), storage), threads=3)
+    stopped = reports(job, After(6)).last
+    assert (stopped.threads, stopped.device) == (3, "cpu, 3 threads")
+    if is_old:
+        drop_threads(job, storage)
+    again = reports(replace(job, threads=1))
+    assert torch.get_num_threads() == 3
+    assert (again.last.threads, again.last.device, again.last.resumed) == (3, "cpu, 3 threads", 1)
+    expected = result(job, storage)
+    forget(job, storage)
+    assert reports(job).last.threads == 3
+    assert result(job, storage) == expected
+
+
+def test_each_thread_of_python_keeps_its_own_number_of_threads(
+    storage: Storage, make_config: MakeConfig, own_threads: None
+) -> None:
+    jobs = [replace(job_of(make_config(seed=seed), storage), threads=1 + seed) for seed in range(2)]
+    first = run_trial(jobs[0])
+    counted: list[int] = []
+
+    def train() -> None:
+        assert isinstance(next(first), TrialStarted)
+        other = threading.Thread(target=list, args=(run_trial(jobs[1]),))  # sets two for itself, and as the default
+        other.start()
+        other.join()
+        list(first)
+        counted.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert counted == [1]
+    rows = [store.read_trial(storage, job.trial.trial_id) for job in jobs]
+    assert [row.threads for row in rows if row] == [1, 2]
 
 
 def test_the_row_and_a_notice_name_the_epoch_of_a_stop(

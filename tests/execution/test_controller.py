@@ -12,6 +12,7 @@ from workloads import ON_CPU, Make, Reported, jobs_of, listen, student, take
 
 from orchestrator.errors import Interrupted, RayLost, StorageError
 from orchestrator.execution import controller as module
+from orchestrator.execution._resources import Shares
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
 from orchestrator.execution.controller import TrialController, Workload
 from orchestrator.execution.job import Job
@@ -30,7 +31,7 @@ class Stage:
         self.reported: Reported = []
         self.messages: list[str] = []
         self.controller = TrialController(
-            self.work, jobs, listen(lambda *pair: self.reported.append(pair), self.messages.append)
+            self.work, jobs, listen(lambda *pair: self.reported.append(pair), self.messages.append), Shares([1000], 1)
         )
 
     def start(self) -> Job:
@@ -309,3 +310,25 @@ def test_a_stop_after_the_last_trial_is_no_interruption(
     finish(played, storage, played.start())
     played.work.stop.set()
     played.controller.conclude()
+
+
+def test_another_trial_starts_when_one_ends(storage: Storage, make_config: Make) -> None:
+    jobs = jobs_of(storage, *(make_config(seed=seed) for seed in range(2)))
+    with take(storage, "launch-test") as lease:
+        work = Workload(jobs, frozenset(), storage, ON_CPU, lease)
+        controller = TrialController(work, jobs, listen(lambda *pair: None), Shares([1], None))
+        first = controller.start()
+        assert first and controller.start() is None
+        controller.note(first, first.row(State.FAILED, "a bug", Failure.ERROR))
+        second = controller.start()
+        assert second and second.trial == jobs[1].trial
+
+
+def test_a_trial_counts_as_live_whatever_its_share(storage: Storage, make_config: Make) -> None:
+    jobs = jobs_of(storage, make_config())
+    with take(storage, "launch-test") as lease:
+        work = Workload(jobs, frozenset(), storage, ON_CPU, lease)
+        controller = TrialController(work, jobs, listen(lambda *pair: None), Shares([4], None))
+        started = controller.start()
+        assert started and started.threads == 4 and controller.is_live(started)
+        assert not controller.is_live(replace(started, since="2026-01-01T00:00:00+00:00"))  # an earlier attempt

@@ -24,6 +24,17 @@ from orchestrator.storage.layout import Storage
 from orchestrator.study.values import Resources
 
 
+@pytest.fixture(autouse=True)
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many CPU cores there are, and so how many trials run at a time; one if a test says nothing."""
+
+    def set_cores(count: int) -> None:
+        monkeypatch.setattr("orchestrator.machine.limits.cores", lambda: count)
+
+    set_cores(1)
+    return set_cores
+
+
 def run(storage: Storage, *configs: TrialConfig, ready: frozenset[str] = frozenset()) -> Reported:
     """Runs trials in this process; returns what was reported."""
     reported: Reported = []
@@ -93,18 +104,12 @@ def test_a_stop_ends_what_runs_and_starts_nothing_more(storage: Storage, make_co
     assert set(store.read_states(storage).values()) == {State.FINISHED}
 
 
-# Several trials at the same time, as if they shared a GPU.
+# Several trials at the same time.
 
 
 def timeless(row: TrialRecord) -> TrialRecord:
     then = datetime(2026, 1, 1, tzinfo=UTC)
     return replace(row, seconds=0.0, images_per_second=0.0, start_time=then, end_time=then)
-
-
-@pytest.fixture
-def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many trials run at a time, on the CPU too."""
-    return lambda count: monkeypatch.setattr(inline, "sharing", lambda gpus: count)
 
 
 def test_trials_that_run_at_the_same_time_give_the_same_results(
@@ -153,6 +158,51 @@ def test_no_more_trials_run_at_a_time_than_allowed(
     assert len(store.read_trials(storage)) == 5
 
 
+@pytest.mark.parametrize(("trials", "threads"), [(1, 4), (2, 2), (3, 1)])
+def test_few_trials_share_all_cores(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], trials: int, threads: int
+) -> None:
+    side_by_side(4)
+    configs = [small(make_config, seed=seed) for seed in range(trials)]
+    jobs = [replace(job, peers=trials) for job in jobs_of(storage, *configs)]
+    with take(storage, "launch-test") as lease:
+        inline.run(Workload(jobs, frozenset(), storage, Resources(gpus_per_trial=0), lease), listen(lambda *pair: None))
+    assert [row.threads for row in store.read_trials(storage)] == [threads] * trials
+
+
+def test_a_thread_trains_one_trial_after_another(
+    storage: Storage, make_config: Make, side_by_side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    train = inline.run_trial
+
+    def watched(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        seen.append(threading.get_ident())
+        yield from train(job, stopping)
+
+    monkeypatch.setattr(inline, "run_trial", watched)
+    side_by_side(2)
+    run(storage, *(small(make_config, seed=seed) for seed in range(6)))
+    assert len(seen) == 6 and len(set(seen)) == 2
+
+
+def test_each_thread_stays_on_its_gpu(storage: Storage, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[int]] = {}
+
+    def watched(job: Job, stopping: Callable[[], bool]) -> Iterator[Report]:
+        seen.setdefault(threading.get_ident(), set()).add(job.gpu)
+        yield job.row(State.FINISHED)
+
+    monkeypatch.setattr(inline, "run_trial", watched)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    jobs = jobs_of(storage, *(small(make_config, seed=seed) for seed in range(12)))
+    with take(storage, "launch-test") as lease:
+        work = Workload(jobs, frozenset(), storage, Resources(gpus_per_trial=0.5), lease)
+        inline.run(work, listen(lambda *pair: None))
+    assert all(len(gpus) == 1 for gpus in seen.values())
+    assert set().union(*seen.values()) == {0, 1, 2}
+
+
 def test_a_stop_ends_all_trials_that_run_at_the_same_time(
     storage: Storage, make_config: Make, side_by_side: Callable[[int], None]
 ) -> None:
@@ -191,7 +241,7 @@ def test_an_error_lets_the_others_write_their_checkpoints(
     with take(storage, "launch-test") as lease, pytest.raises(StorageError, match="the disk is full"):
         inline.run(Workload(jobs_of(storage, *configs), frozenset(), storage, ON_CPU, lease), listen(watch))
     assert set(store.read_states(storage).values()) == {State.STOPPED}
-    assert not [thread for thread in threading.enumerate() if "_train" in thread.name]
+    assert not [thread for thread in threading.enumerate() if thread.name == "kdctl trials"]
 
 
 def test_impossible_resources_train_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,9 @@ def skip(schedule: Schedule, jobs: Sequence[Job], skipped: list[str]) -> None:
         skip(schedule, schedule.end(job.row(State.SKIPPED)), skipped)
 
 
-@given(graphs(), st.none() | st.integers(1, 3), st.data())
-def test_every_trial_ends_once(
-    make_job: MakeJob, graph: list[tuple[str, str | None]], limit: int | None, data: st.DataObject
-) -> None:
-    schedule = Schedule([make_job(*node) for node in graph], ["stored"], limit)
+@given(graphs(), st.data())
+def test_every_trial_ends_once(make_job: MakeJob, graph: list[tuple[str, str | None]], data: st.DataObject) -> None:
+    schedule = Schedule([make_job(*node) for node in graph], ["stored"])
     running: list[Job] = []
     finished, failed, skipped = {"stored"}, list[str](), list[str]()
     while not schedule.is_over:
@@ -54,7 +52,6 @@ def test_every_trial_ends_once(
             teacher_id = job.trial.teacher_id
             assert teacher_id is None or teacher_id in finished
             running.append(job)
-            assert limit is None or len(running) <= limit
             assert schedule.find_running(job.trial.trial_id) is job
             continue
         assert running, "stuck: trials wait, and none is running"
@@ -89,11 +86,3 @@ def test_there_is_no_barrier_between_teachers_and_students(make_job: MakeJob) ->
     schedule.end(fast.row(State.FINISHED))
     assert [schedule.start(), schedule.start(), schedule.start()] == [students[0], students[2], None]
     assert schedule.find_running("slow") is slow
-
-
-def test_another_trial_starts_when_one_ends(make_job: MakeJob) -> None:
-    first, second = make_job("first", None), make_job("second", None)
-    schedule = Schedule([first, second], limit=1)
-    assert [schedule.start(), schedule.start()] == [first, None]
-    schedule.end(first.row(State.FAILED))
-    assert schedule.start() is second

@@ -72,6 +72,7 @@ TRIALS = [
         "resumed",
         "weights_bytes",
         "weights_sha256",
+        "threads",
     ],
 ]
 EPOCHS = [
@@ -173,7 +174,7 @@ def test_types_do_not_depend_on_the_values(storage: Storage) -> None:
         assert schema.metadata[b"kdctl_schema"] == store.SCHEMA_VERSION.encode()
 
 
-WHOLE_NUMBERS = {"no", "epoch", "nepoch", "batch_size", "seed", "params", "resumed", "weights_bytes"}
+WHOLE_NUMBERS = {"no", "epoch", "nepoch", "batch_size", "seed", "params", "resumed", "weights_bytes", "threads"}
 TIMES = {"start_time", "end_time"}
 TEXTS = {
     *("method", "dataset", "student", "teacher", "trial_id", "study", "state", "error", "failure", "teacher_id"),

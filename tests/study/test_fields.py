@@ -11,6 +11,7 @@ import pytest
 from orchestrator.losses import Option
 from orchestrator.study import document, fields
 from orchestrator.study.fields import (
+    Auto,
     Boolean,
     Choice,
     EpochList,
@@ -36,7 +37,7 @@ VALUE_TYPES: list[ValueType] = [
     Number(0, 5, exclusive=True),
     Boolean(),
 ]
-VALUE_TYPES += [Choice(("auto", "live")), GpuShare(), ModelValue(), EpochList(), FilePath()]
+VALUE_TYPES += [Choice(("auto", "live")), Auto(GpuShare()), Auto(Integer(1, 9)), ModelValue(), EpochList(), FilePath()]
 
 
 def read(value_type: ValueType, value: Any) -> Any:
@@ -63,7 +64,9 @@ def accepts(value_type: ValueType, value: Any) -> bool:
         (Number(0, 5, exclusive=True), 1e-300, 1e-300),
         (GpuShare(), 0.25, 0.25),
         (GpuShare(), 1, 1.0),
-        (GpuShare(), None, None),
+        (Auto(GpuShare()), None, None),
+        (Auto(GpuShare()), "auto", None),
+        (Auto(Integer(1, 9)), 2, 2),
         (Boolean(), False, False),
         (Choice(("auto", "live")), "live", "live"),
         (ModelValue(), "resnet_32_8", "resnet_32_8"),

@@ -162,6 +162,7 @@ BROKEN = [
     ("milestones nested", base("milestones: [[5]]"), "6:15", f"{E0}.milestones", "expected one list; for several"),
     ("gpus 1.5", resources("gpus_per_trial: 1.5"), "7:19", "resources.gpus_per_trial", "expected a number from 0 to 1"),
     ("cpus 0", resources("cpus_per_trial: 0"), "7:19", "resources.cpus_per_trial", "a whole number from 1 to 1,024"),
+    ("cpus none", resources("cpus_per_trial: any"), "7:19", "resources.cpus_per_trial", "write digits, or auto"),
     # Axes.
     ("recipe list", recipe("lr: [0.1, 1]"), "2:7", "recipe.lr", "the recipe has one value per key"),
     ("recipe grid", recipe("milestones: {grid: [[1]]}"), "2:15", "recipe.milestones", "recipe has one value per key"),
@@ -387,10 +388,12 @@ def test_good_values(tmp_path: Path, line: str, name: str, values: list[object])
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("gpus_per_trial: 0.5", Resources(0.5, 1)),
-        ("gpus_per_trial: 0", Resources(0.0, 1)),
-        ("gpus_per_trial: null", Resources(None, 1)),
+        ("gpus_per_trial: 0.5", Resources(0.5)),
+        ("gpus_per_trial: 0", Resources(0.0)),
+        ("gpus_per_trial: null", Resources()),
+        ("gpus_per_trial: auto", Resources()),
         ("cpus_per_trial: 4", Resources(None, 4)),
+        ("cpus_per_trial: auto", Resources()),
     ],
 )
 def test_good_resources(tmp_path: Path, line: str, expected: Resources) -> None:
@@ -404,7 +407,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert found == {name: key.default for name, key in fields.RECIPE_KEYS.items() if name not in derived} | {
         "lr": 0.01
     }
-    assert (study.name, study.source, study.resources) == ("s", tmp_path / "s.yaml", Resources(None, 1))
+    assert (study.name, study.source, study.resources) == ("s", tmp_path / "s.yaml", Resources())
 
 
 @pytest.mark.parametrize(
@@ -689,4 +692,4 @@ def test_the_published_study_has_16_trials() -> None:
     assert study.warnings == ()
     assert study.name == "resnet-logit"
     assert [trial.role for trial in plan.trials] == ["teacher"] * 4 + ["student"] * 12
-    assert study.resources == Resources(1.0, 1)
+    assert study.resources == Resources(1.0)

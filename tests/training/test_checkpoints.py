@@ -351,6 +351,7 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
     *fact("with_teacher", None, 0, 1, "yes", []),
     *fact("arithmetic", None, 32, "float16", "", ["float32"]),
     *fact("asked", 1, "", "maybe", ["table"]),
+    *fact("threads", 0, -1, 2.0, "2", True, [], {}),
     *fact("epochs", [], None, 7, "ab", {}, {"a": 1}, [[]], [None], [{}], ["epoch"], [asdict(EPOCH)] * 2),
     *map(without, ("trial_id", "epoch", "images", "seconds", "with_teacher", "arithmetic", "asked", "epochs")),
     *(epoch(**{name: value}) for name in ("lr", "train_loss", "seconds") for value in (None, "1", [], {}, True)),
@@ -464,6 +465,7 @@ NEARLY = st.fixed_dictionaries(
         "with_teacher": st.booleans() | JSON,
         "arithmetic": st.just("float32") | JSON,
         "asked": st.just("live") | JSON,
+        "threads": NUMBERS,
         "epochs": st.lists(st.fixed_dictionaries(dict.fromkeys(EpochRecord.__slots__, NUMBERS)), max_size=2) | JSON,
     }
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from orchestrator import import_path
+from orchestrator.machine import limits
 
 # Variables that decide how another program's Tune experiment runs: where it writes, what it prints, its callbacks.
 _FOREIGN = ("TUNE_", "RAY_TUNE_", "RAY_AIR_", "RAY_TRAIN_", "RAY_STORAGE", "RAY_CHDIR_TO_TRIAL_DIR")
@@ -29,11 +30,12 @@ def ray_environment() -> Iterator[None]:
         if name.startswith(_FOREIGN) or name == _HOOK:
             del os.environ[name]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.update({**_OWN, **import_path.make_child_environment()})
+    threads = limits.make_thread_environment()  # workers inherit it
+    os.environ.update({**_OWN, **threads, **import_path.make_child_environment()})
     try:
         yield
     finally:
-        names = {*_OWN, "PYTHONPATH", "PYTHONSAFEPATH", "TUNE_MAX_PENDING_TRIALS_PG"}
+        names = {*_OWN, "PYTHONPATH", "PYTHONSAFEPATH", "TUNE_MAX_PENDING_TRIALS_PG", *threads}
         for name in names - before.keys():
             os.environ.pop(name, None)
         os.environ.update({name: before[name] for name in before if name in names or name.startswith(_FOREIGN)})

@@ -156,7 +156,7 @@ def _connect(address: str | None, *, is_kept: bool) -> None:
                 address=address or "local",
                 num_cpus=None if address else limits.cores(),
                 job_config=_Job(),
-                runtime_env=_workers_path() if address and not is_kept else None,
+                runtime_env=_make_runtime_environment() if address and not is_kept else None,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -177,10 +177,10 @@ class _Job(JobConfig):
         return super()._get_proto_job_config()
 
 
-def _workers_path() -> dict[str, Any]:
+def _make_runtime_environment() -> dict[str, Any]:
     """Makes workers of a cluster that somebody else started put their import path in order before they import kdctl."""
     ray.cloudpickle.register_pickle_by_value(import_path)  # they may not find the module otherwise
-    return {"worker_process_setup_hook": import_path.put_in_order}
+    return {"worker_process_setup_hook": import_path.put_in_order, "env_vars": limits.make_thread_environment()}
 
 
 @contextmanager

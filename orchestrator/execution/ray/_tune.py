@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from orchestrator import codec
-from orchestrator.execution._resources import describe_resources, gpus_per_trial
+from orchestrator.execution._resources import Shares, describe_resources, gpus_per_trial
 from orchestrator.execution.controller import TrialController, Workload
 from orchestrator.execution.ray._metrics import export_metrics
 from orchestrator.execution.ray._session import join_cluster
@@ -21,7 +21,6 @@ from orchestrator.execution.ray._worker import TrialWorker, make_bundle
 from orchestrator.execution.ray._worker_watcher import WorkerWatcher
 from orchestrator.machine import folders
 from orchestrator.monitor.events import Event, EventKind, EventListener
-from orchestrator.study.values import Resources
 from orchestrator.training.graphs import sharing
 
 _PATIENCE = 7.0  # seconds for workers to write a checkpoint after they were told to stop
@@ -37,34 +36,32 @@ def run(work: Workload, on_event: EventListener, *, address: str | None, dashboa
     with join_cluster(address, study, note, dashboard=dashboard) as nodes:
         work.started.set()
         gpus = gpus_per_trial(work.resources, nodes)
-        fitting = _count_fitting(work.resources, gpus, nodes)
-        limit = min(work.max_concurrent or fitting, fitting)
-        note(describe_resources(gpus, work.resources, f"up to {limit} at a time on Ray"))
+        shares = _make_shares(work, gpus, nodes)
+        note(describe_resources(gpus, work.resources, f"up to {shares.most} at a time on Ray"))
         if sharing(gpus) > 1:
             note("trials on one GPU take turns, each in a process of its own; with --inline they run side by side")
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in work.jobs]
         with export_metrics(work.launch_event, on_event, note) as on_measured_event:
             on_event(Event(EventKind.PREPARING, "starting the workers"))
-            controller = TrialController(work, jobs, on_measured_event, limit)
-            _run_experiment(work, controller, gpus, limit)
+            controller = TrialController(work, jobs, on_measured_event, shares)
+            _run_experiment(work, controller, make_bundle(work.resources.cpus_per_trial or 1, gpus), shares.most)
     controller.conclude()
 
 
-def _count_fitting(resources: Resources, gpus: float, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many trials fit on the cluster at a time."""
-    count = 0
-    for node in nodes:
-        fit = int(node.get("CPU", 0.0) // resources.cpus_per_trial)
-        if gpus:
-            fit = min(fit, int(node.get("GPU", 0.0)) * sharing(gpus))
-        count += fit
-    return max(1, count)
+def _make_shares(work: Workload, gpus: float, nodes: Sequence[Mapping[str, float]]) -> Shares:
+    """The cores of each node; with GPUs how many trials fit on the cluster, as Ray itself picks the GPU of each."""
+    cpus = work.resources.cpus_per_trial
+    cores = [int(node.get("CPU", 0.0)) for node in nodes]
+    if not gpus:
+        return Shares(cores, cpus, work.max_concurrent)
+    places = [int(node.get("GPU", 0.0)) * sharing(gpus) for node in nodes]
+    fitting = sum(min(count // (cpus or 1), place) for count, place in zip(cores, places, strict=True))
+    return Shares([fitting], 1, work.max_concurrent)
 
 
-def _run_experiment(work: Workload, controller: TrialController, gpus: float, limit: int) -> None:
+def _run_experiment(work: Workload, controller: TrialController, bundle: Mapping[str, float], limit: int) -> None:
     # By default Tune starts the trials of a custom searcher one by one, so N GPUs would fill slowly.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(limit)
-    bundle = make_bundle(work.resources.cpus_per_trial, gpus)
     # Tune's own state, which nobody reads, goes into a temporary folder; ours is in the storage.
     with folders.scratch("kdctl-tune-") as scratch:
         tune.Tuner(

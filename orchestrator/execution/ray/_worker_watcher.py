@@ -19,7 +19,7 @@ from orchestrator.execution.controller import TrialController, Workload
 from orchestrator.execution.job import Job
 from orchestrator.execution.ray._failures import explain_loss, plain
 from orchestrator.execution.ray._session import find_dead_process
-from orchestrator.execution.ray._worker import REPORT_KINDS
+from orchestrator.execution.ray._worker import REPORT_KINDS, make_bundle
 from orchestrator.monitor.events import TrialStarted
 
 _CHECK_PERIOD = 1.0  # seconds between two checks of Ray's processes and machines
@@ -55,7 +55,9 @@ class WorkerWatcher(tune.Callback):
             is_due = trial.status == Trial.RUNNING and not trial.last_result.get("done")
             if is_due and trial.temporary_state.ray_actor and not self._controller.is_live(_decode_job(trial)):
                 ray.kill(trial.temporary_state.ray_actor)
-        if any(_fits(self._bundle, node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        wanted = [_decode_bundle(trial) for trial in trials if trial.status == Trial.PENDING] or [self._bundle]
+        if all(any(_fits(bundle, node) for node in nodes) for bundle in wanted):
             self._fitted = self._checked
         elif self._checked - self._fitted > _NO_NODE:
             self._controller.give_up(
@@ -121,6 +123,11 @@ def _read_stderr(started: TrialStarted | None) -> str:
         with suppress(OSError):
             lines += path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
     return "\n".join(line for line in lines if not line.startswith(":"))  # lines by which Ray marks jobs and actors
+
+
+def _decode_bundle(trial: Trial) -> Mapping[str, float]:
+    job = _decode_job(trial)
+    return make_bundle(job.threads, job.gpus)
 
 
 def _decode_job(trial: Trial) -> Job:
