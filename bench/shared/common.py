@@ -7,7 +7,9 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data
 from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
 from orchestrator.losses.base import Loss
+from orchestrator.machine import limits
 from orchestrator.models.base import Classifier
 from orchestrator.records import TrialConfig, view_count
 from orchestrator.storage.layout import Storage
@@ -35,6 +38,7 @@ from orchestrator.training.seeds import build_seeded
 from orchestrator.training.state import TrainingState, cpu_facts
 
 TEST_IMAGES = 100  # no measurement contains a test
+_PATIENCE = 300.0  # seconds for what is measured together to get ready
 
 STUDY = """\
 study: bench
@@ -127,6 +131,25 @@ def measure_epoch(loss: Loss, images: Data, config: TrialConfig, outputs: Teache
         return next(epochs).images_per_second
 
 
+def measure_students(
+    build_loss: Callable[[], Loss], images: Data, config: TrialConfig, outputs: Teacher, count: int
+) -> float:
+    """Measures that epoch of as many students at a time, in images a second in all.
+
+    Each has a thread, as in a launch without Ray, and its share of the cores.
+    """
+    start = threading.Barrier(count)
+
+    def measure(_: int) -> float:
+        torch.get_num_threads()  # PyTorch sets those of a new thread of Python once, which may not happen later
+        torch.set_num_threads(max(1, limits.cores() // count))
+        start.wait(_PATIENCE)
+        return measure_epoch(build_loss(), images, config, outputs)
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(pool.map(measure, range(count)))
+
+
 def format_spread(values: Sequence[float], form: str = ",.0f") -> str:
     """Formats the median and, in brackets, the minimum and the maximum."""
     median, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
@@ -142,8 +165,14 @@ def measure_pairs(
     left: Callable[[], float], right: Callable[[], float], repeats: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measures both figures alternately, so that a machine that becomes slower affects both."""
-    measured = [(left(), right()) for _ in range(repeats)]
-    return tuple(one for one, _ in measured), tuple(other for _, other in measured)
+    one, other = measure_in_turn([left, right], repeats)
+    return one, other
+
+
+def measure_in_turn(measures: Sequence[Callable[[], float]], repeats: int) -> list[tuple[float, ...]]:
+    """Measures each figure in every round, so that a machine that becomes slower affects all of them."""
+    rounds = [[measure() for measure in measures] for _ in range(repeats)]
+    return list(zip(*rounds, strict=True))
 
 
 def parse_positive(text: str) -> int:

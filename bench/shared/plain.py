@@ -5,8 +5,12 @@ torchvision's transforms on PIL images, a DataLoader with two workers, a live te
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from collections.abc import Callable
 from itertools import islice
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -19,10 +23,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
+from orchestrator import models
 from orchestrator.data.tensors import Data
 
 WORKERS = 2
 WARM_UP = 5  # steps before the clock starts: the workers start in the first one, and libraries choose their kernels
+PATIENCE = 300.0  # seconds for all scripts to get ready
 AHEAD = 2 * WORKERS  # batches that the workers are ahead, so that they work until the clock stops, as within an epoch
 
 
@@ -75,15 +81,26 @@ def step(
 
 
 def measure_speed(
-    student: nn.Module, teacher: nn.Module, data: Data, images: int, batch_size: int, device: torch.device
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    images: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    workers: int = WORKERS,
+    wait: Callable[[], object] = lambda: None,
 ) -> float:
-    """Measures images per second of a training with `images` images, in at least one whole batch, after a warm-up."""
+    """Measures images per second of a training with `images` images, in at least one whole batch, after a warm-up.
+
+    `wait` is called between the warm-up and the measurement.
+    """
     steps = max(1, images // batch_size)
     student, teacher = student.to(device).train(), teacher.to(device).eval()
     optimizer = make_optimizer(student)
     dataset = make_dataset(data)
     sampler = RandomSampler(dataset, num_samples=(WARM_UP + steps + AHEAD) * batch_size)
-    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=WORKERS))
+    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
 
     def train(count: int) -> None:
         for taken, labels in islice(batches, count):
@@ -91,7 +108,44 @@ def measure_speed(
 
     train(WARM_UP)
     synchronise(device)
+    wait()
     start = time.perf_counter()
     train(steps)
     synchronise(device)
     return steps * batch_size / (time.perf_counter() - start)
+
+
+def measure_one_per_core(student: str, teacher: str, data: Data, images: int, batch_size: int, count: int) -> float:
+    """Measures as many scripts at a time on the CPU, each with one thread, in images per second in all.
+
+    Each loads its images itself: with workers of its own it was not faster.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used OpenMP may hang
+    start, speeds = context.Barrier(count), context.SimpleQueue()
+    arguments = student, teacher, data, images, batch_size, start, speeds
+    scripts = [context.Process(target=_measure_one, args=arguments, daemon=False) for _ in range(count)]
+    for script in scripts:
+        script.start()
+    for script in scripts:
+        script.join()
+    if any(script.exitcode for script in scripts):
+        raise RuntimeError("a plain script ended with an error, see above")
+    return sum(speeds.get() for _ in scripts)
+
+
+def _measure_one(
+    student: str,
+    teacher: str,
+    data: Data,
+    images: int,
+    batch_size: int,
+    start: Barrier,
+    speeds: SimpleQueue[float],
+) -> None:
+    torch.set_num_threads(1)
+    built = [models.build(name, data.facts.classes) for name in (student, teacher)]
+    speeds.put(
+        measure_speed(
+            *built, data, images, batch_size, torch.device("cpu"), workers=0, wait=lambda: start.wait(PATIENCE)
+        )
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import compare
@@ -18,7 +19,7 @@ from orchestrator.data.registry import DATASETS
 from orchestrator.data.tensors import Data, Images
 from orchestrator.data.views import ViewSpace
 from orchestrator.records import TrialConfig
-from orchestrator.teachers.outputs import LiveTeacher
+from orchestrator.teachers.outputs import LiveTeacher, no_teacher
 from orchestrator.training import loop
 from orchestrator.training.state import TrainingState
 
@@ -145,20 +146,47 @@ def test_compare_prints_a_line_a_case(
 ) -> None:
     monkeypatch.setattr(compare, "SMALL", "resnet_32_8")
     monkeypatch.setattr(compare, "DEEP", "resnet_32_14")
-    medians = compare.compare(compare.list_cases(images, config, CPU, True), 1)
-    found = rows(capsys.readouterr().out)
-    assert [row["case"] for row in found] == list(medians)
-    assert len(found) == 4 and compare.FREE_CASE in medians
-    for row in found:
-        assert list(row) == [
-            "case",
-            "plain img/s, median [min–max]",
-            "kdctl img/s, median [min–max]",
-            "ratio, median [min–max]",
-            "n",
-        ]
+    monkeypatch.setattr(plain, "measure_one_per_core", lambda *given, count: 1.0 * count)
+    medians = compare.compare(compare.list_cases(images, config, CPU, 2, True), 1)
+    printed = capsys.readouterr().out
+    against, free = (rows(part) for part in printed.strip().split("\n\n"))
+    assert [row["case"] for row in (*against, *free)] == list(medians)
+    assert (len(against), [row["case"] for row in free]) == (3, [compare.FREE_CASE])
+    ways = ["plain, one script", "plain, one per core", "kdctl"]
+    assert list(against[0]) == [
+        "case", *(f"{way} img/s, median [min–max]" for way in ways), "ratio, median [min–max]", "n"
+    ]  # fmt: skip
+    for row in (*against, *free):
         assert row["n"] == "1"
-        assert all(is_spread(row[name]) for name in list(row)[1:4])
+        assert all(is_spread(row[name]) for name in list(row)[1:-1])
+
+
+def test_one_script_per_core_is_counted_in_all(images: Data) -> None:
+    assert plain.measure_one_per_core("resnet_32_8", "resnet_32_8", images, BATCH, BATCH, count=2) > 0
+    with pytest.raises(RuntimeError, match="ended with an error"):
+        plain.measure_one_per_core("no_model", "resnet_32_8", images, BATCH, BATCH, count=1)
+
+
+def test_a_ratio_is_to_the_better_plain_way(capsys: pytest.CaptureFixture[str]) -> None:
+    ways = {"one": iter([10.0, 30.0, 10.0]), "per core": iter([20.0, 10.0, 10.0]), "kdctl": iter([60.0, 60.0, 60.0])}
+    case = compare.Case("a case", {name: values.__next__ for name, values in ways.items()})
+    assert compare.compare([case], 3) == {"a case": 3.0}
+    assert "3.00 [2.00–6.00]" in capsys.readouterr().out
+
+
+def test_students_share_the_cores_and_are_counted_together(
+    images: Data, config: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def measured(*given: object) -> float:
+        seen.append(torch.get_num_threads())
+        return 5.0
+
+    monkeypatch.setattr(common, "measure_epoch", measured)
+    monkeypatch.setattr("orchestrator.machine.limits.cores", lambda: 6)
+    assert common.measure_students(partial(losses.build, "base"), images, config, no_teacher, 3) == 15.0
+    assert seen == [2, 2, 2]
 
 
 @pytest.mark.parametrize(("ratio", "code"), [(0.97, 1), (0.981, 0), (1.5, 0)])
