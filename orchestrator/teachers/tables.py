@@ -31,7 +31,7 @@ from orchestrator.training.evaluation import Check, unchecked
 
 TABLE_FORMAT = 2  # raise it when the same key would give other bytes
 # Small enough for the caches of a CPU, large enough to keep a GPU busy.
-_BUILD_BATCHES = {"cpu": 500, "cuda": 5000}
+_BUILD_BATCHES = {"cpu": 100, "cuda": 5000}  # as for `evaluate`
 # The tolerance of a stored output, as a share of the largest one: for rounding to float16 and sums in another order. A
 # GPU multiplies float32 as TF32, of ten bits, and its rounding errors add up over a hundred layers.
 _ROUNDING = {"cpu": 2.0**-11, "cuda": 2.0**-7}

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from orchestrator.data.tensors import Data, Images
 from orchestrator.models.base import Classifier
 
-# Fixed, so that the batch size of training cannot change an evaluation; a GPU is idle between small ones.
-EVAL_BATCHES = {"cpu": 500, "cuda": 2500}
+# Fixed, so that the batch size of training cannot change an evaluation. A GPU is idle between small ones; on a CPU
+# large ones do not fit its caches (a ResNet-20 tests 1.3 times as many images a second with 100 as with 500).
+EVAL_BATCHES = {"cpu": 100, "cuda": 2500}
 
 Check = Callable[[], None]  # called between steps; an exception that it raises ends the training there
 
@@ -34,8 +35,13 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: Classifier, images: Images, data: Data, check: Check = unchecked) -> Score:
-    """Tests a model on an entire split, in eval mode and without augmentation. Raises what `check` raises."""
+    """Tests a model on an entire split, in eval mode and without augmentation. Raises what `check` raises.
+
+    On a CPU batch norms are folded into convolutions, which changes outputs only by float32 rounding.
+    """
     model.eval()
+    if images.labels.device.type == "cpu":
+        model = model.folded()
     sums = torch.zeros(3, dtype=torch.float64, device=images.labels.device)
     predictions = []
     size = EVAL_BATCHES[images.labels.device.type]
