@@ -37,6 +37,7 @@ _COLOURS = ("#1b1f24", "#737a82", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#
 _MARKERS = ("*", "o", "s", "^", "D", "v", "P", "X", "h")
 _DASHES = ("-", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.4, 1.4)), (0, (2.6, 1)), (0, (8, 2)))
 _FILLS = ("full", "none", "left", "bottom", "right", "top")
+_SHADES = (0.0, -0.3, 0.3, -0.5, 0.4, -0.65)  # towards black or white; none so light that a dark page hides it
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is the same everywhere
@@ -71,8 +72,8 @@ class Look:
     def of(cls, slot: int, variant: int = 0) -> Look:
         """The look of a method; `variant` counts its settings within a figure."""
         colour = _COLOURS[slot] if slot < METHOD else _COLOURS[METHOD + (slot - METHOD) % (len(_COLOURS) - METHOD)]
-        share = 0.14 * (variant % len(_FILLS))
-        red, green, blue = (part + (1 - part) * share for part in to_rgb(colour))
+        shade = _SHADES[variant % len(_SHADES)]
+        red, green, blue = (part + (float(shade > 0) - part) * abs(shade) for part in to_rgb(colour))
         marker = _MARKERS[slot] if slot < METHOD else _MARKERS[METHOD + (slot - METHOD) % (len(_MARKERS) - METHOD)]
         return cls(to_hex((red, green, blue)), marker, _DASHES[variant % len(_DASHES)], _FILLS[variant % len(_FILLS)])
 

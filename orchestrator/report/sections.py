@@ -330,7 +330,12 @@ def _of(done: int, count: int) -> Cell:
     return Cell(f"{done:,} of {count:,}", value=done)
 
 
-def _mean(found: Statistic | None, digits: int = 2) -> Cell:
+def _mean(found: Statistic | None) -> Cell:
+    return Cell(format_mean(found), f"n={found.n}", found.mean) if found else Cell("-")
+
+
+def _amount(found: Statistic | None, digits: int) -> Cell:
+    """A mean with the same digits as those next to it."""
     if found is None:
         return Cell("-")
     spread = "" if found.std is None else f" ± {found.std:,.{digits}f}"
@@ -345,9 +350,9 @@ def _signed(found: Statistic | None) -> Cell:
     """A difference with its interval."""
     if found is None:
         return Cell("-")
-    interval = found.interval()
-    ends = f"[{interval[0]:+.2f}, {interval[1]:+.2f}], " if interval else ""
-    return Cell(f"{found.mean:+.2f}", f"{ends}n={found.n}", found.mean)
+    mean = format_number(found.mean, count_decimals(found.std), is_signed=True)
+    interval = format_interval(found, is_signed=True)
+    return Cell(mean, ", ".join(filter(None, [interval, f"n={found.n}"])), found.mean)
 
 
 def _published(table: PairTable, group: Group, *, any_method: bool = False) -> Statistic | None:
@@ -357,7 +362,7 @@ def _published(table: PairTable, group: Group, *, any_method: bool = False) -> S
 
 
 def _published_cell(table: PairTable, group: Group) -> Cell:
-    cell = _mean(_published(table, group))
+    cell = _amount(_published(table, group), 2)  # the digits of the note
     return cell if cell.value is None else replace(cell, small=f"{cell.small}, another experiment")
 
 
@@ -514,8 +519,8 @@ def _cost(facts: Facts, pair: Pair, entry: Comparison, name: str) -> tuple[Cell,
     name = f"{name}{' (teacher)' if any(r.trial_id in facts.teacher_ids for r in group.rows) else ''}"
     return (
         Cell(pair.title), Cell(name), Cell(f"{params.mean:,.0f}", value=params.mean) if params else Cell("-"),
-        _mean(group.statistic("seconds"), 1), Cell(f"{sum(spent):,.1f}", value=sum(spent)),
-        _cost_of_teachers(facts, group), _mean(group.statistic("images_per_second"), 0),
+        _amount(group.statistic("seconds"), 1), Cell(f"{sum(spent):,.1f}", value=sum(spent)),
+        _cost_of_teachers(facts, group), _amount(group.statistic("images_per_second"), 0),
         _mean(group.statistic("last_acc")),
     )  # fmt: skip
 

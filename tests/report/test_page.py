@@ -114,7 +114,7 @@ def test_markdown_has_its_figures_beside_it(made_up: Facts, tmp_path: Path) -> N
         text_of_figure = (tmp_path / name).read_text()
         assert ElementTree.fromstring(text_of_figure).get("role") == "img"
         assert "var(--" not in text_of_figure and "<style" not in text_of_figure  # not every reader knows them
-    assert f"| logit {SETTING} | 3 of 3 | 93.00 ± 1.00 (n=3) |" in text
+    assert f"| logit {SETTING} | 3 of 3 | 93.0 ± 1.0 (n=3) |" in text
 
 
 def test_long_texts_are_cut_with_a_mark(made_up: Facts) -> None:

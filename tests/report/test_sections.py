@@ -43,7 +43,7 @@ def test_means_and_paired_differences_stand_beside_their_n(storage: Storage) -> 
     found = cells(table(build(storage, study())["results"], "ResNet20>>8/Digits"), 0)
     assert found["setting"] == (f"logit {SETTING}", "")
     assert found["finished"] == ("3 of 3", "")
-    assert found["best epoch, %"] == found["last epoch, %"] == ("93.00 ± 1.00", "n=3")  # 92, 93, 94
+    assert found["best epoch, %"] == found["last epoch, %"] == ("93.0 ± 1.0", "n=3")  # 92, 93, 94
     assert found["difference to base [95 %]"] == ("+1.00", "[+1.00, +1.00], n=3")
 
 
@@ -78,14 +78,14 @@ def test_a_failed_run_is_in_no_mean_and_in_the_list(storage: Storage) -> None:
 def test_the_gap_closed_is_that_of_paired_means(storage: Storage) -> None:
     gap = cells(table(build(storage, study())["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
     assert gap["teacher, %"] == ("95.00", "n=1")  # one teacher, though three were taught
-    assert gap["teacher − base"][0] == "+3.00"  # 95 less the mean of 91, 92 and 93
+    assert gap["teacher − base"][0] == "+3.0"  # 95 less the mean of 91, 92 and 93
     assert gap["gap closed"] == ("33 %", "n=3")
 
 
 def test_no_gap_is_given_unless_the_teacher_is_clearly_better(storage: Storage) -> None:
     rows = [replace(one, teacher_acc=92.0) if one.teacher_id else one for one in study()]
     gap = cells(table(build(storage, rows)["teacher"], "The gap to the teacher, ResNet8 on Digits"), 0)
-    assert gap["teacher − base"][0] == "+0.00"
+    assert gap["teacher − base"][0] == "0.0"
     assert gap["gap closed"] == ("-", "")
 
 
