@@ -105,7 +105,10 @@ def complete_labels(found: Sequence[str], entries: Sequence[Comparison]) -> list
         # A setting of the teacher that no label states is that of the student.
         stated = [name for name in missing if name in setting.values and not name.startswith("teacher.")]
         method, *parts = label.split(" ")
-        completed.append(" ".join([method, *(f"{name}={setting.values[name]}" for name in stated), *parts]))
+        order = {f"{name}=": number for number, name in enumerate(setting.values)}
+        parts = [*(f"{name}={setting.values[name]}" for name in stated), *parts]
+        parts.sort(key=lambda part: order.get(part[: part.find("=") + 1], len(order)))  # alike for all settings
+        completed.append(" ".join([method, *parts]))
     return completed
 
 

@@ -38,6 +38,7 @@ _MARKS = tuple(
 )
 _PDF_MARK = f"/Creator ({MARK})".encode()
 MAX_TEXT = 600  # characters of an external text
+MAX_PARAGRAPH = 4_000  # of a paragraph, which is our own but for the names in it
 MAX_CODE = 60_000  # of a study file
 
 
@@ -51,8 +52,12 @@ def render(facts: Facts, form: str, stem: str = "report") -> dict[str, str]:
         return _render_html(facts, found, stem) if form == "html" else _render_markdown(facts, found, stem)
 
 
-def _format_text(text: str) -> str:
-    return cut(" ".join(text.split()) if "\n" in text else text, MAX_TEXT)
+def _format_text(text: str, limit: int = MAX_TEXT) -> str:
+    return cut(" ".join(text.split()) if "\n" in text else text, limit)
+
+
+def _format_paragraph(text: str) -> str:
+    return _format_text(text, MAX_PARAGRAPH)
 
 
 def _format_lines(text: str) -> str:
@@ -75,6 +80,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "text": _format_text,
+        "paragraph": _format_paragraph,
         "lines": _format_lines,
         "digest": _digest,
         "slug": _make_slug,
@@ -142,7 +148,7 @@ def _escape(text: str) -> str:
 
 def _render_block(block: Text | Table | Figure | Code, stem: str, files: dict[str, str]) -> str:
     if isinstance(block, Text):
-        return _escape(block.text)
+        return markdown.escape(_format_paragraph(block.text))
     if isinstance(block, Code):
         text = _format_lines(block.text)
         fence = "`" * (max(map(len, re.findall("`+", text)), default=2) + 1)

@@ -121,6 +121,15 @@ def test_two_numbers_one_at_a_time_are_two_lines() -> None:
     assert titles == ["ResNet8 on Digits: accuracy by lr", "ResNet8 on Digits: accuracy by temperature"]
 
 
+def test_labels_name_their_settings_in_one_order_where_one_is_a_default() -> None:
+    rows = [BASE, *sweep({"temperature": [1, 4], "ce_weight": [0.5, 1]}, "kd")]
+    [pair] = [pair for pair in _figures.group_pairs([teacher(), *rows]) if pair.student == "resnet_32_8"]
+    taught = [entry for entry in pair.entries if entry.group.method == "kd"]
+    names, _ = pair.name_settings(taught)
+    found = [[part.split("=")[0] for part in name.split(" ")[1:]] for name in names]
+    assert len({tuple(order) for order in found if len(order) == 2}) == 1
+
+
 def test_two_values_are_no_sweep() -> None:
     assert draw(sweep({"temperature": [1, 2]})) == []
     assert draw([BASE]) == []

@@ -104,6 +104,11 @@ def test_the_same_facts_give_the_same_page(made_up: Facts) -> None:
     assert page.render(made_up, "markdown") == page.render(made_up, "markdown")
 
 
+def test_a_long_paragraph_is_whole_and_an_endless_one_is_cut() -> None:
+    assert page._format_paragraph("word " * 500) == "word " * 500
+    assert len(page._format_paragraph("word " * 5000)) == page.MAX_PARAGRAPH
+
+
 def test_markdown_has_its_figures_beside_it(made_up: Facts, tmp_path: Path) -> None:
     files = page.render(made_up, "markdown", "results")
     page.write(tmp_path, files)
