@@ -160,7 +160,7 @@ class Campaign:
             return
         mount = self.folder / "small"
         mount.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(mount)], check=True)
         try:
             yield mount
         finally:

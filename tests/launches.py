@@ -105,10 +105,11 @@ def make_folder(digits: Storage, folder: Path, epochs: int = 120) -> Path:
     return folder
 
 
-def finish_inline(folder: Path) -> list[str]:
+def finish_inline(folder: Path, max_concurrent: int | None = None) -> list[str]:
     """Trains what is left of the study of a folder in this process; returns the text of every event."""
     events: list[Event] = []
-    assert launch_here(folder / "study.yaml", storage=folder / "runs", inline=True, on_event=events.append).is_complete
+    options = {"max_concurrent": max_concurrent, "on_event": events.append}
+    assert launch_here(folder / "study.yaml", storage=folder / "runs", inline=True, **options).is_complete
     return [event.text for event in events]
 
 
