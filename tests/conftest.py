@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_gpu import FakeGpu, find_obstacle
 from playwright.sync_api import Browser, sync_playwright
 from s3 import ENVIRONMENT, Server
 
@@ -123,6 +124,14 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def s3_address(s3_server: Server, s3_environment: None) -> str:
     """A storage in a new bucket, which holds nothing."""
     return f"s3://{s3_server.make_bucket()}/some/folder?endpoint_override={s3_server.endpoint}&scheme=http"
+
+
+@pytest.fixture(scope="session")
+def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> FakeGpu:
+    """A stand-in for a GPU, for processes that a test starts."""
+    if reason := find_obstacle():
+        pytest.skip(f"no stand-in for a GPU: {reason}")
+    return FakeGpu.build(tmp_path_factory.mktemp("fake-gpu"))
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -20,12 +20,14 @@ def build(
 ) -> AdamW:
     """Torch's AdamW, in one kernel for all parameters; on a GPU its step count is in GPU memory too."""
     capturable = isinstance(lr, Tensor)
-    return AdamW(
+    optimizer = AdamW(
         parameters,
-        lr=lr,
+        lr=0.0,
         betas=(beta1, beta2),
         eps=eps,
         weight_decay=weight_decay,
         fused=True,
         capturable=capturable,
     )
+    optimizer.param_groups[0]["lr"] = lr  # not given above, where its check would wait for a GPU
+    return optimizer

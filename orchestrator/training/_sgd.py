@@ -14,4 +14,6 @@ def build(
 ) -> SGD:
     """Torch's SGD, in one kernel for all parameters; `nesterov` has no effect without momentum."""
     nesterov = nesterov and momentum > 0
-    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+    optimizer = SGD(parameters, lr=0.0, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+    optimizer.param_groups[0]["lr"] = lr  # not given above, where its check would wait for a GPU
+    return optimizer

@@ -1,0 +1,124 @@
+"""A training step on a GPU: which kernels a captured step has, and what it never does. The GPU is a stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_gpu
+import pytest
+import torch
+from device import random_data
+from fake_gpu import FakeGpu, find_obstacle
+from shared.common import build_model, make_table, plan_student
+
+from orchestrator import losses
+from orchestrator.records import EpochRecord
+from orchestrator.training.graphs import own_stream
+from orchestrator.training.loop import train
+from orchestrator.training.state import TrainingState
+
+GPU = torch.device("cuda")
+BATCH = 128
+
+
+# What runs in a process with a GPU.
+
+
+def start(
+    student: str = "resnet_32_8", steps: int = 6, precision: str = "float32", **changes: Any
+) -> tuple[TrainingState, Callable[..., Iterator[EpochRecord]]]:
+    """A fresh training with a teacher's table, and a function that starts its epochs."""
+    planned = plan_student("cifar10", student, "resnet_32_8", steps * BATCH, BATCH).config
+    config = replace(planned, precision=precision, **changes)
+    state = TrainingState.start(build_model(student, "cifar10", GPU), losses.build("logit"), config)
+    data = random_data(steps * BATCH, GPU)
+    teacher = make_table(data, replace(config, crop_padding=0), GPU)
+    return state, lambda *check: train(state, data, config, teacher, *check)
+
+
+def list_kernels(student: str, precision: str) -> dict[str, int]:
+    """The kernels of a captured step, by family."""
+    with own_stream(GPU):
+        state, train = start(student, precision=precision)
+        fake_gpu.reset_counts()
+        next(train())
+    assert state.uncaptured is None, state.uncaptured
+    return dict(fake_gpu.read_counts().captured)
+
+
+def watch_steps() -> dict[str, Any]:
+    """What happens in twelve replayed steps."""
+    found = {}
+    with own_stream(GPU):
+        state, train = start(steps=20)
+
+        def check() -> None:
+            if state.images == 6 * BATCH:
+                fake_gpu.reset_counts()
+            if state.images == 18 * BATCH:
+                counts = fake_gpu.read_counts()
+                found.update(counts.totals, run=dict(counts.run))
+
+        next(train(check))
+    return found
+
+
+def describe_steps(*asked: tuple[str, str]) -> dict[str, Any]:
+    kernels = [list_kernels(*each) for each in asked]
+    return {"kernels": kernels, "steps": watch_steps()}
+
+
+# The tests.
+
+# Student and precision → the kernels of its step, as docs/performance.md counts them.
+KERNELS = {("resnet_32_20", "bfloat16"): 384, ("resnet_32_20", "float32"): 235}
+
+
+@pytest.fixture(scope="module")
+def described(fake_gpu: FakeGpu) -> dict[str, Any]:
+    found: dict[str, Any] = fake_gpu.call(describe_steps, *KERNELS)
+    return found
+
+
+def test_the_number_of_kernels_in_a_step(described: dict[str, Any]) -> None:
+    assert {each: sum(found.values()) for each, found in zip(KERNELS, described["kernels"], strict=True)} == KERNELS
+
+
+def test_a_step_has_the_kernels_that_its_model_needs(described: dict[str, Any]) -> None:
+    for kernels in described["kernels"]:
+        assert kernels["convolution"] == kernels["gradient of a convolution's weight"] == 21
+        assert kernels["gradient of a convolution's input"] == 20  # that of the images is not needed
+        assert kernels["ReLU"] == kernels["gradient of ReLU"] == 19
+        assert kernels["matrix product"] == 3 and kernels["optimizer"] == 1
+    bfloat16, float32 = described["kernels"]
+    assert float32["batch norm"] == float32["gradient of a batch norm"] == 21  # cuDNN's
+    assert bfloat16["batch norm"] == 5 * 21  # PyTorch's own, beside two memsets each
+
+
+def test_a_step_waits_for_nothing_and_copies_nothing(described: dict[str, Any]) -> None:
+    steps = described["steps"]
+    assert steps["replays"] == 12 and steps["run"] == {}
+    waits = ("stream_waits", "device_waits", "event_waits", "to_device", "to_host", "mallocs", "frees")
+    assert {name: steps[name] for name in waits} == dict.fromkeys(waits, 0)
+    assert steps["races"] == steps["violations"] == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "reason"),
+    [
+        ("sys.platform", "darwin", "made for Linux"),
+        ("torch.version.cuda", None, "not built for CUDA 13"),
+        ("shutil.which", lambda name: None, "no gcc"),
+        ("fake_gpu.find_headers", list, "headers of CUDA and cuDNN are missing"),
+    ],
+)
+def test_a_machine_that_cannot_build_the_stand_in_says_why(
+    monkeypatch: pytest.MonkeyPatch, where: str, value: Any, reason: str
+) -> None:
+    names = ("sys.platform", "torch.version.cuda", "shutil.which", "fake_gpu.find_headers")
+    for name, good in zip(names, ("linux", "13.2", str, lambda: [Path()]), strict=True):
+        monkeypatch.setattr(name, value if name == where else good)
+    assert reason in (find_obstacle() or "")
