@@ -17,7 +17,7 @@ from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.training import schedules
 from orchestrator.training.batches import Batch, EpochBatches, EpochPreparer, Teacher
 from orchestrator.training.evaluation import Check, evaluate, unchecked
-from orchestrator.training.graphs import GraphedStep, new_pool
+from orchestrator.training.graphs import GraphedStep, Pacer, new_pool
 from orchestrator.training.state import TrainingState
 
 
@@ -85,6 +85,7 @@ class StepRunner:
         self._lr: float | None = None  # the optimizer's, once it is known
         self._progress = Progress(torch.zeros((), device=state.device), config.epochs)
         self._pool = new_pool(state.device)
+        self._pacer = Pacer(state.device)
         self._graphs: dict[int, GraphedStep] = {}  # by batch size: the last batch of an epoch may be smaller
 
     def run(self, check: Check) -> None:
@@ -103,6 +104,7 @@ class StepRunner:
             self._set_learning_rate(self.learning_rate(state.images // config.batch_size))
             self._step(size)
             state.images += size
+            self._pacer.note_step()
         if state.epoch < config.epochs:  # the device has work queued by now, and the host is free
             self._prepare(state.epoch + 1)
 

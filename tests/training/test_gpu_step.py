@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,41 @@ def describe_steps(*asked: tuple[str, str]) -> dict[str, Any]:
     return {"kernels": kernels, "steps": watch_steps()}
 
 
+def break_captures() -> dict[str, Any]:
+    """What becomes of trainings whose captures fail at an operation, so many times."""
+    found = {}
+    for at, times in ((1, 1), (60, 1), (109, 2), (60, 3)):
+        with own_stream(GPU):
+            state, train = start(steps=60)
+            fake_gpu.reset_counts()
+            fake_gpu.fail_captures(at, times)
+            record = next(train())
+        totals = fake_gpu.read_counts().totals
+        found[f"{at} {times}"] = {**totals, "uncaptured": state.uncaptured, "loss": record.train_loss}
+    return found
+
+
+def train_together(count: int, steps: int = 100) -> dict[str, Any]:
+    """Trains in so many threads at the same time."""
+    failed: list[str | None] = []
+
+    def work() -> None:
+        with own_stream(GPU):
+            state, train = start(steps=steps)
+            epochs = train()
+            ready.wait()
+            next(epochs)
+            failed.append(state.uncaptured)
+
+    ready = threading.Barrier(count, fake_gpu.reset_counts, timeout=60)
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"uncaptured": failed, **fake_gpu.read_counts().totals}
+
+
 # The tests.
 
 # Student and precision → the kernels of its step, as docs/performance.md counts them.
@@ -122,3 +158,21 @@ def test_a_machine_that_cannot_build_the_stand_in_says_why(
     for name, good in zip(names, ("linux", "13.2", str, lambda: [Path()]), strict=True):
         monkeypatch.setattr(name, value if name == where else good)
     assert reason in (find_obstacle() or "")
+
+
+def test_a_broken_capture_is_tried_again_and_then_explained(fake_gpu: FakeGpu) -> None:
+    found = fake_gpu.call(break_captures)
+    for times, each in ((1, found["1 1"]), (1, found["60 1"]), (2, found["109 2"])):
+        assert each["uncaptured"] is None and each["captures"] == times + 1
+        assert each["replays"] == 60 - 3 - 20 * times
+    last = found["60 3"]
+    assert last["uncaptured"] == "CUDA error: operation not permitted when stream is capturing"
+    assert last["captures"] == 3 and last["replays"] == 0
+    assert all(each["races"] == each["violations"] == 0 for each in found.values())
+
+
+def test_trainings_side_by_side_break_no_capture_and_wait_for_no_other(fake_gpu: FakeGpu) -> None:
+    found = fake_gpu.call(train_together, 8)
+    assert found["uncaptured"] == [None] * 8 and found["captures"] == 8
+    assert found["races"] == found["violations"] == found["device_waits"] == found["frees"] == 0
+    assert found["replays"] == 8 * 97 and 32 <= found["most_ahead"] <= 64
