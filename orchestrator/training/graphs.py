@@ -120,7 +120,7 @@ class GraphedStep:
 
 
 def _clear_errors(device: torch.device) -> None:
-    """CUDA keeps an error for each thread until somebody asks: this one and that of autograd must not report it later."""
+    """CUDA keeps an error for each thread until it is asked: this one and autograd's must not report it later."""
     for _ in range(2):
         with suppress(RuntimeError):
             torch.zeros((), device=device, requires_grad=True).exp().backward()  # type: ignore[no-untyped-call]
