@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from orchestrator.teachers.damaged import drop_damaged
 if TYPE_CHECKING:
     from orchestrator.execution.controller import Workload
 
+_SOON = 1.0  # seconds
 DEFAULT_STORAGE = "runs"
 DEFAULT_DATA = "data"
 
@@ -182,10 +184,10 @@ def _train(
 def _prepare_workload(
     plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch, on_event: EventListener
 ) -> Iterator[Workload]:
-    """Prepares the images and yields the work of an executor; within, signals and `kdctl stop` end it early."""
+    """Yields the work of an executor while its images are prepared; within, signals and `kdctl stop` end it early."""
     storage.prepare()
     on_event(Event(EventKind.PREPARING, "loading PyTorch"))  # takes seconds
-    from orchestrator.data.prepare import is_prepared, prepare_dataset
+    from orchestrator.data.prepare import is_prepared
     from orchestrator.execution.controller import Workload
     from orchestrator.execution.job import make_jobs
 
@@ -193,15 +195,40 @@ def _prepare_workload(
     assert lease, "no other launch uses this resource"
     ready = frozenset(trial.trial_id for trial in plan.trials if trial.state is PlanState.FINISHED)
     jobs = make_jobs(plan, to_do, storage, launched)
-    work = Workload(jobs, ready, storage, plan.resources, lease)
+    images: Future[None] = Future()
+    work = Workload(jobs, ready, storage, plan.resources, lease, wait_for_images=images.result)
     with lease, handle_stops(partial(_stop, work, on_event)), _handle_requests(storage, launched, work.stop.set):
         lease.sweep()
         stored_studies.store_plan(storage, plan, launched)
-        for name, dataset in sorted(_find_datasets(plan, to_do).items()):
-            if not is_prepared(dataset, storage):
-                on_event(Event(EventKind.PREPARING, f"decoding {name}"))
-            prepare_dataset(dataset, Path(launched.data), storage)
+        missing = {n: each for n, each in _find_datasets(plan, to_do).items() if not is_prepared(each, storage)}
+        _start(partial(_prepare_images, missing, Path(launched.data), storage, on_event), images)
+        if wait([images], _SOON).done:  # files that are not there are reported before Ray starts
+            images.result()
         yield work
+
+
+def _start(work: Callable[[], None], outcome: Future[None]) -> None:
+    """Runs some work in a thread that does not keep the process alive."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _prepare_images(
+    missing: Mapping[str, str | OwnDataset], data: Path, storage: Storage, on_event: EventListener
+) -> None:
+    from orchestrator.data.prepare import prepare_dataset
+
+    for name, dataset in sorted(missing.items()):
+        on_event(Event(EventKind.PREPARING, f"decoding {name}"))
+        prepare_dataset(dataset, data, storage)
 
 
 @contextmanager

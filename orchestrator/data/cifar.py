@@ -84,7 +84,7 @@ def _read_shards(paths: Sequence[Path], name: str) -> tuple[Pixels, Labels]:
         try:
             images, found = parquet.read_images(path, LAYOUTS[name].columns)
             if isinstance(images, list):
-                # One after another: for images this small, threads that pass on the interpreter lock took twice as long.
+                # One after another: images are so small that threads, which pass on a lock, took twice as long.
                 images = np.stack([decode(raw, side) for raw in images])
             parts.append(images)
         except parquet.UnreadableFile as error:

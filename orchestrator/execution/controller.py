@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -34,8 +34,8 @@ class Workload:
     """The work of an executor: jobs in the order of the plan, and the ids of teachers that are ready in the storage.
 
     `lease` is that of the launch: workers train as long as it is held. Setting `stop` ends the launch early. The
-    executor sets `started` before the first trial starts. `launch_event` is the first event of the launch; without it
-    no metrics are exported.
+    executor calls `begin` before the first trial starts. `launch_event` is the first event of the launch; without it no
+    metrics are exported.
     """
 
     jobs: Sequence[Job]
@@ -47,6 +47,15 @@ class Workload:
     stop: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
     launch_event: Event | None = None
+    wait_for_images: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        """Waits until the storage has the images; from then on a signal lets trials write their checkpoints.
+
+        Raises DataError and StorageError where they cannot be prepared.
+        """
+        self.wait_for_images()
+        self.started.set()
 
 
 class TrialController:

@@ -35,7 +35,7 @@ def run(work: Workload, on_event: EventListener) -> None:
     how = "one after another in this process" if shares.most == 1 else f"up to {shares.most} at a time in this process"
     on_event(Event(EventKind.NOTE, describe_resources(gpus, work.resources, how)))
     on_event(Event(EventKind.PREPARING, "starting the first trial"))
-    work.started.set()
+    work.begin()
     controller = TrialController(work, [replace(job, gpus=gpus) for job in work.jobs], on_event, shares)
     if shares.most == 1:
         _run_in_turn(work, controller)

@@ -142,7 +142,9 @@ def test_the_stopped_trial_continues_from_its_checkpoint(continued: tuple[Storag
     last = store.read_epochs(storage, [STOPPED])[-1]
     figures = {name: last[name] for name in EPOCH}
     if machine() == MACHINE:
-        assert (row.weights_sha256, figures) == (WEIGHTS, EPOCH)
+        assert row.weights_sha256 == WEIGHTS
+        # Norms are folded in a test now, which rounds a loss otherwise.
+        assert figures == {**EPOCH, "test_loss": pytest.approx(EPOCH["test_loss"], rel=1e-6)}
     else:  # two steps are left, in which differences of rounding stay small
         near = {name: pytest.approx(EPOCH[name], rel=1e-4) for name in ("train_loss", "test_loss")}
         assert figures == near | {name: pytest.approx(EPOCH[name], abs=2) for name in ("train_acc", "test_acc")}

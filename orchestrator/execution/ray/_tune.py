@@ -34,7 +34,7 @@ def run(work: Workload, on_event: EventListener, *, address: str | None, dashboa
 
     study = next((job.study for job in work.jobs), "")
     with join_cluster(address, study, note, dashboard=dashboard) as nodes:
-        work.started.set()
+        work.begin()
         gpus = gpus_per_trial(work.resources, nodes)
         shares = _make_shares(work, gpus, nodes)
         note(describe_resources(gpus, work.resources, f"up to {shares.most} at a time on Ray"))
