@@ -107,6 +107,13 @@ class DivergedError(KdctlError):
     failure = "diverged"
 
 
+class DeviceLost(KdctlError):
+    """A GPU that this process can no longer use; another process may."""
+
+    exit_code = EXIT_TRIALS
+    failure = "device"
+
+
 class Interrupted(KdctlError):
     """The user asked to stop; the same command resumes from here."""
 

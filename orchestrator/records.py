@@ -34,10 +34,11 @@ class State(StrEnum):
 
 
 class Failure(StrEnum):
-    """Why a trial failed. The first two are the fault of no setting: they are retried."""
+    """Why a trial failed. The first three are the fault of no setting: they are retried."""
 
     LOST_WORKER = "lost_worker"
     OUT_OF_MEMORY = "out_of_memory"
+    DEVICE = "device"
     STORAGE = "storage"
     DIVERGED = "diverged"
     TEACHER = "teacher"
@@ -47,7 +48,7 @@ class Failure(StrEnum):
     @property
     def is_retried(self) -> bool:
         """Whether another attempt, from the last checkpoint, may well end better."""
-        return self in (Failure.LOST_WORKER, Failure.OUT_OF_MEMORY)
+        return self in (Failure.LOST_WORKER, Failure.OUT_OF_MEMORY, Failure.DEVICE)
 
 
 @dataclass(frozen=True, slots=True)

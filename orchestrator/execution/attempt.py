@@ -22,7 +22,7 @@ from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.registry import facts_of_trial, title_of
 from orchestrator.data.tensors import Data
-from orchestrator.errors import KdctlError, LeaseLost, Stopped, StorageError
+from orchestrator.errors import DeviceLost, KdctlError, LeaseLost, Stopped, StorageError
 from orchestrator.execution.job import Job
 from orchestrator.losses.base import Loss, Shapes
 from orchestrator.models.base import Classifier
@@ -35,11 +35,11 @@ from orchestrator.storage.layout import Storage
 from orchestrator.storage.leases import Lease, acquire, trial_resource
 from orchestrator.storage.logs import Log
 from orchestrator.teachers import outputs, tables, weights
-from orchestrator.text import printable
+from orchestrator.text import first_line, printable
 from orchestrator.training.batches import Teacher
 from orchestrator.training.checkpoints import drop_checkpoints, restore_checkpoint, save_checkpoint
 from orchestrator.training.evaluation import Score, evaluate
-from orchestrator.training.graphs import own_stream, sharing
+from orchestrator.training.graphs import is_lost, own_stream, sharing
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import LOSS, build_seeded
 from orchestrator.training.state import TrainingState, supports_bfloat16
@@ -135,6 +135,8 @@ class _Attempt:
         except LeaseLost:
             raise
         except Exception as error:  # a failed trial becomes a row, and the study continues
+            if is_lost(self._device):
+                return self._fail(DeviceLost(f"its GPU no longer answers this process ({first_line(error)})"))
             return self._fail(error)
 
     def _log_reports(self, reports: Generator[Report, None, Classifier]) -> Generator[Report, None, Classifier]:
@@ -368,8 +370,11 @@ def _format_report(report: Report, epochs: int) -> str:
     return report.text if isinstance(report, TrialNotice) else ""
 
 
-# PyTorch reports it in several ways: from its own allocators, from CUDA directly and from cuBLAS.
-_NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
+# PyTorch reports it in several ways: from its own allocators, from CUDA directly, from cuBLAS, and from cuDNN, which
+# then finds no engine whose workspace fits.
+_NO_MEMORY = re.compile(
+    r"can(?:'|no)t allocate memory|out of memory|ALLOC_FAILED|unable to find an engine", re.IGNORECASE
+)
 
 
 def _classify(error: Exception) -> Failure:

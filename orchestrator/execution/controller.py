@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from orchestrator.errors import Interrupted, KdctlError, RayLost, StorageError
+from orchestrator.errors import DeviceLost, Interrupted, KdctlError, RayLost, StorageError
 from orchestrator.execution._resources import Shares
 from orchestrator.execution._schedule import Schedule
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
@@ -26,6 +26,7 @@ _BACK_OFF = 5.0  # seconds before the second attempt, doubled for each further o
 _POLL = 0.2  # seconds between two checks while nothing can start yet
 _LEASE_PERIOD = 5.0  # seconds between two checks of the leases of running trials
 _LAST_LINES = 20  # of the log of a trial that failed, which its event holds
+_LAUNCH_AGAIN = "launch again: a new process continues every trial from its last checkpoint"
 _SILENCE = 60.0  # seconds after its lease has ended for a worker to report how
 
 
@@ -61,8 +62,18 @@ class Workload:
 class TrialController:
     """Starts the trials of a launch and records how they end; every executor uses one."""
 
-    def __init__(self, work: Workload, jobs: Sequence[Job], on_event: EventListener, shares: Shares) -> None:
+    def __init__(
+        self,
+        work: Workload,
+        jobs: Sequence[Job],
+        on_event: EventListener,
+        shares: Shares,
+        *,
+        replaces_workers: bool = False,
+    ) -> None:
+        """`replaces_workers`: a trial that is tried again gets another process if its own can no longer use its GPU."""
         self._work = work
+        self._replaces_workers = replaces_workers
         self._schedule = Schedule(jobs, work.ready)
         self._shares = shares
         self._on_event = on_event
@@ -138,6 +149,9 @@ class TrialController:
             self._schedule.postpone(job, _PAUSE)
         elif report.state is State.STOPPED and not self.is_stopping:
             self._schedule.postpone(job, _PAUSE)  # this process was suspended, and its workers took it for dead
+        elif report.failure is Failure.DEVICE and not self._replaces_workers:
+            self.give_up(DeviceLost(f"{job.trial.title()}: {report.error}; {_LAUNCH_AGAIN}"))
+            self._end(job, report)
         elif self._retry(job, report.failure, report.error, report.end_time):
             # Its stored row has the state failed, which a reader of the storage would take for its end.
             self._write(replace(report, state=State.RUNNING, failure=None, end_time=None))

@@ -138,6 +138,17 @@ def new_pool(device: torch.device) -> Any:
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether every call for a device fails in this process from now on, as after an illegal access to its memory."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.current_stream(device).synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 class Pacer:
     """Keeps the host from queueing an entire epoch: what is queued can no longer be stopped."""
 

@@ -45,7 +45,8 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_an_exit_code_and_a_class_of_failure(kind: type[KdctlError]) -> None:
     assert kind.exit_code not in (0, errors.EXIT_BUG)
-    assert Failure(kind.failure) and not Failure(kind.failure).is_retried  # those two are never an error's word
+    # What a worker or the memory lacks is never an error's word.
+    assert Failure(kind.failure) and Failure(kind.failure).is_retried == (kind is errors.DeviceLost)
 
 
 def test_errors_fail_a_trial_in_their_own_class() -> None:
@@ -55,4 +56,5 @@ def test_errors_fail_a_trial_in_their_own_class() -> None:
         "storage": "StorageError",
         "teacher": "TeacherError",
         "diverged": "DivergedError",
+        "device": "DeviceLost",
     }

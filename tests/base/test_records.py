@@ -250,10 +250,10 @@ def test_tables_of_one_teacher_have_names_of_their_own() -> None:
 
 def test_the_names_in_rows_stay() -> None:
     assert [*State] == ["running", "stopped", "finished", "failed", "skipped"]
-    assert [*Failure] == ["lost_worker", "out_of_memory", "storage", "diverged", "teacher", "data", "error"]
+    assert [*Failure] == ["lost_worker", "out_of_memory", "device", "storage", "diverged", "teacher", "data", "error"]
     assert f"{State.STOPPED} {Failure.LOST_WORKER}" == "stopped lost_worker"
 
 
 @pytest.mark.parametrize("failure", Failure)
 def test_what_is_the_fault_of_no_setting_is_retried(failure: Failure) -> None:
-    assert failure.is_retried == (failure in ("lost_worker", "out_of_memory"))
+    assert failure.is_retried == (failure in ("lost_worker", "out_of_memory", "device"))

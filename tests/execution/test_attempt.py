@@ -348,6 +348,7 @@ ERRORS = [
         Failure.OUT_OF_MEMORY,
     ),
     (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "memory (CUDA out of memory.); use", Failure.OUT_OF_MEMORY),
+    (RuntimeError("GET was unable to find an engine to execute"), "batch_size", Failure.OUT_OF_MEMORY),
     (RuntimeError("CUDA error: out of memory"), "--max-concurrent", Failure.OUT_OF_MEMORY),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "batch_size", Failure.OUT_OF_MEMORY),
     (OSError(12, "Cannot allocate memory"), "batch_size", Failure.OUT_OF_MEMORY),

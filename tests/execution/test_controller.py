@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 from workloads import ON_CPU, Make, Reported, jobs_of, listen, student, take
 
-from orchestrator.errors import Interrupted, RayLost, StorageError
+from orchestrator.errors import DeviceLost, Interrupted, RayLost, StorageError
 from orchestrator.execution import controller as module
 from orchestrator.execution._resources import Shares
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
@@ -72,7 +72,7 @@ def finish(stage: Stage, storage: Storage, job: Job) -> TrialRecord:
     return row
 
 
-@pytest.mark.parametrize("failure", Failure)
+@pytest.mark.parametrize("failure", sorted(set(Failure) - {Failure.DEVICE}))
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_only_failures_that_may_not_recur_are_retried(
     failure: Failure, retries: int, stage: Callable[..., Stage], make_config: Make
@@ -90,6 +90,29 @@ def test_only_failures_that_may_not_recur_are_retried(
     assert [f"({number} of {retries})" in text and "the reason" in text for number, text in enumerate(retried, 1)] == [
         True
     ] * (expected - 1)
+
+
+def test_a_device_that_this_process_lost_ends_the_launch(
+    stage: Callable[..., Stage], storage: Storage, make_config: Make
+) -> None:
+    teacher = make_config(seed=7)
+    played = stage(teacher, student(teacher, "st"), make_config(seed=1), retries=3)
+    failed, other = played.start(), played.start()
+    played.controller.note(failed, ended(failed, State.FAILED, "its GPU is gone", Failure.DEVICE))
+    assert played.controller.is_stopping and played.controller.start() is None
+    played.controller.note(other, ended(other, State.STOPPED))
+    assert played.states == [State.FAILED, State.STOPPED], "the student is not skipped: its teacher will be trained"
+    with pytest.raises(DeviceLost, match="its GPU is gone; launch again: a new process continues every trial"):
+        played.controller.conclude()
+
+
+def test_a_worker_that_lost_its_device_is_replaced(stage: Callable[..., Stage], make_config: Make) -> None:
+    played = stage(make_config(), retries=2)
+    played.controller._replaces_workers = True
+    for _ in range(3):
+        job = played.start()
+        played.controller.note(job, ended(job, State.FAILED, "its GPU is gone", Failure.DEVICE))
+    assert played.states == [State.FAILED] and not played.controller.is_stopping
 
 
 def test_attempts_wait_longer_and_longer(

@@ -9,11 +9,13 @@
 //   FAKECUDA_GPUS=n       so many devices (default 1)
 //   FAKECUDA_MEMORY=n     bytes of each device (default 80 GiB)
 //   FAKECUDA_DIE_AT=n     from the n-th operation on, everything fails with error 700, as after an illegal access
+//   FAKECUDA_DIED=path    a file that the first process to die creates; no other one dies
 //   FAKECUDA_FAIL_AT=n    the n-th operation of a capture fails
 //   FAKECUDA_FAILURES=n   in so many captures (default: in all)
 //   FAKECUDA_DUMP=path    the names of the operations of the last captured graph, a line each
 #define _GNU_SOURCE
 #include "fake.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -127,7 +129,10 @@ static Count *count_of(const char *name) {
 
 // The environment's settings, which a test may change.
 static unsigned long long die_at, fail_at, failures;
+static const char *died;
+static const char *died;
 __attribute__((constructor)) static void read_settings(void) {
+    died = getenv("FAKECUDA_DIED");
     die_at = setting("FAKECUDA_DIE_AT", UINT64_MAX);
     fail_at = setting("FAKECUDA_FAIL_AT", UINT64_MAX);
     failures = setting("FAKECUDA_FAILURES", UINT64_MAX);
@@ -137,7 +142,13 @@ EXPORT void fakecuda_fail_at(unsigned long long number, unsigned long long times
     fail_at = number;
     failures = times;
 }
-static int is_dead(void) { return operations >= die_at; }
+static int is_dead(void) {
+    static int is_first;
+    if (operations < die_at) return 0;
+    if (died && !is_first) is_first = open(died, O_CREAT | O_EXCL, 0644) >= 0;
+    if (died && !is_first) die_at = UINT64_MAX;
+    return operations >= die_at;
+}
 static int must_fail(Capture *capture) { return capture->graph.size + 1 == fail_at && failures && failures--; }
 
 static cudaError_t violate(const char *call, Capture *capture) {

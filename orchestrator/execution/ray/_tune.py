@@ -43,7 +43,7 @@ def run(work: Workload, on_event: EventListener, *, address: str | None, dashboa
         jobs = [replace(job, gpus=gpus, ray_version=ray.__version__) for job in work.jobs]
         with export_metrics(work.launch_event, on_event, note) as on_measured_event:
             on_event(Event(EventKind.PREPARING, "starting the workers"))
-            controller = TrialController(work, jobs, on_measured_event, shares)
+            controller = TrialController(work, jobs, on_measured_event, shares, replaces_workers=True)
             _run_experiment(work, controller, make_bundle(work.resources.cpus_per_trial or 1, gpus), shares.most)
     controller.conclude()
 

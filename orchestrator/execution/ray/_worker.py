@@ -10,12 +10,14 @@ from typing import Any
 from ray import tune
 
 from orchestrator import codec
+from orchestrator.errors import DeviceLost
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice, run_trial
 from orchestrator.execution.job import Job
 from orchestrator.execution.ray._metrics import export_memory
 from orchestrator.monitor.events import TrialStarted
-from orchestrator.records import EpochRecord, TrialRecord
+from orchestrator.records import EpochRecord, Failure, TrialRecord
 
+_PATIENCE = 30.0  # seconds for a process that lost its GPU to be ended
 _GATHER = 0.25  # seconds for which reports of a trial are combined into one result: each costs Tune milliseconds
 
 REPORT_KINDS: Mapping[str, Callable[..., Report]] = {
@@ -43,6 +45,7 @@ class TrialWorker(tune.Trainable):
         job = codec.decode(Job, config["job"])
         self._study = job.study
         self._reports = run_trial(job)
+        self._lost: str | None = None
         self._end_memory = export_memory(job.study, job.trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -52,6 +55,9 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains one epoch, or several short ones, and returns their reports; the last step also reports the end."""
+        if self._lost:  # no later trial could use the GPU in this process, which `WorkerWatcher` ends
+            time.sleep(_PATIENCE)
+            raise DeviceLost(self._lost)
         start = time.monotonic()
         reports: list[tuple[str, dict[str, Any]]] = []
         for report in self._reports:
@@ -64,7 +70,8 @@ class TrialWorker(tune.Trainable):
         is_done = reports[-1][0] in _LAST
         if is_done:
             self._end_memory()
-        return {"reports": reports, "done": is_done}
+        self._lost = reports[-1][1]["error"] if reports[-1][1].get("failure") is Failure.DEVICE else None
+        return {"reports": reports, "done": is_done and not self._lost}
 
     def cleanup(self) -> None:
         """Ends the attempt, which releases its lease."""
