@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from orchestrator.data.order import SPLITS
 from orchestrator.data.prepare import prepared_file
 from orchestrator.data.registry import facts_of_trial
+from orchestrator.data.shared import wait
 from orchestrator.dataset import Dataset
 from orchestrator.errors import DataError
 from orchestrator.records import TrialConfig
@@ -50,14 +52,8 @@ class Data:
 def _make_statistics(facts: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (1, 3, 1, 1)
     mean, std = (torch.tensor(values, device=device).mul(255).view(shape) for values in (facts.mean, facts.std))
-    _wait(device)
+    wait(device)
     return mean, std
-
-
-def _wait(device: torch.device) -> None:
-    """Waits until a GPU has finished the work of this thread, as other threads use their own streams."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
 
 
 def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
@@ -67,7 +63,7 @@ def load(config: TrialConfig, storage: Storage, device: torch.device) -> Data:
     larger one. The held-out images are the last of those. Raises DataError where `prepare_dataset` was not called.
     """
     with _loading:
-        splits = _load_all(config.dataset, prepared_file(config, storage), storage, device)
+        splits = _cache_of(device)(config.dataset, prepared_file(config, storage), storage, device)
     train = _take(splits["train"], config.limit_train)
     kept = len(train) - config.holdout
     val = Images(train.pixels[kept:], train.labels[kept:]) if config.holdout else None
@@ -81,12 +77,17 @@ def _take(images: Images, count: int | None) -> Images:
 _loading = threading.Lock()  # trials of one process that start side by side load the images once
 
 
-@lru_cache(maxsize=2)  # a worker trains one trial after another; the images stay on its device
+@lru_cache
+def _cache_of(device: torch.device) -> Callable[[str, str, Storage, torch.device], dict[str, Images]]:
+    """Loads images, and keeps the last ones on the device: a worker trains one trial after another."""
+    return lru_cache(maxsize=2)(_load_all)
+
+
 def _load_all(name: str, file: str, storage: Storage, device: torch.device) -> dict[str, Images]:
     path = storage.backend.describe(file)
     try:
         tensors = load_file(storage.backend.local_path(file), device=str(device))
-        _wait(device)
+        wait(device)
         return {split: Images(tensors[f"{split}.pixels"], tensors[f"{split}.labels"]) for split in SPLITS}
     except FileNotFoundError:
         raise DataError(f"{path} is missing; launch the study again, which prepares {name} again") from None

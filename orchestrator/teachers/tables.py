@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orchestrator import models
 from orchestrator.data.registry import facts_of_trial
+from orchestrator.data.shared import SharedValues
 from orchestrator.data.tensors import Data
 from orchestrator.data.views import ViewSpace
 from orchestrator.errors import LeaseLost, StorageError, TeacherError
@@ -51,13 +52,29 @@ def open_table(
 
     All workers that need it build it together; `check` is called meanwhile. That of an ensemble is the mean of the
     tables of its members. On the CPU, and if a GPU has too little free memory, the table stays in the file,
-    memory-mapped: one copy for all workers of a machine. Raises TeacherError where the table does not hold the
-    teacher's outputs.
+    memory-mapped: one copy for all workers of a machine. On a GPU it is there once for all trials of this process.
+    Raises TeacherError where the table does not hold the teacher's outputs.
     """
     table = _ensure(key, config, data, storage, device, check)
-    if device.type == "cuda" and table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
+    if device.type == "cpu":
+        return TableTeacher(table, key.outputs)
+    try:
+        return _on_gpus.get((key, storage.backend.address, device), lambda: _move(table, key.outputs, device), device)
+    except _NoRoom:
         return HostTable(table, key.outputs, device)
-    return TableTeacher(table.to(device), key.outputs)
+
+
+_on_gpus: SharedValues[TableTeacher] = SharedValues()
+
+
+class _NoRoom(Exception):
+    """A table would take too much of the memory of a GPU."""
+
+
+def _move(table: Tensor, outputs: str, device: torch.device) -> TableTeacher:
+    if table.nbytes > torch.cuda.mem_get_info(device)[0] * _SHARE:
+        raise _NoRoom
+    return TableTeacher(table.to(device), outputs)
 
 
 def _ensure(

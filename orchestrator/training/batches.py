@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from orchestrator.data.shared import SharedValues
 from orchestrator.data.tensors import Data
-from orchestrator.data.views import ViewSpace
+from orchestrator.data.views import Padded, ViewSpace
 from orchestrator.losses.base import TeacherOutputs
 from orchestrator.records import TrialConfig
 from orchestrator.training.seeds import mix
@@ -49,6 +50,15 @@ class EpochPreparer(Protocol):
         """Switches to the outputs that were prepared last."""
 
 
+_padded: SharedValues[Padded] = SharedValues()  # 240 MB for CIFAR, which would be there once for each trial
+
+
+def _pad(pixels: Tensor, space: ViewSpace) -> Padded:
+    """Images with a border, which trials on the same images share. Whoever holds the result must hold `pixels` too."""
+    key = pixels.data_ptr(), pixels.shape, pixels.stride(), pixels.device, space
+    return _padded.get(key, lambda: space.pad(pixels), pixels.device)
+
+
 class EpochBatches:
     """Every training image once per epoch, in an order and under views that depend only on the seed and the epoch.
 
@@ -59,7 +69,7 @@ class EpochBatches:
         count, device = len(data.train), data.train.labels.device
         self._data = data
         self._config = config
-        self._padded = ViewSpace(config.crop_padding, config.flip, config.padding).pad(data.train.pixels)
+        self._padded = _pad(data.train.pixels, ViewSpace(config.crop_padding, config.flip, config.padding))
         self._order = torch.zeros(count, dtype=torch.int64, device=device)
         self._views = torch.zeros(count, dtype=torch.int64, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)

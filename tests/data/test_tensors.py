@@ -817,6 +817,13 @@ def test_normalise(storage: Storage, make_config: MakeConfig) -> None:
     torch.testing.assert_close(normal.std((0, 2, 3)), torch.ones(3), atol=3e-4, rtol=0)
 
 
+def test_the_last_images_stay_on_their_device(storage: Storage, make_config: MakeConfig) -> None:
+    one, other = (tensors.load(make_config(limit_train=limit), storage, CPU) for limit in (100, 50))
+    assert one.train.pixels.data_ptr() == other.train.pixels.data_ptr()
+    assert tensors._cache_of(CPU) is tensors._cache_of(torch.device("cpu"))
+    assert tensors._cache_of(CPU) is not tensors._cache_of(torch.device("cuda", 1))
+
+
 def test_load_without_prepare(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(DataError, match="is missing; launch the study again"):
         tensors.load(make_config(), Storage.at(tmp_path), CPU)
@@ -829,7 +836,6 @@ def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: 
     raw = bytearray(storage.backend.read(name))
     was, raw[place] = raw[place], byte
     storage.backend.write(name, bytes(raw))
-    tensors._load_all.cache_clear()
     try:
         tensors._load_all("digits", name, storage, CPU)
     except DataError as error:
@@ -837,7 +843,6 @@ def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: 
     finally:
         raw[place] = was
         storage.backend.write(name, bytes(raw))
-        tensors._load_all.cache_clear()
 
 
 @pytest.mark.parametrize(

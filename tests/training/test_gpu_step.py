@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,10 @@ from fake_gpu import FakeGpu, find_obstacle
 from shared.common import build_model, make_table, plan_student
 
 from orchestrator import losses
-from orchestrator.records import EpochRecord
+from orchestrator.records import EpochRecord, TableKey
+from orchestrator.storage.layout import Storage
+from orchestrator.teachers import tables
+from orchestrator.training.batches import EpochBatches
 from orchestrator.training.graphs import own_stream
 from orchestrator.training.loop import train
 from orchestrator.training.state import TrainingState
@@ -107,6 +111,26 @@ def train_together(count: int, steps: int = 100) -> dict[str, Any]:
     return {"uncaptured": failed, **fake_gpu.read_counts().totals}
 
 
+def share_memory() -> dict[str, Any]:
+    """Opens a table and pads images for two trials; then a table for which there is too little room."""
+    tables._ensure = lambda *_: torch.zeros(162, 1000, 10).half()  # type: ignore[assignment]
+    key, config = (
+        TableKey("teacher", "logits", 4, True, 1000),
+        plan_student("cifar10", "resnet_32_8", "resnet_32_8", 1000),
+    )
+    data, storage = random_data(1000, GPU), Storage.at(".")
+    used = []
+    for count in (1, 2):
+        before = torch.cuda.memory_allocated()
+        opened = [tables.open_table(key, config.config, data, storage, GPU) for _ in range(count)]
+        padded = [EpochBatches(data, config.config)._padded for _ in range(count)]
+        used.append(torch.cuda.memory_allocated() - before)
+        del opened, padded
+    os.environ["FAKECUDA_MEMORY"] = str(torch.cuda.memory_reserved() + (20 << 20))
+    crowded = tables.open_table(key, config.config, data, storage, GPU)
+    return {"used": used, "left": torch.cuda.memory_allocated() - before, "crowded": type(crowded).__name__}
+
+
 # The tests.
 
 # Student and precision → the kernels of its step, as docs/performance.md counts them.
@@ -140,6 +164,14 @@ def test_a_step_waits_for_nothing_and_copies_nothing(described: dict[str, Any]) 
     waits = ("stream_waits", "device_waits", "event_waits", "to_device", "to_host", "mallocs", "frees")
     assert {name: steps[name] for name in waits} == dict.fromkeys(waits, 0)
     assert steps["races"] == steps["violations"] == 0
+
+
+def test_trials_on_a_device_share_tables_and_padded_images(fake_gpu: FakeGpu) -> None:
+    found = fake_gpu.call(share_memory)
+    table, padded = 162 * 1000 * 10 * 2, 1000 * 40 * 40 * 3
+    one, two = found["used"]
+    assert one == two and table + padded <= one < table + padded + 4096
+    assert found["left"] < 30_000 and found["crowded"] == "HostTable"
 
 
 @pytest.mark.parametrize(

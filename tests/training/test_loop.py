@@ -110,6 +110,16 @@ def test_batches_contain_every_image_once(digits_storage: Storage, make_config: 
     assert set(view) == set(range(18))  # 128 draws of 18 miss one with probability 1 %, and the seed is fixed
 
 
+def test_trials_on_the_same_images_share_what_is_padded(digits_storage: Storage, make_config: MakeConfig) -> None:
+    config = make_config()
+    data = load(config, digits_storage)
+    one, other = EpochBatches(data, config), EpochBatches(data, replace(config, seed=1))
+    assert one._padded is other._padded
+    for change in ({"crop_padding": 2}, {"flip": True}, {"padding": "zero"}, {"limit_train": 64}, {"holdout": 8}):
+        changed = replace(config, **change)
+        assert EpochBatches(load(changed, digits_storage), changed)._padded is not one._padded
+
+
 def test_batches_are_the_images_they_name(digits_storage: Storage, make_config: MakeConfig) -> None:
     config = make_config(flip=True)
     images = load(config, digits_storage)
