@@ -9,7 +9,9 @@ imports. `peak` is the largest resident memory of the process, of which pyarrow'
 - `one column`: the same for the column test_acc alone;
 - `one file`: the same rows in a single Parquet file, to show what the many files cost;
 - `read_epochs`, `read_states`: kdctl's own readers, which return Python dicts and states and notice damaged files;
-  `read_trials` is the reader behind `kdctl results`, one row per trial.
+  `read_trials` is the reader behind `kdctl results`, one row per trial;
+- `query`: `SELECT count(*) FROM epochs`, as `kdctl query` runs it;
+- a way with `, copied` reads after a launch has copied the rows into one file per table, as it does at its end.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from shared.machine import describe_machine, format_spread
 
 from orchestrator.records import EpochRecord, State, TrialRecord
 from orchestrator.results import store
+from orchestrator.storage import compaction
 from orchestrator.storage.layout import Storage
 
 EPOCH = EpochRecord(1, 0.1, 1 / 3, 1 / 3, None, 200 / 3, 1 / 3, 200 / 3, None, 1 / 3, 1e3)
@@ -47,13 +50,19 @@ READ = {
     "read_epochs": "len(store.read_epochs(storage))",
     "read_trials": "len(store.read_trials(storage))",
     "read_states": "len(store.read_states(storage))",
+    "query": "count(storage)",
 }
+COPIED = ("read_epochs", "read_trials", "read_states", "query")  # which profit from the copy
 RUN = """
 import sys, time
 from pathlib import Path
 import pyarrow.dataset as ds, pyarrow.parquet as pq
 from orchestrator.results import store
+from orchestrator.results.query import run_query
 from orchestrator.storage.layout import Storage
+def count(storage):
+    with run_query(storage, "SELECT count(*) AS n FROM epochs") as found:
+        return next(found.columns())[0][0]
 storage = Storage.at(sys.argv[1])
 epochs, whole = f"{{sys.argv[1]}}/results/epochs", f"{{sys.argv[1]}}/whole.parquet"
 start = time.perf_counter()
@@ -104,12 +113,19 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name:
             fill(Path(name), trials, options.epochs)
             for way in READ:
-                found = [read(Path(name), way) for _ in range(options.repeats)]
-                seconds, peaks, rows = zip(*found, strict=True)
-                files = 1 if way == "one file" else trials
-                columns = f"{rows[0]:,} | {options.repeats} | {format_spread(seconds)} | {format_spread(peaks)}"
-                print(f"| {files:,} | {way} | {columns} |", flush=True)
+                print_line(Path(name), way, way, 1 if way == "one file" else trials, options.repeats)
+            with patch.object(compaction, "_SETTLED", 0.0), patch.object(compaction, "_WORTH", 1):
+                store.compact(Storage.at(name))
+            for way in COPIED:
+                print_line(Path(name), way, f"{way}, copied", trials, options.repeats)
     return 0
+
+
+def print_line(folder: Path, way: str, title: str, files: int, repeats: int) -> None:
+    """Measures one way to read, and prints its line of the table."""
+    seconds, peaks, rows = zip(*(read(folder, way) for _ in range(repeats)), strict=True)
+    columns = f"{rows[0]:,} | {repeats} | {format_spread(seconds)} | {format_spread(peaks)}"
+    print(f"| {files:,} | {title} | {columns} |", flush=True)
 
 
 if __name__ == "__main__":

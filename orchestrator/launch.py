@@ -177,6 +177,8 @@ def _train(
         raise
     rows = _read_rows(plan, storage)
     on_event(end_event(plan, rows, launched.since))
+    with suppress(StorageError):  # it only makes reading faster
+        store.compact(storage)
     return rows
 
 

@@ -72,6 +72,24 @@ def table_from_parquet(content: bytes, columns: Mapping[str, str]) -> Table:
         return found
 
 
+def read_with_facts(content: bytes, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+    """The same as `table_from_parquet`, and the facts in the file's metadata. No column may be missing."""
+    with _translate_errors():
+        schema = _open(pa.BufferReader(content)).schema_arrow
+        if missing := columns.keys() - set(schema.names):
+            raise UnreadableFile(f"has no column {min(missing)}")
+        facts = schema.metadata or {}
+        return table_from_parquet(content, columns), {key.decode(): value.decode() for key, value in facts.items()}
+
+
+def write_with_facts(table: Table, facts: Mapping[str, str]) -> bytes:
+    """The Parquet file of a large table, `facts` in its metadata."""
+    sink = pa.BufferOutputStream()
+    whole = table.replace_schema_metadata(dict(facts))
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
 def _add_missing_columns(found: Table, columns: Mapping[str, str]) -> Table:
     """The table with nulls in the columns that it lacks."""
     held = set(found.column_names)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import PurePosixPath
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from orchestrator import parquet
 from orchestrator.errors import StorageError
 from orchestrator.records import EpochRecord, State, TrialRecord, columns_of, read_recipe
+from orchestrator.storage import compaction
 from orchestrator.storage.layout import Storage
 
 SCHEMA_VERSION = "2"
@@ -80,9 +81,9 @@ def read_epoch_columns(
     """
     types = {name: EPOCH_COLUMNS[name][0] for name in names}
     found: dict[str, dict[str, list[Any]]] = {}
-    for name, content in _read_contents(storage, _list_names(storage, storage.epoch_rows, trial_ids)):
+    for name, table in _read_tables(storage, storage.epoch_rows, trial_ids, types, is_checked=False).items():
         with _name_in_errors(storage, name):
-            found[PurePosixPath(name).stem] = parquet.columns(parquet.table_from_parquet(content, types))
+            found[PurePosixPath(name).stem] = parquet.columns(table)
     return found
 
 
@@ -91,7 +92,7 @@ def read_trials_table(storage: Storage) -> parquet.Table:
 
     Raises StorageError that names a damaged file.
     """
-    return _join(_read_tables(storage, storage.trial_rows, None, TRIAL_COLUMNS), TRIAL_COLUMNS)
+    return _read_joined(storage, storage.trial_rows, types_of(TRIAL_COLUMNS))
 
 
 def to_table(rows: Iterable[TrialRecord]) -> parquet.Table:
@@ -104,7 +105,14 @@ def read_epochs_table(storage: Storage) -> parquet.Table:
 
     Raises StorageError that names a damaged file.
     """
-    return _join(_read_tables(storage, storage.epoch_rows, None, EPOCH_COLUMNS), EPOCH_COLUMNS)
+    return _read_joined(storage, storage.epoch_rows, types_of(EPOCH_COLUMNS))
+
+
+def compact(storage: Storage) -> None:
+    """Copies rows into one file per table where there are many, see `compaction`. Raises StorageError."""
+    for folder, columns in ((storage.trial_rows, TRIAL_COLUMNS), (storage.epoch_rows, EPOCH_COLUMNS)):
+        types = types_of(columns)
+        compaction.refresh(storage, folder, types, partial(_read_singly, storage, types))
 
 
 def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> dict[str, State]:
@@ -114,10 +122,11 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     """
     states: dict[str, State] = {}
     sizes: dict[str, int | None] = {}
-    for name, content in _read_contents(storage, _list_names(storage, storage.trial_rows, trial_ids)):
+    types = {"state": "string", "recipe": "string", "weights_bytes": "int"}
+    for name, read in _list_readers(storage, storage.trial_rows, trial_ids, types):
         trial_id = PurePosixPath(name).stem
         try:
-            row = parquet.from_parquet(content, {"state": "string", "recipe": "string", "weights_bytes": "int"})[0]
+            row = parquet.rows(read())[0]
             read_recipe(row["recipe"])
             states[trial_id] = State(row["state"])
             sizes[trial_id] = row["weights_bytes"]
@@ -130,17 +139,26 @@ def read_states(storage: Storage, trial_ids: Collection[str] | None = None) -> d
     return states
 
 
-def _list_names(storage: Storage, folder: str, trial_ids: Collection[str] | None) -> list[str]:
-    if trial_ids is not None and len(trial_ids) <= _FEW:
-        return [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids]
-    names = [entry.name for entry in storage.backend.list_files(folder) if storage.is_ours(entry.name)]
-    if trial_ids is None:
-        return names
-    found = set(names)
-    return [name for name in (f"{folder}/{trial_id}.parquet" for trial_id in trial_ids) if name in found]
+def _list_readers(
+    storage: Storage, folder: str, trial_ids: Collection[str] | None, types: Mapping[str, str]
+) -> Iterator[tuple[str, Callable[[], parquet.Table]]]:
+    """Yields each file, and a function that gives its table, or raises UnreadableFile."""
+    names, copied = [f"{folder}/{trial_id}.parquet" for trial_id in trial_ids or ()], compaction.Tables()
+    if trial_ids is None or len(trial_ids) > _FEW:
+        entries = {entry.name: entry for entry in storage.backend.list_files(folder) if storage.is_ours(entry.name)}
+        names = [name for name in names if name in entries] if trial_ids is not None else list(entries)
+        copied = compaction.read_copied(storage, folder, [entries[name] for name in names], types)
+    contents = _read_contents(storage, [name for name in names if name not in copied])
+    single = next(contents, None)
+    for name in names:
+        if name in copied:
+            yield name, partial(copied.__getitem__, name)
+        elif single and single[0] == name:
+            yield name, partial(parquet.table_from_parquet, single[1], types)
+            single = next(contents, None)
 
 
-def _read_contents(storage: Storage, names: list[str]) -> Iterable[tuple[str, bytes]]:
+def _read_contents(storage: Storage, names: list[str]) -> Iterator[tuple[str, bytes]]:
     """Yields each existing file with its content; reads in parallel, because each request to a bucket is slow."""
     if len(names) <= 1:
         contents: Iterable[bytes | None] = (_read_content(storage, name) for name in names)
@@ -168,9 +186,10 @@ def _read(
     columns: Mapping[str, tuple[str, str]],
     make: Callable[[dict[str, Any]], _Row],
 ) -> list[_Row]:
-    tables = _read_tables(storage, folder, trial_ids, columns)
+    types = types_of(columns)
+    tables = _read_tables(storage, folder, trial_ids, types)
     try:  # converting all rows at once takes half the time
-        return list(map(make, parquet.rows(_join(tables, columns))))
+        return list(map(make, parquet.rows(parquet.join(list(tables.values()), types))))
     except parquet.UnreadableFile:
         return [row for name, table in tables.items() for row in _make_records(storage, name, table, make)]
 
@@ -183,20 +202,41 @@ def _make_records(
 
 
 def _read_tables(
-    storage: Storage, folder: str, trial_ids: Collection[str] | None, columns: Mapping[str, tuple[str, str]]
-) -> dict[str, parquet.Table]:
-    """The table in each file."""
-    types, tables = types_of(columns), {}
-    for name, content in _read_contents(storage, _list_names(storage, folder, trial_ids)):
+    storage: Storage,
+    folder: str,
+    trial_ids: Collection[str] | None,
+    types: Mapping[str, str],
+    *,
+    is_checked: bool = True,
+) -> compaction.Tables:
+    """The table in each file; if `is_checked`, after a look whether it is that of the trial that it is named after."""
+    tables = {}
+    for name, read in _list_readers(storage, folder, trial_ids, types):
         with _name_in_errors(storage, name):
-            tables[name] = parquet.table_from_parquet(content, types)
-            if parquet.distinct_values(tables[name], "trial_id") not in ([], [PurePosixPath(name).stem]):
-                raise parquet.UnreadableFile("holds rows of another trial")
+            tables[name] = read()
+            if is_checked:
+                _check_owner(name, tables[name])
     return tables
 
 
-def _join(tables: Mapping[str, parquet.Table], columns: Mapping[str, tuple[str, str]]) -> parquet.Table:
-    return parquet.join(list(tables.values()), types_of(columns))
+def _read_singly(storage: Storage, types: Mapping[str, str], names: Sequence[str]) -> compaction.Tables:
+    """The tables in some files, but for damaged ones, which their readers report."""
+    tables = {}
+    for name, content in _read_contents(storage, list(names)):
+        with suppress(parquet.UnreadableFile):
+            table = parquet.table_from_parquet(content, types)
+            _check_owner(name, table)
+            tables[name] = table
+    return tables
+
+
+def _check_owner(name: str, table: parquet.Table) -> None:
+    if parquet.distinct_values(table, "trial_id") not in ([], [PurePosixPath(name).stem]):
+        raise parquet.UnreadableFile("holds rows of another trial")
+
+
+def _read_joined(storage: Storage, folder: str, types: Mapping[str, str]) -> parquet.Table:
+    return parquet.join(list(_read_tables(storage, folder, None, types).values()), types)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class FileKind(StrEnum):
     DATASET = "dataset"
     TRIAL_ROW = "trial row"
     TRIAL_EPOCHS = "trial epochs"
+    COPIED_ROWS = "copied rows"
     CHECKPOINT = "checkpoint"
     CLAIM = "claim"
     PLAN = "plan"
@@ -59,6 +60,7 @@ _NAMES = {
         FileKind.DATASET: r"datasets/[a-z0-9]+-[0-9a-f]+\.safetensors",
         FileKind.TRIAL_ROW: rf"results/trials/{_TRIAL}\.parquet",
         FileKind.TRIAL_EPOCHS: rf"results/epochs/{_TRIAL}\.parquet",
+        FileKind.COPIED_ROWS: r"results/copied/(?:trials|epochs)\.parquet",
         FileKind.CHECKPOINT: rf"checkpoints/{_TRIAL}/(?:\d{{6}}|[1-9]\d{{6,}})-(?:\d{{8}}|[1-9]\d{{8,}})\.checkpoint",
         FileKind.CLAIM: r"leases/[^/~]+~[0-9a-f]{16}\.json",
         FileKind.PLAN: r"plans/[0-9a-f]{1,12}\.json",
@@ -133,6 +135,12 @@ class Storage:
         """The epochs of one trial."""
         return f"{self.epoch_rows}/{trial_id}.parquet"
 
+    copied_rows = "results/copied"
+
+    def copied(self, folder: str) -> str:
+        """The copy of all rows in the folder of a table, see `compaction`."""
+        return f"{self.copied_rows}/{folder.rpartition('/')[2]}.parquet"
+
     def checkpoints(self, trial_id: str) -> str:
         """The folder of a trial's checkpoints."""
         return f"checkpoints/{trial_id}"
@@ -166,7 +174,7 @@ class Storage:
         return f"{self.stops}/{resource}.json"
 
     weights_folder, tables_folder, datasets_folder, checkpoints_folder = "trials", "teachers", "datasets", "checkpoints"
-    _flat = (trial_rows, epoch_rows, leases, plans, logs, stops, datasets_folder)  # with files only
+    _flat = (trial_rows, epoch_rows, copied_rows, leases, plans, logs, stops, datasets_folder)  # with files only
     _nested = (weights_folder, tables_folder, checkpoints_folder)  # with a folder for each trial
     folders = (*_flat, *_nested)  # every folder with files of a storage; it may contain other files too
 

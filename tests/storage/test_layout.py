@@ -282,6 +282,8 @@ FILES = [
     (STORAGE.dataset("cifar10", "0a" * 6), StoredFile(FileKind.DATASET)),
     (STORAGE.trial_row(TRIAL), StoredFile(FileKind.TRIAL_ROW, TRIAL)),
     (STORAGE.trial_epochs(TRIAL), StoredFile(FileKind.TRIAL_EPOCHS, TRIAL)),
+    (STORAGE.copied(STORAGE.trial_rows), StoredFile(FileKind.COPIED_ROWS)),
+    (STORAGE.copied(STORAGE.epoch_rows), StoredFile(FileKind.COPIED_ROWS)),
     (STORAGE.checkpoint(TRIAL, 1, 1_234_567_890), StoredFile(FileKind.CHECKPOINT, TRIAL)),
     (STORAGE.claim(f"trial-{TRIAL}", "0" * 16), StoredFile(FileKind.CLAIM)),
     (STORAGE.plan(TRIAL), StoredFile(FileKind.PLAN)),
