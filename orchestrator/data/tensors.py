@@ -45,7 +45,7 @@ class Data:
     def normalise(self, pixels: Tensor) -> Tensor:
         """Converts uint8 images [B, 3, S, S] to float: zero mean and unit variance per channel on the training set."""
         mean, std = _make_statistics(self.facts, pixels.device)
-        return (pixels.float() - mean) / std
+        return (pixels - mean) / std
 
 
 @lru_cache

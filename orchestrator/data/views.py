@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,32 +33,58 @@ class ViewSpace:
         """Prepares uint8 images [N, 3, S, S] for `Padded.take`."""
         side, p = images.shape[-1], self.crop_padding
         if self.padding == "zero":
-            return Padded(F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous(), side, self)
+            return Padded.of(F.pad(images.permute(0, 2, 3, 1), (0, 0, p, p, p, p)).contiguous(), side, self)
         line = (torch.arange(-p, side + p, device=images.device)).abs()
         line = torch.where(line < side, line, 2 * (side - 1) - line)  # reflects without repeating the edge
         pixels = images.permute(0, 2, 3, 1)[:, line[:, None], line[None, :]]
-        return Padded(pixels.contiguous(), side, self)
+        return Padded.of(pixels.contiguous(), side, self)
+
+
+class Places(NamedTuple):
+    """Where views are in the pixels of `Padded`: the first pixel of each, and the step between columns, −1 if flipped.
+
+    int64 [B] both.
+    """
+
+    first: Tensor
+    step: Tensor
 
 
 @dataclass(frozen=True)
 class Padded:
-    """Images with a border, uint8 [N, S+2p, S+2p, 3], on the device that trains."""
+    """Images with a border, uint8 [N, S+2p, S+2p, 3], on the device that trains.
+
+    `rows` and `columns` [S] are the offsets of the lines of a view and of the pixels in a line.
+    """
 
     pixels: Tensor
-    side: int
     space: ViewSpace
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, pixels: Tensor, side: int, space: ViewSpace) -> Padded:
+        """The images with border that `pixels` are, for views of `side` pixels."""
+        columns = torch.arange(side, device=pixels.device)
+        return cls(pixels, space, columns * pixels.shape[2], columns)
+
+    def locate(self, index: Tensor, view: Tensor) -> Places:
+        """Finds the given view of each given image, from `index` and `view` [B]."""
+        span, side, width = 2 * self.space.crop_padding + 1, len(self.columns), self.pixels.shape[2]
+        flipped = view // (span * span)
+        first = (index * width + view // span % span) * width + view % span + flipped * (side - 1)
+        return Places(first, 1 - 2 * flipped)
+
+    def gather(self, places: Places) -> Tensor:
+        """The views at these places: uint8 [B, 3, S, S], channels last."""
+        lines = places.first[:, None] + self.rows  # [B, S]
+        indices = torch.addcmul(lines[:, :, None], places.step[:, None, None], self.columns)  # [B, S, S]
+        # A single gather of whole pixels; as [B, 3, S, S] this is already the channels-last layout.
+        return self.pixels.view(-1, 3)[indices].permute(0, 3, 1, 2)
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
         """The given view of each given image: uint8 [B, 3, S, S], channels last, from `index` and `view` [B].
 
         The same (index, view) always gives the same pixels.
         """
-        span = 2 * self.space.crop_padding + 1
-        width = self.side + span - 1
-        steps = torch.arange(self.side, device=self.pixels.device)
-        flipped = (view // (span * span) == 1)[:, None]
-        columns = torch.where(flipped, self.side - 1 - steps, steps) + (view % span)[:, None]  # [B, S]
-        rows = steps + (view // span % span)[:, None]  # [B, S]
-        pixel_indices = (index[:, None] * width + rows)[:, :, None] * width + columns[:, None, :]  # [B, S, S]
-        # A single gather of whole pixels; as [B, 3, S, S] this is already the channels-last layout.
-        return self.pixels.view(-1, 3)[pixel_indices].permute(0, 3, 1, 2)
+        return self.gather(self.locate(index, view))

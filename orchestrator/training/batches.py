@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.data.shared import SharedValues
 from orchestrator.data.tensors import Data
-from orchestrator.data.views import Padded, ViewSpace
+from orchestrator.data.views import Padded, Places, ViewSpace
 from orchestrator.losses.base import TeacherOutputs
 from orchestrator.records import TrialConfig
 from orchestrator.training.seeds import mix
@@ -62,7 +62,8 @@ def _pad(pixels: Tensor, space: ViewSpace) -> Padded:
 class EpochBatches:
     """Every training image once per epoch, in an order and under views that depend only on the seed and the epoch.
 
-    A cursor on the device is the start of the next batch, so that taking one needs nothing from the host.
+    The position in the epoch is on the device, so that taking a batch needs nothing from the host. What can be
+    computed for an entire epoch is, because every small operation in a step costs a GPU as much as a convolution.
     """
 
     def __init__(self, data: Data, config: TrialConfig) -> None:
@@ -70,9 +71,10 @@ class EpochBatches:
         self._data = data
         self._config = config
         self._padded = _pad(data.train.pixels, ViewSpace(config.crop_padding, config.flip, config.padding))
-        self._order = torch.zeros(count, dtype=torch.int64, device=device)
-        self._views = torch.zeros(count, dtype=torch.int64, device=device)
-        self._cursor = torch.zeros((), dtype=torch.int64, device=device)
+        self._numbers = torch.arange(config.batch_size, device=device)
+        self._position = torch.zeros_like(self._numbers)  # of the images of the last batch
+        # Of each image in the order of the epoch: its number, view, label, first pixel, and step between columns.
+        self._plan = torch.zeros((5, count), dtype=torch.int64, device=device)
         self._prepared: tuple[int, EpochOrder] | None = None
 
     def holds(self, epoch: int) -> bool:
@@ -94,9 +96,9 @@ class EpochBatches:
         """Starts the prepared epoch after its first `done` images, which are complete batches or the entire epoch."""
         assert self._prepared is not None
         _, drawn = self._prepared
-        self._order.copy_(drawn.order)
-        self._views.copy_(drawn.views)
-        self._cursor.fill_(done)
+        index, view = drawn.order.to(self._plan.device), drawn.views.to(self._plan.device)
+        torch.stack([index, view, self._data.train.labels[index], *self._padded.locate(index, view)], out=self._plan)
+        torch.add(self._numbers, done - len(self._numbers), out=self._position)
 
     def sizes(self, done: int = 0) -> Iterator[int]:
         """The sizes of the batches after the first `done` images."""
@@ -106,8 +108,8 @@ class EpochBatches:
 
     def take(self, size: int) -> Batch:
         """The next batch."""
-        position = self._cursor + torch.arange(size, device=self._cursor.device)
-        index, view = self._order[position], self._views[position]
-        images = self._data.normalise(self._padded.take(index, view))
-        self._cursor += size
-        return Batch(images, self._data.train.labels[index], index, view, position)
+        self._position += len(self._position)
+        position = self._position[:size]
+        index, view, labels, *places = self._plan.index_select(1, position)
+        images = self._data.normalise(self._padded.gather(Places(*places)))
+        return Batch(images, labels, index, view, position)

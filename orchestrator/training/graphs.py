@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orchestrator.errors import KdctlError, ResourceError
 from orchestrator.text import first_line
+from orchestrator.training.gpu.counters import ReplayCounts
 
 # The driver reads it once, when CUDA starts, which nothing does before this import. With its default, streams share
 # eight queues of the hardware, and the ninth trial at a time waits for another one.
@@ -68,15 +70,18 @@ class GraphedStep:
     On the CPU every call runs it. On a GPU the first few calls run it, the next one is captured as a graph, and later
     calls replay the graph. If the capture fails, calls run the function, and the capture is tried again later; after
     the last attempt `failure` says why. Graphs of one `pool` share its memory: they must not run at the same time, nor
-    leave data in it for each other.
+    leave data in it for each other. The function may add to `counters` on the host, which are right after `settle`.
     """
 
-    def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
+    def __init__(
+        self, work: Callable[[], None], device: torch.device, pool: Any, counters: Sequence[Tensor] = ()
+    ) -> None:
         self._work = work
         self._device = device
         self._runs_left = _WARM_UP if device.type == "cuda" else -1
         self._attempts = 0
         self._pool = pool
+        self._counts = ReplayCounts(counters)
         self._graph: torch.cuda.CUDAGraph | None = None
         self.failure: str | None = None
 
@@ -86,9 +91,14 @@ class GraphedStep:
             self._capture()
         if self._graph is not None:
             self._graph.replay()
+            self._counts.note_replay()
             return
         self._work()
         self._runs_left -= self._runs_left > 0
+
+    def settle(self) -> None:
+        """Brings the counters up to date."""
+        self._counts.settle()
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
@@ -113,9 +123,11 @@ class GraphedStep:
         torch.cuda.current_stream(self._device).synchronize()
         # Other threads continue meanwhile, also with calls that would break a capture in their own thread.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        self._counts.begin_capture()
         try:
             self._work()
         finally:
+            self._counts.end_capture()
             graph.capture_end()
 
 

@@ -99,14 +99,28 @@ class StepRunner:
         self._progress.epoch.fill_(state.epoch)
         for module in state.modules.values():
             module.train()
+        try:
+            self._run_steps(check)
+        finally:
+            self._settle()
+        if state.epoch < config.epochs:  # the device has work queued by now, and the host is free
+            self._prepare(state.epoch + 1)
+
+    def _run_steps(self, check: Check) -> None:
+        state = self._state
         for size in self._batches.sizes(state.images):
             check()
-            self._set_learning_rate(self.learning_rate(state.images // config.batch_size))
+            self._set_learning_rate(self.learning_rate(state.images // self._config.batch_size))
             self._step(size)
             state.images += size
             self._pacer.note_step()
-        if state.epoch < config.epochs:  # the device has work queued by now, and the host is free
-            self._prepare(state.epoch + 1)
+
+    def _settle(self) -> None:
+        """Brings what is counted on the host up to date with the steps that a GPU has queued."""
+        for graph in self._graphs.values():
+            graph.settle()
+        if self._state.averaged:
+            self._state.averaged.copy_buffers()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of the state's epoch, counted from 0."""
@@ -130,7 +144,8 @@ class StepRunner:
 
     def _step(self, size: int) -> None:
         if size not in self._graphs:
-            self._graphs[size] = GraphedStep(lambda: self._work(size), self._state.device, self._pool)
+            counters = self._state.counters
+            self._graphs[size] = GraphedStep(lambda: self._work(size), self._state.device, self._pool, counters)
         self._graphs[size]()
         self._state.uncaptured = self._state.uncaptured or self._graphs[size].failure
 
@@ -149,22 +164,28 @@ def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: 
     with torch.autocast(
         state.device.type, torch.bfloat16, enabled=state.compute_dtype == "bfloat16", cache_enabled=False
     ):
-        student = state.model.embed(batch.images)
+        student = state.embed(batch.images)
     terms = state.loss(student, batch.labels, teacher, progress)
     if state.label_smoothing:
         ce = F.cross_entropy(student.logits, batch.labels, label_smoothing=state.label_smoothing)
         terms = with_another_cross_entropy(terms, state.loss.ce_weight, ce)
     state.optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()  # type: ignore[no-untyped-call]
+    terms.total.backward(state.loss_scale)  # type: ignore[no-untyped-call]
     state.clip_gradients()
     state.optimizer.step()
     if state.averaged:
         state.averaged.update()
-    with torch.no_grad():
-        kd = torch.zeros_like(terms.ce) if terms.kd is None else terms.kd
-        state.sums[:3] += torch.stack([terms.total, terms.ce, kd]).double() * len(batch.labels)
-        state.sums[3] += (student.logits.argmax(1) == batch.labels).sum()
+    _add_to_sums(state.sums, terms, student.logits, batch.labels)
     return terms.kd is not None
+
+
+@torch.no_grad()
+def _add_to_sums(sums: Tensor, terms: LossTerms, logits: Tensor, labels: Tensor) -> None:
+    """Adds the terms of a batch, times its images, and the number of right predictions, in as few kernels as can be."""
+    found = torch.stack([term.detach() for term in terms if term is not None])
+    sums[: len(found)].add_(found, alpha=len(labels))
+    right = torch.eq(logits.argmax(1), labels, out=torch.empty_like(labels))  # as integers, which it would cast to
+    sums[3].add_(right.sum())
 
 
 def with_another_cross_entropy(terms: LossTerms, ce_weight: float, ce: Tensor) -> LossTerms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from orchestrator.errors import ResourceError
-from orchestrator.losses.base import Loss
+from orchestrator.losses.base import Loss, StudentOutputs
 from orchestrator.models.base import Classifier
 from orchestrator.records import TrialConfig
 from orchestrator.training import optimizers
 from orchestrator.training.evaluation import Score
+from orchestrator.training.gpu.casts import embed_rounded
+from orchestrator.training.gpu.counters import keep_on_host
 
 _MOMENTUM = "momentum."  # the beginning of the names of SGD's buffers in checkpoints of earlier versions
 _OPTIMIZER = "optimizer."
@@ -60,6 +62,11 @@ class AveragedModel:
         """Moves the average towards the model's current weights, and does not wait for the device."""
         own, current = zip(*self._averaged, strict=True)
         self._average(own, current, 0)
+        self.copy_buffers()
+
+    @torch.no_grad()
+    def copy_buffers(self) -> None:
+        """Copies what has no average."""
         if self._copied:
             own, current = zip(*self._copied, strict=True)
             torch._foreach_copy_(own, current)
@@ -70,24 +77,30 @@ class TrainingState(Position):
     """The student, the loss, the optimizer of both, and the position; `sums` are over the epoch's images so far.
 
     They are the sums of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
+    Gradients are those of the loss times `loss_scale`.
     """
 
     model: Classifier
     loss: Loss
     optimizer: torch.optim.Optimizer
     sums: Tensor  # float64 [4]
+    loss_scale: Tensor  # float32 []
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     averaged: AveragedModel | None = None
     tested: Score | None = None  # at the end of the last epoch, if this process trained it
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, if that was tried
+    counters: Sequence[Tensor] = ()  # of batch norms, kept on the host
+    rounds_together: bool = False  # all weights of convolutions, before they are used
 
     @classmethod
     def start(cls, model: Classifier, loss: Loss, config: TrialConfig) -> TrainingState:
         """Starts the training of a fresh model. Raises ResourceError where its device lacks the requested precision."""
         device = next(model.parameters()).device
+        is_gpu = device.type == "cuda"
+        counters = keep_on_host(_modules(model, loss).values()) if is_gpu else ()
         # A GPU reads the learning rate from its memory, so that a captured step sees changes.
-        lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        lr = torch.tensor(config.lr, device=device) if is_gpu else config.lr
         parameters = [parameter for module in _modules(model, loss).values() for parameter in module.parameters()]
         optimizer = optimizers.build(config, parameters, lr)
         sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -97,16 +110,26 @@ class TrainingState(Position):
             loss=loss,
             optimizer=optimizer,
             sums=sums,
+            loss_scale=torch.ones((), device=device),
             compute_dtype=dtype,
             label_smoothing=config.label_smoothing,
             clip_norm=config.clip_norm,
             averaged=AveragedModel(model, config.ema) if config.ema else None,
+            counters=counters,
+            rounds_together=is_gpu and not config.own_names(),  # a user's model may have convolutions in float32
         )
 
     @property
     def device(self) -> torch.device:
         """The device that trains."""
         return self.sums.device
+
+    def embed(self, images: Tensor) -> StudentOutputs:
+        """The student's outputs, under autocast."""
+        if self.rounds_together and self.compute_dtype != "float32":
+            outputs: StudentOutputs = embed_rounded(self.model, images, getattr(torch, self.compute_dtype))
+            return outputs
+        return self.model.embed(images)
 
     @property
     def result(self) -> Classifier:

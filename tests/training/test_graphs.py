@@ -141,6 +141,22 @@ def test_the_cause_of_a_broken_capture_is_kdctl_s_explanation_where_there_is_one
     assert str(graphs._find_cause(found.value)) == "loss mine waits for the GPU"
 
 
+@pytest.mark.parametrize("failures", range(4))
+def test_what_is_counted_on_the_host_is_right_however_a_step_is_run(device: Device, failures: int) -> None:
+    counter = torch.tensor(0)
+
+    def work() -> None:
+        counter.add_(1)
+        device.work()
+
+    device.failures = ["out of memory"] * failures
+    step = GraphedStep(work, GPU, (0, 1), [counter])
+    for calls in range(1, 16):
+        step()
+        step.settle()
+        assert int(counter) == calls
+
+
 def test_a_cpu_runs_it_every_time(device: Device) -> None:
     work = GraphedStep(device.work, CPU, None)
     for _ in range(6):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from orchestrator import losses, models
 from orchestrator.data import tensors
 from orchestrator.data.tensors import Data
-from orchestrator.data.views import ViewSpace
+from orchestrator.data.views import Padded, ViewSpace
 from orchestrator.errors import DivergedError, ResourceError
 from orchestrator.losses.base import Loss, LossTerms, Shapes, TeacherOutputs
 from orchestrator.models.base import Classifier, Outputs
@@ -35,6 +35,7 @@ from orchestrator.training import loop
 from orchestrator.training import state as training_state
 from orchestrator.training.batches import Batch, EpochBatches
 from orchestrator.training.evaluation import evaluate
+from orchestrator.training.gpu import casts
 from orchestrator.training.seeds import LOSS, build_seeded
 from orchestrator.training.state import TrainingState, compute_dtype, supports_bfloat16
 
@@ -603,7 +604,11 @@ def test_momenta_have_the_memory_layout_of_their_parameters(digits_storage: Stor
     "function",
     [
         loop.step,
+        loop._add_to_sums,
         EpochBatches.take,
+        Padded.gather,
+        TrainingState.embed,
+        casts,
         loop.StepRunner._work,
         TrainingState.clip_gradients,
         training_state.AveragedModel.update,
