@@ -156,7 +156,7 @@ def test_every_name_that_a_storage_defines_is_ours() -> None:
         storage.weights(ID), storage.table(key), storage.table_facts(key), storage.table_slice(key, "0123abcd", 7),
         storage.dataset("cifar10", ID), storage.trial_row(ID), storage.trial_epochs(ID), storage.checkpoint(ID, 3, 128),
         storage.claim(f"trial-{ID}", "0123456789abcdef"), storage.plan(ID), storage.log(ID),
-        storage.stop(f"launch-{ID}"),
+        storage.stop(f"launch-{ID}"), storage.copied(storage.trial_rows),
     )  # fmt: skip
     assert [name for name in names if not storage.is_ours(name)] == []
     assert {name.rpartition("/")[0].removesuffix(f"/{ID}") for name in names} == set(storage.folders)
