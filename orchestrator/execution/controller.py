@@ -12,7 +12,7 @@ from orchestrator.errors import DeviceLost, Interrupted, KdctlError, RayLost, St
 from orchestrator.execution._resources import Shares
 from orchestrator.execution._schedule import Schedule
 from orchestrator.execution.attempt import Report, TakenOver, TrialNotice
-from orchestrator.execution.job import Job
+from orchestrator.execution.job import Job, order_jobs
 from orchestrator.monitor.events import Event, EventKind, EventListener, TrialStarted, format_accuracies
 from orchestrator.records import EpochRecord, Failure, State, TrialRecord
 from orchestrator.results import store
@@ -74,7 +74,7 @@ class TrialController:
         """`replaces_workers`: a trial that is tried again gets another process if its own can no longer use its GPU."""
         self._work = work
         self._replaces_workers = replaces_workers
-        self._schedule = Schedule(jobs, work.ready)
+        self._schedule = Schedule(order_jobs(jobs), work.ready)
         self._shares = shares
         self._on_event = on_event
         self._attempts: dict[str, int] = {}

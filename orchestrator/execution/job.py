@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.machine import commits
+from orchestrator.monitor.forecast import count_operations
 from orchestrator.own_code.source import OwnCode
 from orchestrator.records import Failure, State, TrialRecord
 from orchestrator.storage.layout import Storage
@@ -62,6 +63,15 @@ class Job:
             ray_version=self.ray_version,
             git_commit=self.git_commit,
         )
+
+
+def order_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """The order in which jobs start: those that others wait for, then those that take longest, else that of the plan.
+
+    A long trial that starts last would leave the other workers idle until it ends.
+    """
+    wanted = {trial_id for job in jobs for trial_id in job.trial.waits_for}
+    return sorted(jobs, key=lambda job: (job.trial.trial_id not in wanted, -count_operations(job.trial)))
 
 
 def make_jobs(plan: Plan, to_do: Sequence[PlannedTrial], storage: Storage, launched: Launch) -> list[Job]:

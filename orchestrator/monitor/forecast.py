@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -70,6 +71,12 @@ def estimate_plan(plan: Plan, rows: Iterable[TrialRecord], tables: Collection[Ta
     spans = [measured.predict(work) for work in (*map(_work_of_trial, left), *_list_builds(plan, left, tables))]
     highs = [span.high for span in spans]
     return Eta(sum(span.low for span in spans), None if None in highs else sum(high or 0.0 for high in highs))
+
+
+def count_operations(trial: PlannedTrial) -> float:
+    """The operations of a trial, by which trials can be ordered; infinite for a model whose operations are unknown."""
+    work = _work_of_trial(trial)
+    return work.operations if work.is_counted else math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.execution._schedule import Schedule
-from orchestrator.execution.job import Job
+from orchestrator.execution.job import Job, order_jobs
 from orchestrator.records import State, TrialConfig
 from orchestrator.study.plan import PlannedTrial
 
@@ -86,3 +86,24 @@ def test_there_is_no_barrier_between_teachers_and_students(make_job: MakeJob) ->
     schedule.end(fast.row(State.FINISHED))
     assert [schedule.start(), schedule.start(), schedule.start()] == [students[0], students[2], None]
     assert schedule.find_running("slow") is slow
+
+
+def test_teachers_start_first_then_the_longest(make_config: Callable[..., TrialConfig]) -> None:
+    def make(trial_id: str, model: str, epochs: int = 1, teacher_id: str | None = None) -> Job:
+        config = make_config(student=model, epochs=epochs)
+        trial = PlannedTrial(trial_id, "student", config, teacher_id, "new", None, None)
+        return Job(trial, 1, "study", "nowhere", 1, None, None, None)
+
+    jobs = [
+        make("short", "resnet_32_8"),
+        make("long", "resnet_32_8", 5),
+        make("deep", "resnet_32_56"),
+        make("also short", "resnet_32_8"),
+        make("student", "resnet_32_8", 9, "teacher"),
+        make("teacher", "resnet_32_8"),
+    ]
+    expected = ["teacher", "deep", "student", "long", "short", "also short"]
+    assert [job.trial.trial_id for job in order_jobs(jobs)] == expected
+    schedule = Schedule(order_jobs(jobs))
+    started = [job.trial.trial_id for job in iter(schedule.start, None)]
+    assert started == ["teacher", "deep", "long", "short", "also short"], "the student still waits"
