@@ -176,7 +176,7 @@ def make_kdctl_recipe(trial: PlannedTrial, images: Data, outputs: Teacher, dtype
             batch = batches.take(size)
             step(state, batch, outputs(batch), progress)
             step_losses.append(state.sums[0].item() / size)
-            state.sums.zero_()
+            state.totals.zero_()
         state = start(config)
         model: Any = state.model
         inner = model.model if is_rounded else model

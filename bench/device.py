@@ -7,24 +7,29 @@ each with the time until its first step was done: kdctl's own (on a GPU a captur
 float32, and with torch.compile. Many students at once: threads with streams of their own, which is how kdctl runs
 trials that share a GPU, against students stacked into one model with torch.func (grouped convolutions, as in HFTA,
 arXiv 2102.02344). Where the time goes: the operations of kdctl's step by their own time.
+
+It fails where a step could not be captured, as its figures would be those of something else.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import statistics
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from shared.common import (
+    BenchmarkError,
     as_a_trial,
+    check_captured,
     choose_device,
     describe_setup,
     format_spread,
@@ -49,6 +54,7 @@ from orchestrator.training.seeds import build_seeded
 from orchestrator.training.state import TrainingState, supports_bfloat16
 
 IMAGES = {"cpu": 1280, "cuda": 25_600}
+LIMIT = 600.0  # seconds that a thread waits for the others
 SIZES = {"cpu": (2048, 2**25), "cuda": (8192, 2**30)}  # of the matrices, and of what is copied
 
 
@@ -151,7 +157,9 @@ def _measure_way(bench: Bench, precision: str, is_compiled: bool, is_captured: b
             state.epoch = 1
             epochs = bench.epochs(state)
             next(epochs)
-            return first, [next(epochs).images_per_second for _ in range(bench.repeats)]
+            speeds = [next(epochs).images_per_second for _ in range(bench.repeats)]
+            check_captured(state)
+            return first, speeds
     finally:
         graphs._WARM_UP = before
 
@@ -169,27 +177,39 @@ def compare_together(bench: Bench, most: int) -> None:
 
 def _measure_threads(bench: Bench, count: int) -> list[float]:
     """Trains as `execution.inline` runs trials at the same time: a thread and a stream each."""
-    barrier, times = threading.Barrier(count + 1), []
+    barrier, times = threading.Barrier(count + 1, timeout=LIMIT), []
+    failed: list[Exception] = []
 
     def student(seed: int) -> None:
-        with as_a_trial(bench.device, is_alone=count == 1):
-            epochs = bench.epochs(bench.start_training(seed=seed))
-            next(epochs)
-            for _ in range(bench.repeats):
-                barrier.wait()
+        try:
+            with as_a_trial(bench.device, is_alone=count == 1):
+                state = bench.start_training(seed=seed)
+                epochs = bench.epochs(state)
                 next(epochs)
-                barrier.wait()
+                for _ in range(bench.repeats):
+                    barrier.wait()
+                    next(epochs)
+                    barrier.wait()
+                check_captured(state)
+        except Exception as error:  # the others must not wait for this thread
+            failed.append(error)
+            barrier.abort()
 
     threads = [threading.Thread(target=student, args=(seed,), daemon=True) for seed in range(count)]
     for thread in threads:
         thread.start()
-    for _ in range(bench.repeats):
-        barrier.wait()
-        start = time.perf_counter()
-        barrier.wait()
-        times.append(time.perf_counter() - start)
+    try:
+        for _ in range(bench.repeats):
+            barrier.wait()
+            start = time.perf_counter()
+            barrier.wait()
+            times.append(time.perf_counter() - start)
+    except threading.BrokenBarrierError as error:
+        failed.append(error)
     for thread in threads:
-        thread.join()
+        thread.join(LIMIT)
+    if failed:
+        raise BenchmarkError(f"{count} students at once: {failed[0]!r}") from failed[0]
     return [count * len(bench.data.train) / seconds for seconds in times]
 
 
@@ -222,6 +242,8 @@ def _measure_stacked(bench: Bench, count: int) -> list[float]:
         steps = max(1, len(bench.data.train) // size // count)
         for _ in range(5):
             step()
+        if step.failure:
+            raise BenchmarkError(f"stacked students: {step.failure}")
         for _ in range(bench.repeats):
             synchronise(bench.device)
             start = time.perf_counter()
@@ -233,24 +255,51 @@ def _measure_stacked(bench: Bench, count: int) -> list[float]:
 
 
 def print_profile(bench: Bench) -> None:
-    """Prints the share of each operation in kdctl's step."""
-    with as_a_trial(bench.device):
-        epochs = bench.epochs(bench.start_training())
-        next(epochs)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if bench.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities, acc_events=True) as found:
-            next(epochs)
+    """Prints the share of each operation in kdctl's step: of each family of kernels on a GPU."""
     is_gpu = bench.device.type == "cuda"
-    times: dict[str, float] = defaultdict(float)
-    for entry in found.key_averages():
-        spent: Any = entry.self_device_time_total if is_gpu else entry.self_cpu_time_total
-        times[entry.key] += spent
+    with as_a_trial(bench.device):
+        state = bench.start_training()
+        epochs = bench.epochs(state)
+        next(epochs)
+        kinds = [torch.profiler.ProfilerActivity.CUDA if is_gpu else torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=kinds, acc_events=True) as found:
+            next(epochs)
+        check_captured(state)
+    times = _sum_kernels(found) if is_gpu else _sum_operations(found)
     total = sum(times.values())
     print("| operation | share of the time |\n| --- | --- |")
     for name, spent in sorted(times.items(), key=lambda item: -item[1])[:12]:
         print(f"| `{name[:60]}` | {spent / total:.1%} |")
+
+
+def _sum_operations(found: torch.profiler.profile) -> dict[str, float]:
+    times: dict[str, float] = defaultdict(float)
+    for entry in found.key_averages():
+        times[entry.key] += entry.self_cpu_time_total
+    return times
+
+
+def _sum_kernels(found: torch.profiler.profile) -> dict[str, float]:
+    return {family: sum(spent) for family, spent in list_kernels(found.events()).items()}
+
+
+def list_kernels(events: Iterable[Any]) -> dict[str, list[float]]:
+    """The microseconds of the kernels of each family: what ran on the device, not the calls that led to it."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
+        if is_kernel and not getattr(event, "is_user_annotation", False):
+            times[name_family(event.name)].append(event.time_range.elapsed_us())
+    return times
+
+
+def name_family(kernel: str) -> str:
+    """What kernels of one purpose share of their names: that of a launcher like `elementwise`, with what it applies."""
+    plain = re.sub(r"at::native::|\(anonymous namespace\)::|c10::|^void ", "", kernel)
+    name = re.split(r"[<(]", plain)[0]
+    applied = re.findall(r"\w+(?:Functor|_kernel_impl|_kernel_cuda|_scalar|Ops)\w*", plain[len(name) :])
+    inner = [found for found in applied if not found.startswith("gpu_kernel_impl")]
+    return f"{name} {inner[-1]}" if inner else name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

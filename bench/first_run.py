@@ -13,7 +13,7 @@ The parts, to be run in this order, each of them minutes long at most:
 - `compile`: the same step under torch.compile.
 
 A line that proves something starts with PASS or FAIL; the exit code is 1 if any of them is FAIL. No part waits
-forever: every wait of a thread has a limit. kdctl does not train in fp16; it is timed here to see what it would gain.
+forever: every wait of a thread has a limit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import statistics
 import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,7 +33,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-from device import random_data
+from device import list_kernels, random_data
 from shared.common import build_model, describe_setup, parse_positive, plan_student, run
 
 from orchestrator import losses
@@ -48,7 +46,7 @@ from orchestrator.training.graphs import own_stream
 from orchestrator.training.loop import train
 from orchestrator.training.state import TrainingState
 
-KINDS = {"bf16": "bfloat16", "fp32": "float32", "fp16": "bfloat16"}  # the precision of each, before `cast_to`
+KINDS = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}  # the precision of each
 BATCH = 128
 SMALL, DEEP = "resnet_32_8", "resnet_32_110"
 LIMIT = 120.0  # seconds that a thread is waited for
@@ -100,18 +98,6 @@ def training(
     state = TrainingState.start(build_model(student, "cifar10", device, seed), losses.build(method), config)
     data = random_data(images, device)
     return Training(state, train(state, data, config, outputs, check(state)))
-
-
-@contextmanager
-def cast_to(kind: str) -> Iterator[None]:
-    """Makes autocast round to float16 where `kind` is fp16, which kdctl itself does not offer."""
-    autocast = torch.autocast
-
-    def to_half(device_type: str, dtype: torch.dtype | None = None, **options: bool) -> torch.autocast:
-        return autocast(device_type, torch.float16 if dtype == torch.bfloat16 else dtype, **options)
-
-    with patch.object(torch, "autocast", to_half) if kind == "fp16" else ExitStack():
-        yield
 
 
 @contextmanager
@@ -215,7 +201,7 @@ def parity(first: FirstRun, images: int = 5 * BATCH + 80, epochs: int = 5) -> No
     with cudnn(benchmark=False, deterministic=True):
         for kind in first.kinds:
             for name, method, outputs in teachers(first.device, images):
-                with cast_to(kind), own_stream(first.device):
+                with own_stream(first.device):
                     _compare_graph(first, f"{kind}: {name}", partial(
                         training, first.device, SMALL, images, kind, method=method, outputs=outputs, lr=0.01
                     ), epochs)  # fmt: skip
@@ -293,7 +279,7 @@ def measure_pace(
     prepare: Callable[[TrainingState], None] = lambda state: None,
 ) -> Pace:
     """Trains alone on the GPU."""
-    with cudnn(benchmark=True), cast_to(kind), captured_after(warm_up), own_stream(first.device):
+    with cudnn(benchmark=True), captured_after(warm_up), own_stream(first.device):
         start = time.perf_counter()
         trained = training(first.device, student, images, kind)
         prepare(trained.state)
@@ -304,13 +290,6 @@ def measure_pace(
     return Pace(seconds_to_first, statistics.median(speeds), captured)
 
 
-def without_counters(state: TrainingState) -> None:
-    """Takes the count of batches out of every batch norm, which is one kernel less for each."""
-    for module in state.model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.num_batches_tracked = None
-
-
 def speed(first: FirstRun) -> None:
     """Prints images per second of a small and of a deep student."""
     print("| student | kind | images/s | ms per step | first epoch, s | captured | memory |")
@@ -319,7 +298,6 @@ def speed(first: FirstRun) -> None:
     for student, images in ((first.student, first.images), (DEEP, first.images // 4)):
         ways = [(kind, partial(measure_pace, first, student, kind, images)) for kind in first.kinds]
         measure = partial(measure_pace, first, student, main, images)
-        ways += [(f"{main}, no batch counters", partial(measure, prepare=without_counters))]
         ways += [(f"{main}, no graph", partial(measure, warm_up=NEVER, repeats=1))]
         for name, way in ways:
             torch.cuda.reset_peak_memory_stats()
@@ -345,7 +323,7 @@ def profile(first: FirstRun, steps: int = 50) -> None:
     """Prints where the time of a step goes: kernels alone, not the calls that led to them."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     for kind in first.kinds:
-        with cudnn(benchmark=True), cast_to(kind), own_stream(first.device):
+        with cudnn(benchmark=True), own_stream(first.device):
             records = training(first.device, first.student, BATCH * steps, kind).records
             next(records)
             torch.cuda.synchronize()
@@ -353,12 +331,7 @@ def profile(first: FirstRun, steps: int = 50) -> None:
                 start = time.perf_counter()
                 next(records)
                 wall = time.perf_counter() - start
-        times: dict[str, list[float]] = defaultdict(list)
-        for event in found.events():
-            is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
-            if is_kernel and not getattr(event, "is_user_annotation", False):
-                name = re.sub(r"at::native::|\(anonymous namespace\)::|c10::|void |<.*", "", event.name)[:70]
-                times[name].append(event.time_range.elapsed_us())
+        times = list_kernels(found.events())
         total, count = (sum(measure(spent) for spent in times.values()) for measure in (sum, len))
         print(f"\n{first.student}, {kind}: {count / steps:.0f} kernels of {total / steps:,.0f} µs per step", end="; ")
         print(f"a step takes {wall / steps * 1e6:,.0f} µs with the profiler")
@@ -408,7 +381,7 @@ def side_by_side(
             failed.append(repr(error)[:200])
             barrier.abort()
 
-    with cudnn(benchmark=False), cast_to(kind):
+    with cudnn(benchmark=False):
         threads = [threading.Thread(target=train_one, args=(seed,), daemon=True) for seed in range(count)]
         for thread in threads:
             thread.start()

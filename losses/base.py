@@ -29,7 +29,7 @@ class StudentOutputs(Protocol):
 
     @property
     def maps(self) -> tuple[Tensor, ...]:
-        """The maps of the stem, then of each stage, [B, C_i, H_i, W_i]; bfloat16 where convolutions compute in it."""
+        """The maps of the stem, then of each stage, [B, C_i, H_i, W_i]; in the dtype in which convolutions compute."""
 
 
 class TeacherOutputs:

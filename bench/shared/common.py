@@ -21,8 +21,9 @@ from orchestrator import models
 from orchestrator.data import tensors
 from orchestrator.data.prepare import prepare_dataset
 from orchestrator.data.registry import DATASETS
+from orchestrator.data.shared import wait
 from orchestrator.data.tensors import Data
-from orchestrator.errors import EXIT_INTERRUPTED, EXIT_USAGE, KdctlError
+from orchestrator.errors import EXIT_INTERRUPTED, EXIT_TRIALS, EXIT_USAGE, KdctlError
 from orchestrator.losses.base import Loss
 from orchestrator.machine import limits
 from orchestrator.models.base import Classifier
@@ -33,6 +34,7 @@ from orchestrator.study.reader import load_study
 from orchestrator.teachers.outputs import TableTeacher
 from orchestrator.text import masked
 from orchestrator.training.batches import Teacher
+from orchestrator.training.graphs import own_stream
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import build_seeded
 from orchestrator.training.state import TrainingState, cpu_facts
@@ -46,6 +48,18 @@ recipe: {{batch_size: {batch_size}, limit_train: {images}, limit_test: {test}}}
 experiments:
   - {{method: logit, dataset: {dataset}, student: {student}, teacher: {teacher}, teacher_cache: table}}
 """
+
+
+class BenchmarkError(KdctlError):
+    """A measurement that says nothing about what it is meant to measure."""
+
+    exit_code = EXIT_TRIALS
+
+
+def check_captured(state: TrainingState) -> None:
+    """Raises BenchmarkError for a training that should have run as a CUDA graph and did not."""
+    if state.uncaptured:
+        raise BenchmarkError(f"the step was not captured as a CUDA graph: {state.uncaptured}")
 
 
 def plan_student(dataset: str, student: str, teacher: str, images: int, batch_size: int = 128) -> PlannedTrial:
@@ -78,14 +92,13 @@ def as_a_trial(device: torch.device, is_alone: bool = True) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    synchronise(device)
+    wait(device)  # for this thread's work alone: waiting for the device would break the captures of other threads
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, is_alone
     try:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # the default one cannot be captured
-        with torch.cuda.stream(stream):
+        with own_stream(device):
             yield
+            wait(device)
     finally:
-        synchronise(device)
         torch.backends.cudnn.benchmark = before
 
 
@@ -128,7 +141,9 @@ def measure_epoch(loss: Loss, images: Data, config: TrialConfig, outputs: Teache
         # There are more epochs, so that the second one contains the preparation of the third.
         epochs = train(state, images, config, outputs)
         next(epochs)
-        return next(epochs).images_per_second
+        speed = next(epochs).images_per_second
+        check_captured(state)
+        return speed
 
 
 def measure_students(

@@ -41,49 +41,45 @@ class ViewSpace:
 
 
 class Places(NamedTuple):
-    """Where views are in the pixels of `Padded`: the first pixel of each, and the step between columns, −1 if flipped.
+    """Where views are in the pixels of `Padded`, int64: the first pixel of each line, and the step to the next."""
 
-    int64 [B] both.
-    """
-
-    first: Tensor
-    step: Tensor
+    lines: Tensor  # [S, B]
+    step: Tensor  # [B], −1 for a view that is flipped
 
 
 @dataclass(frozen=True)
 class Padded:
-    """Images with a border, uint8 [N, S+2p, S+2p, 3], on the device that trains.
+    """Images with a border, [N, S+2p, S+2p, 3], on the device that trains: as uint8, or as a model gets them.
 
-    `rows` and `columns` [S] are the offsets of the lines of a view and of the pixels in a line.
+    `columns` [S] are the numbers of the pixels in a line of a view.
     """
 
     pixels: Tensor
     space: ViewSpace
-    rows: Tensor
     columns: Tensor
 
     @classmethod
     def of(cls, pixels: Tensor, side: int, space: ViewSpace) -> Padded:
         """The images with border that `pixels` are, for views of `side` pixels."""
-        columns = torch.arange(side, device=pixels.device)
-        return cls(pixels, space, columns * pixels.shape[2], columns)
+        return cls(pixels, space, torch.arange(side, device=pixels.device))
 
     def locate(self, index: Tensor, view: Tensor) -> Places:
         """Finds the given view of each given image, from `index` and `view` [B]."""
         span, side, width = 2 * self.space.crop_padding + 1, len(self.columns), self.pixels.shape[2]
         flipped = view // (span * span)
-        first = (index * width + view // span % span) * width + view % span + flipped * (side - 1)
-        return Places(first, 1 - 2 * flipped)
+        rows = index * width + view // span % span + self.columns[:, None]  # [S, B]
+        return Places(rows * width + view % span + flipped * (side - 1), 1 - 2 * flipped)
 
     def gather(self, places: Places) -> Tensor:
-        """The views at these places: uint8 [B, 3, S, S], channels last."""
-        lines = places.first[:, None] + self.rows  # [B, S]
-        indices = torch.addcmul(lines[:, :, None], places.step[:, None, None], self.columns)  # [B, S, S]
+        """The views at these places: [B, 3, S, S], channels last."""
+        lines, step = places.lines.mT[:, :, None], places.step[:, None, None]
+        indices = lines.new_empty(*lines.shape[:2], len(self.columns))  # as it is, its layout would be that of `lines`
+        torch.addcmul(lines, step, self.columns, out=indices)
         # A single gather of whole pixels; as [B, 3, S, S] this is already the channels-last layout.
         return self.pixels.view(-1, 3)[indices].permute(0, 3, 1, 2)
 
     def take(self, index: Tensor, view: Tensor) -> Tensor:
-        """The given view of each given image: uint8 [B, 3, S, S], channels last, from `index` and `view` [B].
+        """The given view of each given image: [B, 3, S, S], channels last, from `index` and `view` [B].
 
         The same (index, view) always gives the same pixels.
         """

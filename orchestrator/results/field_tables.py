@@ -163,7 +163,7 @@ def _list_differences(row: TrialRecord, figure: Figure) -> Iterator[str]:
             yield f"{prefix}weights from a file"
         elif recipe:
             yield from compare_settings({"padding": "zero"}, {**OMITTED, **recipe}, prefix)
-    if row.recipe.get("arithmetic") == "bfloat16":
-        yield "convolutions in bfloat16"
+    if (dtype := row.recipe.get("arithmetic")) in ("bfloat16", "float16"):
+        yield f"convolutions in {dtype}"
     if figure.unknown:
         yield f"the published {figure.unknown} for this pair is not known"

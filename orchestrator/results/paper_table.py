@@ -271,7 +271,8 @@ def _describe(entry: Comparison) -> _Entry:
     group = entry.group
     setting = labels.setting_of_row(group.rows[0])
     dtype = group.label.removeprefix(setting.label).strip()
-    implied = "bfloat16" if setting.values["precision"] == "bfloat16" else "float32"
+    precision = setting.values["precision"]
+    implied = precision if precision in ("bfloat16", "float16") else "float32"
     changed = (*setting.changed, *([_DTYPE] if dtype else []))
     setting = Setting(group.label, {**setting.values, _DTYPE: dtype or implied}, changed)
     return _Entry(group.method, setting, {metric: group.statistic(metric) for metric in COLUMN_GROUPS}, entry)

@@ -280,7 +280,7 @@ class _Setting:
     @property
     def implied(self) -> str:
         """The dtype of the setting, unless the row has another one."""
-        return "bfloat16" if self.precision == "bfloat16" else "float32"
+        return self.precision if self.precision in ("bfloat16", "float16") else "float32"
 
 
 def _setting_of(row: TrialRecord) -> _Setting:

@@ -417,8 +417,9 @@ TRAINING_KEYS: Mapping[str, Key] = {
     ),
     "flip": Key(Boolean(), "flip half of the images left to right", True),
     "precision": Key(
-        Choice(("auto", "float32", "bfloat16")),
-        "compute dtype of convolutions in training; auto is bfloat16 if the device supports it, else float32",
+        Choice(("auto", "float32", "bfloat16", "float16")),
+        "compute dtype of convolutions in training; auto is bfloat16 if the device supports it, else float32; float16 "
+        "needs a GPU, where it has the fewest kernels",
         "auto",
     ),
     "label_smoothing": Key(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,15 @@ from orchestrator.models.base import Classifier
 from orchestrator.training.batches import Batch, EpochOrder
 
 
-def no_teacher(batch: Batch) -> TeacherOutputs:
-    """The teacher of methods without a teacher."""
-    return TeacherOutputs()
+class _NoTeacher:
+    ignores_images = True
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        return TeacherOutputs()
+
+
+no_teacher = _NoTeacher()
+"""The teacher of methods without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class TableTeacher:
 
     table: Tensor
     kind: str
+    ignores_images: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
         return TeacherOutputs(index=batch.index, **{self.kind: self.table[batch.view, batch.index].float()})
@@ -47,6 +55,8 @@ class HostTable:
     An epoch uses one row of the table for each image. The rows are looked up while the device still works on the
     previous epoch, and are copied to it together: only [N, C] values of each trial are on the device.
     """
+
+    ignores_images = True
 
     def __init__(self, table: Tensor, kind: str, device: torch.device) -> None:
         self.table = table

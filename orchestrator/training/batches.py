@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -32,6 +33,11 @@ class Batch(NamedTuple):
 Teacher = Callable[[Batch], TeacherOutputs]  # computes or looks up the outputs that the loss needs
 
 
+def ignores_images(teacher: Teacher) -> bool:
+    """Whether a teacher says that it does without the images of a batch, which may then be rounded."""
+    return getattr(teacher, "ignores_images", False)
+
+
 class EpochOrder(NamedTuple):
     """The order of the images in an epoch, and the view of each; int64 [N] both, on the CPU."""
 
@@ -50,13 +56,25 @@ class EpochPreparer(Protocol):
         """Switches to the outputs that were prepared last."""
 
 
+_PART = 5000  # images that are normalised at a time, as float32 takes four times the memory
 _padded: SharedValues[Padded] = SharedValues()  # 240 MB for CIFAR, which would be there once for each trial
 
 
-def _pad(pixels: Tensor, space: ViewSpace) -> Padded:
-    """Images with a border, which trials on the same images share. Whoever holds the result must hold `pixels` too."""
-    key = pixels.data_ptr(), pixels.shape, pixels.stride(), pixels.device, space
-    return _padded.get(key, lambda: space.pad(pixels), pixels.device)
+def _pad(data: Data, space: ViewSpace, dtype: torch.dtype | None) -> Padded:
+    """Training images with a border, which trials on the same images share. Whoever holds them must hold `data` too."""
+    pixels = data.train.pixels
+    key = pixels.data_ptr(), pixels.shape, pixels.stride(), pixels.device, space, dtype, data.facts
+
+    def make() -> Padded:
+        padded = space.pad(pixels)
+        if dtype is None:
+            return padded
+        normal = torch.empty_like(padded.pixels, dtype=dtype)
+        for part, given in zip(torch.split(normal, _PART), torch.split(padded.pixels, _PART), strict=True):
+            part.copy_(data.normalise(given.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return replace(padded, pixels=normal)
+
+    return _padded.get(key, make, pixels.device)
 
 
 class EpochBatches:
@@ -66,15 +84,16 @@ class EpochBatches:
     computed for an entire epoch is, because every small operation in a step costs a GPU as much as a convolution.
     """
 
-    def __init__(self, data: Data, config: TrialConfig) -> None:
+    def __init__(self, data: Data, config: TrialConfig, dtype: torch.dtype | None = None) -> None:
+        """With a `dtype`, images are stored as a model gets them and as autocast would round them."""
         count, device = len(data.train), data.train.labels.device
         self._data = data
         self._config = config
-        self._padded = _pad(data.train.pixels, ViewSpace(config.crop_padding, config.flip, config.padding))
+        self._padded = _pad(data, ViewSpace(config.crop_padding, config.flip, config.padding), dtype)
         self._numbers = torch.arange(config.batch_size, device=device)
         self._position = torch.zeros_like(self._numbers)  # of the images of the last batch
-        # Of each image in the order of the epoch: its number, view, label, first pixel, and step between columns.
-        self._plan = torch.zeros((5, count), dtype=torch.int64, device=device)
+        # Of each image in the order of the epoch: its number, view, label, and the places of its pixels.
+        self._plan = torch.zeros((4 + len(self._padded.columns), count), dtype=torch.int64, device=device)
         self._prepared: tuple[int, EpochOrder] | None = None
 
     def holds(self, epoch: int) -> bool:
@@ -97,7 +116,9 @@ class EpochBatches:
         assert self._prepared is not None
         _, drawn = self._prepared
         index, view = drawn.order.to(self._plan.device), drawn.views.to(self._plan.device)
-        torch.stack([index, view, self._data.train.labels[index], *self._padded.locate(index, view)], out=self._plan)
+        places = self._padded.locate(index, view)
+        facts = torch.stack([index, view, self._data.train.labels[index], places.step])
+        torch.cat([facts, places.lines], out=self._plan)
         torch.add(self._numbers, done - len(self._numbers), out=self._position)
 
     def sizes(self, done: int = 0) -> Iterator[int]:
@@ -110,6 +131,9 @@ class EpochBatches:
         """The next batch."""
         self._position += len(self._position)
         position = self._position[:size]
-        index, view, labels, *places = self._plan.index_select(1, position)
-        images = self._data.normalise(self._padded.gather(Places(*places)))
+        found = self._plan.index_select(1, position)
+        index, view, labels, step = found[:4]
+        images = self._padded.gather(Places(found[4:], step))
+        if images.dtype == torch.uint8:
+            images = self._data.normalise(images)
         return Batch(images, labels, index, view, position)

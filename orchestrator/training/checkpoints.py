@@ -94,7 +94,7 @@ def _decode_position(facts: dict[str, Any], epoch: int) -> Position:
             int(images),
             float(seconds),
             bool(with_teacher),
-            ("float32" | "bfloat16") as compute_dtype,
+            ("float32" | "bfloat16" | "float16") as compute_dtype,
             (None | "table" | "live") as teacher_mode,
             threads,
         ]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from orchestrator.data.shared import wait
 from orchestrator.data.tensors import Data
 from orchestrator.errors import DivergedError
 from orchestrator.losses.base import LossTerms, Progress, TeacherOutputs
 from orchestrator.records import EpochRecord, TrialConfig
 from orchestrator.training import schedules
-from orchestrator.training.batches import Batch, EpochBatches, EpochPreparer, Teacher
+from orchestrator.training.batches import Batch, EpochBatches, EpochPreparer, Teacher, ignores_images
 from orchestrator.training.evaluation import Check, evaluate, unchecked
 from orchestrator.training.graphs import GraphedStep, Pacer, new_pool
 from orchestrator.training.state import TrainingState
@@ -41,15 +43,12 @@ def _epochs(
     while state.epoch <= config.epochs:
         start = time.perf_counter()
         try:
-            steps.run(check)
+            count = steps.run(check)
             # The only place where training waits for the device.
             total, ce, kd, correct = (amount / len(data.train) for amount in state.sums.tolist())
         finally:
             state.seconds += time.perf_counter() - start
-        if not math.isfinite(total):
-            raise DivergedError(
-                f"epoch {state.epoch}: the mean training loss is {total}; try a smaller lr than {config.lr:g}"
-            )
+        _check_progress(state, config, total, count)
         trained = state.seconds
         evaluation = time.perf_counter()
         test = evaluate(state.result, data.test, data, check)
@@ -68,8 +67,26 @@ def _epochs(
             images_per_second=len(data.train) / trained,
         )
         state.epoch, state.images, state.seconds, state.tested = state.epoch + 1, 0, 0.0, test
-        state.sums.zero_()
+        state.totals.zero_()
         yield record
+
+
+def _check_progress(state: TrainingState, config: TrialConfig, loss: float, count: int) -> None:
+    """Raises DivergedError where an epoch, whose last `count` steps were run now, makes no sense."""
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"epoch {state.epoch}: the mean training loss is {loss}; try a smaller lr than {config.lr:g}"
+        )
+    if state.scaling and round(state.skipped.item()) == count > 0:
+        raise DivergedError(
+            f"epoch {state.epoch}: float16 cannot hold the gradients of any step; set precision: bfloat16 or float32"
+        )
+
+
+def _find_image_dtype(state: TrainingState, teacher: Teacher) -> torch.dtype | None:
+    """The dtype in which a GPU keeps all images, if nobody needs them as float32; None where it rounds each batch."""
+    is_rounded = state.rounds_together and state.compute_dtype != "float32" and ignores_images(teacher)
+    return getattr(torch, state.compute_dtype) if is_rounded else None
 
 
 class StepRunner:
@@ -79,7 +96,7 @@ class StepRunner:
         self._state = state
         self._config = config
         self._teacher = teacher
-        self._batches = EpochBatches(data, config)
+        self._batches = EpochBatches(data, config, _find_image_dtype(state, teacher))
         self._steps_per_epoch = sum(1 for _ in self._batches.sizes())
         self._schedule = schedules.build(config)
         self._lr: float | None = None  # the optimizer's, once it is known
@@ -88,8 +105,11 @@ class StepRunner:
         self._pacer = Pacer(state.device)
         self._graphs: dict[int, GraphedStep] = {}  # by batch size: the last batch of an epoch may be smaller
 
-    def run(self, check: Check) -> None:
-        """Runs the remaining steps of the state's epoch. On a GPU they are only queued when this returns."""
+    def run(self, check: Check) -> int:
+        """Runs the remaining steps of the state's epoch; returns their number.
+
+        On a GPU they are only queued when this returns.
+        """
         state, config = self._state, self._config
         if not self._batches.holds(state.epoch):
             self._prepare(state.epoch)
@@ -100,20 +120,22 @@ class StepRunner:
         for module in state.modules.values():
             module.train()
         try:
-            self._run_steps(check)
+            count = self._run_steps(check)
         finally:
             self._settle()
         if state.epoch < config.epochs:  # the device has work queued by now, and the host is free
             self._prepare(state.epoch + 1)
+        return count
 
-    def _run_steps(self, check: Check) -> None:
-        state = self._state
-        for size in self._batches.sizes(state.images):
+    def _run_steps(self, check: Check) -> int:
+        state, sizes = self._state, list(self._batches.sizes(self._state.images))
+        for size in sizes:
             check()
             self._set_learning_rate(self.learning_rate(state.images // self._config.batch_size))
             self._step(size)
             state.images += size
             self._pacer.note_step()
+        return len(sizes)
 
     def _settle(self) -> None:
         """Brings what is counted on the host up to date with the steps that a GPU has queued."""
@@ -161,31 +183,41 @@ def step(state: TrainingState, batch: Batch, teacher: TeacherOutputs, progress: 
     Does not wait for the device. Returns whether the loss has a teacher's term.
     """
     # No cache: nothing is cast twice, and a cache would outlive a captured step.
-    with torch.autocast(
-        state.device.type, torch.bfloat16, enabled=state.compute_dtype == "bfloat16", cache_enabled=False
-    ):
+    dtype = None if state.compute_dtype == "float32" else getattr(torch, state.compute_dtype)
+    with torch.autocast(state.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
         student = state.embed(batch.images)
     terms = state.loss(student, batch.labels, teacher, progress)
     if state.label_smoothing:
         ce = F.cross_entropy(student.logits, batch.labels, label_smoothing=state.label_smoothing)
         terms = with_another_cross_entropy(terms, state.loss.ce_weight, ce)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms.total.backward(state.loss_scale)  # type: ignore[no-untyped-call]
+    state.compute_gradients(terms.total)
     state.clip_gradients()
     state.optimizer.step()
     if state.averaged:
         state.averaged.update()
-    _add_to_sums(state.sums, terms, student.logits, batch.labels)
+    _add_to_sums(state, terms, student.logits, batch.labels)
     return terms.kd is not None
 
 
 @torch.no_grad()
-def _add_to_sums(sums: Tensor, terms: LossTerms, logits: Tensor, labels: Tensor) -> None:
-    """Adds the terms of a batch, times its images, and the number of right predictions, in as few kernels as can be."""
-    found = torch.stack([term.detach() for term in terms if term is not None])
-    sums[: len(found)].add_(found, alpha=len(labels))
-    right = torch.eq(logits.argmax(1), labels, out=torch.empty_like(labels))  # as integers, which it would cast to
-    sums[3].add_(right.sum())
+def _add_to_sums(state: TrainingState, terms: LossTerms, logits: Tensor, labels: Tensor) -> None:
+    """Adds the terms of a batch, times its images; the number of right predictions; and whether it was skipped."""
+    weights, zero = _make_weights(len(labels), state.device)
+    right = torch.eq(logits.argmax(1), labels, out=torch.empty_like(labels, dtype=torch.float32)).sum()
+    kd = zero if terms.kd is None else terms.kd
+    found = torch.stack([terms.total, terms.ce, kd, right, *([state.scaling.found] if state.scaling else [])])
+    state.totals[: len(found)].addcmul_(found, weights[: len(found)])
+
+
+@lru_cache(maxsize=256)
+def _make_weights(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the amounts of a batch of `count` images are multiplied by, and a zero."""
+    made = (
+        torch.tensor([*[float(count)] * 3, 1.0, 1.0], dtype=torch.float64, device=device),
+        torch.zeros((), device=device),
+    )
+    wait(device)  # another thread may use them too
+    return made
 
 
 def with_another_cross_entropy(terms: LossTerms, ce_weight: float, ce: Tensor) -> LossTerms:

@@ -19,6 +19,7 @@ from orchestrator.training import optimizers
 from orchestrator.training.evaluation import Score
 from orchestrator.training.gpu.casts import embed_rounded
 from orchestrator.training.gpu.counters import keep_on_host
+from orchestrator.training.gpu.scaling import LossScaling
 
 _MOMENTUM = "momentum."  # the beginning of the names of SGD's buffers in checkpoints of earlier versions
 _OPTIMIZER = "optimizer."
@@ -74,20 +75,22 @@ class AveragedModel:
 
 @dataclass(kw_only=True)
 class TrainingState(Position):
-    """The student, the loss, the optimizer of both, and the position; `sums` are over the epoch's images so far.
+    """The student, the loss, the optimizer of both, and the position; `totals` are over the epoch's images so far.
 
-    They are the sums of the total loss, its cross-entropy, its teacher's term, and the number of right predictions.
-    Gradients are those of the loss times `loss_scale`.
+    They are the sums of the total loss, its cross-entropy, its teacher's term, the number of right predictions, and the
+    number of steps that this process skipped, as float16 could not hold their gradients.
+    `scaling` is there if convolutions compute in float16.
     """
 
     model: Classifier
     loss: Loss
     optimizer: torch.optim.Optimizer
-    sums: Tensor  # float64 [4]
-    loss_scale: Tensor  # float32 []
+    totals: Tensor  # float64 [5]
+    one: Tensor  # the gradient of the loss by itself, which would be made in every step
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     averaged: AveragedModel | None = None
+    scaling: LossScaling | None = None
     tested: Score | None = None  # at the end of the last epoch, if this process trained it
     uncaptured: str | None = None  # why its steps do not run as a CUDA graph, if that was tried
     counters: Sequence[Tensor] = ()  # of batch norms, kept on the host
@@ -103,18 +106,18 @@ class TrainingState(Position):
         lr = torch.tensor(config.lr, device=device) if is_gpu else config.lr
         parameters = [parameter for module in _modules(model, loss).values() for parameter in module.parameters()]
         optimizer = optimizers.build(config, parameters, lr)
-        sums = torch.zeros(4, dtype=torch.float64, device=device)
         dtype = compute_dtype(config.precision, device)
         return cls(
             model=model,
             loss=loss,
             optimizer=optimizer,
-            sums=sums,
-            loss_scale=torch.ones((), device=device),
+            totals=torch.zeros(5, dtype=torch.float64, device=device),
+            one=torch.ones((), device=device),
             compute_dtype=dtype,
             label_smoothing=config.label_smoothing,
             clip_norm=config.clip_norm,
             averaged=AveragedModel(model, config.ema) if config.ema else None,
+            scaling=LossScaling(optimizer, device) if dtype == "float16" else None,
             counters=counters,
             rounds_together=is_gpu and not config.own_names(),  # a user's model may have convolutions in float32
         )
@@ -122,7 +125,17 @@ class TrainingState(Position):
     @property
     def device(self) -> torch.device:
         """The device that trains."""
-        return self.sums.device
+        return self.totals.device
+
+    @property
+    def sums(self) -> Tensor:
+        """The totals of a result, float64 [4]."""
+        return self.totals[:4]
+
+    @property
+    def skipped(self) -> Tensor:
+        """The number of skipped steps."""
+        return self.totals[4]
 
     def embed(self, images: Tensor) -> StudentOutputs:
         """The student's outputs, under autocast."""
@@ -191,6 +204,13 @@ class TrainingState(Position):
             f"{prefix}.{name}": tensor for prefix, each in modules.items() for name, tensor in each.state_dict().items()
         }
 
+    def compute_gradients(self, loss: Tensor) -> None:
+        """Sets the gradients of all trained parameters to those of the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward(self.scaling.scale if self.scaling else self.one)  # type: ignore[no-untyped-call]
+        if self.scaling:
+            self.scaling.unscale(parameter.grad for _, parameter in self._parameters())
+
     def clip_gradients(self) -> None:
         """Scales the gradients of all trained parameters down, if their norm is above `clip_norm`."""
         if self.clip_norm:
@@ -228,12 +248,16 @@ def _current_name(name: str) -> str:
 
 
 def compute_dtype(precision: str, device: torch.device) -> str:
-    """Chooses the compute dtype: `float32`, or `bfloat16` if `precision` requires it or leaves it to the device.
+    """Chooses the compute dtype: what `precision` requires; `auto` is `bfloat16` if the device supports it.
 
     Raises ResourceError where the device does not support what `precision` requires.
     """
     if precision == "float32" or (precision == "auto" and not supports_bfloat16(device)):
         return "float32"
+    if precision == "float16":
+        if device.type != "cuda":
+            raise ResourceError("precision: float16 needs a GPU; set precision: auto or float32")
+        return "float16"
     if not supports_bfloat16(device):
         raise ResourceError(
             "precision: bfloat16 needs a GPU or CPU that computes in it (NVIDIA from Ampere on, AVX-512 BF16, AMX); "

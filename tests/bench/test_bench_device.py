@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import accuracy
 import device
@@ -65,6 +66,80 @@ def test_profile(bench: device.Bench, capsys: pytest.CaptureFixture[str]) -> Non
     device.print_profile(bench)
     _, _, *rows = cells(capsys.readouterr().out)
     assert any("convolution" in name for name, _ in rows)
+
+
+FAMILIES = {
+    "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, std::array<char*, 3> >": (
+        "vectorized_elementwise_kernel CUDAFunctor_add"
+    ),
+    "void at::native::elementwise_kernel<4, at::native::gpu_kernel_impl<BinaryFunctor<MulFunctor<float> > > >(int)": (
+        "elementwise_kernel MulFunctor"
+    ),
+    "void at::native::vectorized_elementwise_kernel<8, at::native::(anonymous namespace)::launch_clamp_scalar(X)": (
+        "vectorized_elementwise_kernel launch_clamp_scalar"
+    ),
+    "void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float, at::native::MeanOps<float, float> > >(X)": (
+        "reduce_kernel MeanOps"
+    ),
+    "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc": (
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc"
+    ),
+    "void cudnn::bn_fw_tr_1C11_kernel_NCHW<float, float, int=512>(cudnnTensorStruct)": (
+        "cudnn::bn_fw_tr_1C11_kernel_NCHW"
+    ),
+}
+
+
+@pytest.mark.parametrize("kernel", FAMILIES)
+def test_kernels_of_one_purpose_are_a_family(kernel: str) -> None:
+    assert device.name_family(kernel) == FAMILIES[kernel]
+
+
+def test_only_what_ran_on_the_device_is_summed() -> None:
+    def event(name: str, kind: str, microseconds: int, **more: bool) -> SimpleNamespace:
+        spent = SimpleNamespace(elapsed_us=lambda: microseconds)
+        return SimpleNamespace(
+            name=name, device_type=getattr(torch.autograd.DeviceType, kind), time_range=spent, **more
+        )
+
+    events = [
+        event("aten::conv2d", "CPU", 1000),
+        event("kernel<1>", "CUDA", 3),
+        event("kernel<2>", "CUDA", 4),
+        event("step", "CUDA", 900, is_user_annotation=True),
+    ]
+    assert device.list_kernels(events) == {"kernel": [3, 4]}
+
+
+def test_a_student_that_fails_ends_the_measurement(bench: device.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = device.Bench.start_training
+
+    def fail(self: device.Bench, precision: str = "auto", seed: int = 0) -> device.TrainingState:
+        if seed == 1:
+            raise ValueError("no memory")
+        return start(self, precision, seed)
+
+    monkeypatch.setattr(device.Bench, "start_training", fail)
+    with pytest.raises(common.BenchmarkError, match="3 students at once: ValueError.*no memory"):
+        device._measure_threads(bench, 3)
+
+
+def test_figures_without_a_graph_are_no_figures(bench: device.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = device.Bench.start_training
+
+    def uncaptured(self: device.Bench, precision: str = "auto", seed: int = 0) -> device.TrainingState:
+        state = start(self, precision, seed)
+        state.uncaptured = "out of memory"
+        return state
+
+    monkeypatch.setattr(device.Bench, "start_training", uncaptured)
+    for measure in (
+        lambda: device._measure_way(bench, "float32", False, True),
+        lambda: device._measure_threads(bench, 2),
+        lambda: device.print_profile(bench),
+    ):
+        with pytest.raises(common.BenchmarkError, match="not captured as a CUDA graph: out of memory"):
+            measure()
 
 
 def test_stacked_students_predict_what_they_predict_alone() -> None:

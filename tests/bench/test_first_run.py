@@ -65,13 +65,6 @@ def test_pace_of_a_training_alone(first: FirstRun) -> None:
     assert pace.first > 0 and pace.speed > 0 and pace.captured == "no" and len(changed) == 1
 
 
-def test_a_model_without_counters_trains(first: FirstRun) -> None:
-    trained = first_run.training(CPU, "resnet_32_8", 16, "fp32")
-    first_run.without_counters(trained.state)
-    assert next(trained.records).epoch == 1
-    assert not [name for name in trained.state.tensors() if "num_batches_tracked" in name]
-
-
 def test_trials_side_by_side(first: FirstRun, capsys: pytest.CaptureFixture[str]) -> None:
     first_run.together(first)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
@@ -86,17 +79,6 @@ def test_a_trial_that_fails_keeps_nobody_waiting(first: FirstRun, monkeypatch: p
     monkeypatch.setattr(first_run, "training", fail)
     speed, failed = first_run.side_by_side(first, "resnet_32_8", "fp32", 16, 2)
     assert speed != speed and any("fails" in reason for reason in failed)
-
-
-def test_fp16_is_what_autocast_rounds_to() -> None:
-    def rounded() -> torch.dtype:
-        with torch.autocast("cpu", torch.bfloat16):
-            return torch.nn.functional.linear(torch.ones(1, 2), torch.ones(2, 2)).dtype
-
-    for kind, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-        with first_run.cast_to(kind):
-            assert rounded() == dtype
-    assert rounded() == torch.bfloat16
 
 
 def test_a_part_that_fails_does_not_keep_the_next_from_running(

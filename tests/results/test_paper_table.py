@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reported import row, study, teacher
@@ -178,6 +179,14 @@ def test_the_chosen_dtype_tells_rows_apart() -> None:
     found = build_paper_table([*in_dtype("float32"), *in_dtype("bfloat16")])
     assert names(found) == ["base (compute dtype = float32)", "base (compute dtype = bfloat16)"]
     assert SharedSetting("compute dtype", (), ("bfloat16",)) in build_paper_table(in_dtype("bfloat16")).shared
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dtype_that_the_setting_names_is_not_named_twice(dtype: str) -> None:
+    recipe = {"epochs": 10, "batch_size": 32, "arithmetic": dtype, "precision": dtype}
+    shared = build_paper_table(runs("base", 90.0, recipe=recipe)).shared
+    assert SharedSetting("precision", (), (dtype,)) in shared
+    assert "compute dtype" not in {setting.name for setting in shared}
 
 
 # Marks.

@@ -142,10 +142,11 @@ def test_runs_in_another_dtype_have_another_mean() -> None:
 DTYPES = ((0, "float32"), (1, "bfloat16"), (2, "bfloat16"))
 
 
-def test_a_dtype_in_the_setting_is_not_named_twice() -> None:
-    rows = [base(seed, 90.0, precision="bfloat16", arithmetic=dtype) for seed, dtype in DTYPES]
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_a_dtype_in_the_setting_is_not_named_twice(half: str) -> None:
+    rows = [base(seed, 90.0, precision=half, arithmetic=dtype.replace("bfloat16", half)) for seed, dtype in DTYPES]
     assert {name: line["n"] for name, line in found(rows).items()} == {
-        "base precision=bfloat16": 2, "base precision=bfloat16 float32": 1,
+        f"base precision={half}": 2, f"base precision={half} float32": 1,
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class Saved:
         state = self.fresh(seed)
         for parameter in state.model.parameters():
             state.optimizer.state[parameter]["momentum_buffer"] = parameter.detach() * 2
-        state.sums += torch.tensor([math.pi, math.e, 0.1, 7.0], dtype=torch.float64)
+        state.sums.add_(torch.tensor([math.pi, math.e, 0.1, 7.0], dtype=torch.float64))
         state.epoch, state.images, state.seconds, state.with_teacher = epoch, images, images / 7, bool(images % 2)
         save_checkpoint(self.storage, ID, state, [replace(EPOCH, epoch=number) for number in range(1, epoch)])
         return state
@@ -349,7 +349,7 @@ HOSTILE: list[Callable[[Whole], bytes]] = [
     *fact("images", -1, 1.0, "0", None, math.nan, math.inf, {}),
     *fact("seconds", math.nan, math.inf, -math.inf, -1.0, "0", None, 0, [1]),
     *fact("with_teacher", None, 0, 1, "yes", []),
-    *fact("arithmetic", None, 32, "float16", "", ["float32"]),
+    *fact("arithmetic", None, 32, "float64", "", ["float32"]),
     *fact("asked", 1, "", "maybe", ["table"]),
     *fact("threads", 0, -1, 2.0, "2", True, [], {}),
     *fact("epochs", [], None, 7, "ab", {}, {"a": 1}, [[]], [None], [{}], ["epoch"], [asdict(EPOCH)] * 2),

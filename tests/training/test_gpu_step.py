@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,45 +14,19 @@ import pytest
 import torch
 from device import random_data
 from fake_gpu import FakeGpu, find_obstacle
-from shared.common import build_model, make_table, plan_student
+from kernels import BATCH, GPU, list_kernels, start
+from shared.common import build_model, plan_student
 
 from orchestrator import losses
 from orchestrator.errors import Stopped
-from orchestrator.records import EpochRecord, TableKey
+from orchestrator.records import TableKey
 from orchestrator.storage.layout import Storage
 from orchestrator.teachers import tables
 from orchestrator.training.batches import EpochBatches
 from orchestrator.training.graphs import own_stream
-from orchestrator.training.loop import train
 from orchestrator.training.state import TrainingState
 
-GPU = torch.device("cuda")
-BATCH = 128
-
-
 # What runs in a process with a GPU.
-
-
-def start(
-    student: str = "resnet_32_8", steps: int = 6, precision: str = "float32", **changes: Any
-) -> tuple[TrainingState, Callable[..., Iterator[EpochRecord]]]:
-    """A fresh training with a teacher's table, and a function that starts its epochs."""
-    planned = plan_student("cifar10", student, "resnet_32_8", steps * BATCH, BATCH).config
-    config = replace(planned, precision=precision, **changes)
-    state = TrainingState.start(build_model(student, "cifar10", GPU), losses.build("logit"), config)
-    data = random_data(steps * BATCH, GPU)
-    teacher = make_table(data, replace(config, crop_padding=0), GPU)
-    return state, lambda *check: train(state, data, config, teacher, *check)
-
-
-def list_kernels(student: str, precision: str) -> dict[str, int]:
-    """The kernels of a captured step, by family."""
-    with own_stream(GPU):
-        state, train = start(student, precision=precision)
-        fake_gpu.reset_counts()
-        next(train())
-    assert state.uncaptured is None, state.uncaptured
-    return dict(fake_gpu.read_counts().captured)
 
 
 def watch_steps() -> dict[str, Any]:
@@ -74,7 +47,7 @@ def watch_steps() -> dict[str, Any]:
 
 
 def describe_steps(*asked: tuple[str, str]) -> dict[str, Any]:
-    kernels = [list_kernels(*each) for each in asked]
+    kernels = [list_kernels(*each, "logit") for each in asked]
     return {"kernels": kernels, "steps": watch_steps()}
 
 
@@ -159,7 +132,7 @@ def share_memory() -> dict[str, Any]:
 # The tests.
 
 # Student and precision → the kernels of its step, as docs/performance.md counts them.
-KERNELS = {("resnet_32_20", "bfloat16"): 302, ("resnet_32_20", "float32"): 193}
+KERNELS = {("resnet_32_20", "bfloat16"): 297, ("resnet_32_20", "float32"): 191, ("resnet_32_20", "float16"): 194}
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +151,12 @@ def test_a_step_has_the_kernels_that_its_model_needs(described: dict[str, Any]) 
         assert kernels["gradient of a convolution's input"] == 20  # that of the images is not needed
         assert kernels["ReLU"] == kernels["gradient of ReLU"] == 19
         assert kernels["matrix product"] == 3 and kernels["optimizer"] == 1
-    bfloat16, float32 = described["kernels"]
+    bfloat16, float32, float16 = described["kernels"]
     assert float32["batch norm"] == float32["gradient of a batch norm"] == 21  # cuDNN's
     assert bfloat16["batch norm"] == 5 * 21  # PyTorch's own, beside two memsets each
-    # Without autocast's 42 for the weights and their gradients.
-    assert float32["cast"] == 1 and bfloat16["cast"] == 5
+    assert float16["batch norm"] == float16["gradient of a batch norm"] == 21
+    # All weights, all their gradients, the gradient of the last map, and the teacher's outputs.
+    assert float32["cast"] == 1 and bfloat16["cast"] == float16["cast"] == 4
     assert float32["counter"] == bfloat16["counter"] == 1  # the position in the epoch
 
 

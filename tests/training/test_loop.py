@@ -35,7 +35,7 @@ from orchestrator.training import loop
 from orchestrator.training import state as training_state
 from orchestrator.training.batches import Batch, EpochBatches
 from orchestrator.training.evaluation import evaluate
-from orchestrator.training.gpu import casts
+from orchestrator.training.gpu import casts, scaling
 from orchestrator.training.seeds import LOSS, build_seeded
 from orchestrator.training.state import TrainingState, compute_dtype, supports_bfloat16
 
@@ -546,7 +546,7 @@ def test_a_stop_in_an_evaluation_keeps_the_epoch(digits_storage: Storage, make_c
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
     (record,), is_done = trained.resume(state, After())
     assert is_done and timeless([record]) == timeless(trained.run()[0])
-    assert (state.epoch, state.images, state.seconds, state.sums.tolist()) == (2, 0, 0.0, [0.0] * 4)
+    assert (state.epoch, state.images, state.seconds, state.totals.tolist()) == (2, 0, 0.0, [0.0] * 5)
     assert trained.resume(state, After(0)) == ([], True), "there is nothing left to check for"
 
 
@@ -609,6 +609,7 @@ def test_momenta_have_the_memory_layout_of_their_parameters(digits_storage: Stor
         Padded.gather,
         TrainingState.embed,
         casts,
+        scaling,
         loop.StepRunner._work,
         TrainingState.clip_gradients,
         training_state.AveragedModel.update,
