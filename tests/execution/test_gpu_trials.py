@@ -100,7 +100,7 @@ def launch(gpu: FakeGpu, folder: Path, *options: str, **settings: object) -> sub
         "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2, "GPU": 1}),
         "KDCTL_CACHE": str(folder / "cache"),
     }
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture
@@ -117,8 +117,9 @@ def test_a_launch_in_one_process_says_to_launch_again(fake_gpu: FakeGpu, folder:
     assert first.returncode == 1 and "launch again: a new process continues every trial" in first.stderr, first.stderr
     rows = store.read_trials(Storage.at(folder / "runs"))
     assert [row.failure for row in rows if row.state is State.FAILED][:1] == ["device"]
-    again = launch(fake_gpu, folder, "--inline")
+    again = launch(fake_gpu, folder, "--inline", gpus=2)
     assert again.returncode == 0, again.stderr
+    assert "up to 4 at a time" in again.stderr
     rows = store.read_trials(Storage.at(folder / "runs"))
     assert [row.state for row in rows] == [State.FINISHED] * 3
     assert {row.device for row in rows} == {"Fake H100"}

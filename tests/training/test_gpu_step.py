@@ -46,11 +46,6 @@ def watch_steps() -> dict[str, Any]:
     return found
 
 
-def describe_steps(*asked: tuple[str, str]) -> dict[str, Any]:
-    kernels = [list_kernels(*each, "logit") for each in asked]
-    return {"kernels": kernels, "steps": watch_steps()}
-
-
 def count_batches() -> dict[str, Any]:
     """The counters of batch norms in a checkpoint: after an epoch, and after a stop in the next one."""
     found = {}
@@ -100,7 +95,7 @@ def train_together(count: int, steps: int = 100) -> dict[str, Any]:
             next(epochs)
             failed.append(state.uncaptured)
 
-    ready = threading.Barrier(count, fake_gpu.reset_counts, timeout=60)
+    ready = threading.Barrier(count, fake_gpu.reset_counts, timeout=200)
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -129,6 +124,18 @@ def share_memory() -> dict[str, Any]:
     return {"used": used, "left": torch.cuda.memory_allocated() - before, "crowded": type(crowded).__name__}
 
 
+def run_everything(*asked: tuple[str, str]) -> dict[str, Any]:
+    """All of the above in one process, as each one takes seconds to start."""
+    return {
+        "kernels": [list_kernels(*each, "logit") for each in asked],
+        "steps": watch_steps(),
+        "batches": count_batches(),
+        "broken": break_captures(),
+        "together": train_together(8),
+        "memory": share_memory(),
+    }
+
+
 # The tests.
 
 # Student and precision → the kernels of its step, as docs/performance.md counts them.
@@ -136,22 +143,22 @@ KERNELS = {("resnet_32_20", "bfloat16"): 297, ("resnet_32_20", "float32"): 191, 
 
 
 @pytest.fixture(scope="module")
-def described(fake_gpu: FakeGpu) -> dict[str, Any]:
-    found: dict[str, Any] = fake_gpu.call(describe_steps, *KERNELS)
+def everything(fake_gpu: FakeGpu) -> dict[str, Any]:
+    found: dict[str, Any] = fake_gpu.call(run_everything, *KERNELS)
     return found
 
 
-def test_the_number_of_kernels_in_a_step(described: dict[str, Any]) -> None:
-    assert {each: sum(found.values()) for each, found in zip(KERNELS, described["kernels"], strict=True)} == KERNELS
+def test_the_number_of_kernels_in_a_step(everything: dict[str, Any]) -> None:
+    assert {each: sum(found.values()) for each, found in zip(KERNELS, everything["kernels"], strict=True)} == KERNELS
 
 
-def test_a_step_has_the_kernels_that_its_model_needs(described: dict[str, Any]) -> None:
-    for kernels in described["kernels"]:
+def test_a_step_has_the_kernels_that_its_model_needs(everything: dict[str, Any]) -> None:
+    for kernels in everything["kernels"]:
         assert kernels["convolution"] == kernels["gradient of a convolution's weight"] == 21
         assert kernels["gradient of a convolution's input"] == 20  # that of the images is not needed
         assert kernels["ReLU"] == kernels["gradient of ReLU"] == 19
         assert kernels["matrix product"] == 3 and kernels["optimizer"] == 1
-    bfloat16, float32, float16 = described["kernels"]
+    bfloat16, float32, float16 = everything["kernels"]
     assert float32["batch norm"] == float32["gradient of a batch norm"] == 21  # cuDNN's
     assert bfloat16["batch norm"] == 5 * 21  # PyTorch's own, beside two memsets each
     assert float16["batch norm"] == float16["gradient of a batch norm"] == 21
@@ -160,16 +167,16 @@ def test_a_step_has_the_kernels_that_its_model_needs(described: dict[str, Any]) 
     assert float32["counter"] == bfloat16["counter"] == 1  # the position in the epoch
 
 
-def test_a_step_waits_for_nothing_and_copies_nothing(described: dict[str, Any]) -> None:
-    steps = described["steps"]
+def test_a_step_waits_for_nothing_and_copies_nothing(everything: dict[str, Any]) -> None:
+    steps = everything["steps"]
     assert steps["replays"] == 12 and steps["run"] == {}
     waits = ("stream_waits", "device_waits", "event_waits", "to_device", "to_host", "mallocs", "frees")
     assert {name: steps[name] for name in waits} == dict.fromkeys(waits, 0)
     assert steps["races"] == steps["violations"] == 0
 
 
-def test_trials_on_a_device_share_tables_and_padded_images(fake_gpu: FakeGpu) -> None:
-    found = fake_gpu.call(share_memory)
+def test_trials_on_a_device_share_tables_and_padded_images(everything: dict[str, Any]) -> None:
+    found = everything["memory"]
     table, padded = 162 * 1000 * 10 * 2, 1000 * 40 * 40 * 3
     one, two = found["used"]
     assert one == two and table + padded <= one < table + padded + 4096
@@ -194,8 +201,8 @@ def test_a_machine_that_cannot_build_the_stand_in_says_why(
     assert reason in (find_obstacle() or "")
 
 
-def test_a_broken_capture_is_tried_again_and_then_explained(fake_gpu: FakeGpu) -> None:
-    found = fake_gpu.call(break_captures)
+def test_a_broken_capture_is_tried_again_and_then_explained(everything: dict[str, Any]) -> None:
+    found = everything["broken"]
     for times, each in ((1, found["1 1"]), (1, found["60 1"]), (2, found["80 2"])):
         assert each["uncaptured"] is None and each["captures"] == times + 1
         assert each["replays"] == 60 - 3 - 20 * times
@@ -205,8 +212,8 @@ def test_a_broken_capture_is_tried_again_and_then_explained(fake_gpu: FakeGpu) -
     assert all(each["races"] == each["violations"] == 0 for each in found.values())
 
 
-def test_batches_are_counted_as_without_a_graph(fake_gpu: FakeGpu) -> None:
-    found = fake_gpu.call(count_batches)
+def test_batches_are_counted_as_without_a_graph(everything: dict[str, Any]) -> None:
+    found = everything["batches"]
     assert set(found["epoch"]) == {20} and set(found["stop"]) == {27}
     assert len(found["stop"]) == 2 * 9  # of the model and of its average
     config = replace(plan_student("cifar10", "resnet_32_8", "resnet_32_8", 128).config, ema=0.9)
@@ -215,8 +222,8 @@ def test_batches_are_counted_as_without_a_graph(fake_gpu: FakeGpu) -> None:
     assert all(name.startswith("optimizer.") for name in set(found["names"]) - set(cpu.tensors()))
 
 
-def test_trainings_side_by_side_break_no_capture_and_wait_for_no_other(fake_gpu: FakeGpu) -> None:
-    found = fake_gpu.call(train_together, 8)
+def test_trainings_side_by_side_break_no_capture_and_wait_for_no_other(everything: dict[str, Any]) -> None:
+    found = everything["together"]
     assert found["uncaptured"] == [None] * 8 and found["captures"] == 8
     assert found["races"] == found["violations"] == found["device_waits"] == found["frees"] == 0
     assert found["replays"] == 8 * 97 and 32 <= found["most_ahead"] <= 64
