@@ -34,7 +34,7 @@ study: hosts
 recipe: {epochs: 150, limit_train: 600, limit_test: 200, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, seed: [0, 1]}
-resources: {gpus_per_trial: 0, checkpoint_seconds: 2}
+resources: {gpus_per_trial: 0, cpus_per_trial: 1, checkpoint_seconds: 2}
 """
 BRIDGE, HEAD = "kdctl0", "10.77.0.1"
 HOSTS = {"kdctl-b": "10.77.0.2", "kdctl-c": "10.77.0.3"}

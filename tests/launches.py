@@ -27,7 +27,7 @@ recipe: {epochs: 1, limit_train: 64, limit_test: 50, batch_size: 32, crop_paddin
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, epochs: EPOCHS}
   - {method: base, dataset: digits, student: resnet_32_8, seed: [1, 2]}
-resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
+resources: {gpus_per_trial: 0, cpus_per_trial: 1, checkpoint_seconds: 0}
 """
 
 
@@ -105,11 +105,10 @@ def make_folder(digits: Storage, folder: Path, epochs: int = 120) -> Path:
     return folder
 
 
-def finish_inline(folder: Path, max_concurrent: int | None = None) -> list[str]:
+def finish_inline(folder: Path) -> list[str]:
     """Trains what is left of the study of a folder in this process; returns the text of every event."""
     events: list[Event] = []
-    options = {"max_concurrent": max_concurrent, "on_event": events.append}
-    assert launch_here(folder / "study.yaml", storage=folder / "runs", inline=True, **options).is_complete
+    assert launch_here(folder / "study.yaml", storage=folder / "runs", inline=True, on_event=events.append).is_complete
     return [event.text for event in events]
 
 

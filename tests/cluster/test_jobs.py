@@ -42,7 +42,7 @@ study: far.away
 recipe: {epochs: 200, limit_train: 128, limit_test: 100, batch_size: 32, crop_padding: 1, flip: false, lr: 0.05}
 experiments:
   - {method: base, dataset: digits, student: resnet_32_8, seed: 0}
-resources: {gpus_per_trial: 0, checkpoint_seconds: 0}
+resources: {gpus_per_trial: 0, cpus_per_trial: 1, checkpoint_seconds: 0}
 """
 MINE = {
     "study": "far.away",

@@ -51,5 +51,5 @@ def test_a_killed_worker_a_dead_raylet_and_a_dead_gcs_cost_no_trial(
     assert max(row.resumed for row in rows) >= 3
 
     undisturbed = make_folder(digits_storage, tmp_path_factory.mktemp("undisturbed"), EPOCHS)
-    finish_inline(undisturbed, max_concurrent=1)  # with as many threads for each
+    finish_inline(undisturbed)
     assert numbers(folder) == numbers(undisturbed)

@@ -32,6 +32,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
+def disable_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disables tokens, also in a process in which Ray has read the variable before, which it does once."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr("ray.dashboard.modules.dashboard_sdk.get_auth_headers_if_auth_enabled", lambda headers: {})
+
+
 @pytest.fixture
 def server() -> Iterator[Callable[..., Dashboard]]:
     """Makes servers that note what they receive: dashboards, or stand-ins for a proxy."""
@@ -140,7 +146,7 @@ def test_the_token_never_goes_to_a_proxy_in_the_clear(
 
 
 def test_without_a_token_a_proxy_is_used_and_named_if_it_answers(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    disable_tokens(monkeypatch)
     proxy = server(token=None)  # as far as kdctl can see, it answers by itself
     monkeypatch.setenv("http_proxy", proxy.address)
     assert Cluster("http://head.example:8265").list_jobs() == []
@@ -181,7 +187,7 @@ def test_netrc_does_not_replace_the_token(server: Any, tmp_path: Path, monkeypat
 
 
 def test_a_log_is_followed_through_a_proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    disable_tokens(monkeypatch)
     proxy = server(token=None)
     proxy.add("kdctl-1", {"kdctl": "0", "study": "a"}, status="SUCCEEDED")
     monkeypatch.setenv("http_proxy", proxy.address)

@@ -20,7 +20,7 @@ from orchestrator.report import page
 from orchestrator.report.content import Facts
 from orchestrator.results import store
 from orchestrator.results.output_formats import ReportFormat
-from orchestrator.storage.backend import Folder
+from orchestrator.storage.backend import Entry, Folder
 from orchestrator.storage.layout import Storage
 from orchestrator.study import stored_studies
 
@@ -262,8 +262,8 @@ def test_five_thousand_trials_make_a_bounded_page(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         store, "read_trials", lambda *_: rows
     )  # writing and reading 5,000 files belongs to another test
-    monkeypatch.setattr(Folder, "list_files", lambda *_: [])
-    monkeypatch.setattr(store, "_list_names", lambda _storage, folder, ids: [f"{folder}/{one}.parquet" for one in ids])
+    entries = [Entry(storage.trial_epochs(each.trial_id), 1, 0.0) for each in rows]
+    monkeypatch.setattr(Folder, "list_files", lambda _self, folder: entries if folder == storage.epoch_rows else [])
     read = []
     monkeypatch.setattr(Folder, "read", lambda _self, name: read.append(name) or content)
     own = facts(storage, rows)
