@@ -232,7 +232,7 @@ class Stop(Exception):
 
 
 def torn(first: FirstRun, steps: int = 30) -> None:
-    """A trial that is stopped copies its tensors after it has given its stream back: they must be those of one step."""
+    """What a stopped trial copies, in its own stream and without waiting for the device, is of one step."""
 
     def stop_after(state: TrainingState) -> Check:
         def check() -> None:
@@ -242,6 +242,7 @@ def torn(first: FirstRun, steps: int = 30) -> None:
         return check
 
     is_cuda = first.device.type == "cuda"
+    copies: list[dict[str, torch.Tensor]] = []
     with cudnn(benchmark=False), own_stream(first.device):
         trained = training(first.device, first.student, (steps + 10) * BATCH, first.kinds[0], check=stop_after)
         next(trained.records)
@@ -249,11 +250,11 @@ def torn(first: FirstRun, steps: int = 30) -> None:
             next(trained.records)
         except Stop:
             queued = is_cuda and not torch.cuda.current_stream().query()
-    now, later = {}, {}
-    for copies in (now, later):
-        copies |= {name: tensor.detach().cpu().clone() for name, tensor in trained.state.tensors().items()}
-        if is_cuda:
-            torch.cuda.synchronize()
+        for _ in range(2):
+            copies.append({name: tensor.detach().cpu().clone() for name, tensor in trained.state.tensors().items()})
+            if is_cuda:
+                torch.cuda.synchronize()
+    now, later = copies
     wrong = sum(now[name].numpy().tobytes() != later[name].numpy().tobytes() for name in now)  # also where they are NaN
     detail = f"{wrong} of {len(now)} tensors were of another step; work was still queued: {queued}"
     first.check("a checkpoint at a stop is whole", wrong == 0, detail)
