@@ -37,7 +37,7 @@ from orchestrator.teachers.damaged import drop_damaged
 if TYPE_CHECKING:
     from orchestrator.execution.controller import Workload
 
-_SOON = 1.0  # seconds
+_SOON = 1.0  # seconds, in which missing files are noticed
 DEFAULT_STORAGE = "runs"
 DEFAULT_DATA = "data"
 

@@ -36,58 +36,45 @@ class UnreadableFile(Exception):
 
 def to_parquet(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> bytes:
     """The Parquet file of rows with the given column types (names of `TYPES`), `facts` in its metadata."""
-    table = pa.Table.from_pylist(list(rows), schema=_make_schema(columns).with_metadata(dict(facts)))
+    return table_to_parquet(table_of(columns, rows), facts)
+
+
+def table_to_parquet(table: Table, facts: Mapping[str, str]) -> bytes:
+    """The Parquet file of a table, `facts` in its metadata."""
     sink = pa.BufferOutputStream()
     # Most files have one row, without repetitions: dictionaries and compression would only slow down writing.
-    compression = "zstd" if len(rows) >= _COMPRESSED else "none"
-    pq.write_table(table, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
+    compression = "zstd" if len(table) >= _COMPRESSED else "none"
+    stated = table.replace_schema_metadata(dict(facts))
+    pq.write_table(stated, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
-def from_parquet(content: bytes, columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, only the given columns (see `to_parquet`); a column that it lacks is None.
-
-    Raises UnreadableFile for a damaged file, and if a column has another type.
-    """
-    with _translate_errors():
-        file = _open(pa.BufferReader(content))
-        table = _read_all(file, _select_columns(file, columns))
-        missing = dict.fromkeys(name for name in columns if name not in table.column_names)
-        rows = _to_rows(table)
-        return [{**missing, **row} for row in rows] if missing else rows
-
-
 def table_from_parquet(content: bytes, columns: Mapping[str, str]) -> Table:
-    """The same as a table with exactly the given columns, for many rows.
+    """The rows of a Parquet file as a table with exactly the given columns (see `to_parquet`), null where it lacks one.
 
     Raises UnreadableFile for a damaged file, and if a column has another type.
     """
     with _translate_errors():
-        file, expected = _open(pa.BufferReader(content)), _make_schema(columns)
-        if file.schema_arrow.equals(expected):  # most are, and selecting columns takes as long as reading them
-            found = _read_all(file).replace_schema_metadata(None)
-        else:
-            found = _add_missing_columns(_read_all(file, _select_columns(file, columns)), columns)
-        found.validate(full=True)  # finds text that is not UTF-8, which would otherwise fail when it is displayed
-        return found
+        return _read_columns(_open(pa.BufferReader(content)), columns)
 
 
 def read_with_facts(content: bytes, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
     """The same as `table_from_parquet`, and the facts in the file's metadata. No column may be missing."""
     with _translate_errors():
-        schema = _open(pa.BufferReader(content)).schema_arrow
-        if missing := columns.keys() - set(schema.names):
+        file = _open(pa.BufferReader(content))
+        if missing := columns.keys() - set(file.schema_arrow.names):
             raise UnreadableFile(f"has no column {min(missing)}")
-        facts = schema.metadata or {}
-        return table_from_parquet(content, columns), {key.decode(): value.decode() for key, value in facts.items()}
+        facts = file.schema_arrow.metadata or {}
+        return _read_columns(file, columns), {key.decode(): value.decode() for key, value in facts.items()}
 
 
-def write_with_facts(table: Table, facts: Mapping[str, str]) -> bytes:
-    """The Parquet file of a large table, `facts` in its metadata."""
-    sink = pa.BufferOutputStream()
-    whole = table.replace_schema_metadata(dict(facts))
-    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
+def _read_columns(file: Any, columns: Mapping[str, str]) -> Table:
+    if file.schema_arrow.equals(_make_schema(columns)):  # most are, and selecting takes as long as reading them
+        found = _read_all(file).replace_schema_metadata(None)
+    else:
+        found = _add_missing_columns(_read_all(file, _select_columns(file, columns)), columns)
+    found.validate(full=True)  # finds text that is not UTF-8, which would otherwise fail when it is displayed
+    return found
 
 
 def _add_missing_columns(found: Table, columns: Mapping[str, str]) -> Table:

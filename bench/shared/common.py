@@ -37,7 +37,7 @@ from orchestrator.training.batches import Teacher
 from orchestrator.training.graphs import own_stream
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import build_seeded
-from orchestrator.training.state import TrainingState, cpu_facts
+from orchestrator.training.state import TrainingState, cpu_facts, use_threads
 
 TEST_IMAGES = 100  # no measurement contains a test
 _PATIENCE = 300.0  # seconds for what is measured together to get ready
@@ -156,8 +156,7 @@ def measure_students(
     start = threading.Barrier(count)
 
     def measure(_: int) -> float:
-        torch.get_num_threads()  # PyTorch sets those of a new thread of Python once, which may not happen later
-        torch.set_num_threads(max(1, limits.cores() // count))
+        use_threads(max(1, limits.cores() // count))
         start.wait(_PATIENCE)
         return measure_epoch(build_loss(), images, config, outputs)
 

@@ -42,7 +42,7 @@ from orchestrator.training.evaluation import Score, evaluate
 from orchestrator.training.graphs import is_lost, own_stream, sharing
 from orchestrator.training.loop import train
 from orchestrator.training.seeds import LOSS, build_seeded
-from orchestrator.training.state import TrainingState, supports_bfloat16
+from orchestrator.training.state import TrainingState, supports_bfloat16, use_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,7 @@ class _Attempt:
 
     def _use_threads(self, count: int) -> None:
         """Computes with that many CPU threads from here on, and says so in the row."""
-        torch.get_num_threads()  # PyTorch sets those of a new thread of Python once, which may not happen later
-        torch.set_num_threads(count)
+        use_threads(count)
         threads = None if self._device.type == "cuda" else count
         self._row = replace(self._row, device=_device_name(self._device), threads=threads)
 

@@ -20,6 +20,7 @@ from orchestrator.results.summary import (
     Statistic,
     compare_to_base,
     group_tables,
+    implied_dtype,
     name_pair,
 )
 from orchestrator.study import fields, labels
@@ -271,8 +272,7 @@ def _describe(entry: Comparison) -> _Entry:
     group = entry.group
     setting = labels.setting_of_row(group.rows[0])
     dtype = group.label.removeprefix(setting.label).strip()
-    precision = setting.values["precision"]
-    implied = precision if precision in ("bfloat16", "float16") else "float32"
+    implied = implied_dtype(setting.values["precision"])
     changed = (*setting.changed, *([_DTYPE] if dtype else []))
     setting = Setting(group.label, {**setting.values, _DTYPE: dtype or implied}, changed)
     return _Entry(group.method, setting, {metric: group.statistic(metric) for metric in COLUMN_GROUPS}, entry)

@@ -274,13 +274,13 @@ class _Setting:
 
     def in_dtype(self, dtype: str) -> tuple[str, str]:
         """Both labels of runs in this dtype, which names it unless it follows from the setting."""
-        suffix = "" if dtype == self.implied else f" {dtype}"
+        suffix = "" if dtype == implied_dtype(self.precision) else f" {dtype}"
         return f"{self.label}{suffix}", f"{self.base}{suffix}"
 
-    @property
-    def implied(self) -> str:
-        """The dtype of the setting, unless the row has another one."""
-        return self.precision if self.precision in ("bfloat16", "float16") else "float32"
+
+def implied_dtype(precision: str) -> str:
+    """The dtype of convolutions that follows from a setting's precision; rows with another one name theirs."""
+    return precision if precision in ("bfloat16", "float16") else "float32"
 
 
 def _setting_of(row: TrialRecord) -> _Setting:
@@ -305,6 +305,6 @@ def _groups(rows: Sequence[TrialRecord]) -> tuple[Group, ...]:
     members: dict[tuple[str, str], list[TrialRecord]] = {}
     for row, named in zip(rows, found, strict=True):
         own = dtypes.get(named.label, ())
-        dtype = named.dtype or (next(iter(own)) if len(own) == 1 else named.implied)
+        dtype = named.dtype or (next(iter(own)) if len(own) == 1 else implied_dtype(named.precision))
         members.setdefault(named.in_dtype(dtype), []).append(row)
     return tuple(Group(label, base, tuple(own)) for (label, base), own in members.items())

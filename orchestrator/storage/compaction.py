@@ -67,7 +67,7 @@ def refresh(storage: Storage, folder: str, columns: Mapping[str, str], read: Cal
         kept = [entry for entry in entries if entry in unchanged and entry.name in tables]
         facts = {entry.name: (entry.size, entry.modified, tables[entry.name].num_rows) for entry in kept}
         joined = parquet.join([tables[entry.name] for entry in kept], columns)
-        storage.backend.write(storage.copied(folder), parquet.write_with_facts(joined, {_FACTS: json.dumps(facts)}))
+        storage.backend.write(storage.copied(folder), parquet.table_to_parquet(joined, {_FACTS: json.dumps(facts)}))
 
 
 def _list_settled(storage: Storage, folder: str) -> list[Entry]:

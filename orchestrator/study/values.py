@@ -75,9 +75,9 @@ class Teacher(Experiment):
 class Resources:
     """What one trial gets, and how often it is tried. None of this changes a result beyond how sums are rounded.
 
-    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `cpus_per_trial` is None where a
-    trial gets its share of the free cores. `retries` is the number of further attempts after a lost worker or too
-    little memory.
+    `gpus_per_trial` is None where the machine decides: 1 if it has a GPU, else 0. `cpus_per_trial` is None where all
+    cores are divided among the trials that can train at the same time. `retries` is the number of further attempts
+    after a lost worker or too little memory.
     """
 
     gpus_per_trial: float | None = None

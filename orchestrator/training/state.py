@@ -274,6 +274,12 @@ def supports_bfloat16(device: torch.device) -> bool:
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
 
 
+def use_threads(count: int) -> None:
+    """Makes this thread of Python compute with that many CPU threads."""
+    torch.get_num_threads()  # PyTorch sets those of a new thread once, which may not happen later
+    torch.set_num_threads(count)
+
+
 def cpu_facts() -> Mapping[str, Any]:
     """The features of this CPU, by PyTorch's names; empty where PyTorch is too old to report them."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -59,7 +59,7 @@ def test_a_long_path_is_broken_in_its_column() -> None:
 CELLS = st.text("ab=_ 学é1.\u0301", max_size=30)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(1, 6).flatmap(lambda n: st.lists(st.tuples(*[CELLS] * n), min_size=1, max_size=4)), st.integers(5, 210)
 )
@@ -71,7 +71,7 @@ def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(rows: list[tuple
         assert text.count(letter) == sum(cell.count(letter) for row in rows for cell in row)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CELLS, st.integers(2, 40))
 def test_wrapping_keeps_every_word(text: str, width: int) -> None:
     lines = wrap(text, width)

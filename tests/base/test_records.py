@@ -204,7 +204,7 @@ def test_a_number_that_is_not_finite_has_no_id() -> None:
         replace(TEACHER, lr=float("nan")).trial_id()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(CONFIGS)
 def test_a_config_comes_back_from_json(config: TrialConfig) -> None:
     again = codec.decode(TrialConfig, json.loads(json.dumps(codec.encode(config))))
@@ -214,7 +214,7 @@ def test_a_config_comes_back_from_json(config: TrialConfig) -> None:
     assert len(config.trial_id()) == 12 and int(config.trial_id(), 16) >= 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(CONFIGS, CONFIGS)
 def test_ids_are_equal_where_configs_are(one: TrialConfig, other: TrialConfig) -> None:
     assert (one.trial_id() == other.trial_id()) == (one == other)

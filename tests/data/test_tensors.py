@@ -60,7 +60,7 @@ def same(first: Arrays, second: Arrays) -> bool:
 # The canonical order and the digest.
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 2**32), twins=st.booleans())
 def test_canonical_order_does_not_depend_on_the_order_of_reading(labels: list[int], seed: int, twins: bool) -> None:
     pixels, numbers = random_split(labels, seed=seed)
@@ -77,7 +77,7 @@ def pairs(split: Arrays) -> Counter[tuple[bytes, int]]:
     return Counter((image.tobytes(), int(label)) for image, label in zip(*split, strict=True))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(classes=st.integers(1, 5), each=st.integers(1, 6), seed=st.integers(0, 2**32))
 def test_every_prefix_contains_all_classes_equally_often(classes: int, each: int, seed: int) -> None:
     split = random_split(list(range(classes)) * each, seed=seed)
@@ -87,7 +87,7 @@ def test_every_prefix_contains_all_classes_equally_often(classes: int, each: int
         assert found.max() - found.min() <= 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(split=st.sampled_from(["train", "test"]), entry=st.integers(0, 5), bit=st.integers(0, 7), of_label=st.booleans())
 def test_digest_depends_on_every_bit(split: str, entry: int, bit: int, of_label: bool) -> None:
     splits = {"train": random_split([0, 1, 2, 0, 1, 2]), "test": random_split([0, 1, 2, 2, 1, 0], seed=1)}
@@ -412,7 +412,7 @@ def test_an_image_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         decode(raw, 32)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from(["PNG", "WEBP", "BMP", "JPEG"]),
     damage=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4),
@@ -699,7 +699,7 @@ CUTS = st.floats(0, 1, exclude_max=True).map(cut)
 FLIPS = st.builds(flipped, st.integers(-300, 400) | st.integers(-30_000, 30_000), st.integers(0, 7))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(damage=CUTS | FLIPS, file=st.sampled_from(["train", "more", "test"]))
 def test_damage_is_always_noticed(damage: Damage, file: str) -> None:
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as place:
@@ -710,7 +710,7 @@ def test_damage_is_always_noticed(damage: Damage, file: str) -> None:
         refused(fake, prepared(Path(place) / "runs"), "a file is missing or damaged", f"{file} has the MD5")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=CUTS | FLIPS | st.tuples(FLIPS, FLIPS).map(lambda both: lambda raw: both[1](both[0](raw))))
 def test_damage_without_a_checksum_is_refused_or_changes_nothing(
     cifar10: Fake, empty: Storage, monkeypatch: pytest.MonkeyPatch, damage: Damage
@@ -829,7 +829,7 @@ def test_load_without_prepare(tmp_path: Path, make_config: MakeConfig) -> None:
         tensors.load(make_config(), Storage.at(tmp_path), CPU)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 330), byte=st.integers(0, 255))
 def test_load_of_a_file_with_another_header(storage: Storage, place: int, byte: int) -> None:
     name = storage.dataset("digits", DATASETS["digits"].digest)

@@ -50,7 +50,7 @@ def test_centre_is_the_image(padding: int) -> None:
     assert torch.equal(space.pad(images).take(torch.arange(3), torch.full((3,), centre)), images)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     side=st.integers(2, 9),
     padding=st.integers(0, 4),
@@ -86,7 +86,7 @@ def test_all_views_of_an_image_differ() -> None:
     assert len(torch.unique(taken.flatten(1), dim=0)) == space.size == 162
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 17)), min_size=1, max_size=8))
 def test_batch_is_its_images_one_by_one(pairs: list[tuple[int, int]]) -> None:
     padded = ViewSpace(1, True).pad(random_images(5, 8))

@@ -553,7 +553,7 @@ def undisturbed(taught: Storage, make_config: MakeConfig) -> dict[str, tuple[Job
 
 
 @pytest.mark.parametrize("name", ["base", "logit, live", "st, table"])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(0, EVERY + 9), min_size=1, max_size=4), every=st.sampled_from([0.0, 1e6]))
 @example(stops=[0], every=1e6)  # before the first step
 @example(stops=[EVERY], every=1e6)  # in the last evaluation

@@ -123,7 +123,7 @@ def study(shape: list[tuple[int, int, int | None]]) -> list[PlannedTrial]:
     return trials
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=STUDIES, slots=st.integers(1, 3))
 def test_the_estimate_never_rises_and_ends_at_zero(shape: list[tuple[int, int, int | None]], slots: int) -> None:
     trials = study(shape)

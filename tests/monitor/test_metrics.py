@@ -117,7 +117,7 @@ def test_a_loss_of_nan_is_no_series() -> None:
     assert "kdctl_train_loss" not in of(meter, trial, 2) and "kdctl_epoch" in of(meter, trial, 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(slots=st.integers(1, 4), count=st.integers(1, 12))
 def test_only_what_runs_has_series_of_its_own_and_the_counts_are_those_of_the_study(slots: int, count: int) -> None:
     teacher = planned(0, epochs=2)

@@ -42,7 +42,7 @@ def test_a_status_as_plain_text_has_no_colours_and_every_trial() -> None:
     assert all(trial_id in text for trial_id in list(BUSY.trials)[:99]) and "more" in text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(width=st.integers(1, 220), height=st.integers(1, 60))
 def test_nothing_is_too_large_at_any_size(width: int, height: int) -> None:
     frames = Frames(io.StringIO(), lambda: (width + 1, height + 1))
@@ -75,7 +75,7 @@ def test_a_frame_replaces_the_last_one_and_notes_scroll_by() -> None:
     assert text.count("1/1000") == 1 and text.index("note 4") < text.index("1/1000")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(6, 60), widths=st.lists(st.integers(20, 210), min_size=1, max_size=6))
 def test_a_terminal_that_becomes_narrower_or_wider_shows_one_frame(height: int, widths: list[int]) -> None:
     sizes = [(width, height) for width in widths]
@@ -84,7 +84,7 @@ def test_a_terminal_that_becomes_narrower_or_wider_shows_one_frame(height: int, 
         assert sum(line.startswith("1/1000") for line in screen) == 1 and screen[0].startswith("1/1000")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(20, 210), st.integers(6, 60)), min_size=1, max_size=6))
 def test_a_terminal_of_another_height_ends_with_a_whole_frame(sizes: list[tuple[int, int]]) -> None:
     for (width, height), screen in zip(sizes, drawn(Terminal(*sizes[0]), sizes, lambda number: []), strict=True):

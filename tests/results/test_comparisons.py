@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reported import row, teacher
 from scipy import stats
@@ -82,7 +82,6 @@ def test_every_comparison_is_scipys_on_the_raw_rows() -> None:
     assert [each.p_holm for each in family.contrasts] == correct_holm([p for p in raw if p is not None], 6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=12))
 def test_p_is_scipys_for_any_values(pairs: list[tuple[float, float]]) -> None:
     found = Statistic.over([ours - theirs for ours, theirs in pairs])
@@ -138,7 +137,6 @@ def test_holms_correction_by_hand() -> None:
     assert correct_holm([], 0) == []
 
 
-@settings(deadline=None)
 @given(P_VALUES, st.integers(0, 50))
 def test_the_correction_is_monotone_and_only_raises(p_values: list[float], unlisted: int) -> None:
     corrected = correct_holm(p_values, len(p_values) + unlisted)
@@ -148,7 +146,6 @@ def test_the_correction_is_monotone_and_only_raises(p_values: list[float], unlis
     assert min(corrected) == min(1.0, min(p_values) * (len(p_values) + unlisted))  # Bonferroni's, for the smallest
 
 
-@settings(deadline=None)
 @given(P_VALUES, P_VALUES)
 def test_unlisted_tests_never_make_the_correction_weaker(listed: list[float], others: list[float]) -> None:
     whole = correct_holm([*listed, *others], len(listed) + len(others))[: len(listed)]

@@ -176,7 +176,7 @@ def test_the_scope_depends_on_the_teachers_of_each_pair() -> None:
     assert scope[1].startswith("On ResNet8, each seed has") and scope[2].startswith("On ResNet14, all students of")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.randoms(use_true_random=False))
 def test_no_sentence_claims_more_than_the_comparisons(draw: random.Random) -> None:
     methods = draw.sample(("base", "logit", "st", "kd", "at"), draw.randint(1, 5))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reported import row, study, teacher
 from test_tables import ROWS
@@ -233,7 +233,6 @@ def test_the_best_rows_are_kept_in_their_order() -> None:
     assert short.left_out == 17 and short.keep_best(5) == short and table.keep_best(22) is table
 
 
-@settings(deadline=None)
 @given(ROWS, st.integers(4, 9))
 def test_every_setting_has_a_cell_and_every_column_a_best(rows: list[TrialRecord], limit: int) -> None:
     rows = [

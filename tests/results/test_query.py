@@ -520,7 +520,6 @@ CELLS = st.none() | st.text(st.characters(codec="utf-8"), max_size=30)
 HARMLESS = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]*")
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(CELLS, CELLS), max_size=5),
     names=st.tuples(CELLS, CELLS).filter(lambda two: two[0] != two[1]),
@@ -548,7 +547,7 @@ def test_any_text_comes_through_every_format(
     assert HARMLESS.fullmatch(out.getvalue())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(), max_size=5))
 def test_floats_keep_every_digit(values: list[float]) -> None:
     texts = {}

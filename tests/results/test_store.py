@@ -201,7 +201,7 @@ def test_the_meanings_follow_the_registries() -> None:
 # Round trips.
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(records_of(TrialRecord))
 def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
     record = replace(record, trial_id="0123456789ab")
@@ -210,7 +210,7 @@ def test_a_trial_round_trips(shared: Storage, record: TrialRecord) -> None:
     assert store.read_trials(shared) == [record]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(records_of(EpochRecord), max_size=4))
 def test_epochs_round_trip(shared: Storage, epochs: list[EpochRecord]) -> None:
     store.write_epochs(shared, "ab", iter(epochs))
@@ -438,7 +438,7 @@ DAMAGES = st.builds(Damage, FLIPS, st.just(1.0) | st.floats(0, 1)) | st.binary(m
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(damage=DAMAGES, is_row=st.booleans())
 def test_damage_is_a_storage_error_or_changes_nothing(
     shared: Storage, damage: Callable[[bytes], bytes], is_row: bool

@@ -69,7 +69,7 @@ def test_versions_of_equal_size_differ(backend: StorageBackend) -> None:
         assert backend.local_path("a/b").read_bytes() == content
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=1 << 16))
 def test_any_bytes_come_back(backend: StorageBackend, content: bytes) -> None:
     backend.write("bytes", content)

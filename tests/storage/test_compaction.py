@@ -129,7 +129,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
 def test_readers_give_what_the_files_of_the_trials_say(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, changes: list[Change]

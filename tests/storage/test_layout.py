@@ -153,7 +153,7 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(JSON, st.fixed_dictionaries({"key": JSON}), st.fixed_dictionaries({"key": NEARLY})))
 @example({"key": {**encode_key(KEY), "crop_padding": 1e400}})
 @example({"key": {**encode_key(KEY), "crop_padding": 10**4200}})
@@ -199,7 +199,6 @@ def names(storage: Storage, key: TableKey, trial_id: str) -> Iterator[str]:
     yield from (storage.checkpoint(trial_id, 1, 0), storage.claim(f"trial-{trial_id}", "00ff"))
 
 
-@settings(deadline=None)
 @given(KEYS, TRIAL_IDS)
 def test_every_name_lies_below_the_root(key: TableKey, trial_id: str) -> None:
     storage = Storage.at("/storage")
@@ -225,7 +224,6 @@ def test_later_checkpoints_sort_after_earlier_ones(first: tuple[int, int], secon
     assert earlier <= later and (earlier == later) == (first == second)
 
 
-@settings(deadline=None)
 @given(KEYS, KEYS)
 def test_two_tables_of_one_teacher_never_share_a_name(first: TableKey, second: TableKey) -> None:
     second = replace(second, teacher_id=first.teacher_id)
@@ -233,7 +231,6 @@ def test_two_tables_of_one_teacher_never_share_a_name(first: TableKey, second: T
     assert (Storage.at("/").table(first) == Storage.at("/").table(second)) == (first == second)
 
 
-@settings(deadline=None)
 @given(KEYS)
 def test_a_key_is_one_view_for_each_flip_and_offset(key: TableKey) -> None:
     offsets = range(-key.crop_padding, key.crop_padding + 1)
@@ -256,7 +253,7 @@ def test_damaged_json_reads_as_none(storage: Storage, text: bytes) -> None:
     assert read_json(storage, "damaged") is None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=40))
 def test_no_bytes_are_an_error(storage: Storage, raw: bytes) -> None:
     storage.backend.write("any", raw)

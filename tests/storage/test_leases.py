@@ -416,7 +416,7 @@ VALUES: st.SearchStrategy[Any] = (
 NEARLY = st.fixed_dictionaries({name: VALUES | st.just(value) for name, value in FACTS.items()})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(DAMAGED) | NEARLY.map(json.dumps) | st.binary(max_size=50))
 @example(json.dumps({**FACTS, "pid": "self"}))
 @example(json.dumps({**FACTS, "pid": "\0"}))

@@ -95,7 +95,7 @@ def chains() -> st.SearchStrategy[Any]:
     return st.recursive(models | trained, distil, max_leaves=3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(chains(), min_size=1, max_size=3))
 def test_any_chain_is_ordered_and_has_its_own_id(tmp_path_factory: pytest.TempPathFactory, teachers: list[Any]) -> None:
     plan = plan_of(tmp_path_factory.getbasetemp(), {**STUDENT, "teacher": teachers})

@@ -287,7 +287,7 @@ def test_a_value_is_described_in_words(text: str, words: str) -> None:
     assert document.parse(text, "s").describe() == words
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.text(alphabet=st.characters(exclude_categories=()), max_size=40) | YAML_LIKE)
 def test_any_text_parses_or_is_a_study_error(text: str) -> None:
     try:
@@ -299,7 +299,7 @@ def test_any_text_parses_or_is_a_study_error(text: str) -> None:
         assert root.weight >= 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.binary(max_size=40))
 def test_any_bytes_parse_or_are_a_study_error(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -310,7 +310,7 @@ def test_any_bytes_parse_or_are_a_study_error(tmp_path_factory: pytest.TempPathF
         assert error.faults
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(JSON, st.sampled_from([None, 2]))
 def test_json_reads_back_to_the_same_values(value: Any, indent: int | None) -> None:
     assert plain(document.parse(json.dumps(value, indent=indent), "s.json")) == value

@@ -101,7 +101,7 @@ def test_ids_do_not_depend_on_spelling(tmp_path: Path, old: str, new: str) -> No
     assert ids(plan_text(tmp_path, PLAIN.replace(old, new))) == ids(plan_text(tmp_path, PLAIN))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.permutations(range(6)), st.permutations([0, 1, 2]), st.text("abc-9", min_size=1, max_size=9).map("s{}".format)
 )
@@ -310,7 +310,7 @@ def test_milestones_follow_the_epochs_of_each_trial(tmp_path: Path) -> None:
 # Axes.
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
     st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=1, unique=True),

@@ -662,19 +662,19 @@ def test_the_good_study_is_good(tmp_path: Path) -> None:
     assert len(make_plan(load_study(tmp_path / "s.yaml")).trials) == 4 + (2 + 1) * 4 + 4
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(["study", "recipe", "experiments", "resources"], DATA)) | DATA)
 def test_any_data_is_a_study_or_a_study_error(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     load_or_refuse(tmp_path_factory.getbasetemp(), data)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(mutations())
 def test_any_mutation_is_a_study_or_a_study_error(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     load_or_refuse(tmp_path_factory.getbasetemp(), data)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.text(alphabet=st.sampled_from("aer.[]=0129:{}*&-\n\udc80") | st.characters(exclude_categories=()), max_size=20)
 )

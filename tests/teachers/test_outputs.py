@@ -694,7 +694,7 @@ INDICES = st.integers(0, 9000) | st.integers(-9000, -1) | st.integers(0, 2**20)
 FLIPS = st.lists(st.tuples(INDICES, st.integers(0, 7)), max_size=3)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(form=st.sampled_from(["safetensors", "torch", "old"]), flips=FLIPS, kept=st.just(1.0) | st.floats(0, 1))
 def test_damaged_weights_are_a_teacher_error_or_weights(
     trained: Classifier, tmp_path: Path, form: str, flips: list[tuple[int, int]], kept: float
@@ -717,7 +717,7 @@ def test_damaged_weights_are_a_teacher_error_or_weights(
     assert [tensor.shape for tensor in model.state_dict().values()] == [tensor.shape for tensor in expected.values()]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(0, 2**64 - 1) | st.integers(0, 400), text=st.binary(max_size=60) | st.sampled_from([
     b"{}", b"[]", b"null", b"[" * 100_000, b'{"":' * 50_000, b'{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}',
     b'{"fc.bias":{"dtype":"F32","shape":[18446744073709551615,4],"data_offsets":[0,0]}}',
@@ -731,7 +731,7 @@ def test_any_header_is_a_teacher_error(tmp_path: Path, size: int, text: bytes) -
             load(tmp_path / "weights")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=100), start=st.sampled_from([b"", b"PK", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02"]))
 def test_noise_is_a_teacher_error(tmp_path: Path, noise: bytes, start: bytes) -> None:
     (tmp_path / "weights").write_bytes(start + noise)

@@ -157,7 +157,7 @@ EPOCHS = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EPOCHS, max_size=3), st.integers(0, 10**8 - 1), st.floats(0, 1e9), st.booleans())
 @example([replace(EPOCH, test_loss=math.nan, lr=1)], 0, 5e-324, True)
 def test_every_digit_is_restored(
@@ -432,7 +432,7 @@ def two(saved: Saved) -> tuple[TrainingState, list[tuple[str, bytes]]]:
     return before, [(name, saved.storage.backend.read(name)) for name in saved.names()]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damages=st.lists(CUTS | FLIPS | NOISE | TWICE, min_size=1, max_size=2))
 @example([lambda raw: b""])
 @example([lambda raw: raw[:-1]])
@@ -479,7 +479,7 @@ def one(saved: Saved) -> tuple[str, Whole]:
     return name, whole
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(facts=NEARLY | JSON)
 def test_any_facts_are_skipped_or_a_position(saved: Saved, one: tuple[str, Whole], facts: Any) -> None:
     name, whole = one

@@ -510,7 +510,7 @@ def test_stopped_anywhere_it_resumes_as_if_it_was_not(
         assert_same_state(again, state)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     stops=st.lists(st.integers(0, 14), min_size=2, max_size=6),
     batch_size=st.integers(10, 70),
